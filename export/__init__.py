@@ -1,0 +1,1 @@
+"""From trained checkpoints to one verified speaker bundle."""

@@ -1,0 +1,1 @@
+"""The networks of GeneFace in torch, and the speaker bundle in numpy."""

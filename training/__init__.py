@@ -1,0 +1,1 @@
+"""One file per training task, and the loop they share."""

@@ -1,0 +1,1 @@
+"""The page and the `<geneface-avatar>` element (added with the live server)."""
