@@ -1,0 +1,82 @@
+"""Recordings come in as they are meant, or with one clear line."""
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from preparation.media import MediaError, read_pcm, video_frames
+
+
+def write_wav(path: Path, samples: np.ndarray, rate_hz: int, layout: str) -> None:
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("pcm_s16le", rate=rate_hz, layout=layout)
+        frame = av.AudioFrame.from_ndarray(samples.reshape(1, -1), format="s16", layout=layout)
+        frame.sample_rate = rate_hz
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            out.mux(packet)
+
+
+def write_video(path: Path, pictures: np.ndarray, pixel_format: str) -> None:
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("ffv1", rate=25)
+        stream.height, stream.width = pictures.shape[1:3]
+        stream.pix_fmt = "gray" if pixel_format == "gray" else "bgr0"
+        for picture in pictures:
+            for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format=pixel_format)):
+                out.mux(packet)
+        for packet in stream.encode(None):
+            out.mux(packet)
+
+
+def test_mono_16_khz_comes_back_sample_for_sample(tmp_path):
+    samples = (np.sin(np.arange(4000) * 0.1) * 9000).astype(np.int16)
+    write_wav(tmp_path / "a.wav", samples, 16_000, "mono")
+    np.testing.assert_array_equal(read_pcm(tmp_path / "a.wav"), samples)
+
+
+@pytest.mark.parametrize(("rate_hz", "layout", "channels"), [(8000, "mono", 1), (48_000, "stereo", 2)])
+def test_other_rates_and_channels_keep_their_length_and_level(tmp_path, rate_hz, layout, channels):
+    time_s = np.arange(rate_hz) / rate_hz
+    tone = (np.sin(2 * np.pi * 300 * time_s) * 9000).astype(np.int16)
+    write_wav(tmp_path / "a.wav", np.repeat(tone, channels), rate_hz, layout)
+    pcm = read_pcm(tmp_path / "a.wav")
+    assert pcm.dtype == np.int16
+    assert abs(len(pcm) - 16_000) <= 32
+    expected = np.sin(2 * np.pi * 300 * np.arange(len(pcm)) / 16_000) * 9000
+    assert np.abs(pcm - expected)[500:-500].max() < 200
+
+
+def test_pictures_come_back_lossless_in_rgb_and_gray(tmp_path):
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 32, 48, 3), dtype=np.uint8)
+    write_video(tmp_path / "a.mkv", pictures, "rgb24")
+    np.testing.assert_array_equal(np.stack(list(video_frames(tmp_path / "a.mkv"))), pictures)
+    write_video(tmp_path / "g.mkv", pictures[..., 0], "gray")
+    np.testing.assert_array_equal(np.stack(list(video_frames(tmp_path / "g.mkv", "gray"))), pictures[..., 0])
+
+
+def test_bad_files_are_refused_in_one_line(tmp_path):
+    (tmp_path / "empty.wav").touch()
+    (tmp_path / "text.wav").write_text("not a recording " * 100)
+    write_video(tmp_path / "mute.mkv", np.zeros((2, 16, 16, 3), np.uint8), "rgb24")
+    write_wav(tmp_path / "sound.wav", np.zeros(1600, np.int16), 16_000, "mono")
+    for name, words in [
+        ("absent.wav", "no such file"),
+        ("empty.wav", "empty"),
+        ("text.wav", "ffmpeg can decode"),
+        ("mute.mkv", "no audio stream"),
+    ]:
+        with pytest.raises(MediaError, match=words) as caught:
+            read_pcm(tmp_path / name)
+        assert "\n" not in str(caught.value)
+        assert name in str(caught.value)
+    with pytest.raises(MediaError, match="no video stream"):
+        next(video_frames(tmp_path / "sound.wav"))
+
+
+def test_shared_corpus_of_may_has_the_length_it_states(shared_fixtures):
+    audio = shared_fixtures.parent / "may" / "speaker" / "audio.flac"
+    if not audio.is_file():
+        pytest.skip("May's recording is not here")
+    assert len(read_pcm(audio)) == 5_280_000
