@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import av
 import numpy as np
@@ -76,7 +76,7 @@ def video_frames(path: Path, pixel_format: Literal["rgb24", "gray"] = "rgb24") -
         try:
             for frame in container.decode(stream):
                 empty = False
-                yield frame.to_ndarray(format=pixel_format)
+                yield cast(U8, frame.to_ndarray(format=pixel_format))
         except (av.FFmpegError, ValueError) as error:
             raise MediaError(
                 f"{path}: the video breaks off undecodable ({error}); convert it first"
