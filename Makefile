@@ -1,0 +1,63 @@
+# make run | test | check | bench | clean. Each sets up what it needs; the second time that takes no time.
+#
+# Two environments: .venv-run holds what the program needs to speak (no torch),
+# .venv what it takes to train, test and measure.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+RUN_ENV := .venv-run
+DEV_ENV := .venv
+SPEAKER ?= May
+INPUT ?= examples/hello.wav
+OUTPUT ?= talking.mp4
+
+# The first Python on the path that is new enough; PYTHON=... names another.
+PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python3.14 python,\
+	$(if $(shell command -v $(p) >/dev/null 2>&1 && \
+		$(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo yes),$(p))))
+
+.PHONY: help run test check bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: $(RUN_ENV)/.installed ## set up, then let the speaker say the example recording
+	$(RUN_ENV)/bin/geneface-stream --speaker $(SPEAKER) --input $(INPUT) --output $(OUTPUT)
+
+test: $(DEV_ENV)/.installed ## set up, then run every test
+	$(DEV_ENV)/bin/python -m pytest
+
+check: $(DEV_ENV)/.installed ## lint, format, types, layers
+	$(DEV_ENV)/bin/ruff check .
+	$(DEV_ENV)/bin/ruff format --check .
+	$(DEV_ENV)/bin/mypy
+	$(DEV_ENV)/bin/lint-imports
+
+bench: $(DEV_ENV)/.installed ## measure the renderer and the pipeline on this machine
+	$(DEV_ENV)/bin/python -m benchmarks.render --speaker $(SPEAKER) --sizes 128 192 256 512
+	$(DEV_ENV)/bin/python -m benchmarks.pipeline --speaker $(SPEAKER) --audio $(INPUT)
+
+clean: ## remove the environments and what tools left behind
+	rm -rf $(RUN_ENV) $(DEV_ENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+
+$(RUN_ENV)/.installed: pyproject.toml
+	$(call install,$(RUN_ENV),.)
+
+$(DEV_ENV)/.installed: pyproject.toml
+	$(call install,$(DEV_ENV),.[train$(comma)dev])
+
+comma := ,
+
+# install ENVIRONMENT,REQUIREMENT
+define install
+@if [ -z "$(PYTHON)" ]; then \
+	echo "Python 3.11 or newer was not found; install it, or name it: make PYTHON=/path/to/python3" >&2; exit 2; fi
+@if [ ! -x $(1)/bin/python ]; then \
+	echo "Creating $(1) with $$($(PYTHON) --version)"; \
+	$(PYTHON) -m venv $(1) || { \
+		rm -rf $(1); echo "$(PYTHON) cannot create environments; on Debian: apt-get install python3-venv" >&2; exit 2; }; fi
+$(1)/bin/python -m pip install --quiet --disable-pip-version-check -e '$(2)'
+@touch $@
+endef
