@@ -1,0 +1,149 @@
+"""What the motion networks hear: the log-mel front end, and the seam where other front ends attach."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+SAMPLE_RATE_HZ = 16000
+FRAME_SAMPLES = 640
+"""Samples of one video frame: 16 kHz at 25 fps."""
+
+
+class FeatureKind(StrEnum):
+    """The front ends a speaker may name. Only `MEL` can run on a live stream and is built."""
+
+    MEL = "mel"
+    HUBERT = "hubert"
+
+
+class AudioFeatures(Protocol):
+    """A front end: samples in, features at 50 Hz out, two of them to a video frame.
+
+    Attributes:
+        dimension: Numbers in one feature frame.
+        rate_hz: Feature frames a second, 50.
+        lookahead_samples: Samples after the end of a feature's own 20 ms that it depends on.
+        left_context_samples: Samples before its own 20 ms that it depends on.
+    """
+
+    dimension: int
+    rate_hz: int
+    lookahead_samples: int
+    left_context_samples: int
+
+    def __call__(self, pcm: Tensor) -> Tensor:
+        """Returns (B, Tx, dimension) of `pcm` (B, left_context_samples + 320 Tx) in [-1, 1]."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogMelConfig:
+    """Sizes of the log-mel front end; the defaults are GeneFace's mel."""
+
+    sample_rate_hz: int = SAMPLE_RATE_HZ
+    window_samples: int = 512
+    hop_samples: int = 320
+    bands: int = 80
+    lowest_hz: float = 80.0
+    highest_hz: float = 7600.0
+    floor: float = 1e-6
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where the framing by whole hops would not hold."""
+        if not self.hop_samples <= self.window_samples <= 2 * self.hop_samples:
+            raise ValueError(
+                f"LogMelConfig: window_samples: expected hop_samples ({self.hop_samples}) to twice that, "
+                f"got {self.window_samples}; change one of the two"
+            )
+        if not 0 <= self.lowest_hz < self.highest_hz <= self.sample_rate_hz / 2:
+            raise ValueError(
+                f"LogMelConfig: lowest_hz, highest_hz: expected 0 <= lowest < highest <= "
+                f"{self.sample_rate_hz / 2}, got {self.lowest_hz}, {self.highest_hz}; narrow the band"
+            )
+
+
+def mel_filters(config: LogMelConfig) -> NDArray[np.float64]:
+    """Returns the triangular filters (window_samples / 2 + 1, bands), each of unit area over frequency.
+
+    Slaney's scale (Auditory Toolbox, 1998): 200/3 Hz a mel up to 1 kHz, above it 27 mels for a factor of 6.4.
+    """
+    linear_hz, knee_hz, steps = 200.0 / 3, 1000.0, np.log(6.4) / 27
+
+    def to_mel(hz: float) -> float:
+        return hz / linear_hz if hz < knee_hz else knee_hz / linear_hz + np.log(hz / knee_hz) / steps
+
+    mels = np.linspace(to_mel(config.lowest_hz), to_mel(config.highest_hz), config.bands + 2)
+    corners = np.where(  # (bands + 2,)
+        mels < knee_hz / linear_hz, mels * linear_hz, knee_hz * np.exp(steps * (mels - knee_hz / linear_hz))
+    )
+    bins = np.linspace(0, config.sample_rate_hz / 2, config.window_samples // 2 + 1)[:, None]  # (bins, 1)
+    low, peak, high = corners[:-2], corners[1:-1], corners[2:]  # (bands,)
+    triangles = np.minimum((bins - low) / (peak - low), (high - bins) / (high - peak))  # (bins, bands)
+    filters: NDArray[np.float64] = np.maximum(triangles, 0.0) * 2 / (high - low)
+    return filters
+
+
+class LogMel(nn.Module):
+    """Log10 amplitude mel bands of 16 kHz audio, two frames to a video frame.
+
+    Called on bare samples, frame k covers samples [320 k, 320 k + 512): the framing of the reference's mel.
+    Called on samples that begin 192 earlier (`causal` pads them), frame k covers [320 k - 192, 320 k + 320)
+    and depends on nothing later than its own 20 ms. The maths is the same.
+
+    The Fourier transform is two matrix products, on the even and the odd half of the window, because that
+    exports to ONNX and only the bins that some band hears are computed. It has no parameters and no state to save.
+    """
+
+    rate_hz = 50
+    lookahead_samples = 0
+
+    def __init__(self, config: LogMelConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or LogMelConfig()
+        self.dimension = config.bands
+        self.left_context_samples = config.window_samples - config.hop_samples
+        size = config.window_samples
+        filters = mel_filters(config)  # (bins, bands)
+        heard = np.flatnonzero(filters.any(axis=1))
+        n, k = np.arange(size), np.arange(heard[0], heard[-1] + 1)
+        hann = 0.5 - 0.5 * np.cos(2 * np.pi * n / size)
+        angle = 2 * np.pi * np.outer(n, k) / size  # (window, heard)
+        half = size // 2
+        # x[n] + x[size - n] meets the cosine once, x[n] - x[size - n] the sine; the window is symmetric too.
+        cosine = (hann[:, None] * np.cos(angle))[1 : half + 1]  # (half, heard), sample 0 has window weight 0
+        cosine[-1] *= 0.5  # sample `half` is its own mirror
+        sine = (hann[:, None] * np.sin(angle))[1 : half + 1]  # (half, heard)
+        for name, table in (("cosine", cosine), ("sine", sine), ("filters", filters[k])):
+            self.register_buffer(name, torch.from_numpy(table.astype(np.float32)), persistent=False)
+        self.cosine: Tensor
+        self.sine: Tensor
+        self.filters: Tensor
+
+    def forward(self, pcm: Tensor) -> Tensor:
+        """Returns the bands (B, Tx, bands) of `pcm` (B, samples) in [-1, 1], Tx = (samples - 512) // 320 + 1."""
+        hop, size = self.config.hop_samples, self.config.window_samples
+        if pcm.ndim != 2 or pcm.shape[1] < size:
+            raise ValueError(f"LogMel: pcm: expected (batch, >= {size}) samples, got {tuple(pcm.shape)}; pad it")
+        frames = (pcm.shape[1] - size) // hop + 1
+        needed = (frames + 1) * hop
+        pcm = functional.pad(pcm[:, :needed], (0, max(0, needed - pcm.shape[1])))  # (B, (frames + 1) hop)
+        hops = pcm.reshape(pcm.shape[0], frames + 1, hop)  # (B, frames + 1, hop)
+        x = torch.cat([hops[:, :-1], hops[:, 1:, : size - hop]], dim=2)  # (B, frames, window)
+        half = size // 2
+        ahead, behind = x[..., 1 : half + 1], x[..., half:].flip(-1)  # (B, frames, half), samples n and window - n
+        real = (ahead + behind) @ self.cosine  # (B, frames, heard)
+        imaginary = (ahead - behind) @ self.sine  # (B, frames, heard)
+        amplitude = torch.sqrt(real * real + imaginary * imaginary)  # (B, frames, heard)
+        return torch.log10(torch.clamp(amplitude @ self.filters, min=self.config.floor))  # (B, frames, bands)
+
+    def causal(self, pcm: Tensor) -> Tensor:
+        """Returns (B, samples // 320, bands): `pcm` (B, samples) is heard as if silence came before it."""
+        return self.forward(functional.pad(pcm, (self.left_context_samples, 0)))  # type: ignore[no-any-return]
