@@ -1,0 +1,800 @@
+"""The raymarcher in plain torch: differentiable in training, the twin that every kernel is compared with.
+
+Grid encoding after Müller et al. 2022 (instant-ngp), addressed and composited as RAD-NeRF (Tang et al.
+2022) does, so that its trained weights mean the same here. Nothing in this file loops over rays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 -- torch's own convention
+from torch import Tensor
+
+from .scene import F32, U8, Camera, Grid, HeadField, Scene, TorsoField
+
+_MISS = float(np.finfo(np.float32).max)
+_HASH_PRIMES = (1, 2654435761, 805459861)
+
+
+# --- encodings ---------------------------------------------------------------------------------------
+
+
+class LevelGroup(NamedTuple):
+    """Consecutive grid levels that are addressed alike."""
+
+    first: int
+    last: int  # exclusive
+    axes: int  # leading axes that enter the address; a finer level than its table leaves the last one out
+    hashed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridLayout:
+    """How a grid's table is addressed; hashable, so that it can key a cache."""
+
+    dimensions: int
+    offsets: tuple[int, ...]
+    base_resolution: int = 16
+    log2_growth: float
+    hashed: bool = False
+    smoothstep: bool = False
+
+    @classmethod
+    def of(cls, grid: Grid) -> GridLayout:
+        """The layout of a scene's grid."""
+        return cls(
+            dimensions=grid.dimensions,
+            offsets=tuple(int(row) for row in grid.offsets),
+            base_resolution=grid.base_resolution,
+            log2_growth=grid.log2_growth,
+            hashed=grid.hashed,
+            smoothstep=grid.smoothstep,
+        )
+
+    @property
+    def levels(self) -> int:
+        """Number of levels."""
+        return len(self.offsets) - 1
+
+    @cached_property
+    def scales(self) -> tuple[float, ...]:
+        """Cells per unit of x01 on each level, in float32 arithmetic as the reference's kernel has it."""
+        growth = np.float32(self.log2_growth)
+        return tuple(
+            float(np.exp2(np.float32(level) * growth) * np.float32(self.base_resolution) - np.float32(1))
+            for level in range(self.levels)
+        )
+
+    @cached_property
+    def rows(self) -> tuple[int, ...]:
+        """Rows of the table on each level."""
+        return tuple(b - a for a, b in zip(self.offsets, self.offsets[1:], strict=False))
+
+    @cached_property
+    def strides(self) -> tuple[tuple[int, ...], ...]:
+        """(levels, dimensions) rows per step along each axis; 0 where the axis is left out."""
+        table = []
+        for scale, rows in zip(self.scales, self.rows, strict=True):
+            side, stride, strides = math.ceil(scale) + 2, 1, []
+            for _ in range(self.dimensions):
+                strides.append(stride if stride <= rows else 0)
+                stride *= side if stride <= rows else 1
+            table.append(tuple(strides))
+        return tuple(table)
+
+    @cached_property
+    def groups(self) -> tuple[LevelGroup, ...]:
+        """The levels, split where the way of addressing changes."""
+        kinds = []
+        for scale, rows, strides in zip(self.scales, self.rows, self.strides, strict=True):
+            side, axes = math.ceil(scale) + 2, sum(stride > 0 for stride in strides)
+            hashed = self.hashed and side**axes > rows
+            kinds.append((self.dimensions if hashed else axes, hashed))
+        edges = [i for i in range(self.levels) if i == 0 or kinds[i] != kinds[i - 1]] + [self.levels]
+        return tuple(LevelGroup(a, b, *kinds[a]) for a, b in zip(edges, edges[1:], strict=False))
+
+    @cached_property
+    def masks(self) -> tuple[int, ...] | None:
+        """Bit masks that wrap an address on each level, or None if a division is needed."""
+        masks = []
+        for scale, rows in zip(self.scales, self.rows, strict=True):
+            if (math.ceil(scale) + 2) ** self.dimensions <= rows:
+                masks.append(-1)
+            elif rows & (rows - 1) == 0:
+                masks.append(rows - 1)
+            else:
+                return None
+        return tuple(masks)
+
+
+class GridConstants(NamedTuple):
+    """A layout's numbers as tensors on one device."""
+
+    scales: Tensor  # (L,) float32
+    strides: Tensor  # (L, D) int32
+    first_rows: Tensor  # (L,) int32
+    rows: Tensor  # (L,) int32
+    masks: Tensor | None  # (L,) int32
+
+
+def grid_constants(layout: GridLayout, device: torch.device | str = "cpu") -> GridConstants:
+    """The layout's numbers on a device; modules keep them as buffers, others get them from a cache."""
+
+    def ints(values: tuple[int, ...]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=device)
+
+    return GridConstants(
+        scales=torch.tensor(layout.scales, dtype=torch.float32, device=device),
+        strides=torch.tensor(layout.strides, dtype=torch.int32, device=device),
+        first_rows=ints(layout.offsets[:-1]),
+        rows=ints(layout.rows),
+        masks=None if layout.masks is None else ints(layout.masks),
+    )
+
+
+_cached_constants = lru_cache(maxsize=64)(grid_constants)
+
+
+def grid_encode(
+    x: Tensor,
+    table: Tensor,
+    layout: GridLayout,
+    *,
+    bound: float = 1.0,
+    constants: GridConstants | None = None,
+) -> Tensor:
+    """(N, levels * features) interpolated features, level-major; zeros where x leaves the box.
+
+    Differentiable in `x` and `table`; the gradient of the table is one atomic scatter per corner.
+
+    Args:
+        x: (N, D) positions in [-bound, bound].
+        table: (rows, features).
+        layout: how the table is addressed.
+        bound: half the side of the box.
+        constants: the layout's numbers on x's device; looked up in a cache if None.
+    """
+    if constants is None:
+        constants = _cached_constants(layout, x.device)
+    x01 = (x + bound) / (2 * bound)  # (N, D)
+    inside = ((x01 >= 0) & (x01 <= 1)).all(-1, keepdim=True)  # (N, 1)
+    x01 = torch.where(inside, x01, torch.zeros_like(x01))
+    features = [_encode_levels(x01, table, layout, group, constants) for group in layout.groups]
+    encoded = torch.cat(features, 1).flatten(1) if len(features) > 1 else features[0].flatten(1)
+    return torch.where(inside, encoded, torch.zeros_like(encoded))  # (N, L * F)
+
+
+def _encode_levels(
+    x01: Tensor, table: Tensor, layout: GridLayout, group: LevelGroup, constants: GridConstants
+) -> Tensor:
+    """(N, levels of the group, features)."""
+    levels = slice(group.first, group.last)
+    scales = constants.scales[levels].to(x01.dtype)
+    low, high, near_weight, far_weight = [], [], [], []
+    for axis in range(group.axes):
+        position = x01[:, axis, None] * scales + 0.5  # (N, L)
+        corner = position.floor()
+        fraction = position - corner
+        if layout.smoothstep:
+            fraction = fraction * fraction * (3 - 2 * fraction)
+        cell = corner.to(torch.int32)
+        if group.hashed:
+            step: Tensor | int = _as_int32(_HASH_PRIMES[axis])
+        else:
+            step = constants.strides[levels, axis]
+        low.append(cell * step)
+        high.append(low[-1] + step)
+        near_weight.append(1 - fraction)
+        far_weight.append(fraction)
+    total: Tensor | None = None
+    for corner_bits in product((0, 1), repeat=group.axes):
+        address, weight = None, None
+        for axis, bit in enumerate(corner_bits):
+            term = (high if bit else low)[axis]
+            part = (far_weight if bit else near_weight)[axis]
+            if address is None or weight is None:
+                address, weight = term, part
+            else:
+                address = address ^ term if group.hashed else address + term
+                weight = weight * part
+        assert address is not None
+        assert weight is not None
+        if constants.masks is not None:
+            address = address & constants.masks[levels]
+        elif group.hashed:  # unsigned modulo: the hash may have its top bit set
+            address = ((address.long() & 0xFFFFFFFF) % constants.rows[levels]).to(torch.int32)
+        else:
+            address = address % constants.rows[levels]
+        address = address + constants.first_rows[levels]  # (N, L) int32
+        value = table.index_select(0, address.reshape(-1)).reshape(*address.shape, table.shape[1])
+        contribution = weight.unsqueeze(-1) * value  # (N, L, F)
+        total = contribution if total is None else total + contribution
+    assert total is not None
+    return total
+
+
+def _as_int32(value: int) -> int:
+    return value - (1 << 32) if value >= 1 << 31 else value
+
+
+def spherical_harmonics(dirs: Tensor) -> Tensor:
+    """(N, 16) real spherical harmonics up to degree 3 with Condon-Shortley signs, of (N, 3) unit vectors."""
+    x, y, z = dirs.unbind(-1)
+    xx, yy, zz, xy, yz, xz = x * x, y * y, z * z, x * y, y * z, x * z
+    return torch.stack(
+        (
+            torch.full_like(x, 0.28209479177387814),
+            -0.48860251190291987 * y,
+            0.48860251190291987 * z,
+            -0.48860251190291987 * x,
+            1.0925484305920792 * xy,
+            -1.0925484305920792 * yz,
+            0.94617469575755997 * zz - 0.31539156525251999,
+            -1.0925484305920792 * xz,
+            0.54627421529603959 * (xx - yy),
+            0.59004358992664352 * y * (yy - 3 * xx),
+            2.8906114426405538 * xy * z,
+            0.45704579946446572 * y * (1 - 5 * zz),
+            0.3731763325901154 * z * (5 * zz - 3),
+            0.45704579946446572 * x * (1 - 5 * zz),
+            1.4453057213202769 * z * (xx - yy),
+            0.59004358992664352 * x * (3 * yy - xx),
+        ),
+        -1,
+    )
+
+
+def frequency_encode(x: Tensor, octaves: int) -> Tensor:
+    """(N, D + 2 * D * octaves): x, sin x, cos x, sin 2x, cos 2x, ... of (N, D)."""
+    scaled = x.unsqueeze(-2) * (2.0 ** torch.arange(octaves, device=x.device, dtype=x.dtype))[:, None]
+    waves = torch.stack((torch.sin(scaled), torch.sin(scaled + math.pi / 2)), -2)  # (N, octaves, 2, D)
+    return torch.cat((x, waves.flatten(-3)), -1)
+
+
+class _TruncatedExp(torch.autograd.Function):
+    """exp whose gradient is held finite, so that one huge density cannot end a training."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.exp()
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return grads[0] * x.clamp(-15, 15).exp()
+
+
+def truncated_exp(x: Tensor) -> Tensor:
+    """exp(x), its gradient taken at x clamped to [-15, 15]."""
+    result: Tensor = _TruncatedExp.apply(x)
+    return result
+
+
+# --- cameras and rays --------------------------------------------------------------------------------
+
+
+def field_pose(c2w: Tensor, camera: Camera) -> Tensor:
+    """(..., 4, 4) camera to field space of (..., 4, 4) camera to head space (instant-ngp's convention)."""
+    rotation = c2w[..., [1, 2, 0], :3] * c2w.new_tensor((1.0, -1.0, -1.0))
+    translation = c2w[..., [1, 2, 0], 3] * camera.scale + c2w.new_tensor(camera.offset)
+    top = torch.cat((rotation, translation.unsqueeze(-1)), -1)
+    bottom = c2w.new_tensor((0.0, 0.0, 0.0, 1.0)).expand(*c2w.shape[:-2], 1, 4)
+    return torch.cat((top, bottom), -2)
+
+
+def pose_vector(pose: Tensor) -> Tensor:
+    """(..., 6) XYZ Euler angles in radians (R = Rx Ry Rz), then the translation, of (..., 4, 4) field poses."""
+    rotation = pose[..., :3, :3]
+    angles = torch.stack(
+        (
+            torch.atan2(-rotation[..., 1, 2], rotation[..., 2, 2]),
+            torch.asin(rotation[..., 0, 2].clamp(-1, 1)),
+            torch.atan2(-rotation[..., 0, 1], rotation[..., 0, 0]),
+        ),
+        -1,
+    )
+    return torch.cat((angles, pose[..., :3, 3]), -1)
+
+
+def pixel_centres(
+    size_px: int, image_size_px: int, *, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """(columns, rows), each (size * size,) float32, row-major: pixel centres in pixels of the full image.
+
+    Pixel 0 of the full image has its centre at 0.5, at every drawn size.
+    """
+    along = (torch.arange(size_px, device=device, dtype=torch.float32) + 0.5) * (image_size_px / size_px)
+    rows, columns = torch.meshgrid(along, along, indexing="ij")
+    return columns.reshape(-1), rows.reshape(-1)
+
+
+def rays_through(columns: Tensor, rows: Tensor, pose: Tensor, camera: Camera) -> tuple[Tensor, Tensor]:
+    """(rays_o, rays_d), each (N, 3), through points of the full-size image.
+
+    Args:
+        columns: (N,) in pixels; the centre of pixel 0 is 0.5.
+        rows: (N,) in pixels.
+        pose: (4, 4) field pose, or (N, 4, 4) one for each ray.
+        camera: intrinsics in the same pixels.
+    """
+    directions = torch.stack(
+        (
+            (columns - camera.cx_px) / camera.focal_px,
+            (rows - camera.cy_px) / camera.focal_px,
+            torch.ones_like(rows),
+        ),
+        -1,
+    )
+    directions = directions / directions.norm(dim=-1, keepdim=True)
+    rays_d = (pose[..., :3, :3] @ directions.unsqueeze(-1)).squeeze(-1)
+    return pose[..., :3, 3].expand_as(rays_d), rays_d
+
+
+def camera_rays(pose: Tensor, camera: Camera, size_px: int, image_size_px: int) -> tuple[Tensor, Tensor]:
+    """(rays_o, rays_d), each (size * size, 3), row-major, of a (4, 4) field pose."""
+    columns, rows = pixel_centres(size_px, image_size_px, device=pose.device)
+    return rays_through(columns, rows, pose, camera)
+
+
+def image_coordinates(columns: Tensor, rows: Tensor, image_size_px: int) -> Tensor:
+    """(N, 2) torso coordinates, row first, in [-1, 1] between the centres of the outermost pixels."""
+    return (torch.stack((rows, columns), -1) - 0.5) / (image_size_px - 1) * 2 - 1
+
+
+def near_far(
+    rays_o: Tensor, rays_d: Tensor, aabb: Tensor, *, min_near: float = 0.05
+) -> tuple[Tensor, Tensor]:
+    """(near, far), each (N,): where rays cross the box; both float32's largest value where they miss."""
+    safe = torch.where(rays_d.abs() < 1e-15, torch.full_like(rays_d, 1e-15), rays_d)
+    first = (aabb[:3] - rays_o) / safe
+    second = (aabb[3:] - rays_o) / safe
+    near = torch.minimum(first, second).amax(-1)
+    far = torch.maximum(first, second).amin(-1)
+    miss = near > far
+    near = torch.where(miss, _MISS, near.clamp(min=min_near))
+    return near, torch.where(miss, _MISS, far)
+
+
+# --- occupancy ---------------------------------------------------------------------------------------
+
+
+def morton_index(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    """Z-order index of cells whose coordinates are below 1024; x has the lowest bit."""
+
+    def spread(v: Tensor) -> Tensor:
+        v = (v | (v << 16)) & 0x030000FF
+        v = (v | (v << 8)) & 0x0300F00F
+        v = (v | (v << 4)) & 0x030C30C3
+        return (v | (v << 2)) & 0x09249249
+
+    return spread(x) | (spread(y) << 1) | (spread(z) << 2)
+
+
+def morton_cells(index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(x, y, z) of Z-order indices."""
+
+    def gather(v: Tensor) -> Tensor:
+        v = v & 0x09249249
+        v = (v | (v >> 2)) & 0x030C30C3
+        v = (v | (v >> 4)) & 0x0300F00F
+        v = (v | (v >> 8)) & 0x030000FF
+        return (v | (v >> 16)) & 0x000003FF
+
+    return gather(index), gather(index >> 1), gather(index >> 2)
+
+
+def morton_of_volume(size: int, *, device: torch.device | str = "cpu") -> Tensor:
+    """(size**3,) int64: the Z-order index of each cell of an [x, y, z] volume."""
+    x, y, z = torch.meshgrid(*(torch.arange(size, device=device),) * 3, indexing="ij")
+    return morton_index(x, y, z).reshape(-1)
+
+
+def occupancy_volume(bitfield: Tensor, size: int) -> Tensor:
+    """(size, size, size) bool, [x, y, z], of a (size**3 / 8,) uint8 bitfield in Z-order, low bit first."""
+    bits = (bitfield[:, None] >> torch.arange(8, device=bitfield.device, dtype=torch.uint8)) & 1
+    order = morton_of_volume(size, device=bitfield.device)
+    return bits.reshape(-1)[order].reshape(size, size, size).bool()
+
+
+# --- marching ----------------------------------------------------------------------------------------
+
+
+class Samples(NamedTuple):
+    """What a ray looks at, padded to the most samples a ray may have."""
+
+    t: Tensor  # (N, S) float32, where each sample is taken
+    mask: Tensor  # (N, S) bool
+
+
+def step_length(grid_size: int) -> float:
+    """The distance between lattice points: the cube's diagonal over the number of cells a side."""
+    return 2 * math.sqrt(3) / grid_size
+
+
+def lattice_points(aabb: F32 | tuple[float, ...], grid_size: int) -> int:
+    """How many lattice points the longest ray through the box can have."""
+    lower, upper = np.asarray(aabb[:3], np.float64), np.asarray(aabb[3:], np.float64)
+    return math.ceil(float(np.linalg.norm(upper - lower)) / step_length(grid_size)) + 1
+
+
+def march(
+    rays_o: Tensor,
+    rays_d: Tensor,
+    near: Tensor,
+    far: Tensor,
+    occupancy: Tensor,
+    *,
+    points: int,
+    max_steps: int = 16,
+    bound: float = 1.0,
+    phase: Tensor | None = None,
+) -> Samples:
+    """The first `max_steps` lattice points of each ray that lie in occupied cells.
+
+    Lattice point k is at near + (k + phase) * step_length(size), below far.
+
+    Args:
+        rays_o: (N, 3).
+        rays_d: (N, 3), unit length.
+        near: (N,).
+        far: (N,).
+        occupancy: (size, size, size) bool over [-bound, bound]^3.
+        points: how many lattice points to test, see `lattice_points`.
+        max_steps: samples a ray, S.
+        bound: half the side of the cube.
+        phase: (N,) in [0, 1), a random start in training; 0 if None.
+    """
+    size = occupancy.shape[0]
+    step = torch.arange(points, device=near.device, dtype=torch.float32)
+    if phase is not None:
+        step = step + phase[:, None]
+    t = near[:, None] + step * step_length(size)  # (N, K)
+    valid = t < far[:, None]
+    t = torch.where(valid, t, 0.0)
+    flat: Tensor | None = None
+    for axis in range(3):
+        p = (rays_o[:, axis, None] + t * rays_d[:, axis, None]).clamp(-bound, bound)
+        cell = (0.5 * (p / bound + 1) * size).clamp(0, size - 1).to(torch.int32)
+        flat = cell if flat is None else flat * size + cell
+    assert flat is not None
+    hit = occupancy.reshape(-1)[flat] & valid  # (N, K)
+    rank = hit.cumsum(1, dtype=torch.int32)
+    slot = torch.where(hit & (rank <= max_steps), rank - 1, max_steps)
+    samples = t.new_zeros(t.shape[0], max_steps + 1).scatter(1, slot.long(), t)[:, :max_steps]
+    mask = torch.arange(max_steps, device=t.device) < rank[:, -1:]
+    return Samples(samples * mask, mask)
+
+
+def sample_positions(rays_o: Tensor, rays_d: Tensor, t: Tensor, *, bound: float = 1.0) -> Tensor:
+    """(N, S, 3) points at distances (N, S), kept inside the cube."""
+    return (rays_o[:, None] + t[..., None] * rays_d[:, None]).clamp(-bound, bound)
+
+
+class Composite(NamedTuple):
+    """What rays see, before any background."""
+
+    image: Tensor  # (N, 3), weighted colours
+    weights_sum: Tensor  # (N,)
+    depth: Tensor  # (N,) weighted distance to the far end of each sample's step
+    weights: Tensor  # (N, S)
+    live: Tensor  # (N, S) bool: samples that were looked at before the ray had become opaque
+
+
+def composite(
+    sigma: Tensor, color: Tensor, samples: Samples, *, step: float, stop_transmittance: float = 1e-4
+) -> Composite:
+    """Front-to-back compositing with alpha = 1 - exp(-sigma * step).
+
+    Args:
+        sigma: (N, S) densities.
+        color: (N, S, 3).
+        samples: where they were taken.
+        step: the length each sample stands for.
+        stop_transmittance: nothing is added once less than this passes.
+    """
+    optical = torch.where(samples.mask, sigma, 0.0) * step
+    before = torch.exp(-(optical.cumsum(1) - optical))  # transmittance before the sample, (N, S)
+    live = samples.mask & (before >= stop_transmittance)
+    weights = torch.where(live, (1 - torch.exp(-optical)) * before, 0.0)
+    return Composite(
+        image=(weights[..., None] * color).sum(1),
+        weights_sum=weights.sum(1),
+        depth=(weights * (samples.t + step)).sum(1),
+        weights=weights,
+        live=live,
+    )
+
+
+class Packed(NamedTuple):
+    """The samples that exist, in one row."""
+
+    index: Tensor  # (M,) int64 into the flattened (N, S)
+    valid: Tensor  # (M,) bool; false for the unused end of a fixed-size row
+
+
+def pack(mask: Tensor, capacity: int | None = None) -> Packed:
+    """The set entries of an (N, S) mask.
+
+    With a `capacity` the result has that fixed length and needs no word from the device to the host;
+    what does not fit is left out, last rays first.
+    """
+    flat = mask.reshape(-1)
+    if capacity is None:
+        index = flat.nonzero().squeeze(1)
+        return Packed(index, torch.ones_like(index, dtype=torch.bool))
+    rank = flat.cumsum(0, dtype=torch.int32)
+    slot = torch.where(flat & (rank <= capacity), rank - 1, capacity).long()
+    index = slot.new_zeros(capacity + 1).scatter(0, slot, torch.arange(flat.numel(), device=flat.device))
+    valid = torch.arange(capacity, device=flat.device) < rank[-1]
+    return Packed(torch.where(valid, index[:capacity], 0), valid)
+
+
+def unpack(values: Tensor, packed: Packed, shape: tuple[int, int]) -> Tensor:
+    """(N, S, ...) with the packed (M, ...) values in their places and zeros elsewhere."""
+    total = shape[0] * shape[1]
+    target = torch.where(packed.valid, packed.index, total)
+    empty = values.new_zeros(total + 1, *values.shape[1:])
+    return empty.index_copy(0, target, values)[:total].reshape(*shape, *values.shape[1:])
+
+
+# --- the reference's inference schedule ---------------------------------------------------------------
+
+
+class WaveRender(NamedTuple):
+    """The head as the reference's inference loop draws it, before any background."""
+
+    image: Tensor  # (N, 3)
+    weights_sum: Tensor  # (N,)
+    depth: Tensor  # (N,)
+    schedule: list[tuple[int, int]]  # (rays alive, samples a ray) of each wave
+
+
+def march_in_waves(
+    field: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    rays_o: Tensor,
+    rays_d: Tensor,
+    near: Tensor,
+    far: Tensor,
+    occupancy: Tensor,
+    *,
+    points: int,
+    max_steps: int = 16,
+    bound: float = 1.0,
+    stop_transmittance: float = 1e-4,
+) -> WaveRender:
+    """The reference's inference loop: waves of 1 to 8 samples for the rays that are still alive.
+
+    A ray gets up to max_steps + 7 samples and one more after it has become opaque, and how many depends
+    on how many rays there are: kept for comparing with the reference, not for drawing.
+
+    Args:
+        field: (M, 3) positions and (M,) ray numbers to (M,) densities and (M, 3) colours.
+        rays_o: (N, 3).
+        rays_d: (N, 3).
+        near: (N,).
+        far: (N,).
+        occupancy: (size, size, size) bool.
+        points: lattice points to test a ray.
+        max_steps: the loop ends once this many samples have been asked for.
+        bound: half the side of the cube.
+        stop_transmittance: a ray dies after a sample before which less than this passed.
+    """
+    rays = rays_o.shape[0]
+    step = step_length(occupancy.shape[0])
+    everything = march(
+        rays_o, rays_d, near, far, occupancy, points=points, max_steps=max_steps + 8, bound=bound
+    )
+    image, weights_sum, depth = near.new_zeros(rays, 3), near.new_zeros(rays), near.new_zeros(rays)
+    alive, done, schedule = torch.arange(rays, device=near.device), 0, []
+    while done < max_steps and alive.numel() > 0:
+        wave = max(1, min(8, rays // alive.numel()))
+        schedule.append((alive.numel(), wave))
+        t = everything.t[alive, done : done + wave]  # (A, wave)
+        exists = everything.mask[alive, done : done + wave]
+        positions = sample_positions(rays_o[alive], rays_d[alive], t, bound=bound)
+        sigma, color = field(positions.reshape(-1, 3), alive.repeat_interleave(wave))
+        sigma, color = sigma.view(-1, wave), color.view(-1, wave, 3)
+        living = torch.ones_like(alive, dtype=torch.bool)
+        for k in range(wave):
+            living = living & exists[:, k]
+            through = 1 - weights_sum[alive]
+            weight = torch.where(living, (1 - torch.exp(-sigma[:, k] * step)) * through, 0.0)
+            weights_sum[alive] += weight
+            depth[alive] += weight * (t[:, k] + step)
+            image[alive] += weight[:, None] * color[:, k]
+            living = living & (through >= stop_transmittance)
+        alive = alive[living]
+        done += wave
+    return WaveRender(image, weights_sum, depth, schedule)
+
+
+# --- a whole scene ------------------------------------------------------------------------------------
+
+
+def mlp(x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
+    """The outputs of a multilayer perceptron without bias, ReLU between its layers."""
+    for weight in weights[:-1]:
+        x = F.relu(F.linear(x, weight))
+    return F.linear(x, weights[-1])
+
+
+def resize_by_area(image: Tensor, size_px: int) -> Tensor:
+    """(size, size, C) float: each pixel the mean of the area it covers of an (S, S, C) float image."""
+    source = image.shape[0]
+    if size_px == source:
+        return image
+    edges = torch.arange(size_px + 1, dtype=torch.float64, device=image.device) * (source / size_px)
+    cells = torch.arange(source, dtype=torch.float64, device=image.device)
+    overlap = torch.minimum(edges[1:, None], cells + 1) - torch.maximum(edges[:-1, None], cells)
+    share = (overlap.clamp(min=0) * (size_px / source)).to(image.dtype)  # (size, S)
+    return torch.einsum("yr,xc,rcd->yxd", share, share, image)
+
+
+class _Tensors:
+    """A scene's arrays as torch tensors."""
+
+    def __init__(self, device: torch.device | str) -> None:
+        self.device = device
+
+    def one(self, array: F32 | U8) -> Tensor:
+        return torch.from_numpy(np.array(array)).to(self.device)
+
+    def all(self, arrays: tuple[F32, ...]) -> tuple[Tensor, ...]:
+        return tuple(self.one(array).float() for array in arrays)
+
+
+def head_field(
+    head: HeadField, condition: Tensor, *, device: torch.device | str = "cpu"
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """A function from (M, 3) positions and (M, 3) directions to (M,) densities and (M, 3) colours.
+
+    Nothing is folded: every product is taken as the networks were trained.
+    """
+    make = _Tensors(device)
+    position_layout, ambient_layout = GridLayout.of(head.position_grid), GridLayout.of(head.ambient_grid)
+    position_table = make.one(head.position_grid.table).float()
+    ambient_table = make.one(head.ambient_grid.table).float()
+    ambient_net, sigma_net, color_net = (
+        make.all(net) for net in (head.ambient_net, head.sigma_net, head.color_net)
+    )
+    code = make.one(head.individual_code)
+
+    def field(positions: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+        count = positions.shape[0]
+        where = grid_encode(positions, position_table, position_layout, bound=head.bound)
+        ambient = torch.tanh(mlp(torch.cat((where, condition.expand(count, -1)), 1), ambient_net))
+        moved = grid_encode(ambient, ambient_table, ambient_layout)
+        density = mlp(torch.cat((where, moved), 1), sigma_net)
+        looks = torch.cat((spherical_harmonics(directions), density[:, 1:], code.expand(count, -1)), 1)
+        return density[:, 0].exp(), torch.sigmoid(mlp(looks, color_net))
+
+    return field
+
+
+def torso_over(
+    torso: TorsoField, pose: Tensor, coordinates: Tensor, background: Tensor, *, device: torch.device | str
+) -> Tensor:
+    """(N, 3) the torso over the background.
+
+    Args:
+        torso: the field.
+        pose: (4, 4) field pose of the head.
+        coordinates: (N, 2), row first, from `image_coordinates`.
+        background: (N, 3) in [0, 1].
+        device: where the arrays go.
+    """
+    make = _Tensors(device)
+    occupancy = make.one(torso.occupancy).float()
+    seen = sample_occupancy(occupancy, coordinates) > 0
+    x = coordinates[seen] * torso.shrink
+    fixed = torch.cat(
+        (frequency_encode(pose_vector(pose)[None], torso.pose_octaves)[0], make.one(torso.individual_code))
+    )
+    driven = torch.cat(
+        (frequency_encode(x, torso.position_octaves), fixed.expand(x.shape[0], -1)), 1
+    )  # (M, freq + pose + code)
+    moved = (x + mlp(driven, make.all(torso.deform_net))).clamp(-1, 1)
+    features = grid_encode(moved, make.one(torso.grid.table).float(), GridLayout.of(torso.grid))
+    out = torch.sigmoid(mlp(torch.cat((features, driven), 1), make.all(torso.canonical_net)))  # (M, 4)
+    alpha = out[:, :1]
+    result = background.clone()
+    result[seen] = alpha * out[:, 1:] + (1 - alpha) * background[seen]
+    return result
+
+
+def sample_occupancy(occupancy: Tensor, coordinates: Tensor) -> Tensor:
+    """(N,) a [row, column] grid read bilinearly at (N, 2) row-first coordinates; ±1 are the outermost cells."""
+    grid = coordinates.flip(-1)[None, :, None]  # grid_sample wants columns first
+    return F.grid_sample(occupancy[None, None], grid, align_corners=True)[0, 0, :, 0]
+
+
+@torch.no_grad()
+def render_scene(
+    scene: Scene,
+    *,
+    c2w: F32 | Tensor,
+    condition: F32 | Tensor,
+    size_px: int,
+    device: torch.device | str = "cpu",
+    waves: bool = False,
+    rays_at_once: int = 1 << 16,
+) -> Tensor:
+    """(size, size, 3) float32 in [0, 1], row-major: head over torso over background.
+
+    Args:
+        scene: what to draw.
+        c2w: (4, 4) camera to head space.
+        condition: (C,).
+        size_px: any size; the picture's corners are those of the full-size image.
+        device: where it is computed.
+        waves: draw the head by the reference's wave schedule instead (all rays in one call).
+        rays_at_once: how many rays share the memory of one pass.
+    """
+    head, camera = scene.head, scene.camera
+    make = _Tensors(device)
+    pose = field_pose(torch.as_tensor(c2w, dtype=torch.float32).to(device), camera)
+    cond = torch.as_tensor(condition, dtype=torch.float32).to(device)
+    columns, rows = pixel_centres(size_px, scene.image_size_px, device=device)
+    behind = resize_by_area(make.one(scene.background).float() / 255, size_px).reshape(-1, 3)
+    if scene.torso is not None:
+        coordinates = image_coordinates(columns, rows, scene.image_size_px)
+        behind = torso_over(scene.torso, pose, coordinates, behind, device=device)
+    rays_o, rays_d = rays_through(columns, rows, pose, camera)
+    near, far = near_far(rays_o, rays_d, make.one(head.aabb).float(), min_near=head.min_near)
+    occupancy = occupancy_volume(make.one(head.density_bitfield), head.grid_size)
+    points = lattice_points(head.aabb, head.grid_size)
+    field = head_field(head, cond, device=device)
+    if waves:
+        drawn = march_in_waves(
+            lambda p, ray: field(p, rays_d[ray]),
+            rays_o,
+            rays_d,
+            near,
+            far,
+            occupancy,
+            points=points,
+            max_steps=head.max_steps,
+            bound=head.bound,
+            stop_transmittance=head.stop_transmittance,
+        )
+        image, weights_sum = drawn.image, drawn.weights_sum
+    else:
+        step = step_length(head.grid_size)
+        parts = []
+        for part in torch.arange(rays_o.shape[0], device=device).split(rays_at_once):
+            o, d = rays_o[part], rays_d[part]
+            samples = march(
+                o,
+                d,
+                near[part],
+                far[part],
+                occupancy,
+                points=points,
+                max_steps=head.max_steps,
+                bound=head.bound,
+            )
+            shape = (o.shape[0], head.max_steps)
+            packed = pack(samples.mask)
+            positions = sample_positions(o, d, samples.t, bound=head.bound).reshape(-1, 3)[packed.index]
+            sigma, color = field(positions, d[packed.index // head.max_steps])
+            parts.append(
+                composite(
+                    unpack(sigma, packed, shape),
+                    unpack(color, packed, shape),
+                    samples,
+                    step=step,
+                    stop_transmittance=head.stop_transmittance,
+                )
+            )
+        image = torch.cat([part.image for part in parts])
+        weights_sum = torch.cat([part.weights_sum for part in parts])
+    return (image + (1 - weights_sum)[:, None] * behind).clamp(0, 1).reshape(size_px, size_px, 3)
