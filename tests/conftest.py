@@ -76,6 +76,14 @@ def shared_fixtures(shared_folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small valid speaker bundle with random weights; not to be changed by a test."""
+    from bundle_factory import write_tiny_bundle
+
+    return write_tiny_bundle(tmp_path_factory.mktemp("speakers") / "Tiny")
+
+
+@pytest.fixture(scope="session")
 def gpu() -> Any:
     """The CUDA device to test on; without one the test is skipped, or fails if a GPU is required."""
     reason = ""

@@ -1,0 +1,308 @@
+"""A speaker bundle written: whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import save
+
+from cuda_kernels.scene import Grid, HeadField, Scene, TorsoField
+from models.settings import from_mapping, to_mapping
+from models.speaker import (
+    SCHEMA_VERSION,
+    SETTINGS_FILE,
+    BundleError,
+    CameraSettings,
+    ConditionSettings,
+    FileRecord,
+    GridSettings,
+    HeadSettings,
+    MotionSettings,
+    OriginRecord,
+    Speaker,
+    SpeakerSettings,
+    TorsoSettings,
+    checksum,
+    load_speaker,
+    read_settings,
+)
+
+F32 = npt.NDArray[np.float32]
+U8 = npt.NDArray[np.uint8]
+Tensors = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BundleParts:
+    """All that a bundle is made of, in memory."""
+
+    name: str
+    synthetic: bool
+    licence: str
+    origin: OriginRecord
+    motion: MotionSettings
+    condition: ConditionSettings
+    scene: Scene
+    motion_onnx: bytes
+    condition_onnx: bytes
+    syncnet_onnx: bytes | None = None
+    poses: F32  # (P, 4, 4)
+    blinks: F32  # (F, 68, 3)
+    model_card: str
+    verification: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[str, float] = field(default_factory=dict)
+    fps: int = 25
+    sample_rate_hz: int = 16000
+
+
+def write_bundle(out: Path, parts: BundleParts, *, max_bytes: int | None = None) -> Speaker:
+    """Returns the speaker read back from the bundle folder `out`, which replaces an older bundle there.
+
+    The folder is written beside `out` under another name, read back with every check, and renamed.
+
+    Raises:
+        BundleError: the parts do not make a valid bundle, are larger than `max_bytes` or `out` is a folder
+            that is no bundle; nothing is left behind.
+    """
+    out = Path(out).absolute()
+    if out.exists() and not (out / SETTINGS_FILE).is_file():
+        way_out = "give a new folder or an older bundle to replace"
+        raise BundleError(str(out), "out", "no such folder yet", "one that is no bundle", way_out)
+    contents = _contents(parts)
+    total_bytes = sum(map(len, contents.values()))
+    if max_bytes is not None and total_bytes > max_bytes:
+        largest = max(contents, key=lambda name: len(contents[name]))
+        got = f"{total_bytes} bytes, of which {largest} {len(contents[largest])}"
+        way_out = "train smaller grids or raise --max-mb"
+        raise BundleError(str(out), "size", f"at most {max_bytes} bytes", got, way_out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+    try:
+        partial.chmod(0o755)
+        for name, content in contents.items():
+            (partial / name).write_bytes(content)
+        load_speaker(partial)
+        _replace(out, partial)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return load_speaker(out)
+
+
+def _replace(out: Path, partial: Path) -> None:
+    if not out.exists():
+        partial.rename(out)
+        return
+    # A folder that is not empty cannot be renamed over: the old one steps aside and comes back on failure.
+    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.old-", dir=out.parent))
+    out.rename(aside / out.name)
+    try:
+        partial.rename(out)
+    except OSError:
+        (aside / out.name).rename(out)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def seal(path: Path) -> Speaker:
+    """Returns the speaker after speaker.json's sizes, hashes and checksum were written anew.
+
+    For a change by hand that is meant: the model card, the name, a figure. All else is checked as ever.
+
+    Raises:
+        BundleError: the bundle does not hold even with true hashes; speaker.json is left as it was.
+    """
+    file = path / SETTINGS_FILE
+    before = file.read_bytes() if file.is_file() else b""
+    document = json.loads(before or b"{}")
+    if not isinstance(document, dict) or not isinstance(document.get("files"), dict):
+        raise BundleError(str(file), "files", "an object", "none")
+    for name in document["files"]:
+        if Path(name).name == name and (path / name).is_file():
+            document["files"][name] = to_mapping(_record((path / name).read_bytes()))
+    _write_whole(file, _settings_text(document))
+    try:
+        return load_speaker(path)
+    except BundleError:
+        _write_whole(file, before)
+        raise
+
+
+def add_figures(path: Path, figures: Mapping[str, float]) -> Speaker:
+    """Returns the speaker after `figures` were added to speaker.json."""
+    settings = read_settings(path)
+    settings = dataclasses.replace(settings, figures={**settings.figures, **figures})
+    _write_whole(path / SETTINGS_FILE, _settings_text(to_mapping(settings)))
+    return load_speaker(path)
+
+
+def _write_whole(file: Path, content: bytes) -> None:
+    handle, partial = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+        Path(partial).chmod(0o644)
+        Path(partial).replace(file)
+    finally:
+        Path(partial).unlink(missing_ok=True)
+
+
+def _settings_text(document: dict[str, Any]) -> bytes:
+    document = {**document, "checksum": checksum(document)}
+    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode()
+
+
+def _record(content: bytes) -> FileRecord:
+    return FileRecord(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
+
+
+def _contents(parts: BundleParts) -> dict[str, bytes]:
+    """Returns every file's content by name, speaker.json included."""
+    scene = parts.scene
+    contents = {
+        "motion.onnx": parts.motion_onnx,
+        "condition.onnx": parts.condition_onnx,
+        "head.safetensors": save(head_tensors(scene.head)),
+        "poses.safetensors": save(
+            {
+                "c2w": np.ascontiguousarray(parts.poses, np.float32),
+                "blink": np.ascontiguousarray(parts.blinks, np.float32),
+            }
+        ),
+        "background.png": _png(scene.background),
+        "MODEL_CARD.md": parts.model_card.encode(),
+    }
+    if scene.torso is not None:
+        contents["torso.safetensors"] = save(torso_tensors(scene.torso))
+    if parts.syncnet_onnx is not None:
+        contents["syncnet.onnx"] = parts.syncnet_onnx
+    camera = {e.name: getattr(scene.camera, e.name) for e in dataclasses.fields(CameraSettings)}
+    settings = SpeakerSettings(
+        schema_version=SCHEMA_VERSION,
+        name=parts.name,
+        synthetic=parts.synthetic,
+        licence=parts.licence,
+        origin=parts.origin,
+        fps=parts.fps,
+        image_size_px=scene.image_size_px,
+        sample_rate_hz=parts.sample_rate_hz,
+        motion=parts.motion,
+        condition=parts.condition,
+        camera=CameraSettings(**camera),
+        head=head_settings(scene.head),
+        torso=None if scene.torso is None else torso_settings(scene.torso),
+        verification={key: float(value) for key, value in parts.verification.items()},
+        figures={key: float(value) for key, value in parts.figures.items()},
+        files={name: _record(content) for name, content in contents.items()},
+    )
+    document = to_mapping(settings)
+    from_mapping(SpeakerSettings, document)  # what cannot be read again is not written
+    return {**contents, SETTINGS_FILE: _settings_text(document)}
+
+
+def _png(image: U8) -> bytes:
+    written, content = cv2.imencode(".png", np.ascontiguousarray(image[:, :, ::-1]))
+    if not written:
+        raise BundleError("background.png", "content", "an image", "one that cannot be written", "check it")
+    return content.tobytes()
+
+
+def head_settings(head: HeadField) -> HeadSettings:
+    """Returns the sizes of a head as speaker.json holds them."""
+    return HeadSettings(
+        position_grid=_grid_settings(head.position_grid),
+        ambient_grid=_grid_settings(head.ambient_grid),
+        ambient_net=_widths(head.ambient_net),
+        sigma_net=_widths(head.sigma_net),
+        color_net=_widths(head.color_net),
+        individual_code=len(head.individual_code),
+        grid_size=head.grid_size,
+        bound=head.bound,
+        max_steps=head.max_steps,
+        min_near=head.min_near,
+        stop_transmittance=head.stop_transmittance,
+    )
+
+
+def torso_settings(torso: TorsoField) -> TorsoSettings:
+    """Returns the sizes of a torso as speaker.json holds them."""
+    return TorsoSettings(
+        grid=_grid_settings(torso.grid),
+        deform_net=_widths(torso.deform_net),
+        canonical_net=_widths(torso.canonical_net),
+        individual_code=len(torso.individual_code),
+        occupancy_side=len(torso.occupancy),
+        position_octaves=torso.position_octaves,
+        pose_octaves=torso.pose_octaves,
+        shrink=torso.shrink,
+    )
+
+
+def _grid_settings(grid: Grid) -> GridSettings:
+    rows, features = grid.table.shape
+    return GridSettings(
+        levels=len(grid.offsets) - 1,
+        features=features,
+        rows=rows,
+        base_resolution=grid.base_resolution,
+        log2_growth=float(grid.log2_growth),
+        hashed=grid.hashed,
+        smoothstep=grid.smoothstep,
+    )
+
+
+def _widths(net: tuple[F32, ...]) -> tuple[int, ...]:
+    return (net[0].shape[1], *(weight.shape[0] for weight in net))
+
+
+def head_tensors(head: HeadField) -> Tensors:
+    """Returns head.safetensors' arrays by key: grids as float16, the reference's key names."""
+    return {
+        **_grid_tensors("position_embedder", head.position_grid),
+        **_grid_tensors("ambient_embedder", head.ambient_grid),
+        **_net_tensors("ambient_net", head.ambient_net),
+        **_net_tensors("sigma_net", head.sigma_net),
+        **_net_tensors("color_net", head.color_net),
+        "individual_code": np.ascontiguousarray(head.individual_code, np.float32),
+        "density_bitfield": np.ascontiguousarray(head.density_bitfield, np.uint8),
+        "aabb": np.ascontiguousarray(head.aabb, np.float32),
+    }
+
+
+def torso_tensors(torso: TorsoField) -> Tensors:
+    """Returns torso.safetensors' arrays by key: grid and occupancy as float16, the reference's key names."""
+    occupancy = (torso.occupancy > 0).astype(np.float16)  # only the sign decides
+    return {
+        **_grid_tensors("torso_embedder", torso.grid),
+        **_net_tensors("torso_deform_net", torso.deform_net),
+        **_net_tensors("torso_canonicial_net", torso.canonical_net),
+        "individual_code": np.ascontiguousarray(torso.individual_code, np.float32),
+        "occupancy": np.ascontiguousarray(occupancy),
+    }
+
+
+def _grid_tensors(prefix: str, grid: Grid) -> Tensors:
+    largest = float(np.abs(grid.table).max(initial=0.0))
+    # float16 ends at 65504; a grid beyond it has diverged, and inf would be refused by the reader.
+    dtype = np.float16 if largest < 6e4 else np.float32
+    return {
+        f"{prefix}.embeddings": np.ascontiguousarray(grid.table, dtype),
+        f"{prefix}.offsets": np.ascontiguousarray(grid.offsets, np.int32),
+    }
+
+
+def _net_tensors(prefix: str, net: tuple[F32, ...]) -> Tensors:
+    return {f"{prefix}.net.{i}.weight": np.ascontiguousarray(w, np.float32) for i, w in enumerate(net)}

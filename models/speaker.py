@@ -1,0 +1,740 @@
+"""A speaker bundle on disk: found, checked and read with numpy alone, no torch and no pickle.
+
+A bundle is a folder. `speaker.json` names every other file with its size and SHA-256 and holds the sizes
+and settings; arrays are safetensors, networks are ONNX, the background is a PNG. Whatever does not hold is
+refused with one line: file, field, what was expected, what was there and the way out. The ONNX files are
+checked by hash here; the engine that runs them checks their inputs and outputs when it starts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cuda_kernels.scene import Camera, Grid, HeadField, Scene, TorsoField
+
+from .settings import Range, SettingsError, Shape, check_ranges, from_mapping, one_line, require, show
+
+F32 = npt.NDArray[np.float32]
+U8 = npt.NDArray[np.uint8]
+
+SCHEMA_VERSION = 1
+SETTINGS_FILE = "speaker.json"
+REQUIRED_FILES = (
+    "motion.onnx",
+    "condition.onnx",
+    "head.safetensors",
+    "poses.safetensors",
+    "background.png",
+    "MODEL_CARD.md",
+)
+OPTIONAL_FILES = ("torso.safetensors", "syncnet.onnx")
+LANDMARKS = 68
+SAMPLES_PER_FRAME = 640
+MEL_HISTORY_SAMPLES = 192  # left of the window, so that the first mel frame is whole without future sound
+SPHERICAL_HARMONICS = 16
+
+_MAX_SETTINGS_BYTES = 4 << 20
+_MAX_FILE_BYTES = 2 << 30
+_REBUILD = "copy the bundle again or rebuild it with `geneface-export bundle`"
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+class BundleError(ValueError):
+    """A bundle that cannot be used: which file, which field, what was expected and what was there."""
+
+    def __init__(self, file: str, name: str, expected: str, got: str, way_out: str = _REBUILD) -> None:
+        """Holds `file` and `field` beside the one-line message."""
+        self.file = file
+        self.field = name
+        super().__init__(f"{one_line(file, 300)}: {name}: expected {expected}, got {got}; {way_out}")
+
+
+class UnknownSpeakerError(ValueError):
+    """No bundle of that name; the message lists those there are."""
+
+
+# Settings -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class OriginRecord:
+    """Where the face and the voice come from, and on what ground they may be shown."""
+
+    subject: str  # who is shown
+    consent: str  # on what ground
+    data: str  # what the networks were trained on
+    recipe: str  # how they were trained
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MotionSettings:
+    """How sound becomes landmarks: the window that motion.onnx takes and the speaker's landmark range."""
+
+    window_samples: Annotated[int, Range(640, 16000 * 60)]
+    window_frames: Annotated[int, Range(1, 25 * 60)]
+    lookahead_frames: Annotated[int, Range(0, 25)]
+    landmark_mean: Annotated[F32, Shape(LANDMARKS, 3)]  # idexp: ten times decimetres from the mean face
+    landmark_std: Annotated[F32, Shape(LANDMARKS, 3)]  # > 0
+    mean_face: Annotated[F32 | None, Shape(LANDMARKS, 3)] = None  # head space, decimetres
+    clamp_std: Annotated[float, Range(0.1, 100.0)] = 2.5  # landmarks are held within this many deviations
+    ema: Annotated[float, Range(0.0, 0.99)] = 0.2  # weight of the previous frame
+    kind: str = "pcm"
+
+    def __post_init__(self) -> None:
+        """Checks ranges and how the fields hang together."""
+        check_ranges(self)
+        require(self.kind == "pcm", "kind", '"pcm"', self.kind)
+        samples = SAMPLES_PER_FRAME * self.window_frames + MEL_HISTORY_SAMPLES
+        require(
+            self.window_samples == samples,
+            "window_samples",
+            f"{samples} ({SAMPLES_PER_FRAME} x window_frames + {MEL_HISTORY_SAMPLES})",
+            self.window_samples,
+        )
+        require(
+            self.lookahead_frames < self.window_frames,
+            "lookahead_frames",
+            f"less than window_frames ({self.window_frames})",
+            self.lookahead_frames,
+        )
+        smallest = float(np.min(self.landmark_std))
+        require(smallest > 0, "landmark_std", "values above 0", smallest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionSettings:
+    """The window of landmark frames that condition.onnx takes and the width of what it returns."""
+
+    window_frames: Annotated[int, Range(1, 64)]
+    lookahead_frames: Annotated[int, Range(0, 25)]
+    size: Annotated[int, Range(1, 1024)]
+
+    def __post_init__(self) -> None:
+        """Checks ranges and that the frame itself lies in the window."""
+        check_ranges(self)
+        require(
+            self.lookahead_frames < self.window_frames,
+            "lookahead_frames",
+            f"less than window_frames ({self.window_frames})",
+            self.lookahead_frames,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CameraSettings:
+    """Pinhole intrinsics in pixels of the full image and the map from head space to the field's space."""
+
+    focal_px: Annotated[float, Range(1.0, 1e6)]
+    cx_px: Annotated[float, Range(0.0, 4096.0)]
+    cy_px: Annotated[float, Range(0.0, 4096.0)]
+    scale: Annotated[float, Range(1e-4, 1e4)]
+    offset: Annotated[tuple[float, float, float], Range(-1e4, 1e4)] = (0.0, 0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        check_ranges(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridSettings:
+    """The sizes of one multiresolution grid."""
+
+    levels: Annotated[int, Range(1, 32)]
+    features: Annotated[int, Range(1, 16)]
+    rows: Annotated[int, Range(1, 1 << 26)]
+    base_resolution: Annotated[int, Range(1, 4096)]
+    log2_growth: Annotated[float, Range(0.0, 4.0)]
+    hashed: bool = False
+    smoothstep: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        check_ranges(self)
+
+    @property
+    def width(self) -> int:
+        """The number of features that the grid returns for a point."""
+        return self.levels * self.features
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSettings:
+    """The sizes of the head; nets are given as widths from input to output."""
+
+    position_grid: GridSettings
+    ambient_grid: GridSettings
+    ambient_net: Annotated[tuple[int, ...], Range(1, 4096)]
+    sigma_net: Annotated[tuple[int, ...], Range(1, 4096)]
+    color_net: Annotated[tuple[int, ...], Range(1, 4096)]
+    individual_code: Annotated[int, Range(0, 256)]
+    grid_size: Annotated[int, Range(8, 512)]
+    bound: Annotated[float, Range(1e-3, 1.0)]
+    max_steps: Annotated[int, Range(1, 1024)]
+    min_near: Annotated[float, Range(0.0, 100.0)]
+    stop_transmittance: Annotated[float, Range(0.0, 0.5)]
+
+    def __post_init__(self) -> None:
+        """Checks ranges and that each net takes what the parts before it give."""
+        check_ranges(self)
+        require(self.grid_size & (self.grid_size - 1) == 0, "grid_size", "a power of two", self.grid_size)
+        position = self.position_grid.width
+        _check_net("ambient_net", self.ambient_net, above=position, outputs=2)
+        _check_net("sigma_net", self.sigma_net, inputs=position + self.ambient_grid.width)
+        geometry = self.sigma_net[-1] - 1
+        color = SPHERICAL_HARMONICS + geometry + self.individual_code
+        _check_net("color_net", self.color_net, inputs=color, outputs=3)
+
+    @property
+    def condition_size(self) -> int:
+        """The width of the condition that the head takes."""
+        return self.ambient_net[0] - self.position_grid.width
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorsoSettings:
+    """The sizes of the torso; nets are given as widths from input to output."""
+
+    grid: GridSettings
+    deform_net: Annotated[tuple[int, ...], Range(1, 4096)]
+    canonical_net: Annotated[tuple[int, ...], Range(1, 4096)]
+    individual_code: Annotated[int, Range(0, 256)]
+    occupancy_side: Annotated[int, Range(2, 1024)]
+    position_octaves: Annotated[int, Range(0, 16)]
+    pose_octaves: Annotated[int, Range(0, 16)]
+    shrink: Annotated[float, Range(0.05, 1.0)]
+
+    def __post_init__(self) -> None:
+        """Checks ranges and that each net takes what the parts before it give."""
+        check_ranges(self)
+        position = 2 * (1 + 2 * self.position_octaves)
+        pose = 6 * (1 + 2 * self.pose_octaves)
+        inputs = position + pose + self.individual_code
+        _check_net("deform_net", self.deform_net, inputs=inputs, outputs=2)
+        _check_net("canonical_net", self.canonical_net, inputs=self.grid.width + inputs, outputs=4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileRecord:
+    """One file of the bundle as it was when the bundle was written."""
+
+    sha256: str
+    size_bytes: Annotated[int, Range(1, _MAX_FILE_BYTES)]
+
+    def __post_init__(self) -> None:
+        """Checks ranges and the hash's form."""
+        check_ranges(self)
+        hexadecimal = len(self.sha256) == 64 and set(self.sha256) <= set("0123456789abcdef")
+        require(hexadecimal, "sha256", "64 hexadecimal digits", self.sha256)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SpeakerSettings:
+    """All that speaker.json holds beside its own checksum."""
+
+    schema_version: int
+    name: str
+    synthetic: bool  # True: a made-up character, nobody's likeness
+    licence: str
+    origin: OriginRecord
+    fps: int
+    image_size_px: Annotated[int, Range(16, 4096)]
+    sample_rate_hz: int
+    motion: MotionSettings
+    condition: ConditionSettings
+    camera: CameraSettings
+    head: HeadSettings
+    torso: TorsoSettings | None
+    verification: dict[str, float] = field(default_factory=dict)  # errors measured at export
+    figures: dict[str, float] = field(default_factory=dict)  # quality measured on validation data
+    files: dict[str, FileRecord] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Checks ranges and how the parts hang together."""
+        check_ranges(self)
+        require(
+            self.schema_version == SCHEMA_VERSION, "schema_version", f"{SCHEMA_VERSION}", self.schema_version
+        )
+        named = 0 < len(self.name) <= 100 and self.name.isprintable() and self.name == self.name.strip()
+        require(named, "name", "1 to 100 printable characters", self.name)
+        require(self.fps == 25, "fps", "25", self.fps)
+        require(self.sample_rate_hz == 16000, "sample_rate_hz", "16000", self.sample_rate_hz)
+        for axis in ("cx_px", "cy_px"):
+            value = getattr(self.camera, axis)
+            require(value <= self.image_size_px, f"camera.{axis}", f"0 to {self.image_size_px}", value)
+        require(
+            self.head.condition_size == self.condition.size,
+            "condition.size",
+            f"{self.head.condition_size} (what head.ambient_net takes)",
+            self.condition.size,
+        )
+
+
+def _check_net(
+    name: str,
+    widths: tuple[int, ...],
+    *,
+    inputs: int | None = None,
+    above: int = 0,
+    outputs: int | None = None,
+) -> None:
+    require(2 <= len(widths) <= 9, name, "2 to 9 widths", widths)
+    require(inputs is None or widths[0] == inputs, f"{name}[0]", f"{inputs}", widths[0])
+    require(widths[0] > above, f"{name}[0]", f"more than {above}", widths[0])
+    require(outputs is None or widths[-1] == outputs, f"{name}[-1]", f"{outputs}", widths[-1])
+
+
+def checksum(document: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 over speaker.json's content, its own `checksum` left out, layout ignored."""
+    rest = {key: value for key, value in document.items() if key != "checksum"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+# Speaker --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Speaker:
+    """One speaker, read and checked. Arrays are not writable."""
+
+    name: str
+    path: Path
+    synthetic: bool
+    licence: str
+    origin: OriginRecord
+    image_size_px: int
+    fps: int = 25
+    sample_rate_hz: int = 16000
+    motion: MotionSettings
+    condition: ConditionSettings
+    motion_onnx: Path
+    condition_onnx: Path
+    syncnet_onnx: Path | None = None
+    poses: F32  # (P, 4, 4) camera to head space; frame i shows pose i mod P
+    blinks: F32  # (F, 68, 3) what one blink adds to the landmarks, first and last frame 0
+    verification: Mapping[str, float]
+    figures: Mapping[str, float]
+    settings: SpeakerSettings
+    drawn: Scene
+
+    def scene(self) -> Scene:
+        """Returns what the raymarcher draws."""
+        return self.drawn
+
+    @property
+    def lookahead_frames(self) -> int:
+        """Frames of sound after a frame that its picture depends on."""
+        return self.motion.lookahead_frames + self.condition.lookahead_frames
+
+
+def load_speaker(path: Path) -> Speaker:
+    """Returns the speaker in the bundle folder `path`, everything checked.
+
+    Raises:
+        BundleError: the first thing that does not hold, in one line.
+    """
+    path = Path(path)
+    settings = read_settings(path)
+    contents = _read_files(path, settings)
+    head = _read_head(path / "head.safetensors", contents["head.safetensors"], settings.head)
+    torso = None
+    if settings.torso is not None:
+        torso = _read_torso(path / "torso.safetensors", contents["torso.safetensors"], settings.torso)
+    poses, blinks = _read_poses(path / "poses.safetensors", contents["poses.safetensors"])
+    background = _read_background(path / "background.png", contents["background.png"], settings.image_size_px)
+    camera = Camera(**{e.name: getattr(settings.camera, e.name) for e in dataclasses.fields(CameraSettings)})
+    return Speaker(
+        name=settings.name,
+        path=path,
+        synthetic=settings.synthetic,
+        licence=settings.licence,
+        origin=settings.origin,
+        image_size_px=settings.image_size_px,
+        fps=settings.fps,
+        sample_rate_hz=settings.sample_rate_hz,
+        motion=settings.motion,
+        condition=settings.condition,
+        motion_onnx=path / "motion.onnx",
+        condition_onnx=path / "condition.onnx",
+        syncnet_onnx=path / "syncnet.onnx" if "syncnet.onnx" in settings.files else None,
+        poses=poses,
+        blinks=blinks,
+        verification=settings.verification,
+        figures=settings.figures,
+        settings=settings,
+        drawn=Scene(
+            head=head,
+            torso=torso,
+            camera=camera,
+            background=background,
+            image_size_px=settings.image_size_px,
+        ),
+    )
+
+
+def read_settings(path: Path) -> SpeakerSettings:
+    """Returns what the bundle's speaker.json says, checked in itself; no other file is read.
+
+    Raises:
+        BundleError: the folder or the file is missing or does not hold what it should.
+    """
+    file = path / SETTINGS_FILE
+    if not path.is_dir():
+        raise BundleError(str(path), "folder", "a speaker bundle", "no such folder", "check the path")
+    raw = _read(file, _MAX_SETTINGS_BYTES)
+    try:
+        document = json.loads(raw, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+    except (ValueError, RecursionError) as error:
+        reason = one_line(str(error), 100)
+        raise BundleError(str(file), "content", "JSON", f"something else ({reason})") from None
+    if not isinstance(document, dict):
+        raise BundleError(str(file), "content", "an object", show(document))
+    version = document.get("schema_version")
+    if version != SCHEMA_VERSION or isinstance(version, bool):
+        raise BundleError(
+            str(file),
+            "schema_version",
+            str(SCHEMA_VERSION),
+            show(version),
+            "install the geneface-stream release that wrote it, or rebuild it with `geneface-export bundle`",
+        )
+    stated = document.pop("checksum", None)
+    try:
+        settings = from_mapping(SpeakerSettings, document)
+    except SettingsError as error:
+        raise BundleError(str(file), error.field, error.expected, error.got) from None
+    if stated != checksum(document):
+        raise BundleError(
+            str(file),
+            "checksum",
+            "the hash of the file's content",
+            show(stated),
+            "copy the bundle again, or run `geneface-export seal` if the change is meant",
+        )
+    _check_file_table(file, settings)
+    return settings
+
+
+def _refuse_constant(text: str) -> float:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        raise ValueError("a key stands twice")
+    return document
+
+
+def _check_file_table(file: Path, settings: SpeakerSettings) -> None:
+    known = (*REQUIRED_FILES, *OPTIONAL_FILES)
+    for name in settings.files:
+        if name not in known:
+            raise BundleError(
+                str(file), f"files.{one_line(name)}", f"one of {', '.join(known)}", "another name"
+            )
+    required = [*REQUIRED_FILES, *(["torso.safetensors"] if settings.torso else [])]
+    for name in required:
+        if name not in settings.files:
+            raise BundleError(str(file), f"files.{name}", "its size and hash", "nothing")
+    if settings.torso is None and "torso.safetensors" in settings.files:
+        raise BundleError(str(file), "files.torso.safetensors", "none, as torso is null", "an entry")
+
+
+def _read(file: Path, limit_bytes: int) -> bytes:
+    try:
+        if not file.is_file():
+            raise BundleError(
+                str(file), "file", "a file", "something else" if file.exists() else "no such file"
+            )
+        size = file.stat().st_size
+        if size > limit_bytes:
+            raise BundleError(str(file), "size", f"at most {limit_bytes} bytes", f"{size} bytes")
+        return file.read_bytes()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise BundleError(str(file), "file", "a readable file", reason, "check its permissions") from None
+
+
+def _read_files(path: Path, settings: SpeakerSettings) -> dict[str, bytes]:
+    """Returns the content of every listed file but the networks, each proven by size and hash."""
+    for entry in sorted(path.iterdir()):
+        strange = entry.name not in settings.files and entry.name != SETTINGS_FILE
+        if strange and not entry.name.startswith("."):
+            way_out = "take it out of the bundle's folder"
+            raise BundleError(
+                str(entry), "file", f"only files that {SETTINGS_FILE} lists", "an unlisted one", way_out
+            )
+    contents = {}
+    for name, record in settings.files.items():
+        file = path / name
+        content = _read(file, _MAX_FILE_BYTES)
+        if len(content) != record.size_bytes:
+            raise BundleError(str(file), "size", f"{record.size_bytes} bytes", f"{len(content)} bytes")
+        digest = hashlib.sha256(content).hexdigest()
+        if digest != record.sha256:
+            raise BundleError(str(file), "sha256", f"{record.sha256[:16]}...", f"{digest[:16]}...")
+        contents[name] = content
+    return contents
+
+
+# Arrays ---------------------------------------------------------------------------------------------
+
+
+class _Tensors:
+    """The arrays of one safetensors file, handed out once each, checked for shape, dtype and finiteness."""
+
+    _DTYPES: typing.ClassVar = {
+        "F16": np.float16,
+        "F32": np.float32,
+        "U8": np.uint8,
+        "I32": np.int32,
+    }
+
+    def __init__(self, file: Path, content: bytes) -> None:
+        from safetensors import SafetensorError, deserialize
+
+        self.file = str(file)
+        try:
+            self._left: dict[str, Any] = dict(deserialize(content))  # type: ignore[no-untyped-call]  # the package types only its wrappers
+        except SafetensorError as error:
+            reason = one_line(str(error), 100)
+            raise BundleError(self.file, "content", "safetensors", f"something else ({reason})") from None
+
+    def take(self, key: str, shape: tuple[int | None, ...], *dtypes: str) -> npt.NDArray[Any]:
+        """Returns the array under `key`; float16 becomes float32. None in `shape` is any size."""
+        if key not in self._left:
+            raise BundleError(self.file, key, "an array", "none: the key is missing")
+        info = self._left.pop(key)
+        got_shape, dtype = tuple(info["shape"]), str(info["dtype"])
+        if dtype not in dtypes:
+            raise BundleError(self.file, key, f"dtype {' or '.join(dtypes)}", dtype)
+        fits = len(got_shape) == len(shape) and all(
+            a is None or a == b for a, b in zip(shape, got_shape, strict=True)
+        )
+        if not fits:
+            wanted = "x".join("any" if size is None else str(size) for size in shape)
+            raise BundleError(
+                self.file, key, f"shape {wanted}", "x".join(map(str, got_shape)) or "a single value"
+            )
+        array = np.frombuffer(info["data"], dtype=self._DTYPES[dtype]).reshape(got_shape)
+        if dtype in ("F16", "F32"):
+            array = array.astype(np.float32)
+            if not np.isfinite(array).all():
+                where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+                raise BundleError(self.file, key, "finite numbers", f"{array[where]} at {list(where)}")
+        else:
+            array = array.copy()
+        array.setflags(write=False)
+        return array
+
+    def finish(self) -> None:
+        """Refuses arrays that nobody asked for."""
+        if self._left:
+            key = one_line(min(self._left))
+            raise BundleError(self.file, key, "only the known arrays", "an unknown key")
+
+
+def _read_grid(tensors: _Tensors, prefix: str, settings: GridSettings, dimensions: int) -> Grid:
+    table = tensors.take(f"{prefix}.embeddings", (settings.rows, settings.features), "F16", "F32")
+    offsets = tensors.take(f"{prefix}.offsets", (settings.levels + 1,), "I32")
+    if offsets[0] != 0 or offsets[-1] != settings.rows or (np.diff(offsets.astype(np.int64)) <= 0).any():
+        expected = f"rising from 0 to {settings.rows}"
+        raise BundleError(tensors.file, f"{prefix}.offsets", expected, one_line(str(offsets.tolist())))
+    return Grid(
+        table=table,
+        offsets=offsets,
+        dimensions=dimensions,
+        base_resolution=settings.base_resolution,
+        log2_growth=settings.log2_growth,
+        hashed=settings.hashed,
+        smoothstep=settings.smoothstep,
+    )
+
+
+def _read_net(tensors: _Tensors, prefix: str, widths: tuple[int, ...]) -> tuple[F32, ...]:
+    return tuple(
+        tensors.take(f"{prefix}.net.{i}.weight", (widths[i + 1], widths[i]), "F16", "F32")
+        for i in range(len(widths) - 1)
+    )
+
+
+def _read_head(file: Path, content: bytes, settings: HeadSettings) -> HeadField:
+    tensors = _Tensors(file, content)
+    head = HeadField(
+        position_grid=_read_grid(tensors, "position_embedder", settings.position_grid, 3),
+        ambient_grid=_read_grid(tensors, "ambient_embedder", settings.ambient_grid, 2),
+        ambient_net=_read_net(tensors, "ambient_net", settings.ambient_net),
+        sigma_net=_read_net(tensors, "sigma_net", settings.sigma_net),
+        color_net=_read_net(tensors, "color_net", settings.color_net),
+        individual_code=tensors.take("individual_code", (settings.individual_code,), "F32"),
+        density_bitfield=tensors.take("density_bitfield", (settings.grid_size**3 // 8,), "U8"),
+        grid_size=settings.grid_size,
+        bound=settings.bound,
+        aabb=tensors.take("aabb", (6,), "F32"),
+        max_steps=settings.max_steps,
+        min_near=settings.min_near,
+        stop_transmittance=settings.stop_transmittance,
+    )
+    tensors.finish()
+    low, high = head.aabb[:3], head.aabb[3:]
+    if not (low < high).all() or np.abs(head.aabb).max() > settings.bound:
+        expected = f"a box within +-{settings.bound:g}"
+        raise BundleError(str(file), "aabb", expected, one_line(str(head.aabb.tolist()), 100))
+    if not head.density_bitfield.any():
+        raise BundleError(str(file), "density_bitfield", "at least one occupied cell", "an empty grid")
+    return head
+
+
+def _read_torso(file: Path, content: bytes, settings: TorsoSettings) -> TorsoField:
+    tensors = _Tensors(file, content)
+    side = settings.occupancy_side
+    torso = TorsoField(
+        grid=_read_grid(tensors, "torso_embedder", settings.grid, 2),
+        deform_net=_read_net(tensors, "torso_deform_net", settings.deform_net),
+        canonical_net=_read_net(tensors, "torso_canonicial_net", settings.canonical_net),
+        individual_code=tensors.take("individual_code", (settings.individual_code,), "F32"),
+        occupancy=tensors.take("occupancy", (side, side), "F16", "F32"),
+        position_octaves=settings.position_octaves,
+        pose_octaves=settings.pose_octaves,
+        shrink=settings.shrink,
+    )
+    tensors.finish()
+    return torso
+
+
+def _read_poses(file: Path, content: bytes) -> tuple[F32, F32]:
+    tensors = _Tensors(file, content)
+    poses = tensors.take("c2w", (None, 4, 4), "F32")
+    blinks = tensors.take("blink", (None, LANDMARKS, 3), "F32")
+    tensors.finish()
+    for key, array in (("c2w", poses), ("blink", blinks)):
+        if not len(array):
+            raise BundleError(str(file), key, "at least one frame", "none")
+    rotations = poses[:, :3, :3].astype(np.float64)
+    error = np.abs(rotations @ rotations.transpose(0, 2, 1) - np.eye(3)).max(axis=(1, 2))
+    error = np.maximum(error, np.abs(np.linalg.det(rotations) - 1))
+    error = np.maximum(error, np.abs(poses[:, 3] - np.array([0, 0, 0, 1])).max(axis=1))
+    worst = int(error.argmax())
+    if not error[worst] <= 1e-3:
+        expected = "rotations (orthonormal within 1e-3, last row 0 0 0 1)"
+        raise BundleError(str(file), f"c2w[{worst}]", expected, f"an error of {error[worst]:.3g}")
+    if np.abs(blinks[[0, -1]]).max() > 1e-6:
+        got = f"{np.abs(blinks[[0, -1]]).max():.3g}"
+        raise BundleError(str(file), "blink", "0 in the first and last frame", got)
+    return poses, blinks
+
+
+def _read_background(file: Path, content: bytes, size_px: int) -> U8:
+    # The size stands at a fixed place in a PNG; it is checked before anything is unpacked.
+    if len(content) < 24 or not content.startswith(_PNG_SIGNATURE):
+        raise BundleError(str(file), "content", "a PNG", "something else")
+    width, height = (int.from_bytes(content[start : start + 4], "big") for start in (16, 20))
+    if (width, height) != (size_px, size_px):
+        raise BundleError(str(file), "size", f"{size_px}x{size_px} pixels", f"{width}x{height}")
+    import cv2
+
+    try:
+        decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:
+        decoded = None
+    if decoded is None or decoded.shape != (size_px, size_px, 3):
+        raise BundleError(
+            str(file), "content", f"a {size_px}x{size_px} RGB PNG", "one that cannot be decoded"
+        )
+    image: U8 = np.ascontiguousarray(decoded[:, :, ::-1]).astype(np.uint8, copy=False)  # (size, size, 3) RGB
+    image.setflags(write=False)
+    return image
+
+
+# Search ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundSpeaker:
+    """A bundle folder that was found, not yet read."""
+
+    name: str
+    path: Path
+    place: str  # "speakers dir", "user" or "packaged"
+
+
+def user_speakers_dir() -> Path:
+    """Returns the folder where a user's own bundles live on this platform; it need not exist."""
+    home = Path.home()
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = home / "Library" / "Application Support"
+    else:
+        stated = os.environ.get("XDG_DATA_HOME", "")
+        # The XDG base directory specification: a relative path is to be ignored.
+        base = Path(stated) if stated and Path(stated).is_absolute() else home / ".local" / "share"
+    return base / "geneface-stream" / "speakers"
+
+
+def packaged_speakers_dir() -> Path:
+    """Returns the folder of the bundles that ship with the program."""
+    return Path(__file__).resolve().parent / "speakers"
+
+
+def list_speakers(*, speakers_dir: Path | None = None) -> list[FoundSpeaker]:
+    """Returns every bundle that `find_speaker` finds by name, sorted by name; the first place wins."""
+    places: list[tuple[str, Path]] = [] if speakers_dir is None else [("speakers dir", Path(speakers_dir))]
+    places += [("user", user_speakers_dir()), ("packaged", packaged_speakers_dir())]
+    found: dict[str, FoundSpeaker] = {}
+    for place, folder in places:
+        for settings_file in _glob(folder):
+            path = settings_file.parent
+            if not path.name.startswith("."):
+                found.setdefault(path.name, FoundSpeaker(name=path.name, path=path, place=place))
+    return [found[name] for name in sorted(found)]
+
+
+def _glob(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.glob(f"*/{SETTINGS_FILE}"))
+    except OSError:
+        return []
+
+
+def find_speaker(name_or_path: str, *, speakers_dir: Path | None = None) -> Path:
+    """Returns the bundle's folder: a path, or a name looked up in `speakers_dir`, the user's, the packaged.
+
+    Raises:
+        UnknownSpeakerError: there is no such bundle; lists those there are.
+    """
+    try:
+        path = Path(name_or_path).expanduser()
+        if path.name == SETTINGS_FILE and path.is_file():
+            return path.parent
+        if name_or_path and (path / SETTINGS_FILE).is_file():
+            return path
+        looks_like_path = path.is_dir() and len(path.parts) > 1
+    except (OSError, ValueError, RuntimeError):  # a name too long, a null byte, no home
+        looks_like_path = False
+    if looks_like_path:
+        raise BundleError(
+            name_or_path, SETTINGS_FILE, "a speaker bundle", "a folder without it", "check the path"
+        )
+    there_are = list_speakers(speakers_dir=speakers_dir)
+    for found in there_are:
+        if found.name == name_or_path:
+            return found.path
+    names = ", ".join(found.name for found in there_are) or "none"
+    raise UnknownSpeakerError(
+        f"speaker: expected a bundle's folder or one of: {names}, got {show(name_or_path)}; "
+        f"put a bundle into {user_speakers_dir()} or give its path"
+    )
