@@ -4,9 +4,9 @@ With `Audio2MotionConfig()` it is GeneFace's network (Ye et al., ICLR 2023), key
 `Audio2MotionConfig.streaming()` it is the same network made causal, small and free of the time squeeze, for a
 live stream. Names of children are those of GeneFace's checkpoints.
 
-Time: features come at 50 Hz, two to a video frame. A call takes the features of T + lookahead_frames video frames
-and returns the T frames that begin with the features' own first one: frame i is emitted at step i + lookahead_frames
-and a causal network has heard nothing later than that step.
+Time: features come at 50 Hz, two to a video frame. A call takes the features of T + lookahead_frames video
+frames and returns the first T of them as landmarks: frame i is emitted at step i + lookahead_frames, and a
+causal network has heard nothing later than that step.
 """
 
 from __future__ import annotations
@@ -70,13 +70,13 @@ class Audio2MotionConfig:
         """Raises ValueError where sizes contradict each other."""
         if self.causal and self.squeeze != 1:
             raise ValueError(
-                f"Audio2MotionConfig: squeeze: expected 1 where causal is true, since a latent step hears all of "
-                f"its frames, got {self.squeeze}; set squeeze=1"
+                f"Audio2MotionConfig: squeeze: expected 1 where causal is true, since a latent step hears "
+                f"all of its frames, got {self.squeeze}; set squeeze=1"
             )
         if not self.causal and self.squeeze % 2:
             raise ValueError(
-                f"Audio2MotionConfig: squeeze: expected an even number where causal is false, got {self.squeeze}; "
-                f"set causal=True or an even squeeze"
+                f"Audio2MotionConfig: squeeze: expected an even number where causal is false, got "
+                f"{self.squeeze}; set causal=True or an even squeeze"
             )
         if not self.causal and self.lookahead_frames:
             raise ValueError(
@@ -127,7 +127,9 @@ class Audio2MotionConfig:
                 "a network that looks both ways has no streaming window"
             )
         audio = 2 * 2 + 2 * self.context_layers  # kernels of 3
-        latent = 1 + self.flow_couplings * self.flow_layers * (self.flow_kernel - 1)  # g_pre_net's kernel of 2
+        latent = 1 + self.flow_couplings * self.flow_layers * (
+            self.flow_kernel - 1
+        )  # g_pre_net's kernel of 2
         decoder = self.decoder_layers * (self.kernel - 1)
         return 1 + audio + latent + decoder
 
@@ -229,7 +231,7 @@ class Coupling(nn.Module):
     def __init__(self, config: Audio2MotionConfig) -> None:
         super().__init__()
         half = config.latent_channels // 2
-        self.half = half
+        self.kept_channels = half
         self.pre = nn.Conv1d(half, config.flow_hidden_channels, 1)
         self.enc = WaveNet(
             config.flow_hidden_channels,
@@ -244,7 +246,7 @@ class Coupling(nn.Module):
 
     def forward(self, z: Tensor, mask: Tensor | None, condition: Tensor, *, reverse: bool) -> Tensor:
         """Returns (B, latent, steps)."""
-        kept, moved = z[:, : self.half], z[:, self.half :]
+        kept, moved = z[:, : self.kept_channels], z[:, self.kept_channels :]
         hidden = self.pre(kept)
         if mask is not None:
             hidden = hidden * mask
@@ -297,7 +299,7 @@ class PosteriorEncoder(nn.Module):
         """Returns mean and log-std, each (B, latent, steps), of motion (B, 204, T); mask is (B, 1, steps)."""
         x = self.pre_net(motion) * mask  # (B, hidden, steps)
         x = self.wn(x, mask, condition)  # (B, hidden, steps)
-        mean, log_std = (self.out_proj(x) * mask).chunk(2, dim=1)
+        mean, log_std = self.out_proj(x).chunk(2, dim=1)
         return mean, log_std
 
 
@@ -393,14 +395,15 @@ class Audio2Motion(nn.Module):
         config = self.config
         if features.ndim != 3 or features.shape[2] != config.feature_dimension or features.shape[1] % 2:
             raise ValueError(
-                f"Audio2Motion: features: expected (batch, two a video frame, {config.feature_dimension}), got "
-                f"{tuple(features.shape)}; check the front end, and pad to whole video frames"
+                f"Audio2Motion: features: expected (batch, two a video frame, {config.feature_dimension}), "
+                f"got {tuple(features.shape)}; check the front end, and pad to whole video frames"
             )
         frames = features.shape[1] // 2 - config.lookahead_frames
         if frames <= 0 or frames % config.squeeze:
             raise ValueError(
                 f"Audio2Motion: features: expected a positive multiple of {config.squeeze} video frames and "
-                f"{config.lookahead_frames} of lookahead after them, got {features.shape[1] // 2}; pad the audio"
+                f"{config.lookahead_frames} of lookahead after them, got "
+                f"{features.shape[1] // 2}; pad the audio"
             )
         if config.stack_features:
             x = features.reshape(features.shape[0], -1, 2 * config.feature_dimension)  # (B, T + L, 2 F)
@@ -412,7 +415,8 @@ class Audio2Motion(nn.Module):
         if config.pitch_channels:
             if f0_hz is None:
                 raise ValueError(
-                    "Audio2Motion: f0_hz: expected (batch, features' length), got none; this variant hears pitch"
+                    "Audio2Motion: f0_hz: expected (batch, features' length), got none; "
+                    "this variant hears pitch"
                 )
             pitch = self.pitch_embed(f0_to_coarse(f0_hz[:, ::2]))  # (B, T + L, embedding)
             g = torch.cat([g, last_frames(self.pitch_encoder(pitch.transpose(1, 2)), g)], dim=1)
@@ -449,7 +453,7 @@ class Audio2Motion(nn.Module):
             noise = torch.randn_like(mean)
         z = mean + noise * torch.exp(log_std)  # (B, latent, T / squeeze)
         z_prior = self.vae.prior_flow(z, step_mask, steps, reverse=False)
-        x = self.vae.decoder(z, frame_mask, g)  # (B, 204, T)
+        x = self.vae.decoder(z, frame_mask, g) * frame_mask  # (B, 204, T)
         return Audio2MotionOutput(
             reconstruction=x.transpose(1, 2),
             mean=mean.transpose(1, 2),
@@ -473,8 +477,8 @@ class Audio2Motion(nn.Module):
             features: (B, 2 (T + lookahead_frames), feature_dimension).
             f0_hz: (B, 2 (T + lookahead_frames)), for the variant that hears pitch.
             mask: (B, T), multiplies the landmarks.
-            z_prior: (B, latent, T / squeeze), the prior's noise already times its temperature, `latent_noise` for
-                a stream. Absent it is zero: the prior's mode, the same motion for the same audio.
+            z_prior: (B, latent, T / squeeze), the prior's noise already times its temperature, `latent_noise`
+                for a stream. Absent it is zero: the prior's mode, the same motion for the same audio.
         """
         g = self.condition(features, f0_hz)  # (B, C, T)
         steps = self.vae.g_pre_net(g)  # (B, C, T / squeeze)

@@ -98,8 +98,8 @@ class LogMel(nn.Module):
     Called on samples that begin 192 earlier (`causal` pads them), frame k covers [320 k - 192, 320 k + 320)
     and depends on nothing later than its own 20 ms. The maths is the same.
 
-    The Fourier transform is two matrix products, on the even and the odd half of the window, because that
-    exports to ONNX and only the bins that some band hears are computed. It has no parameters and no state to save.
+    The Fourier transform is two matrix products, on the even and the odd half of the window: that exports to
+    ONNX, and only the bins that some band hears are worked out. There are no parameters and no state to save.
     """
 
     rate_hz = 50
@@ -128,17 +128,22 @@ class LogMel(nn.Module):
         self.filters: Tensor
 
     def forward(self, pcm: Tensor) -> Tensor:
-        """Returns the bands (B, Tx, bands) of `pcm` (B, samples) in [-1, 1], Tx = (samples - 512) // 320 + 1."""
+        """Returns (B, (samples - 512) // 320 + 1, bands) of `pcm` (B, samples) in [-1, 1]."""
         hop, size = self.config.hop_samples, self.config.window_samples
         if pcm.ndim != 2 or pcm.shape[1] < size:
-            raise ValueError(f"LogMel: pcm: expected (batch, >= {size}) samples, got {tuple(pcm.shape)}; pad it")
+            raise ValueError(
+                f"LogMel: pcm: expected (batch, >= {size}) samples, got {tuple(pcm.shape)}; pad it"
+            )
         frames = (pcm.shape[1] - size) // hop + 1
         needed = (frames + 1) * hop
         pcm = functional.pad(pcm[:, :needed], (0, max(0, needed - pcm.shape[1])))  # (B, (frames + 1) hop)
         hops = pcm.reshape(pcm.shape[0], frames + 1, hop)  # (B, frames + 1, hop)
         x = torch.cat([hops[:, :-1], hops[:, 1:, : size - hop]], dim=2)  # (B, frames, window)
         half = size // 2
-        ahead, behind = x[..., 1 : half + 1], x[..., half:].flip(-1)  # (B, frames, half), samples n and window - n
+        ahead, behind = (
+            x[..., 1 : half + 1],
+            x[..., half:].flip(-1),
+        )  # (B, frames, half), samples n and window - n
         real = (ahead + behind) @ self.cosine  # (B, frames, heard)
         imaginary = (ahead - behind) @ self.sine  # (B, frames, heard)
         amplitude = torch.sqrt(real * real + imaginary * imaginary)  # (B, frames, heard)
@@ -146,4 +151,4 @@ class LogMel(nn.Module):
 
     def causal(self, pcm: Tensor) -> Tensor:
         """Returns (B, samples // 320, bands): `pcm` (B, samples) is heard as if silence came before it."""
-        return self.forward(functional.pad(pcm, (self.left_context_samples, 0)))  # type: ignore[no-any-return]
+        return self.forward(functional.pad(pcm, (self.left_context_samples, 0)))

@@ -1,6 +1,6 @@
 """PostNet, which moves generic landmarks into one speaker's domain, and the discriminator that teaches it to.
 
-With the default sizes both are GeneFace's, key for key; `PostNetConfig.streaming()` looks only back and is small.
+With the default sizes both are GeneFace's, key for key; `PostNetConfig.streaming()` is small and causal.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class PostNetConfig:
 
 
 def nonzero_frames(landmarks: Tensor) -> Tensor:
-    """Returns (B, T), 1 where a frame of (B, T, 204) is not all zero: GeneFace's mark of a frame that counts."""
+    """Returns (B, T), 1 where a frame of (B, T, 204) is not all zero: GeneFace's mark of what counts."""
     return (landmarks.abs().sum(dim=-1) != 0).to(landmarks.dtype)
 
 
@@ -75,9 +75,7 @@ class PostNet(nn.Module):
         causal = config.causal
 
         def block(inputs: int, outputs: int) -> nn.Sequential:
-            rest = (
-                ConvUnit(outputs, outputs, residual=True, causal=causal) for _ in range(config.residuals)
-            )
+            rest = (ConvUnit(outputs, outputs, residual=True, causal=causal) for _ in range(config.residuals))
             return nn.Sequential(ConvUnit(inputs, outputs, causal=causal), *rest)
 
         self.block1 = block(LANDMARK_DIMENSION + config.pitch_channels, first)
@@ -100,7 +98,7 @@ class PostNet(nn.Module):
         if (pitch is not None) != bool(self.config.pitch_channels):
             raise ValueError(
                 f"PostNet: pitch: expected {self.config.pitch_channels} channels, got "
-                f"{'none' if pitch is None else pitch.shape[-1]}; pass it to the variant that hears pitch alone"
+                f"{'none' if pitch is None else pitch.shape[-1]}; only the pitch variant takes it"
             )
         x = landmarks if pitch is None else torch.cat([landmarks, pitch], dim=-1)
         x = x.transpose(1, 2)  # (B, 204 + pitch, T)

@@ -54,9 +54,9 @@ class SyncNetConfig:
             feature_dimension=80,
             feature_offset=6.0,
             feature_scale=0.4,
-            audio_widths=(96, 128, 192),
-            mouth_stem=64,
-            mouth_widths=(96, 128, 192),
+            audio_widths=(64, 96, 128),
+            mouth_stem=48,
+            mouth_widths=(64, 96, 128),
         )
 
 
@@ -152,6 +152,6 @@ class SyncNet(nn.Module):
 
 
 def sync_loss(audio: Tensor, mouth: Tensor, label: Tensor) -> Tensor:
-    """Returns the binary cross entropy () of the embeddings' cosines against label (B,), 1 where they belong."""
+    """Returns the binary cross entropy () of the pairs' cosines against label (B,), 1 for a true pair."""
     cosine = functional.cosine_similarity(audio, mouth, dim=1)  # (B,)
     return functional.binary_cross_entropy(cosine.clamp(0.0, 1.0), label)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import cast
 
 import torch
@@ -38,9 +39,7 @@ class TimeConv1d(nn.Conv1d):
         causal: bool = False,
         bias: bool = True,
     ) -> None:
-        super().__init__(
-            inputs, outputs, kernel, stride, 0 if causal else (kernel - stride) // 2, bias=bias
-        )
+        super().__init__(inputs, outputs, kernel, stride, 0 if causal else (kernel - stride) // 2, bias=bias)
         self.causal = causal
         self.pads = True
 
@@ -67,7 +66,9 @@ class WeightNormConv1d(nn.Module):
         plain = nn.Conv1d(inputs, outputs, kernel)
         weight, bias = plain.weight.detach(), cast(Tensor, plain.bias).detach()
         self.bias = nn.Parameter(bias.clone())  # (outputs,)
-        self.weight_g = nn.Parameter(torch.linalg.vector_norm(weight, dim=(1, 2), keepdim=True))  # (outputs, 1, 1)
+        self.weight_g = nn.Parameter(
+            torch.linalg.vector_norm(weight, dim=(1, 2), keepdim=True)
+        )  # (outputs, 1, 1)
         self.weight_v = nn.Parameter(weight.clone())  # (outputs, inputs, kernel)
         self.kernel = kernel
         self.causal = causal
@@ -76,7 +77,16 @@ class WeightNormConv1d(nn.Module):
     def weight(self) -> Tensor:
         """Returns the effective weight (outputs, inputs, kernel)."""
         norm = torch.linalg.vector_norm(self.weight_v, dim=(1, 2), keepdim=True)  # (outputs, 1, 1)
-        return self.weight_v * (self.weight_g / norm)
+        weight: Tensor = self.weight_v * (self.weight_g / norm)
+        return weight
+
+    def plain(self) -> TimeConv1d:
+        """Returns the same layer with its weight worked out, for export."""
+        outputs, inputs, kernel = self.weight_v.shape
+        layer = TimeConv1d(inputs, outputs, kernel, causal=self.causal)
+        layer.pads = self.pads
+        layer.load_state_dict({"weight": self.weight().detach(), "bias": self.bias.detach()})
+        return layer
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns (B, outputs, frames)."""
@@ -85,6 +95,16 @@ class WeightNormConv1d(nn.Module):
                 x = functional.pad(x, (self.kernel - 1, 0))
             return functional.conv1d(x, self.weight(), self.bias)
         return functional.conv1d(x, self.weight(), self.bias, padding=(self.kernel - 1) // 2)
+
+
+def plain_copy(module: nn.Module) -> nn.Module:
+    """Returns a copy of `module` in evaluation mode with every weight norm worked out."""
+    copied = deepcopy(module).eval()
+    for parent in list(copied.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, WeightNormConv1d):
+                setattr(parent, name, child.plain())
+    return copied
 
 
 @contextmanager

@@ -1,0 +1,288 @@
+"""Writes the motion networks as ONNX, and proves that the graph says what the torch modules say.
+
+`motion.onnx` is one graph from samples to landmarks: front end, Audio2Motion, PostNet. It holds the causal
+layers without their padding, so that a window of the receptive field gives one frame and works out nothing
+that this frame does not need.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from models.audio2motion import Audio2Motion, Audio2MotionConfig
+from models.features import FRAME_SAMPLES, AudioFeatures, LogMel
+from models.postnet import PostNet, PostNetConfig
+from models.syncnet import AUDIO_FRAMES, MOTION_FRAMES, MOUTH_DIMENSION, SyncNet
+from models.time_convolution import plain_copy, without_padding
+
+OPSET = 20
+"""The newest operator set that every onnxruntime we allow (>= 1.20) runs; nothing here needs a newer one."""
+LARGEST_ERROR = 1e-4
+"""Two orders of float32 sums of a few hundred terms differ by some 1e-6; a wrong graph by more than 1e-2."""
+
+F32 = NDArray[np.float32]
+
+
+class ExportError(ValueError):
+    """An exported graph that does not say what its source says, or sources that do not fit together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MotionExportReport:
+    """What was written and how it compares.
+
+    Attributes:
+        path: The graph.
+        bytes: Its size.
+        window_frames, window_samples, lookahead_frames: The window that one call takes.
+        largest_error: Largest difference to torch over all tried inputs, in the output's unit.
+        cases: How many inputs were tried.
+        ms_per_call: Median on this machine, one thread.
+    """
+
+    path: Path
+    bytes: int
+    window_frames: int
+    window_samples: int
+    lookahead_frames: int
+    largest_error: float
+    cases: int
+    ms_per_call: float
+
+
+class MotionChain(nn.Module):
+    """Samples of one window to the landmarks of the one frame it was cut for."""
+
+    def __init__(self, audio2motion: Audio2Motion, postnet: PostNet | None, features: LogMel) -> None:
+        super().__init__()
+        self.audio2motion, self.postnet, self.features = audio2motion, postnet, features
+
+    def forward(self, pcm: Tensor) -> Tensor:
+        """Returns (1, 204) of `pcm` (1, window_samples) in [-1, 1]."""
+        landmarks = self.audio2motion.predict(self.features(pcm))  # (1, n, 204)
+        if self.postnet is not None:
+            landmarks = self.postnet(landmarks)  # (1, n, 204)
+        return landmarks[:, -1]
+
+
+def motion_window_frames(audio2motion: Audio2MotionConfig, postnet: PostNetConfig | None = None) -> int:
+    """Returns the video frames of audio that one emitted frame depends on: the shortest exact window."""
+    return audio2motion.receptive_field_frames + (postnet.receptive_field_frames - 1 if postnet else 0)
+
+
+def window_samples(window_frames: int, features: AudioFeatures) -> int:
+    """Returns the samples of a window: its frames, and what the front end hears before them."""
+    return FRAME_SAMPLES * window_frames + features.left_context_samples
+
+
+def motion_windows(pcm: F32, *, window_frames: int, lookahead_frames: int, left_context_samples: int) -> F32:
+    """Returns the windows (T, window_samples) for each whole frame of `pcm` (samples,), silence around it.
+
+    The window of frame i ends at sample 640 (i + 1 + lookahead_frames).
+    """
+    frames = len(pcm) // FRAME_SAMPLES
+    width = FRAME_SAMPLES * window_frames + left_context_samples
+    left = width - FRAME_SAMPLES * (1 + lookahead_frames)
+    padded = np.pad(
+        pcm[: frames * FRAME_SAMPLES], (max(0, left), FRAME_SAMPLES * lookahead_frames)
+    )  # (samples,)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, width)[::FRAME_SAMPLES]
+    return np.ascontiguousarray(windows[:frames])
+
+
+def export_motion(
+    audio2motion: Audio2Motion,
+    postnet: PostNet | None,
+    features: LogMel,
+    *,
+    path: Path,
+    window_frames: int | None = None,
+    lookahead_frames: int | None = None,
+    audio: F32 | None = None,
+) -> MotionExportReport:
+    """Writes `path` and returns how it compares with the torch modules.
+
+    Args:
+        audio2motion: A causal network.
+        postnet: A causal network, or None for a speaker without one.
+        features: The front end that both were trained on.
+        path: Where the graph goes; one file.
+        window_frames: Video frames of a window; the receptive field if absent, which is also the least.
+        lookahead_frames: Must be the network's own; for a caller who wants it checked.
+        audio: (samples,) at 16 kHz in [-1, 1] to compare on, besides noise, tones and silence.
+
+    Raises:
+        ExportError: The networks look ahead, the window is too short, or the graph differs from its source.
+    """
+    config = audio2motion.config
+    if not config.causal or (postnet is not None and not postnet.config.causal):
+        raise ExportError("motion.onnx: networks: expected causal=True in both, got one that looks both ways")
+    if lookahead_frames is not None and lookahead_frames != config.lookahead_frames:
+        raise ExportError(
+            f"motion.onnx: lookahead_frames: expected the network's {config.lookahead_frames}, got "
+            f"{lookahead_frames}; it was trained with its own"
+        )
+    if config.feature_dimension != features.dimension:
+        raise ExportError(
+            f"motion.onnx: features: expected {config.feature_dimension} numbers, got {features.dimension}; "
+            f"use the front end the network was trained on"
+        )
+    least = motion_window_frames(config, postnet.config if postnet else None)
+    window_frames = least if window_frames is None else window_frames
+    if window_frames < least:
+        raise ExportError(
+            f"motion.onnx: window_frames: expected at least the receptive field {least}, got "
+            f"{window_frames}; leave it out to take that"
+        )
+    chain = MotionChain(audio2motion, postnet, features).eval()
+    folded = plain_copy(chain)
+    width = window_samples(window_frames, features)
+    with without_padding(folded):
+        _write(folded, (torch.zeros(1, width),), path, inputs=("pcm",), outputs=("landmarks",))
+    with without_padding(chain):
+        cases = _windows_to_try(width, audio)
+        error = max(_largest_error(path, chain, {"pcm": case}) for case in cases)
+    _refuse_if_wrong(path, error)
+    return MotionExportReport(
+        path=path,
+        bytes=path.stat().st_size,
+        window_frames=window_frames,
+        window_samples=width,
+        lookahead_frames=config.lookahead_frames,
+        largest_error=error,
+        cases=len(cases),
+        ms_per_call=_ms_per_call(path, {"pcm": cases[0]}),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyncNetExportReport:
+    """What was written and how it compares; see `MotionExportReport`."""
+
+    path: Path
+    bytes: int
+    embedding: int
+    largest_error: float
+
+
+def export_syncnet(syncnet: SyncNet, *, path: Path) -> SyncNetExportReport:
+    """Writes `path` and returns how it compares with torch.
+
+    The graph takes `audio` (B, 10, feature_dimension) and `mouth` (B, 5, 60) and gives `audio_embedding` and
+    `mouth_embedding` (B, embedding) of unit length. B is free.
+
+    Raises:
+        ExportError: The graph differs from its source.
+    """
+    syncnet = syncnet.eval()
+    dimension = syncnet.config.feature_dimension
+    example = (torch.zeros(2, AUDIO_FRAMES, dimension), torch.zeros(2, MOTION_FRAMES, MOUTH_DIMENSION))
+    _write(
+        syncnet,
+        example,
+        path,
+        inputs=("audio", "mouth"),
+        outputs=("audio_embedding", "mouth_embedding"),
+        free_batch=True,
+    )
+    random = np.random.default_rng(0)
+    error = 0.0
+    for batch in (1, 7):
+        audio = random.normal(-2, 2, (batch, AUDIO_FRAMES, dimension)).astype(np.float32)
+        mouth = random.normal(0, 0.5, (batch, MOTION_FRAMES, MOUTH_DIMENSION)).astype(np.float32)
+        error = max(error, _largest_error(path, syncnet, {"audio": audio, "mouth": mouth}))
+    _refuse_if_wrong(path, error)
+    return SyncNetExportReport(
+        path=path, bytes=path.stat().st_size, embedding=syncnet.config.audio_widths[-1], largest_error=error
+    )
+
+
+def _write(
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+    path: Path,
+    *,
+    inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
+    free_batch: bool = False,
+) -> None:
+    shapes = tuple({0: torch.export.Dim("batch", min=1, max=4096)} for _ in example) if free_batch else None
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns of its own parts
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # and that torchvision, unused, is absent
+        program = torch.onnx.export(
+            module,
+            example,
+            input_names=inputs,
+            output_names=outputs,
+            opset_version=OPSET,
+            dynamo=True,
+            dynamic_shapes=shapes,
+            external_data=False,
+            optimize=True,
+            verbose=False,
+        )
+    assert program is not None
+    program.save(path, external_data=False)
+    onnx.checker.check_model(str(path), full_check=True)
+
+
+def _session(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _largest_error(path: Path, module: nn.Module, feed: Mapping[str, F32]) -> float:
+    got = _session(path).run(None, dict(feed))
+    with torch.no_grad():
+        expected = module(*(torch.from_numpy(array) for array in feed.values()))
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    return max(float(np.abs(a - b.numpy()).max()) for a, b in zip(got, expected, strict=True))
+
+
+def _refuse_if_wrong(path: Path, error: float) -> None:
+    if not error <= LARGEST_ERROR:  # also refuses NaN
+        path.unlink(missing_ok=True)
+        raise ExportError(
+            f"{path}: expected the graph within {LARGEST_ERROR:g} of torch, got {error:.3g}; nothing was kept"
+        )
+
+
+def _windows_to_try(width: int, audio: F32 | None) -> list[F32]:
+    random = np.random.default_rng(0)
+    seconds = np.arange(width) / 16000
+    tried = [
+        random.normal(0, 0.1, width),
+        random.uniform(-1, 1, width),
+        0.3 * np.sin(2 * np.pi * 220 * seconds),
+        np.zeros(width),
+    ]
+    if audio is not None:
+        starts = np.linspace(0, max(0, len(audio) - width), 16).astype(int)
+        tried += [
+            np.pad(audio[s : s + width], (max(0, width - len(audio[s : s + width])), 0)) for s in starts
+        ]
+    return [case.astype(np.float32)[None] for case in tried]
+
+
+def _ms_per_call(path: Path, feed: Mapping[str, F32], *, calls: int = 100) -> float:
+    session = _session(path)
+    taken = []
+    for _ in range(calls):
+        start = time.perf_counter()
+        session.run(None, dict(feed))
+        taken.append(time.perf_counter() - start)
+    return float(np.median(taken) * 1000)
