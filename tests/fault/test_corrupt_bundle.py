@@ -1,0 +1,439 @@
+"""Bundles that were damaged, shortened or forged: always one line that names the file and the field."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+
+import bundle_factory
+import cv2
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load, save
+
+from models.speaker import BundleError, checksum, load_speaker
+
+FILES = (
+    "speaker.json",
+    "motion.onnx",
+    "condition.onnx",
+    "head.safetensors",
+    "torso.safetensors",
+    "poses.safetensors",
+    "background.png",
+    "MODEL_CARD.md",
+)
+WRITTEN_ANEW = settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    derandomize=True,
+)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A bundle of few bytes, so that damage is likely to hit something that matters."""
+    return bundle_factory.write_tiny_bundle(tmp_path_factory.mktemp("small") / "Tiny", image_size_px=32)
+
+
+@pytest.fixture
+def bundle(small, tmp_path):
+    shutil.copytree(small, tmp_path / "Tiny")
+    return tmp_path / "Tiny"
+
+
+def refused(bundle):
+    """The one line with which the bundle is refused."""
+    with pytest.raises(BundleError) as caught:
+        load_speaker(bundle)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 800
+    assert all(word in message for word in (": expected ", ", got ", "; "))
+    return message
+
+
+def read_or_refused(bundle):
+    """Whether the bundle was read; any error but a one-line BundleError passes through."""
+    try:
+        load_speaker(bundle)
+    except BundleError as error:
+        message = str(error)
+    else:
+        return True
+    assert "\n" not in message
+    return False
+
+
+def reseal(bundle, change=None):
+    """Forges the bundle: applies `change` to speaker.json and makes every size and hash true again."""
+    document = json.loads((bundle / "speaker.json").read_text())
+    for name in document["files"]:
+        if (bundle / name).exists():
+            content = (bundle / name).read_bytes()
+            document["files"][name] = {
+                "sha256": hashlib.sha256(content).hexdigest(),
+                "size_bytes": len(content),
+            }
+    if change is not None:
+        change(document)
+    document["checksum"] = checksum(document)
+    (bundle / "speaker.json").write_text(json.dumps(document))
+
+
+def put(document, dotted, value):
+    """Sets, or with value ... removes, the value at a dotted path."""
+    *way, last = dotted.split(".")
+    for key in way:
+        document = document[int(key) if isinstance(document, list) else key]
+    if value is ...:
+        del document[last]
+    else:
+        document[int(last) if isinstance(document, list) else last] = value
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_byte_in_any_file(bundle, name):
+    content = bytearray((bundle / name).read_bytes())
+    content[len(content) // 2] ^= 0x01
+    (bundle / name).write_bytes(content)
+    assert f"/{name}: " in refused(bundle)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("kept", [0.0, 0.5])
+def test_a_shortened_file(bundle, name, kept):
+    content = (bundle / name).read_bytes()
+    (bundle / name).write_bytes(content[: int(len(content) * kept)])
+    message = refused(bundle)
+    assert f"/{name}: " in message
+    if name != "speaker.json":
+        assert f"size: expected {len(content)} bytes, got {int(len(content) * kept)} bytes" in message
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file(bundle, name):
+    (bundle / name).unlink()
+    assert f"/{name}: file: expected a file, got no such file" in refused(bundle)
+
+
+def test_a_folder_in_place_of_a_file(bundle):
+    (bundle / "motion.onnx").unlink()
+    (bundle / "motion.onnx").mkdir()
+    assert "/motion.onnx: file: expected a file, got something else" in refused(bundle)
+
+
+def test_no_folder_at_all(tmp_path):
+    assert "nothing-here: folder: expected a speaker bundle, got no such folder" in refused(
+        tmp_path / "nothing-here"
+    )
+
+
+def test_a_file_too_many(bundle):
+    (bundle / "extra.pkl").write_bytes(b"x")
+    assert "/extra.pkl: file: expected only files that speaker.json lists" in refused(bundle)
+
+
+def test_what_a_file_browser_leaves_behind_is_no_fault(bundle):
+    (bundle / ".DS_Store").write_bytes(b"x")
+    load_speaker(bundle)
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None, True])
+def test_another_schema_version(bundle, version):
+    reseal(bundle, lambda document: document.update(schema_version=version))
+    assert "/speaker.json: schema_version: expected 1, got " in refused(bundle)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../etc/passwd",
+        "/etc/passwd",
+        "..\\motion.onnx",
+        "sub/motion.onnx",
+        "motion.onnx\0",
+        "other.onnx",
+        "a\nb",
+        "",
+        "CON",
+    ],
+)
+def test_a_hostile_file_name(bundle, name):
+    def change(document):
+        document["files"][name] = document["files"]["motion.onnx"]
+
+    reseal(bundle, change)
+    message = refused(bundle)
+    assert "/speaker.json: files." in message
+    assert "expected one of motion.onnx" in message
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("motion.landmark_std", ..., "motion.landmark_std: expected a value, got none: the key is missing"),
+        ("files.head.safetensors", None, "files.head.safetensors: expected an object, got null"),
+        ("origin", ..., "origin: expected a value"),
+        ("origin.consent", 7, "origin.consent: expected a text, got 7"),
+        ("synthetic", "yes", 'synthetic: expected true or false, got "yes"'),
+        ("nickname", "x", "nickname: expected no further key, got an unknown key"),
+        ("motion.windw", 3, "motion.windw: expected no further key, got an unknown key"),
+        ("fps", 30, "fps: expected 25, got 30"),
+        ("sample_rate_hz", 48000, "sample_rate_hz: expected 16000, got 48000"),
+        ("image_size_px", 10**9, "image_size_px: expected 16 to 4096, got 1000000000"),
+        ("image_size_px", 64, "background.png: size: expected 64x64 pixels, got 32x32"),
+        ("motion.kind", "hubert", 'motion.kind: expected "pcm"'),
+        ("motion.window_samples", 5120, "motion.window_samples: expected 5312"),
+        (
+            "motion.lookahead_frames",
+            8,
+            "motion.lookahead_frames: expected less than window_frames (8), got 8",
+        ),
+        ("motion.landmark_std.3.1", 0.0, "motion.landmark_std: expected values above 0, got 0.0"),
+        ("motion.landmark_mean.3.1", 1e30, "motion.landmark_mean: expected 68x3 numbers within 1e6"),
+        ("motion.landmark_mean.3", [0.0], "motion.landmark_mean: expected 68x3 numbers"),
+        ("motion.ema", 1.5, "motion.ema: expected 0 to 0.99, got 1.5"),
+        ("condition.size", 64, "condition.size: expected 8 (what head.ambient_net takes), got 64"),
+        ("camera.focal_px", -1, "camera.focal_px: expected 1 to 1e+06, got -1"),
+        ("camera.cx_px", 500.0, "camera.cx_px: expected 0 to 32, got 500.0"),
+        ("camera.offset", [0, 0], "camera.offset: expected a list of 3, got a list of 2"),
+        ("head.grid_size", 100, "head.grid_size: expected a power of two, got 100"),
+        ("head.grid_size", 64, "head.safetensors: density_bitfield: expected shape 32768, got 262144"),
+        ("head.position_grid.levels", 5, "head.sigma_net[0]: expected 18, got 16"),
+        ("head.position_grid.rows", 10**12, "head.position_grid.rows: expected 1 to 6.71089e+07"),
+        (
+            "head.position_grid.rows",
+            10,
+            "head.safetensors: position_embedder.embeddings: expected shape 10x2",
+        ),
+        ("head.color_net", [27, 16, 4], "head.color_net[-1]: expected 3, got 4"),
+        ("head.sigma_net", [16, 16, 99], "head.color_net[0]: expected 118, got 27"),
+        ("head.ambient_net", [16, 20, 2], "head.safetensors: ambient_net.net.0.weight: expected shape 20x16"),
+        ("torso", None, "files.torso.safetensors: expected none, as torso is null"),
+        ("torso.pose_octaves", 5, "torso.deform_net[0]: expected 116, got 104"),
+        ("figures", {"psnr_db": "high"}, 'figures.psnr_db: expected a number, got "high"'),
+    ],
+)
+def test_a_wrong_value_in_speaker_json(bundle, field, value, said):
+    if field.startswith("files."):
+        reseal(bundle, lambda document: document["files"].update({field[6:]: value}))
+    else:
+        reseal(bundle, lambda document: put(document, field, value))
+    assert said in refused(bundle)
+
+
+def test_a_required_file_that_is_not_listed(bundle):
+    reseal(bundle, lambda document: document["files"].pop("motion.onnx"))
+    assert "/speaker.json: files.motion.onnx: expected its size and hash, got nothing" in refused(bundle)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"\xff\xfe\x00",
+        b"[]",
+        b"null",
+        b'{"schema_version": 1',
+        b"[" * 100_000,
+        b'{"a": 1, "a": 2}',
+        b'{"schema_version": NaN}',
+        b'{"schema_version": ' + b"9" * 6000 + b"}",
+        b"{" + b" " * (5 << 20) + b"}",
+    ],
+)
+def test_json_garbage(bundle, text):
+    (bundle / "speaker.json").write_bytes(text)
+    assert "/speaker.json: " in refused(bundle)
+
+
+def tampered(bundle, file, change):
+    """Rewrites one safetensors file after `change` and makes every hash true again."""
+    tensors = load((bundle / file).read_bytes())
+    change(tensors)
+    (bundle / file).write_bytes(save(tensors))
+    reseal(bundle)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    ("file", "key"),
+    [
+        ("head.safetensors", "position_embedder.embeddings"),
+        ("head.safetensors", "sigma_net.net.1.weight"),
+        ("head.safetensors", "individual_code"),
+        ("head.safetensors", "aabb"),
+        ("torso.safetensors", "torso_embedder.embeddings"),
+        ("torso.safetensors", "occupancy"),
+        ("poses.safetensors", "c2w"),
+        ("poses.safetensors", "blink"),
+    ],
+)
+def test_a_number_that_is_none(bundle, file, key, bad):
+    tampered(bundle, file, lambda tensors: tensors[key].reshape(-1).__setitem__(3, bad))
+    assert f"/{file}: {key}: expected finite numbers, got {bad}" in refused(bundle)
+
+
+@pytest.mark.parametrize("file", ["head.safetensors", "torso.safetensors", "poses.safetensors"])
+def test_each_array_missing_misshapen_or_of_another_type(small, tmp_path, file):
+    for key in load((small / file).read_bytes()):
+        for number, (change, said) in enumerate(
+            [
+                (lambda t, key=key: t.pop(key), "expected an array, got none: the key is missing"),
+                (lambda t, key=key: t.update({key: t[key][None]}), "expected shape"),
+                (lambda t, key=key: t.update({key: t[key].astype(np.int64)}), "expected dtype"),
+            ]
+        ):
+            bundle = tmp_path / f"{key}{number}"
+            shutil.copytree(small, bundle)
+            tampered(bundle, file, change)
+            message = refused(bundle)
+            assert f"/{file}: {key}: {said}" in message
+
+
+def test_an_unknown_array(bundle):
+    tampered(bundle, "head.safetensors", lambda tensors: tensors.update(surprise=np.zeros(1, np.float32)))
+    assert "/head.safetensors: surprise: expected only the known arrays" in refused(bundle)
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "change", "said"),
+    [
+        ("head.safetensors", "density_bitfield", lambda a: a * 0, "density_bitfield: expected at least one"),
+        ("head.safetensors", "aabb", lambda a: -a, "aabb: expected a box within +-1"),
+        ("head.safetensors", "aabb", lambda a: a * 2, "aabb: expected a box within +-1"),
+        (
+            "head.safetensors",
+            "position_embedder.offsets",
+            lambda a: a[::-1].copy(),
+            "offsets: expected rising",
+        ),
+        ("head.safetensors", "position_embedder.offsets", lambda a: a // 2, "offsets: expected rising"),
+        ("head.safetensors", "ambient_embedder.offsets", lambda a: a * 0, "offsets: expected rising"),
+        ("poses.safetensors", "c2w", lambda a: a * 1.01, "]: expected rotations"),
+        ("poses.safetensors", "c2w", lambda a: a * np.float32([1, 1, -1, 1]), "]: expected rotations"),
+        ("poses.safetensors", "c2w", lambda a: a[:0], "c2w: expected at least one frame"),
+        ("poses.safetensors", "blink", lambda a: a[:4].copy(), "blink: expected 0 in the first and last"),
+    ],
+)
+def test_arrays_out_of_range(bundle, file, key, change, said):
+    tampered(bundle, file, lambda tensors: tensors.update({key: change(tensors[key])}))
+    message = refused(bundle)
+    assert f"/{file}: " in message
+    assert said in message
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "safetensors"),
+        (b"\xff" * 64, "safetensors"),
+        (b"\x80\x04\x95pickle", "safetensors"),
+        ((2**60).to_bytes(8, "little") + b"{}", "safetensors"),
+    ],
+)
+def test_a_forged_safetensors_file(bundle, content, said):
+    (bundle / "head.safetensors").write_bytes(content or b"x")
+    reseal(bundle)
+    assert f"/head.safetensors: content: expected {said}" in refused(bundle)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: b"GIF89a" + b"x" * 100, "content: expected a PNG"),
+        (lambda: b"\x89PNG", "content: expected a PNG"),
+        (
+            lambda: cv2.imencode(".png", np.zeros((32, 40, 3), np.uint8))[1].tobytes(),
+            "32x32 pixels, got 40x32",
+        ),
+        (
+            lambda: cv2.imencode(".png", np.zeros((32, 32, 3), np.uint8))[1].tobytes()[:40],
+            "cannot be decoded",
+        ),
+    ],
+)
+def test_a_forged_background(bundle, make, said):
+    (bundle / "background.png").write_bytes(make())
+    reseal(bundle)
+    assert said in refused(bundle)
+
+
+def test_an_unreadable_file(bundle, monkeypatch):
+    import pathlib
+
+    read = pathlib.Path.read_bytes
+
+    def denied(path):
+        if path.name == "head.safetensors":
+            raise PermissionError(13, "Permission denied")
+        return read(path)
+
+    monkeypatch.setattr(pathlib.Path, "read_bytes", denied)
+    assert "head.safetensors: file: expected a readable file, got Permission denied" in refused(bundle)
+
+
+@WRITTEN_ANEW
+@given(
+    name=st.sampled_from(FILES),
+    where=st.floats(0, 1, exclude_max=True),
+    patch=st.binary(min_size=1, max_size=16),
+    grow=st.booleans(),
+    forged=st.booleans(),
+)
+def test_random_damage_raises_nothing_but_a_bundle_error(small, tmp_path, name, where, patch, grow, forged):
+    bundle = tmp_path / "Tiny"
+    shutil.rmtree(bundle, ignore_errors=True)
+    shutil.copytree(small, bundle)
+    content = (bundle / name).read_bytes()
+    at = int(where * len(content))
+    damaged = content[:at] + patch + content[at if grow else at + len(patch) :]
+    (bundle / name).write_bytes(damaged)
+    if forged and name != "speaker.json":
+        reseal(bundle)
+    if read_or_refused(bundle):
+        # Damage that keeps every promise: the same bytes, space between JSON's words, a forged value in range.
+        assert forged or damaged == content or json.loads(damaged) == json.loads(content)
+
+
+@WRITTEN_ANEW
+@given(
+    where=st.integers(0, 10_000),
+    value=st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.floats(),
+        st.text(max_size=5),
+        st.lists(st.integers(-5, 5), max_size=4),
+        st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+    ),
+)
+def test_random_values_in_speaker_json_raise_nothing_but_a_bundle_error(small, tmp_path, where, value):
+    bundle = tmp_path / "Tiny"
+    shutil.rmtree(bundle, ignore_errors=True)
+    shutil.copytree(small, bundle)
+    document = json.loads((bundle / "speaker.json").read_text())
+    places = []
+
+    def walk(node):
+        for key in node if isinstance(node, dict) else range(len(node)):
+            places.append((node, key))
+            if isinstance(node[key], (dict, list)) and len(node[key]) < 68:
+                walk(node[key])
+
+    walk(document)
+    node, key = places[where % len(places)]
+    node[key] = value
+    try:
+        document["checksum"] = checksum(document)
+        text = json.dumps(document)
+    except ValueError:
+        text = json.dumps(document)  # NaN and infinity: not JSON, must be refused as such
+    (bundle / "speaker.json").write_text(text, encoding="utf-8", errors="surrogatepass")
+    read_or_refused(bundle)
