@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import product
+from itertools import pairwise, product
 from typing import NamedTuple
 
 import numpy as np
@@ -99,7 +99,7 @@ class GridLayout:
             hashed = self.hashed and side**axes > rows
             kinds.append((self.dimensions if hashed else axes, hashed))
         edges = [i for i in range(self.levels) if i == 0 or kinds[i] != kinds[i - 1]] + [self.levels]
-        return tuple(LevelGroup(a, b, *kinds[a]) for a, b in zip(edges, edges[1:], strict=False))
+        return tuple(LevelGroup(a, b, *kinds[a]) for a, b in pairwise(edges))
 
     @cached_property
     def masks(self) -> tuple[int, ...] | None:
@@ -292,7 +292,7 @@ def field_pose(c2w: Tensor, camera: Camera) -> Tensor:
 
 
 def pose_vector(pose: Tensor) -> Tensor:
-    """(..., 6) XYZ Euler angles in radians (R = Rx Ry Rz), then the translation, of (..., 4, 4) field poses."""
+    """(..., 6) XYZ Euler angles in radians (R = Rx Ry Rz), then translation, of (..., 4, 4) field poses."""
     rotation = pose[..., :3, :3]
     angles = torch.stack(
         (
@@ -712,7 +712,7 @@ def torso_over(
 
 
 def sample_occupancy(occupancy: Tensor, coordinates: Tensor) -> Tensor:
-    """(N,) a [row, column] grid read bilinearly at (N, 2) row-first coordinates; ±1 are the outermost cells."""
+    """(N,) a [row, column] grid read bilinearly at (N, 2) row-first coordinates; ±1: outermost cells."""
     grid = coordinates.flip(-1)[None, :, None]  # grid_sample wants columns first
     return F.grid_sample(occupancy[None, None], grid, align_corners=True)[0, 0, :, 0]
 

@@ -1,0 +1,137 @@
+"""Learned feature grids and the small networks behind them, under the reference's key names."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 -- torch's own convention
+from torch import Tensor, nn
+
+from cuda_kernels.scene import F32, Grid
+from cuda_kernels.torch_reference import GridConstants, GridLayout, grid_constants, grid_encode
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridConfig:
+    """Sizes of one feature grid; the defaults are GeneFace's."""
+
+    levels: int = 16
+    features: int = 2
+    base_resolution: int = 16
+    desired_resolution: int = 2048  # cells along a side on the finest level
+    log2_rows: int = 16  # the most table rows a level may have
+    hashed: bool = False
+    smoothstep: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for sizes whose addresses leave 32 bits or whose levels are too few."""
+        if self.levels < 2:
+            raise ValueError(f"levels: expected at least 2, got {self.levels}")
+        if not 3 <= self.log2_rows <= 19:
+            raise ValueError(f"log2_rows: expected 3 to 19, got {self.log2_rows}")
+        if not self.base_resolution <= self.desired_resolution <= 2048:
+            raise ValueError(
+                f"desired_resolution: expected {self.base_resolution} to 2048, got {self.desired_resolution}"
+            )
+
+    @property
+    def width(self) -> int:
+        """Numbers that one position is encoded to."""
+        return self.levels * self.features
+
+    def layout(self, dimensions: int) -> GridLayout:
+        """The layout of the tables: rows per level are the cells, capped, rounded up to a multiple of 8."""
+        growth = 2 ** (math.log2(self.desired_resolution / self.base_resolution) / (self.levels - 1))
+        offsets = [0]
+        for level in range(self.levels):
+            side = math.ceil(self.base_resolution * growth**level) + 1
+            rows = min(2**self.log2_rows, side**dimensions)
+            offsets.append(offsets[-1] + math.ceil(rows / 8) * 8)
+        return GridLayout(
+            dimensions=dimensions,
+            offsets=tuple(offsets),
+            base_resolution=self.base_resolution,
+            log2_growth=math.log2(growth),
+            hashed=self.hashed,
+            smoothstep=self.smoothstep,
+        )
+
+
+class GridEncoder(nn.Module):
+    """Features at points of [-bound, bound]^D, interpolated from tables that are learned."""
+
+    offsets: Tensor
+    _scales: Tensor
+    _strides: Tensor
+    _first_rows: Tensor
+    _rows: Tensor
+    _masks: Tensor | None
+
+    def __init__(self, config: GridConfig, *, dimensions: int, bound: float = 1.0) -> None:
+        """Tables start uniform in [-1e-4, 1e-4]."""
+        super().__init__()
+        self.config = config
+        self.bound = bound
+        self.layout = config.layout(dimensions)
+        self.width = config.width
+        self.embeddings = nn.Parameter(torch.empty(self.layout.offsets[-1], config.features))
+        nn.init.uniform_(self.embeddings, -1e-4, 1e-4)
+        self.register_buffer("offsets", torch.tensor(self.layout.offsets, dtype=torch.int32))
+        for name, values in grid_constants(self.layout)._asdict().items():
+            self.register_buffer(f"_{name}", values, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, levels * features) of (N, D) positions, level-major."""
+        constants = GridConstants(self._scales, self._strides, self._first_rows, self._rows, self._masks)
+        return grid_encode(x, self.embeddings, self.layout, bound=self.bound, constants=constants)
+
+    def grid(self) -> Grid:
+        """The grid as a raymarcher takes it."""
+        return Grid(
+            table=as_numpy(self.embeddings),
+            offsets=np.array(self.layout.offsets, np.int32),
+            dimensions=self.layout.dimensions,
+            base_resolution=self.layout.base_resolution,
+            log2_growth=self.layout.log2_growth,
+            hashed=self.layout.hashed,
+            smoothstep=self.layout.smoothstep,
+        )
+
+
+class Mlp(nn.Module):
+    """Linear layers without bias, ReLU between them."""
+
+    def __init__(self, widths: tuple[int, ...]) -> None:
+        """Builds one layer between each two widths."""
+        super().__init__()
+        self.net = nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in pairwise(widths))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, last width) of (N, first width)."""
+        return self.after_first(F.linear(x, self.first))
+
+    @property
+    def first(self) -> Tensor:
+        """(outputs, inputs) of the first layer: callers multiply columns that many rows share only once."""
+        weight = self.net[0].weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    def after_first(self, hidden: Tensor) -> Tensor:
+        """(N, last width) of the first layer's (N, second width) output, before its ReLU."""
+        for layer in list(self.net)[1:]:
+            hidden = layer(F.relu(hidden))
+        return hidden
+
+    def weights(self) -> tuple[F32, ...]:
+        """The layers' matrices, (outputs, inputs) each."""
+        return tuple(as_numpy(parameter) for parameter in self.parameters())
+
+
+def as_numpy(tensor: Tensor) -> F32:
+    """A float32 copy on the host."""
+    return tensor.detach().float().cpu().numpy().copy()

@@ -1,0 +1,365 @@
+"""The head: a radiance field of positions, view and landmarks (RAD-NeRF, Tang et al. 2022).
+
+With the default sizes it is GeneFace's, key for key and number for number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812 -- torch's own convention
+from torch import Tensor, nn
+
+from cuda_kernels.scene import Camera, HeadField
+from cuda_kernels.torch_reference import (
+    WaveRender,
+    composite,
+    lattice_points,
+    march,
+    march_in_waves,
+    near_far,
+    occupancy_volume,
+    pack,
+    spherical_harmonics,
+    step_length,
+    truncated_exp,
+    unpack,
+)
+
+from .condition import ConditionConfig, FramePrenet, WindowAttention, encode_windows
+from .density_grid import mean_density, pack_bits, unseen_cells, updated
+from .encodings import GridConfig, GridEncoder, Mlp, as_numpy
+
+_SH = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """Sizes of the head; the defaults are GeneFace's."""
+
+    condition: ConditionConfig = field(default_factory=ConditionConfig)
+    position_grid: GridConfig = field(default_factory=GridConfig)
+    ambient_grid: GridConfig = field(default_factory=GridConfig)
+    hidden_ambient: int = 128
+    hidden_sigma: int = 128
+    hidden_color: int = 128
+    layers_ambient: int = 3
+    layers_sigma: int = 3
+    layers_color: int = 2
+    geometry_features: int = 128
+    codes: int = 13000  # frames with an individual code; row 0 is used for drawing
+    code_width: int = 4
+    grid_size: int = 128
+    bound: float = 1.0
+    aabb: tuple[float, float, float, float, float, float] = (-1.0, -0.5, -1.0, 1.0, 0.5, 1.0)
+    camera_scale: float = 4.0
+    camera_offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    max_steps: int = 16
+    min_near: float = 0.05
+    density_threshold: float = 10.0
+    stop_transmittance: float = 1e-4
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a cube of more than one cascade or a box outside it."""
+        if not 0 < self.bound <= 1:
+            raise ValueError(f"bound: expected above 0 and at most 1, got {self.bound}")
+        if max(abs(edge) for edge in self.aabb) > self.bound:
+            raise ValueError(f"aabb: expected within ±{self.bound}, got {self.aabb}")
+        if self.grid_size & (self.grid_size - 1) or not 8 <= self.grid_size <= 512:
+            raise ValueError(f"grid_size: expected a power of two from 8 to 512, got {self.grid_size}")
+
+    @classmethod
+    def streaming(cls) -> HeadConfig:
+        """Sizes for two CPU cores: 32 wide, 12 levels, one frame of condition."""
+        return cls(
+            condition=ConditionConfig(
+                window_frames=1, lookahead_frames=0, hidden=(64, 64, 64, 64), outputs=32
+            ),
+            position_grid=GridConfig(levels=12, log2_rows=14),
+            ambient_grid=GridConfig(levels=12, log2_rows=14),
+            hidden_ambient=32,
+            hidden_sigma=32,
+            hidden_color=32,
+            geometry_features=32,
+            codes=1,
+        )
+
+    def camera(self, *, focal_px: float, cx_px: float, cy_px: float) -> Camera:
+        """The camera of this head's field."""
+        return Camera(
+            focal_px=focal_px, cx_px=cx_px, cy_px=cy_px, scale=self.camera_scale, offset=self.camera_offset
+        )
+
+
+class HeadRender(NamedTuple):
+    """What N rays see."""
+
+    image: Tensor  # (N, 3) over the background
+    weights_sum: Tensor  # (N,) how much of each ray the head stops
+    depth: Tensor  # (N,) weighted distance
+    ambient: Tensor  # (N,) sum over the samples of the ambient coordinates' absolute values, not weighted
+    wanted: Tensor  # () int, samples that the march found; more than the capacity means some were left out
+
+
+class Head(nn.Module):
+    """The radiance field with its condition networks and occupancy."""
+
+    aabb_train: Tensor
+    aabb_infer: Tensor
+    density_grid: Tensor
+    density_bitfield: Tensor
+    step_counter: Tensor
+    occupancy: Tensor
+
+    def __init__(self, config: HeadConfig) -> None:
+        """Networks start at random, the occupancy empty: update it before the first step."""
+        super().__init__()
+        self.config = config
+        cond = config.condition.outputs
+        self.cond_prenet = FramePrenet(config.condition)
+        self.cond_att_net = WindowAttention(config.condition) if config.condition.window_frames > 1 else None
+        self.position_embedder = GridEncoder(config.position_grid, dimensions=3, bound=config.bound)
+        self.ambient_embedder = GridEncoder(config.ambient_grid, dimensions=2)
+        position, ambient = self.position_embedder.width, self.ambient_embedder.width
+        geometry, code = config.geometry_features, config.code_width
+        self.ambient_net = _mlp(position + cond, config.hidden_ambient, 2, config.layers_ambient)
+        self.sigma_net = _mlp(position + ambient, config.hidden_sigma, 1 + geometry, config.layers_sigma)
+        self.color_net = _mlp(_SH + geometry + code, config.hidden_color, 3, config.layers_color)
+        self.individual_embeddings = nn.Parameter(torch.randn(config.codes, code) * 0.1)
+        cells = config.grid_size**3
+        self.register_buffer("aabb_train", torch.tensor(config.aabb))
+        self.register_buffer("aabb_infer", torch.tensor(config.aabb))
+        self.register_buffer("density_grid", torch.zeros(1, cells))
+        self.register_buffer("density_bitfield", torch.zeros(cells // 8, dtype=torch.uint8))
+        self.register_buffer("step_counter", torch.zeros(16, 2, dtype=torch.int32))
+        self.register_buffer(
+            "occupancy", torch.zeros((config.grid_size,) * 3, dtype=torch.bool), persistent=False
+        )
+        self.points = lattice_points(config.aabb, config.grid_size)
+        self.step = step_length(config.grid_size)
+        self.register_load_state_dict_post_hook(_refresh_occupancy)
+
+    # --- the field
+
+    def encode_condition(self, windows: Tensor) -> Tensor:
+        """(F, C) conditions of (F, W, 204) windows of normalised landmarks."""
+        return encode_windows(windows, self.cond_prenet, self.cond_att_net)
+
+    def density(
+        self, positions: Tensor, condition: Tensor, row: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(sigma (M,), geometry features (M, G), ambient coordinates (M, 2)).
+
+        Args:
+            positions: (M, 3).
+            condition: (F, C).
+            row: (M,) the condition of each position; F must be 1 if None.
+        """
+        where = self.position_embedder(positions)  # (M, P)
+        weight = self.ambient_net.first
+        driven = F.linear(condition, weight[:, where.shape[1] :])  # (F, H)
+        hidden = F.linear(where, weight[:, : where.shape[1]]) + (driven if row is None else driven[row])
+        ambient = torch.tanh(self.ambient_net.after_first(hidden).float())  # (M, 2)
+        out = self.sigma_net(torch.cat((where, self.ambient_embedder(ambient)), 1))  # (M, 1 + G)
+        return truncated_exp(out[:, 0].float()), out[:, 1:], ambient
+
+    def look(self, directions: Tensor, code: Tensor, row: Tensor | None = None) -> Tensor:
+        """(N, H) the part of the colour net's first layer that a ray's samples share.
+
+        Args:
+            directions: (N, 3).
+            code: (F, I) individual codes.
+            row: (N,) the code of each ray; F must be 1 if None.
+        """
+        weight, last = self.color_net.first, _SH + self.config.geometry_features
+        coded = F.linear(code, weight[:, last:])
+        return F.linear(spherical_harmonics(directions), weight[:, :_SH]) + (
+            coded if row is None else coded[row]
+        )
+
+    def color(self, geometry: Tensor, look: Tensor) -> Tensor:
+        """(M, 3) in [0, 1] of (M, G) geometry features and (M, H) from `look`."""
+        weight, last = self.color_net.first, _SH + self.config.geometry_features
+        hidden = F.linear(geometry, weight[:, _SH:last]) + look
+        return torch.sigmoid(self.color_net.after_first(hidden).float())
+
+    # --- drawing
+
+    def forward(
+        self,
+        rays_o: Tensor,
+        rays_d: Tensor,
+        condition: Tensor,
+        background: Tensor,
+        *,
+        frame: Tensor | None = None,
+        code: Tensor | None = None,
+        phase: Tensor | None = None,
+        capacity: int | None = None,
+    ) -> HeadRender:
+        """What rays of one or several frames see.
+
+        Args:
+            rays_o: (N, 3) in field space.
+            rays_d: (N, 3), unit length.
+            condition: (F, C) from `encode_condition`.
+            background: (N, 3) behind the head.
+            frame: (N,) which condition (and code) each ray takes; F must be 1 if None.
+            code: (F, I) or (1, I); row 0 of the individual codes for all if None.
+            phase: (N,) in [0, 1), random starts of the lattice in training.
+            capacity: the most samples in all; a fixed number keeps shapes static and the host out of it.
+        """
+        config = self.config
+        with torch.no_grad():
+            box = self.aabb_train if self.training else self.aabb_infer
+            near, far = near_far(rays_o, rays_d, box, min_near=config.min_near)
+            samples = march(
+                rays_o,
+                rays_d,
+                near,
+                far,
+                self.occupancy,
+                points=self.points,
+                max_steps=config.max_steps,
+                bound=config.bound,
+                phase=phase,
+            )
+            packed = pack(samples.mask, capacity)
+            ray = packed.index // config.max_steps  # (M,)
+            t = samples.t.reshape(-1)[packed.index]
+            positions = (rays_o[ray] + t[:, None] * rays_d[ray]).clamp(-config.bound, config.bound)
+        sigma, geometry, ambient = self.density(positions, condition, None if frame is None else frame[ray])
+        if code is None:
+            code = self.individual_embeddings[:1]
+        look = self.look(rays_d, code, frame if code.shape[0] > 1 else None)
+        color = self.color(geometry, look[ray])
+        shape = (rays_o.shape[0], config.max_steps)
+        values = torch.cat((sigma[:, None], color, ambient.abs().sum(-1, keepdim=True)), 1)  # (M, 5)
+        values = unpack(values, packed, shape)  # (N, S, 5)
+        drawn = composite(
+            values[..., 0],
+            values[..., 1:4],
+            samples,
+            step=self.step,
+            stop_transmittance=config.stop_transmittance,
+        )
+        return HeadRender(
+            image=drawn.image + (1 - drawn.weights_sum)[:, None] * background,
+            weights_sum=drawn.weights_sum,
+            depth=drawn.depth,
+            ambient=torch.where(drawn.live, values[..., 4], 0.0).sum(1),
+            wanted=samples.mask.sum(),
+        )
+
+    @torch.no_grad()
+    def draw_in_waves(
+        self, rays_o: Tensor, rays_d: Tensor, condition: Tensor, *, code: Tensor | None = None
+    ) -> WaveRender:
+        """What the reference's inference loop gives for (N, 3) rays and a (1, C) condition."""
+        config = self.config
+        near, far = near_far(rays_o, rays_d, self.aabb_infer, min_near=config.min_near)
+        look = self.look(rays_d, self.individual_embeddings[:1] if code is None else code)
+
+        def at(positions: Tensor, ray: Tensor) -> tuple[Tensor, Tensor]:
+            sigma, geometry, _ = self.density(positions, condition)
+            return sigma, self.color(geometry, look[ray])
+
+        return march_in_waves(
+            at,
+            rays_o,
+            rays_d,
+            near,
+            far,
+            self.occupancy,
+            points=self.points,
+            max_steps=config.max_steps,
+            bound=config.bound,
+            stop_transmittance=config.stop_transmittance,
+        )
+
+    # --- occupancy
+
+    @torch.no_grad()
+    def mark_unseen(self, poses: Tensor, camera: Camera) -> None:
+        """Marks the cells that no camera of (P, 4, 4) field poses sees: they stay empty."""
+        unseen = unseen_cells(poses, camera, self.config.grid_size, bound=self.config.bound)
+        self.density_grid[0, unseen] = -1.0
+
+    @torch.no_grad()
+    def update_density(
+        self,
+        condition: Tensor,
+        *,
+        jitter: bool = True,
+        decay: float = 0.95,
+        generator: torch.Generator | None = None,
+        density: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """The mean density, () float, after looking at every cell once with a (1, C) condition.
+
+        Args:
+            condition: (1, C), best that of a random training frame.
+            jitter: random points of the cells instead of their centres.
+            decay: what is left of the old density.
+            generator: for the jitter, on the head's device.
+            density: a compiled stand-in for (positions, condition) to densities.
+        """
+        config = self.config
+
+        def at(positions: Tensor) -> Tensor:
+            if density is not None:
+                return density(positions, condition)
+            return self.density(positions, condition)[0]
+
+        self.density_grid.copy_(
+            updated(
+                self.density_grid,
+                at,
+                config.grid_size,
+                bound=config.bound,
+                decay=decay,
+                jitter=jitter,
+                generator=generator,
+            )
+        )
+        mean = mean_density(self.density_grid)
+        self.density_bitfield.copy_(pack_bits(self.density_grid, mean.clamp(max=config.density_threshold)))
+        self.refresh_occupancy()
+        return mean
+
+    def refresh_occupancy(self) -> None:
+        """Reads the bits into the volume that the march looks at; needed after the bits were changed."""
+        self.occupancy.copy_(occupancy_volume(self.density_bitfield, self.config.grid_size))
+
+    # --- handing over
+
+    def field(self) -> HeadField:
+        """The head as a raymarcher takes it, with the individual code of row 0."""
+        config = self.config
+        return HeadField(
+            position_grid=self.position_embedder.grid(),
+            ambient_grid=self.ambient_embedder.grid(),
+            ambient_net=self.ambient_net.weights(),
+            sigma_net=self.sigma_net.weights(),
+            color_net=self.color_net.weights(),
+            individual_code=as_numpy(self.individual_embeddings[0]),
+            density_bitfield=self.density_bitfield.cpu().numpy().copy(),
+            grid_size=config.grid_size,
+            bound=config.bound,
+            aabb=as_numpy(self.aabb_infer),
+            max_steps=config.max_steps,
+            min_near=config.min_near,
+            stop_transmittance=config.stop_transmittance,
+        )
+
+
+def _refresh_occupancy(head: nn.Module, _incompatible: Any) -> None:  # noqa: ANN401 -- torch's hook type
+    assert isinstance(head, Head)
+    head.refresh_occupancy()
+
+
+def _mlp(inputs: int, hidden: int, outputs: int, layers: int) -> Mlp:
+    return Mlp((inputs, *([hidden] * (layers - 1)), outputs))
