@@ -48,10 +48,10 @@ def unseen_cells(
     half = bound / size
     slopes = (camera.cx_px / camera.focal_px, camera.cy_px / camera.focal_px)
     unseen = []
-    for cells in torch.arange(size**3, device=poses.device).split(cells_at_once):
+    for cells in torch.split(torch.arange(size**3, device=poses.device), cells_at_once):
         at = cell_positions(cells, size, bound=bound, jitter=False)
         seen = torch.zeros_like(cells, dtype=torch.bool)
-        for part in poses.split(64):
+        for part in torch.split(poses, 64):
             local = torch.einsum("pmc,pcd->pmd", at - part[:, None, :3, 3], part[:, :3, :3])
             x, y, z = local.unbind(-1)
             inside = (x.abs() < slopes[0] * z + 2 * half) & (y.abs() < slopes[1] * z + 2 * half)
@@ -99,7 +99,7 @@ def updated(
     """
     looks = [
         density(cell_positions(cells, size, bound=bound, jitter=jitter, generator=generator)).float()
-        for cells in torch.arange(size**3, device=grid.device).split(cells_at_once)
+        for cells in torch.split(torch.arange(size**3, device=grid.device), cells_at_once)
     ]
     new = dilate(torch.cat(looks), size)
     return torch.where((grid >= 0) & (new >= 0), torch.maximum(grid * decay, new), grid)

@@ -140,7 +140,7 @@ class Head(nn.Module):
         )
         self.points = lattice_points(config.aabb, config.grid_size)
         self.step = step_length(config.grid_size)
-        self.register_load_state_dict_post_hook(_refresh_occupancy)
+        self.register_load_state_dict_post_hook(_refresh_occupancy)  # type: ignore[no-untyped-call]
 
     # --- the field
 
@@ -199,6 +199,7 @@ class Head(nn.Module):
         code: Tensor | None = None,
         phase: Tensor | None = None,
         capacity: int | None = None,
+        accumulate: bool = False,
     ) -> HeadRender:
         """What rays of one or several frames see.
 
@@ -211,6 +212,7 @@ class Head(nn.Module):
             code: (F, I) or (1, I); row 0 of the individual codes for all if None.
             phase: (N,) in [0, 1), random starts of the lattice in training.
             capacity: the most samples in all; a fixed number keeps shapes static and the host out of it.
+            accumulate: form the lattice as the reference's kernel does, see `march`.
         """
         config = self.config
         with torch.no_grad():
@@ -226,10 +228,11 @@ class Head(nn.Module):
                 max_steps=config.max_steps,
                 bound=config.bound,
                 phase=phase,
+                accumulate=accumulate,
             )
             packed = pack(samples.mask, capacity)
-            ray = packed.index // config.max_steps  # (M,)
-            t = samples.t.reshape(-1)[packed.index]
+            ray = packed.slots // config.max_steps  # (M,)
+            t = samples.t.reshape(-1)[packed.slots]
             positions = (rays_o[ray] + t[:, None] * rays_d[ray]).clamp(-config.bound, config.bound)
         sigma, geometry, ambient = self.density(positions, condition, None if frame is None else frame[ray])
         if code is None:
