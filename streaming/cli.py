@@ -1,0 +1,221 @@
+"""`geneface-stream`: a recording in, a video of the speaker saying it out."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from types import FrameType
+from typing import NoReturn
+
+from .errors import InputError, Stopped
+from .settings import StreamSettings, flag, options, resolve_settings
+
+DONE = 0
+FAILED = 1
+BAD_INPUT = 2
+
+PROGRAM = "geneface-stream"
+log = logging.getLogger(__name__)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage in front of it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program with exit code 2."""
+        self.exit(BAD_INPUT, f"{self.prog}: {message}; {self.prog} --help shows what there is\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=PROGRAM,
+        description="Turns speech into a video of a trained speaker saying it.",
+        epilog="Every flag can also be set as a variable, --render-size as GENEFACE_RENDER_SIZE.",
+        allow_abbrev=False,
+    )
+    defaults = StreamSettings()
+    for name, option in options().items():
+        default = getattr(defaults, name)
+        text = option.help if default in (None, False) else f"{option.help} (default: {default})"
+        if option.metavar:
+            parser.add_argument(flag(name), metavar=option.metavar, default=argparse.SUPPRESS, help=text)
+        else:
+            parser.add_argument(
+                flag(name), action="store_const", const="true", default=argparse.SUPPRESS, help=text
+            )
+    parser.add_argument("--list-speakers", action="store_true", help="show the speakers there are, and end")
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {_version()}")
+    return parser
+
+
+def _version() -> str:
+    try:
+        return metadata.version("geneface-stream")
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+class _Interruption:
+    """SIGINT and SIGTERM: while things are got ready they end the program, during a run they are polled."""
+
+    def __init__(self) -> None:
+        self.name = ""
+        self._polled = False
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Takes the signals for the time of the block."""
+        previous = {number: signal.signal(number, self._take) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def polled(self) -> Iterator[None]:
+        """Only notes a signal in the block; `received` tells."""
+        self._polled = True
+        try:
+            yield
+        finally:
+            self._polled = False
+
+    def received(self) -> bool:
+        """Returns whether one of the signals came."""
+        return bool(self.name)
+
+    def _take(self, number: int, _: FrameType | None) -> None:
+        first = not self.name
+        self.name = signal.Signals(number).name
+        if first and not self._polled:
+            raise Stopped(self.name)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the program and returns its exit code: 0 done, 2 bad input or usage, 1 anything else."""
+    given = vars(_parser().parse_args(arguments))
+    list_them = given.pop("list_speakers")
+    logging.basicConfig(level=logging.WARNING, format=f"{PROGRAM}: %(message)s")
+    interruption = _Interruption()
+    try:
+        with interruption.installed():
+            settings = resolve_settings(given, os.environ)
+            if list_them:
+                return _list_speakers(settings)
+            return _speak(settings, interruption)
+    except Stopped:
+        print(f"{PROGRAM}: stopped by {interruption.name}; nothing was written", file=sys.stderr)
+        return FAILED
+    except Exception as error:
+        if _is_bad_input(error):
+            print(f"{PROGRAM}: {error}", file=sys.stderr)
+            return BAD_INPUT
+        log.exception("failed, and that is a fault of the program")
+        return FAILED
+
+
+def _is_bad_input(error: Exception) -> bool:
+    from models.speaker import BundleError, UnknownSpeakerError
+
+    from .engine import EngineError
+
+    return isinstance(error, InputError | BundleError | UnknownSpeakerError | EngineError)
+
+
+def _list_speakers(settings: StreamSettings) -> int:
+    from models.speaker import list_speakers
+
+    found = list_speakers(speakers_dir=settings.speakers_dir)
+    if not found:
+        raise InputError("no speakers found; give their folder with --speakers-dir")
+    width = max(len(speaker.name) for speaker in found)
+    for speaker in found:
+        print(f"{speaker.name.ljust(width)}  {speaker.path}")
+    return DONE
+
+
+def _speak(settings: StreamSettings, interruption: _Interruption) -> int:
+    if settings.input is None:
+        raise InputError(
+            "the live server is not part of this version yet; "
+            "give a recording with --input speech.wav --output talking.mp4"
+        )
+    if settings.output is None:
+        raise InputError("--output is missing; say where the video goes, for example --output talking.mp4")
+    targets = [path.resolve() for path in (settings.output, settings.landmarks) if path is not None]
+    if settings.input.resolve() in targets:
+        raise InputError(f"{settings.input}: would be overwritten; give --output another name")
+
+    # What can be refused is refused before the slow parts are even imported.
+    from .audio_file import AudioFile
+    from .landmark_output import LandmarkOutput
+    from .video_output import VideoOutput
+
+    audio = AudioFile(settings.input)
+
+    from models.speaker import find_speaker, load_speaker
+
+    from . import file_run
+    from .pipeline import open_engines
+    from .progress import Progress
+
+    speaker = load_speaker(find_speaker(settings.speaker, speakers_dir=settings.speakers_dir))
+    video = VideoOutput(
+        settings.output, size_px=speaker.image_size_px, sound=audio.sound_format, crf=settings.crf
+    )
+    landmarks = None
+    if settings.landmarks is not None:
+        landmarks = LandmarkOutput(settings.landmarks, mean_face=speaker.motion.mean_face)
+
+    cores = file_run.usable_cores()
+    threads = settings.threads or min(cores, file_run.MOST_THREADS)
+    frames = round(audio.duration_s * 25 + 0.5) if audio.duration_s else None
+    waiting = Progress(None, quiet=settings.quiet)
+    waiting.note("getting the kernels ready (compiled once on this machine) ...")
+    engines = open_engines(speaker)
+    raymarcher = file_run.open_raymarcher(speaker, threads=threads)
+    raymarcher.warm_up()
+    if settings.render_size is None:
+        size = file_run.size_that_keeps_up(speaker, raymarcher, engines, threads=threads, cores=cores)
+        render_px, pace = size.size_px, size
+    else:
+        render_px, pace = settings.render_size, None
+    renderer = file_run.make_renderer(speaker, raymarcher, render_px)
+    waiting.clear()
+    device = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+    if not settings.quiet:
+        print(f"{speaker.name} on {device}, {file_run.describe(renderer, pace)}", file=sys.stderr)
+
+    progress = Progress(frames, quiet=settings.quiet)
+    with interruption.polled():
+        try:
+            report = file_run.speak_file(
+                speaker,
+                renderer,
+                audio,
+                video,
+                engines=engines,
+                landmarks=landmarks,
+                seed=settings.seed,
+                on_frame=progress.at,
+                stopped=interruption.received,
+            )
+        finally:
+            progress.clear()
+    print(
+        f"{settings.output}: {report.duration_s:.2f} s, {report.frames} frames "
+        f"{speaker.image_size_px} x {speaker.image_size_px}, {report.size_bytes / 1e6:.1f} MB, "
+        f"in {report.spent_s:.1f} s (real-time factor {report.real_time_factor:.2f}) on {device}"
+    )
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

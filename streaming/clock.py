@@ -1,0 +1,65 @@
+"""The media clock, counted in 16 kHz samples, and the monotonic clock that tests replace."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+SAMPLE_RATE_HZ = 16_000
+FRAME_RATE_HZ = 25
+FRAME_SAMPLES = SAMPLE_RATE_HZ // FRAME_RATE_HZ  # 640: frame i belongs to samples [640 i, 640 (i + 1))
+
+
+def frames_covering(samples: int) -> int:
+    """Returns how many video frames it takes so that each of `samples` samples has one."""
+    return -(-samples // FRAME_SAMPLES)
+
+
+def first_sample(frame: int) -> int:
+    """Returns the sample a frame begins with."""
+    return frame * FRAME_SAMPLES
+
+
+def samples_to_ms(samples: int) -> float:
+    """Returns the length of `samples` samples in milliseconds."""
+    return samples * 1000 / SAMPLE_RATE_HZ
+
+
+class MonotonicClock(Protocol):
+    """Time that never goes back; only differences mean something."""
+
+    def now_s(self) -> float:
+        """Returns the time in seconds since some fixed moment."""
+
+
+class SystemClock:
+    """The machine's monotonic clock."""
+
+    def now_s(self) -> float:
+        """Returns the time in seconds since some fixed moment."""
+        return time.perf_counter()
+
+
+class MediaClock:
+    """Where the stream stands, in samples of the sound that came in. One producer advances it."""
+
+    def __init__(self) -> None:
+        self._samples = 0
+
+    @property
+    def samples(self) -> int:
+        """Samples that came in so far; also the number of the next one."""
+        return self._samples
+
+    @property
+    def frames(self) -> int:
+        """Frames whose sound has begun to come in."""
+        return frames_covering(self._samples)
+
+    def advance(self, samples: int) -> int:
+        """Returns the number of the first of `samples` new samples."""
+        if samples < 0:
+            raise ValueError(f"media clock: expected samples >= 0, got {samples}; it never goes back")
+        start = self._samples
+        self._samples += samples
+        return start

@@ -1,0 +1,243 @@
+"""A recording in, a talking video out: the live pipeline fed from a file, as fast as it goes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from models.speaker import Speaker
+
+from .audio_file import AudioFile
+from .clock import FRAME_RATE_HZ, MonotonicClock, SystemClock
+from .engine import Engine
+from .errors import InputError, Stopped
+from .landmark_output import LandmarkOutput
+from .landmarks import LandmarkFilter
+from .mouth import FEATHER_SHARE, mouth_boxes
+from .performance import PoseLoop
+from .pipeline import Frame, Pipeline
+from .queues import Overflow
+from .render_size import FRAME_BUDGET_MS, FrameCost, RenderSize, choose_render_size
+from .renderer import FrameRenderer, Raymarcher
+from .stage_times import StageTimes
+from .video_output import VideoOutput, encode_ms
+
+F32 = npt.NDArray[np.float32]
+
+MOST_THREADS = 8
+_POLL_S = 0.2
+_PROBES = 3  # frames drawn at each size that is timed
+
+
+def usable_cores() -> int:
+    """Returns the number of cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def open_raymarcher(speaker: Speaker, *, threads: int) -> Raymarcher:
+    """Returns the CPU raymarcher of a speaker, not warmed up yet."""
+    from cuda_kernels.cpu_raymarcher import CpuRaymarcher
+
+    return CpuRaymarcher(speaker.scene(), threads=threads)
+
+
+def make_renderer(speaker: Speaker, raymarcher: Raymarcher, render_px: int) -> FrameRenderer:
+    """Returns what draws a speaker at `render_px` and finishes at the bundle's size.
+
+    Raises:
+        InputError: `render_px` is larger than the bundle's pictures.
+    """
+    output_px = speaker.image_size_px
+    if render_px > output_px:
+        raise InputError(
+            f"--render-size: expected at most {output_px}, the size of {speaker.name}'s pictures, "
+            f"got {render_px}; give a smaller one, or auto"
+        )
+    feather_px = max(2, round(output_px * FEATHER_SHARE))
+    boxes = mouth_boxes(
+        speaker.motion,
+        speaker.scene().camera,
+        speaker.poses,
+        image_size_px=output_px,
+        feather_px=feather_px,
+    )
+    return FrameRenderer(
+        raymarcher, output_px=output_px, render_px=render_px, mouth_boxes=boxes, feather_px=feather_px
+    )
+
+
+def size_that_keeps_up(
+    speaker: Speaker,
+    raymarcher: Raymarcher,
+    engines: tuple[Engine, Engine],
+    *,
+    threads: int,
+    cores: int,
+    clock: MonotonicClock | None = None,
+) -> RenderSize:
+    """Returns the render size for this machine, from drawing, scaling and encoding a few real frames."""
+    clock = clock or SystemClock()
+    motion, condition = engines
+    silence = np.zeros((1, speaker.motion.window_samples), np.float32)
+    settle = LandmarkFilter(
+        mean=speaker.motion.landmark_mean,
+        std=speaker.motion.landmark_std,
+        clamp_std=speaker.motion.clamp_std,
+        ema=0.0,
+    )
+    poses = PoseLoop(speaker.poses)
+    spread = [len(poses) * i // _PROBES for i in range(_PROBES)]
+
+    def timed(work: Callable[[], object]) -> float:
+        start_s = clock.now_s()
+        work()
+        return (clock.now_s() - start_s) * 1000
+
+    def condition_of_silence() -> F32:
+        row = settle.step(motion.run(silence)).reshape(1, -1)
+        return condition.run(np.repeat(row, speaker.condition.window_frames, axis=0))
+
+    nets_ms = min(timed(condition_of_silence) for _ in range(_PROBES))
+    neutral = condition_of_silence()
+    encoder_ms: list[float] = []
+
+    def measure(size_px: int) -> FrameCost:
+        renderer = make_renderer(speaker, raymarcher, size_px)
+        draw_ms, finish_ms, pictures = [], [], []
+        for at in spread:
+            pose, c2w = poses.at(at)
+            start_s = clock.now_s()
+            whole = renderer.draw_whole(c2w=c2w, condition=neutral)
+            mouth, box = renderer.draw_mouth(c2w=c2w, condition=neutral, pose=pose)
+            drawn_s = clock.now_s()
+            pictures.append(renderer.finish(whole, mouth, box))
+            draw_ms.append((drawn_s - start_s) * 1000)
+            finish_ms.append((clock.now_s() - drawn_s) * 1000)
+        if not encoder_ms:
+            encoder_ms.append(encode_ms(pictures, clock))
+        return FrameCost(
+            render_ms=float(np.median(draw_ms)),
+            other_ms=nets_ms + float(np.median(finish_ms)) + encoder_ms[0],
+        )
+
+    return choose_render_size(measure, largest_px=speaker.image_size_px, threads=threads, cores=cores)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileReport:
+    """What a run wrote and what it took."""
+
+    frames: int
+    spent_s: float
+    size_bytes: int
+
+    @property
+    def duration_s(self) -> float:
+        """Length of the video."""
+        return self.frames / FRAME_RATE_HZ
+
+    @property
+    def real_time_factor(self) -> float:
+        """Time spent for each second of video."""
+        return self.spent_s / self.duration_s
+
+
+def speak_file(
+    speaker: Speaker,
+    renderer: FrameRenderer,
+    audio: AudioFile,
+    video: VideoOutput,
+    *,
+    engines: tuple[Engine, Engine] | None = None,
+    landmarks: LandmarkOutput | None = None,
+    seed: int = 0,
+    times: StageTimes | None = None,
+    on_frame: Callable[[int], None] = lambda _: None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> FileReport:
+    """Writes the video of a recording and returns what it took.
+
+    The face is moved by the 16 kHz form of the sound, the video carries the sound as it was recorded; both
+    are decoded from the file side by side, so memory does not grow with its length.
+
+    Args:
+        speaker: who talks.
+        renderer: draws.
+        audio: what is said.
+        video: where it goes; entered and committed here.
+        engines: the speaker's networks, if they are open already.
+        landmarks: where the motion goes, if anywhere; entered and committed here.
+        seed: picks the blinks.
+        times: where working times are added up.
+        on_frame: told the number of frames written.
+        stopped: asked at least every 0.2 s whether to give up.
+
+    Raises:
+        InputError: the recording or the place it goes to is no good.
+        Stopped: `stopped` said so; nothing is left on disk.
+    """
+    times = times or StageTimes()
+    start_s = time.perf_counter()
+    pipeline = Pipeline(speaker, renderer, engines=engines, overflow=Overflow.BLOCK, seed=seed, times=times)
+    with contextlib.ExitStack() as stack:
+        stack.callback(pipeline.close)
+        stack.enter_context(video)
+        if landmarks is not None:
+            stack.enter_context(landmarks)
+        pipeline.start()
+        pipeline.start_feed(audio.speech())
+        sound = audio.sound()
+        for frame in _until_stopped(pipeline, stopped):
+            with times.of("encode"):
+                video.write_picture(frame.picture)
+                _write_sound_until(video, sound, video.picture_s)
+            if landmarks is not None:
+                landmarks.write(frame.landmarks)
+            on_frame(video.pictures)
+        with times.of("encode"):
+            _write_sound_until(video, sound, float("inf"))
+            size_bytes = video.commit()
+        if landmarks is not None:
+            landmarks.commit()
+    return FileReport(frames=video.pictures, spent_s=time.perf_counter() - start_s, size_bytes=size_bytes)
+
+
+def _until_stopped(pipeline: Pipeline, stopped: Callable[[], bool]) -> Iterator[Frame]:
+    while True:
+        if stopped():
+            raise Stopped("the run was stopped")
+        try:
+            frame = pipeline.next_frame(_POLL_S)
+        except TimeoutError:
+            continue
+        if frame is None:
+            return
+        yield frame
+
+
+def _write_sound_until(video: VideoOutput, sound: Iterator[F32], until_s: float) -> None:
+    while video.sound_s < until_s:
+        block = next(sound, None)
+        if block is None:
+            return
+        video.write_sound(block)
+
+
+def describe(renderer: FrameRenderer, pace: RenderSize | None) -> str:
+    """Returns what is drawn, in one line, and if the size was chosen here, whether it keeps up."""
+    drawn = f"draws {renderer.render_px} x {renderer.render_px}"
+    if renderer.render_px < renderer.output_px:
+        mouth = ", the mouth at full size" if renderer.draws_mouth_apart else ""
+        drawn += f" scaled up to {renderer.output_px} x {renderer.output_px}{mouth}"
+    if pace is None:
+        return drawn
+    verdict = "keeps up" if pace.keeps_up else "slower than the sound, but the smallest size there is"
+    return f"{drawn}: {pace.frame_ms:.0f} ms of {FRAME_BUDGET_MS:.0f} a frame, {verdict}"

@@ -1,0 +1,143 @@
+"""From predicted landmarks to what the condition net sees: normalise, clamp, smooth, window, blink."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from .clock import FRAME_RATE_HZ
+
+F32 = npt.NDArray[np.float32]
+
+POINTS = 68
+BROWS = slice(17, 27)
+EYES = slice(36, 48)
+MOUTH = slice(48, 68)
+
+BLINKS_PER_MINUTE = 16.0
+SHORTEST_INTERVAL_S = 1.2
+LONGEST_INTERVAL_S = 7.0
+_GAMMA_SHAPE = 4.0  # spread of the intervals: standard deviation is half the mean
+
+
+def clamp_limits(clamp_std: float) -> F32:
+    """Returns (68, 3) float32: how many standard deviations a coordinate may leave its mean.
+
+    Brows and eyes get half of it in x and y (GeneFace's inference rule).
+    """
+    limits = np.full((POINTS, 3), clamp_std, np.float32)
+    limits[BROWS, :2] *= np.float32(0.5)
+    limits[EYES, :2] *= np.float32(0.5)
+    return limits
+
+
+class LandmarkFilter:
+    """Normalises by the speaker's mean and std, clamps, and smooths over time, frame by frame."""
+
+    def __init__(self, *, mean: F32, std: F32, clamp_std: float, ema: float) -> None:
+        """Keeps the speaker's statistics.
+
+        Args:
+            mean: (68, 3) float32.
+            std: (68, 3) float32, > 0.
+            clamp_std: bound of a coordinate, in standard deviations.
+            ema: weight of the previous smoothed frame, [0, 1).
+        """
+        self._mean = np.asarray(mean, np.float32).reshape(POINTS, 3)
+        self._std = np.asarray(std, np.float32).reshape(POINTS, 3)
+        self._limits = clamp_limits(clamp_std)
+        self._ema = np.float32(ema)
+        self._previous: F32 | None = None
+
+    def step(self, landmarks: F32) -> F32:
+        """Returns the next frame's `landmarks_normalized` (68, 3) float32."""
+        normalized = (landmarks.reshape(POINTS, 3) - self._mean) / self._std
+        clamped = np.clip(normalized, -self._limits, self._limits)
+        if self._previous is not None:
+            clamped = self._ema * self._previous + (np.float32(1) - self._ema) * clamped
+        self._previous = clamped.astype(np.float32, copy=False)
+        return self._previous
+
+    def restore(self, landmarks_normalized: F32) -> F32:
+        """Returns landmarks (68, 3) float32 with the speaker's mean and std put back."""
+        return landmarks_normalized * self._std + self._mean
+
+    def scale(self, offsets: F32) -> F32:
+        """Returns un-normalised offsets (F, 68, 3) in standard deviations."""
+        return (offsets / self._std).astype(np.float32)
+
+
+class FrameWindows:
+    """Windows of frames around each frame; at either end the edge frame is repeated."""
+
+    def __init__(self, *, window_frames: int, lookahead_frames: int) -> None:
+        if not 0 <= lookahead_frames < window_frames:
+            raise ValueError(
+                f"window: expected 0 <= lookahead < {window_frames} frames, got {lookahead_frames}"
+            )
+        self._window_frames = window_frames
+        self._lookahead_frames = lookahead_frames
+        self._rows: deque[F32] = deque(maxlen=window_frames)
+        self._ahead = 0  # rows beyond the last frame that was given out
+
+    def reset(self) -> None:
+        """Forgets the frames so far: the next one is an edge again."""
+        self._rows.clear()
+        self._ahead = 0
+
+    def push(self, row: F32) -> Iterator[F32]:
+        """Yields the window (window_frames, 204) of each frame that is complete with this row."""
+        flat = row.reshape(-1)
+        if not self._rows:
+            past = self._window_frames - 1 - self._lookahead_frames
+            self._rows.extend([flat] * past)
+        self._rows.append(flat)
+        self._ahead += 1
+        if self._ahead > self._lookahead_frames:
+            self._ahead -= 1
+            yield np.stack(tuple(self._rows))
+
+    def finish(self) -> Iterator[F32]:
+        """Yields the windows of the last frames, their future being the last row repeated."""
+        if not self._rows:
+            return
+        last = self._rows[-1]
+        missing = self._window_frames - len(self._rows)
+        for _ in range(self._ahead):
+            # A recording shorter than the window is filled up from the right until it is whole.
+            self._rows.extend([last] * max(1, missing))
+            missing = 0
+            yield np.stack(tuple(self._rows))
+        self.reset()
+
+
+class BlinkSchedule:
+    """When a speaker blinks: seeded intervals as people have them, the same for any chunking."""
+
+    def __init__(self, *, seed: int, blink_frames: int) -> None:
+        """Draws the first blink.
+
+        Args:
+            seed: the same seed gives the same blinks.
+            blink_frames: length of one blink; the next begins after it at the earliest.
+        """
+        self._random = np.random.default_rng([seed, 0xB11])
+        self._blink_frames = blink_frames
+        self._start = self._interval()
+
+    def _interval(self) -> int:
+        mean_s = 60.0 / BLINKS_PER_MINUTE
+        interval_s = float(self._random.gamma(_GAMMA_SHAPE, mean_s / _GAMMA_SHAPE))
+        interval_s = min(max(interval_s, SHORTEST_INTERVAL_S), LONGEST_INTERVAL_S)
+        return max(round(interval_s * FRAME_RATE_HZ), self._blink_frames)
+
+    def phase(self, frame: int) -> int | None:
+        """Returns which frame of a blink `frame` shows, None between blinks; ask in rising order."""
+        if not self._blink_frames:
+            return None
+        while frame >= self._start + self._blink_frames:
+            self._start += self._interval()
+        return frame - self._start if frame >= self._start else None

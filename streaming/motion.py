@@ -1,0 +1,107 @@
+"""The sliding window of sound that the motion net sees: one window a frame, however the sound came in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .clock import FRAME_SAMPLES, first_sample, frames_covering
+
+F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PcmWindow:
+    """What is known of one frame's sound."""
+
+    frame: int
+    samples: F32  # (1, window_samples), ends `lookahead` frames after the frame; the ring's own memory
+    sound: F32  # (640,) the frame's own sound, a copy
+
+
+class PcmRing:
+    """Keeps the last samples and gives out each frame's window as soon as its look-ahead came in.
+
+    Before the first sample there is silence. Two copies of each sample lie one ring apart, so that every
+    window is one contiguous piece.
+    """
+
+    def __init__(self, *, window_samples: int, lookahead_frames: int) -> None:
+        reach = FRAME_SAMPLES * (1 + lookahead_frames)
+        self._window_samples = window_samples
+        self._lookahead_frames = lookahead_frames
+        self._size = max(window_samples, reach)
+        self._memory = np.zeros(2 * self._size, np.float32)
+        self._written = 0  # number of the next sample
+        self._frame = 0  # the next frame to give out
+
+    @property
+    def samples(self) -> int:
+        """Number of the next sample."""
+        return self._written
+
+    @property
+    def next_frame(self) -> int:
+        """The next frame that will be given out."""
+        return self._frame
+
+    def push(self, pcm: F32) -> Iterator[PcmWindow]:
+        """Takes samples (n,) and yields every frame that they complete; exhaust it before the next push."""
+        at = 0
+        while at < len(pcm):
+            missing = self._due() - self._written
+            piece = pcm[at : at + missing]
+            self._write(piece)
+            at += len(piece)
+            if self._written == self._due():
+                yield self._window()
+                self._frame += 1
+
+    def skip_to(self, sample: int) -> Iterator[PcmWindow]:
+        """Yields the frames completed by silence up to `sample`, where sound was lost."""
+        missing = sample - self._written
+        while missing > 0:
+            piece = min(missing, self._size)
+            yield from self.push(np.zeros(piece, np.float32))
+            missing -= piece
+
+    def restart(self, sample: int) -> None:
+        """Forgets all sound and goes on at `sample`, with silence before it."""
+        self._memory[:] = 0
+        self._written = sample
+        self._frame = sample // FRAME_SAMPLES
+
+    def finish(self) -> Iterator[PcmWindow]:
+        """Yields the frames that still have sound, with silence after the end as their look-ahead."""
+        frames = frames_covering(self._written)
+        if frames:
+            yield from self.skip_to(first_sample(frames + self._lookahead_frames))
+
+    def _due(self) -> int:
+        return first_sample(self._frame + 1 + self._lookahead_frames)
+
+    def _write(self, piece: F32) -> None:
+        piece = piece[-self._size :] if len(piece) > self._size else piece
+        skipped = 0
+        while skipped < len(piece):
+            start = (self._written + skipped) % self._size
+            part = piece[skipped : skipped + self._size - start]
+            self._memory[start : start + len(part)] = part
+            self._memory[start + self._size : start + self._size + len(part)] = part
+            skipped += len(part)
+        self._written += len(piece)
+
+    def _last(self, samples: int, before: int = 0) -> F32:
+        """Returns the `samples` samples that end `before` samples ago."""
+        end = (self._written - before - 1) % self._size + 1 + self._size
+        return self._memory[end - samples : end]
+
+    def _window(self) -> PcmWindow:
+        return PcmWindow(
+            frame=self._frame,
+            samples=self._last(self._window_samples)[None],
+            sound=self._last(FRAME_SAMPLES, before=FRAME_SAMPLES * self._lookahead_frames).copy(),
+        )

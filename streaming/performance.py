@@ -1,0 +1,31 @@
+"""What the speaker does beside talking: the path of the head."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+F32 = npt.NDArray[np.float32]
+
+
+class PoseLoop:
+    """The head's path, walked round and round; the bundle's last pose leads back into its first."""
+
+    def __init__(self, poses: F32) -> None:
+        """Keeps the path.
+
+        Args:
+            poses: (P, 4, 4) float32 camera to head space.
+        """
+        if not len(poses):
+            raise ValueError("poses: expected at least one, got none; export the bundle again")
+        self._poses = np.ascontiguousarray(poses, np.float32)
+
+    def __len__(self) -> int:
+        """Returns the number of poses in a round."""
+        return len(self._poses)
+
+    def at(self, frame: int) -> tuple[int, F32]:
+        """Returns a frame's pose: its number in the loop and c2w (4, 4)."""
+        number = frame % len(self._poses)
+        return number, self._poses[number]

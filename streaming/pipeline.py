@@ -1,0 +1,397 @@
+"""The way of the data: chunks of sound in, frames with their sound out, one media clock, three threads.
+
+    push_audio -> [audio] -> motion -> [poses and conditions] -> render -> [drawings] -> finish -> [frames]
+
+Every queue is bounded in milliseconds of media. Files block their producer, so nothing is lost; live sound
+drops the oldest, so nothing is late. A frame depends on its samples and its number alone, never on how the
+sound was cut into chunks or on how fast the machine is.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from models.speaker import Speaker
+
+from .clock import FRAME_SAMPLES, SAMPLE_RATE_HZ, MediaClock, samples_to_ms
+from .engine import Engine, OnnxEngine
+from .errors import Stopped
+from .landmarks import POINTS, BlinkSchedule, FrameWindows, LandmarkFilter
+from .motion import PcmRing, PcmWindow
+from .performance import PoseLoop
+from .queues import Aborted, BoundedQueue, Ended, Overflow
+from .renderer import FrameRenderer
+from .stage_times import StageTimes
+
+F32 = npt.NDArray[np.float32]
+U8 = npt.NDArray[np.uint8]
+
+log = logging.getLogger(__name__)
+
+FRAME_MS = samples_to_ms(FRAME_SAMPLES)
+CHUNK_SAMPLES = 20 * SAMPLE_RATE_HZ // 1000  # what is pushed at once is queued in pieces of this
+_JOIN_S = 10.0
+_FLAT = 3 * POINTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueueBounds:
+    """How much media may wait before each stage."""
+
+    audio_ms: float = 400.0
+    conditions_ms: float = 200.0
+    drawings_ms: float = 120.0
+    frames_ms: float = 200.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """One finished frame."""
+
+    index: int  # it belongs to samples [640 index, 640 (index + 1))
+    picture: U8  # (size, size, 3) RGB
+    sound: F32  # (640,) 16 kHz mono
+    landmarks: F32  # (68, 3) as drawn: smoothed, with blinks
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Chunk:
+    epoch: int
+    start_sample: int
+    samples: F32 | None  # None: the sound begins anew at start_sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Conditioned:
+    epoch: int
+    index: int
+    pose: int
+    c2w: F32
+    condition: F32
+    sound: F32
+    landmarks: F32
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Drawn:
+    of: _Conditioned
+    whole: U8
+    mouth: U8 | None
+    mouth_box: tuple[int, ...]
+
+
+def open_engines(speaker: Speaker) -> tuple[Engine, Engine]:
+    """Returns the speaker's motion and condition networks, ready to run.
+
+    Raises:
+        EngineError: a network does not fit what the bundle says of it.
+    """
+    motion = OnnxEngine(
+        speaker.motion_onnx,
+        input_name="pcm",
+        input_shape=(1, speaker.motion.window_samples),
+        output_name="landmarks",
+        output_shape=(1, _FLAT),
+    )
+    condition = OnnxEngine(
+        speaker.condition_onnx,
+        input_name="window",
+        input_shape=(speaker.condition.window_frames, _FLAT),
+        output_name="condition",
+        output_shape=(speaker.condition.size,),
+    )
+    return motion, condition
+
+
+class Pipeline:
+    """One stream of sound turned into frames. Push from one thread, iterate in another."""
+
+    def __init__(
+        self,
+        speaker: Speaker,
+        renderer: FrameRenderer,
+        *,
+        engines: tuple[Engine, Engine] | None = None,
+        overflow: Overflow = Overflow.BLOCK,
+        bounds: QueueBounds | None = None,
+        seed: int = 0,
+        times: StageTimes | None = None,
+    ) -> None:
+        """Builds the stages; `start` sets them going.
+
+        Args:
+            speaker: who talks.
+            renderer: draws; used by the pipeline's threads alone from here on.
+            engines: motion and condition networks; opened from the speaker by default.
+            overflow: `BLOCK` for files, `DROP_OLDEST` for live sound.
+            bounds: how much may wait between stages.
+            seed: picks the blinks.
+            times: where working times are added up.
+        """
+        bounds = bounds or QueueBounds()
+        self.times = times or StageTimes()
+        self._renderer = renderer
+        self._motion_engine, self._condition_engine = engines or open_engines(speaker)
+        self._filter = LandmarkFilter(
+            mean=speaker.motion.landmark_mean,
+            std=speaker.motion.landmark_std,
+            clamp_std=speaker.motion.clamp_std,
+            ema=speaker.motion.ema,
+        )
+        self._ring = PcmRing(
+            window_samples=speaker.motion.window_samples, lookahead_frames=speaker.motion.lookahead_frames
+        )
+        self._windows = FrameWindows(
+            window_frames=speaker.condition.window_frames,
+            lookahead_frames=speaker.condition.lookahead_frames,
+        )
+        self._poses = PoseLoop(speaker.poses)
+        self._blink = self._filter.scale(speaker.blinks)  # (F, 68, 3) in standard deviations
+        self._blinks = BlinkSchedule(seed=seed, blink_frames=len(self._blink))
+        self._waiting: list[tuple[int, F32, F32]] = []  # frames whose condition window is not whole yet
+        self._clock = MediaClock()
+        self._epoch = 0
+        self._audio: BoundedQueue[_Chunk] = BoundedQueue(
+            name="audio",
+            bound_ms=bounds.audio_ms,
+            overflow=overflow,
+            duration_ms=lambda chunk: 0.0 if chunk.samples is None else samples_to_ms(len(chunk.samples)),
+        )
+
+        def frames(name: str, bound_ms: float) -> BoundedQueue[Any]:
+            return BoundedQueue(
+                name=name, bound_ms=bound_ms, overflow=overflow, duration_ms=lambda _: FRAME_MS
+            )
+
+        self._conditions: BoundedQueue[_Conditioned] = frames("conditions", bounds.conditions_ms)
+        self._drawings: BoundedQueue[_Drawn] = frames("drawings", bounds.drawings_ms)
+        self._frames: BoundedQueue[tuple[int, Frame]] = frames("frames", bounds.frames_ms)
+        self._queues: tuple[BoundedQueue[Any], ...] = (
+            self._audio,
+            self._conditions,
+            self._drawings,
+            self._frames,
+        )
+        self._threads: list[threading.Thread] = []
+        self._failure: BaseException | None = None
+        self._failure_lock = threading.Lock()
+        self._closed = False
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """How many items each queue dropped to make room."""
+        return {queue.name: queue.dropped for queue in self._queues}
+
+    def start(self) -> None:
+        """Starts the stages' threads."""
+        if self._threads or self._closed:
+            raise RuntimeError("pipeline: started twice, or after it was closed")
+        for name, stage, after in (
+            ("motion", self._run_motion, self._conditions),
+            ("render", self._run_render, self._drawings),
+            ("finish", self._run_finish, self._frames),
+        ):
+            self._spawn(name, stage, after.end)
+
+    def start_feed(self, chunks: Iterable[F32]) -> None:
+        """Pushes chunks from a thread of its own until they end; for files, where pushing waits."""
+
+        def feed() -> None:
+            blocks = iter(chunks)
+            while True:
+                with self.times.of("decode"):
+                    block = next(blocks, None)
+                if block is None:
+                    return
+                self.push_audio(block)
+
+        self._spawn("decode", feed, self.end_audio)
+
+    def push_audio(self, chunk: F32) -> None:
+        """Takes the next samples (n,) float32 in [-1, 1], 16 kHz mono. Waits for room in a file run.
+
+        Raises:
+            Stopped: the pipeline was closed or a stage failed; iterating says why.
+        """
+        for at in range(0, len(chunk), CHUNK_SAMPLES):
+            piece = np.array(chunk[at : at + CHUNK_SAMPLES], np.float32)  # the caller may reuse its memory
+            start = self._clock.advance(len(piece))
+            self._put_audio(_Chunk(epoch=self._epoch, start_sample=start, samples=piece))
+
+    def end_audio(self) -> None:
+        """Says that no more sound comes: the frames that still have sound are drawn, then it ends."""
+        self._audio.end()
+
+    def clear_buffer(self) -> None:
+        """Throws away everything that has not been given out yet; the media clock goes on.
+
+        Call it from the thread that pushes. The next frame is the one of the next sample pushed.
+        """
+        self._epoch += 1
+        for queue in self._queues:
+            queue.clear()
+        self._put_audio(_Chunk(epoch=self._epoch, start_sample=self._clock.samples, samples=None))
+
+    def next_frame(self, timeout_s: float | None = None) -> Frame | None:
+        """Returns the next frame, None at the end.
+
+        Raises:
+            TimeoutError: nothing came within `timeout_s`.
+            Stopped: the pipeline was closed.
+            Exception: what a stage failed with.
+        """
+        while True:
+            try:
+                epoch, frame = self._frames.get(timeout_s)
+            except Ended:
+                self._raise_failure()
+                return None
+            except Aborted:
+                self._raise_failure()
+                raise Stopped("the pipeline was closed") from None
+            if epoch == self._epoch:
+                return frame
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Yields frames until the sound has ended and every frame with sound was given out."""
+        while (frame := self.next_frame()) is not None:
+            yield frame
+
+    def close(self) -> None:
+        """Stops all stages and waits for their threads; a second time, or unstarted, it does nothing."""
+        self._closed = True
+        for queue in self._queues:
+            queue.abort()
+        for thread in self._threads:
+            thread.join(_JOIN_S)
+            if thread.is_alive():
+                log.error("thread %s did not end within %.0f s", thread.name, _JOIN_S)
+        self._threads.clear()
+
+    def __enter__(self) -> Pipeline:
+        """Starts the pipeline."""
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Closes the pipeline."""
+        self.close()
+
+    # Stages -------------------------------------------------------------------------------------------
+
+    def _spawn(self, name: str, work: Callable[[], None], done: Callable[[], None]) -> None:
+        thread = threading.Thread(target=self._guard, args=(work, done), name=f"geneface-{name}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _guard(self, work: Callable[[], None], done: Callable[[], None]) -> None:
+        try:
+            work()
+            done()
+        except (Aborted, Stopped):
+            pass
+        except BaseException as failure:  # noqa: BLE001 - a thread's outermost frame: told to who iterates
+            with self._failure_lock:
+                self._failure = self._failure or failure
+            for queue in self._queues:
+                queue.abort()
+
+    def _raise_failure(self) -> None:
+        with self._failure_lock:
+            failure = self._failure
+        if failure is not None:
+            raise failure
+
+    def _put_audio(self, chunk: _Chunk) -> None:
+        try:
+            self._audio.put(chunk)
+        except Aborted:
+            raise Stopped("the pipeline was closed") from None
+
+    def _run_motion(self) -> None:
+        while True:
+            try:
+                chunk = self._audio.get()
+            except Ended:
+                break
+            if chunk.epoch != self._epoch:
+                continue
+            if chunk.samples is None:
+                self._ring.restart(chunk.start_sample)
+                self._windows.reset()
+                self._waiting.clear()
+                continue
+            # Live sound that was dropped leaves a gap: silence takes its place, and the clock stays true.
+            for window in self._ring.skip_to(chunk.start_sample):
+                self._draw_motion(chunk.epoch, window)
+            for window in self._ring.push(chunk.samples):
+                self._draw_motion(chunk.epoch, window)
+        epoch = self._epoch
+        for window in self._ring.finish():
+            self._draw_motion(epoch, window)
+        for ready in self._windows.finish():
+            self._condition(epoch, ready)
+
+    def _draw_motion(self, epoch: int, window: PcmWindow) -> None:
+        with self.times.of("motion"):
+            landmarks = self._motion_engine.run(window.samples)
+            normalized = self._filter.step(landmarks)
+            phase = self._blinks.phase(window.frame)
+            if phase is not None:
+                # After clamp and smoothing: both are for noise, and would leave the lids half open.
+                normalized = normalized + self._blink[phase]
+        self._waiting.append((window.frame, normalized, window.sound))
+        for ready in self._windows.push(normalized):
+            self._condition(epoch, ready)
+
+    def _condition(self, epoch: int, window: F32) -> None:
+        index, normalized, sound = self._waiting.pop(0)
+        with self.times.of("condition"):
+            condition = self._condition_engine.run(np.ascontiguousarray(window, np.float32))
+        pose, c2w = self._poses.at(index)
+        self._conditions.put(
+            _Conditioned(
+                epoch=epoch,
+                index=index,
+                pose=pose,
+                c2w=c2w,
+                condition=condition,
+                sound=sound,
+                landmarks=self._filter.restore(normalized),
+            )
+        )
+
+    def _run_render(self) -> None:
+        while True:
+            try:
+                item = self._conditions.get()
+            except Ended:
+                return
+            if item.epoch != self._epoch:
+                continue
+            with self.times.of("render"):
+                whole = self._renderer.draw_whole(c2w=item.c2w, condition=item.condition)
+            with self.times.of("mouth"):
+                mouth, box = self._renderer.draw_mouth(c2w=item.c2w, condition=item.condition, pose=item.pose)
+            self._drawings.put(_Drawn(of=item, whole=whole, mouth=mouth, mouth_box=box))
+
+    def _run_finish(self) -> None:
+        while True:
+            try:
+                drawn = self._drawings.get()
+            except Ended:
+                return
+            item = drawn.of
+            if item.epoch != self._epoch:
+                continue
+            with self.times.of("upscale"):
+                picture = self._renderer.finish(drawn.whole, drawn.mouth, drawn.mouth_box)
+            frame = Frame(index=item.index, picture=picture, sound=item.sound, landmarks=item.landmarks)
+            self._frames.put((item.epoch, frame))

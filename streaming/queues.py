@@ -1,0 +1,119 @@
+"""A queue between two stages, bounded by the playing time of what waits in it."""
+
+from __future__ import annotations
+
+import enum
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Overflow(enum.Enum):
+    """What a full queue does with one more item."""
+
+    BLOCK = "block"  # files: the producer waits, nothing is lost
+    DROP_OLDEST = "drop oldest"  # live: what is late makes room for what is new
+
+
+class Ended(Exception):  # noqa: N818 - the normal end of a stream, like StopIteration
+    """The producer is done and everything it put was taken."""
+
+
+class Aborted(Exception):  # noqa: N818 - an order, not an error
+    """The run ended early; nothing more goes in or out."""
+
+
+class BoundedQueue(Generic[T]):
+    """First in, first out, at most `bound_ms` of media (a single longer item still passes)."""
+
+    def __init__(
+        self, *, name: str, bound_ms: float, overflow: Overflow, duration_ms: Callable[[T], float]
+    ) -> None:
+        self.name = name
+        self.bound_ms = bound_ms
+        self.overflow = overflow
+        self.dropped = 0  # items that made room; read by metrics
+        self._duration_ms = duration_ms
+        self._items: deque[tuple[T, float]] = deque()
+        self._waiting_ms = 0.0
+        self._ended = False
+        self._aborted = False
+        self._changed = threading.Condition()
+
+    @property
+    def waiting_ms(self) -> float:
+        """Playing time of what waits."""
+        with self._changed:
+            return self._waiting_ms
+
+    def put(self, item: T) -> None:
+        """Adds an item by the queue's overflow rule.
+
+        Raises:
+            Aborted: the queue was aborted, before or while waiting for room.
+        """
+        duration_ms = self._duration_ms(item)
+        with self._changed:
+            if self._ended:
+                raise RuntimeError(f"queue {self.name}: put after the end")
+            while self._items and self._waiting_ms + duration_ms > self.bound_ms and not self._aborted:
+                if self.overflow is Overflow.BLOCK:
+                    self._changed.wait()
+                else:
+                    self._waiting_ms -= self._items.popleft()[1]
+                    self.dropped += 1
+            if self._aborted:
+                raise Aborted(self.name)
+            self._items.append((item, duration_ms))
+            self._waiting_ms += duration_ms
+            self._changed.notify_all()
+
+    def get(self, timeout_s: float | None = None) -> T:
+        """Returns the oldest item, waiting for one.
+
+        Raises:
+            Ended: the producer is done and the queue is empty.
+            Aborted: the queue was aborted.
+            TimeoutError: nothing came within `timeout_s`.
+        """
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        with self._changed:
+            while True:
+                if self._aborted:
+                    raise Aborted(self.name)
+                if self._items:
+                    item, duration_ms = self._items.popleft()
+                    self._waiting_ms = self._waiting_ms - duration_ms if self._items else 0.0
+                    self._changed.notify_all()
+                    return item
+                if self._ended:
+                    raise Ended(self.name)
+                left_s = None if deadline_s is None else deadline_s - time.monotonic()
+                if left_s is not None and left_s <= 0:
+                    raise TimeoutError(f"queue {self.name}: nothing came within {timeout_s} s")
+                self._changed.wait(left_s)
+
+    def clear(self) -> None:
+        """Throws away what waits; the queue stays in use."""
+        with self._changed:
+            self._items.clear()
+            self._waiting_ms = 0.0
+            self._changed.notify_all()
+
+    def end(self) -> None:
+        """Says that nothing more will be put; `get` gives out the rest, then raises `Ended`."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def abort(self) -> None:
+        """Wakes everyone with `Aborted` and throws away what waits."""
+        with self._changed:
+            self._aborted = True
+            self._items.clear()
+            self._waiting_ms = 0.0
+            self._changed.notify_all()

@@ -1,0 +1,76 @@
+"""How large the raymarcher may draw on this machine and still keep up with the sound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .clock import FRAME_RATE_HZ
+
+RENDER_SIZES_PX = (512, 384, 256, 224, 192, 160, 128)
+FRAME_BUDGET_MS = 1000 / FRAME_RATE_HZ
+HEADROOM = 0.85  # the share of a frame's time that is planned for; the rest is for a busier moment
+_PROBE_PX = 192
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameCost:
+    """What one frame takes, by who can share the work."""
+
+    render_ms: float  # wall time of the raymarcher on its threads
+    other_ms: float  # time of all other stages, each on one thread beside the raymarcher
+
+    def frame_ms(self, *, threads: int, cores: int) -> float:
+        """Returns the time from one frame to the next when the stages overlap on `cores` cores."""
+        shared_ms = (self.render_ms * min(threads, cores) + self.other_ms) / cores
+        return max(self.render_ms, shared_ms)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderSize:
+    """A size and what it costs here."""
+
+    size_px: int
+    frame_ms: float
+    keeps_up: bool
+
+
+def choose_render_size(
+    measure: Callable[[int], FrameCost],
+    *,
+    largest_px: int,
+    threads: int,
+    cores: int,
+    sizes_px: Sequence[int] = RENDER_SIZES_PX,
+    budget_ms: float = FRAME_BUDGET_MS * HEADROOM,
+) -> RenderSize:
+    """Returns the largest size whose frames fit the budget, else the smallest.
+
+    One size is timed, the others are foretold from it by their pixels, and the one chosen is timed
+    before it is believed; so slow sizes are never drawn.
+
+    Args:
+        measure: draws a few frames at a size and says what they take.
+        largest_px: the bundle's image size; nothing larger is drawn.
+        threads: threads of the raymarcher.
+        cores: cores that this process may use.
+        sizes_px: what to choose from, largest first.
+        budget_ms: time a frame may take.
+    """
+    sizes = [size for size in sizes_px if size <= largest_px] or [largest_px]
+    probe = min(sizes, key=lambda size: abs(size - _PROBE_PX))
+    probed = measure(probe)
+
+    def foretold_ms(size: int) -> float:
+        scaled = FrameCost(render_ms=probed.render_ms * (size / probe) ** 2, other_ms=probed.other_ms)
+        return scaled.frame_ms(threads=threads, cores=cores)
+
+    for size in sizes:
+        last = size == sizes[-1]
+        if not last and foretold_ms(size) > budget_ms * 1.15:  # what is a little over is worth a look
+            continue
+        cost = probed if size == probe else measure(size)
+        frame_ms = cost.frame_ms(threads=threads, cores=cores)
+        if frame_ms <= budget_ms or last:
+            return RenderSize(size_px=size, frame_ms=frame_ms, keeps_up=frame_ms <= FRAME_BUDGET_MS)
+    raise AssertionError("the smallest size is always taken")

@@ -1,0 +1,211 @@
+"""The finished video: H.264 and AAC in one file that appears under its name only when it is whole."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import av
+import av.error
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from .audio_file import SoundFormat
+from .clock import FRAME_RATE_HZ, MonotonicClock
+from .errors import InputError
+
+F32 = npt.NDArray[np.float32]
+U8 = npt.NDArray[np.uint8]
+
+CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
+_PRESET = "veryfast"
+_BT601 = 6  # SMPTE 170M in ITU-T H.273, for primaries, transfer and matrix
+_LIMITED_RANGE = 1
+
+
+def check_writable(path: Path, flag: str) -> None:
+    """Refuses a path that no file can be written to, before any work is done for it.
+
+    Raises:
+        InputError: it is a folder, or its folder does not exist or may not be written.
+    """
+    folder = path.parent
+    if path.is_dir():
+        raise InputError(f"{path}: expected a file's name for {flag}, got a folder; add a name to it")
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; create it, or give {flag} another place")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{folder}: may not be written to; give {flag} another place")
+
+
+def temporary_path(path: Path) -> Path:
+    """Returns a name beside `path` for what is not whole yet."""
+    return path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+
+
+@contextlib.contextmanager
+def writing_errors(path: Path) -> Iterator[None]:
+    """Turns what goes wrong while `path` is written into one line that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        reason = "the disk is full" if full else (error.strerror or type(error).__name__).lower()
+        way_out = "free some space or write elsewhere" if full else "write elsewhere"
+        raise InputError(
+            f"{path}: could not be written: {reason}; nothing was left there, {way_out}"
+        ) from None
+
+
+class VideoOutput:
+    """One video file. Use as a context: leaving it without `commit` leaves nothing on disk."""
+
+    def __init__(self, path: Path, *, size_px: int, sound: SoundFormat, crf: int) -> None:
+        """Checks the name; nothing is written before the context is entered.
+
+        Raises:
+            InputError: an unknown ending, or a place that cannot be written to.
+        """
+        container = CONTAINERS.get(path.suffix.lower())
+        if container is None:
+            raise InputError(
+                f"{path}: expected a name ending in {', '.join(CONTAINERS)}, "
+                f"got {path.suffix or 'no ending'}; call it talking.mp4"
+            )
+        if size_px % 2:
+            raise InputError(f"speaker: expected pictures of an even size for H.264, got {size_px} px")
+        check_writable(path, "--output")
+        self.path = path
+        self._part = temporary_path(path)
+        self._container_name = container
+        self._size_px = size_px
+        self._sound_format = sound
+        self._crf = crf
+        self._container: av.container.OutputContainer | None = None
+        self._pictures = 0
+        self._samples = 0
+
+    @property
+    def pictures(self) -> int:
+        """Pictures written so far."""
+        return self._pictures
+
+    @property
+    def picture_s(self) -> float:
+        """Where the pictures end."""
+        return self._pictures / FRAME_RATE_HZ
+
+    @property
+    def sound_s(self) -> float:
+        """Where the sound ends."""
+        return self._samples / self._sound_format.rate_hz
+
+    def __enter__(self) -> VideoOutput:
+        """Opens the temporary file."""
+        with writing_errors(self.path):
+            options = {"movflags": "+faststart"} if self._container_name != "matroska" else {}
+            self._container = av.open(f"file:{self._part}", "w", format=self._container_name, options=options)
+            video = self._container.add_stream(
+                "libx264", rate=FRAME_RATE_HZ, options={"preset": _PRESET, "crf": str(self._crf)}
+            )
+            video.width = video.height = self._size_px
+            video.pix_fmt = "yuv420p"
+            video.time_base = Fraction(1, FRAME_RATE_HZ)
+            context = video.codec_context
+            context.thread_count = 1  # the raymarcher has the cores
+            context.color_range = _LIMITED_RANGE
+            context.colorspace = context.color_primaries = context.color_trc = _BT601
+            self._video = video
+            self._audio = self._container.add_stream(
+                "aac", rate=self._sound_format.rate_hz, layout=self._sound_format.layout
+            )
+            self._audio.bit_rate = 64_000 * self._sound_format.channels
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Removes what was not committed."""
+        self.discard()
+
+    def write_picture(self, picture: U8) -> None:
+        """Adds one frame (size, size, 3) uint8 RGB."""
+        frame = _video_frame(picture, self._pictures)
+        self._pictures += 1
+        with writing_errors(self.path):
+            self._mux(self._video.encode(frame))
+
+    def write_sound(self, block: F32) -> None:
+        """Adds sound (channels, n) float32; the first sample sounds with the first frame."""
+        frame = av.AudioFrame.from_ndarray(
+            np.ascontiguousarray(block), format="fltp", layout=self._sound_format.layout
+        )
+        frame.sample_rate = self._sound_format.rate_hz
+        frame.pts = self._samples
+        frame.time_base = Fraction(1, self._sound_format.rate_hz)
+        self._samples += block.shape[1]
+        with writing_errors(self.path):
+            self._mux(self._audio.encode(frame))
+
+    def commit(self) -> int:
+        """Ends the file, gives it its name and returns its size in bytes."""
+        assert self._container is not None
+        with writing_errors(self.path):
+            self._mux(self._video.encode(None))
+            self._mux(self._audio.encode(None))
+            container, self._container = self._container, None
+            container.close()
+            with self._part.open("rb+") as file:
+                os.fsync(file.fileno())  # some file systems say only now that there is no room
+            size_bytes = self._part.stat().st_size
+            self._part.replace(self.path)
+        return size_bytes
+
+    def discard(self) -> None:
+        """Closes and removes what is not committed; does nothing a second time."""
+        container, self._container = self._container, None
+        if container is not None:
+            with contextlib.suppress(av.error.FFmpegError, OSError, ValueError):
+                container.close()
+        with contextlib.suppress(OSError):
+            self._part.unlink(missing_ok=True)
+
+    def _mux(self, packets: Iterable[av.Packet[Any]]) -> None:
+        assert self._container is not None
+        for packet in packets:
+            self._container.mux(packet)
+
+
+def encode_ms(pictures: list[U8], clock: MonotonicClock) -> float:
+    """Returns the time that encoding one of these (size, size, 3) pictures takes, start and end left out."""
+    size_px = pictures[0].shape[0]
+    context = av.CodecContext.create("libx264", "w")
+    assert isinstance(context, av.VideoCodecContext)
+    context.width = context.height = size_px
+    context.pix_fmt = "yuv420p"
+    context.time_base = Fraction(1, FRAME_RATE_HZ)
+    context.framerate = Fraction(FRAME_RATE_HZ)
+    context.thread_count = 1
+    context.options = {"preset": _PRESET}
+    context.open()
+    repeats = 3
+    start_s = clock.now_s()
+    for number, picture in enumerate(pictures * repeats):
+        context.encode(_video_frame(picture, number))
+    context.encode(None)
+    return (clock.now_s() - start_s) * 1000 / (len(pictures) * repeats)
+
+
+def _video_frame(picture: U8, number: int) -> av.VideoFrame:
+    planes = cv2.cvtColor(picture, cv2.COLOR_RGB2YUV_I420)  # BT.601, limited range
+    frame = av.VideoFrame.from_ndarray(planes.astype(np.uint8, copy=False), format="yuv420p")
+    frame.pts = number
+    frame.time_base = Fraction(1, FRAME_RATE_HZ)
+    return frame
