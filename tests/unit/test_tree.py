@@ -18,10 +18,13 @@ PICTURE_TAG = re.compile(r'<img[^>]*\bsrc="([^"]+)"')
 
 
 def files_of_the_tree() -> list[Path]:
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
-    if listed.returncode:  # an unpacked archive
-        hidden = (".venv", ".git", "__pycache__", "egg-info")
-        return [p for p in ROOT.rglob("*") if p.is_file() and not any(h in str(p) for h in hidden)]
+    try:
+        listed = subprocess.run(
+            ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):  # an unpacked archive
+        made = re.compile(r"/(\.(?!ci/)|__pycache__/|build/|node_modules/|[^/]+\.egg-info/)")
+        return [p for p in ROOT.rglob("*") if p.is_file() and not made.search(f"/{p.relative_to(ROOT)}")]
     return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
 
 
