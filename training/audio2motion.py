@@ -1,0 +1,363 @@
+"""Trains Audio2Motion: sound in, landmarks of a common face out.
+
+Beside GeneFace's terms (reconstruction, continuity, KL, sync) the network is asked for good motion where it
+is used: at the prior's mode, from the sound alone. Errors are weighed by what a viewer sees: lips above jaw
+above the rest, the opening between the inner lips, frames in which the lips are shut. Blinks, brows and gaze
+follow no sound in the data, so squared error leaves their mean. SyncNet is frozen, in evaluation mode.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.audio2motion import Audio2Motion, Audio2MotionConfig
+from models.features import LogMel
+
+from .corpus import (
+    COORDINATES,
+    Clips,
+    CropSettings,
+    DegradeSettings,
+    Sound,
+    crops_at,
+    degrade,
+    load_corpus,
+    random_crops,
+)
+from .loop import LoopSettings, Validation, load_task_state
+from .measures import MotionMeasures, MotionTrack, aperture_mm, measure_motion, width_mm
+from .plots import draw_curves
+from .syncnet import load_syncnet, sync_loss_of_windows
+
+LOOP = LoopSettings(
+    steps=6000, validate_every=1000, checkpoint_every=500, log_every=50, keep_checkpoints=2, seed=9999
+)
+LIP_PAIRS = ((61, 67), (62, 66), (63, 65))  # upper and lower inner lip
+CORNERS = (48, 54)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audio2MotionSettings:
+    """How Audio2Motion is trained."""
+
+    steps: int = field(default=LOOP.steps, metadata={"help": "steps in all; the rate falls over them"})
+    batch: int = field(default=128, metadata={"help": "crops a step"})
+    frames: int = field(default=80, metadata={"help": "frames of a crop that count"})
+    warm_frames: int | None = field(
+        default=None, metadata={"help": "frames before them that do not; the receptive field if absent"}
+    )
+    lookahead_frames: int = field(default=4, metadata={"help": "frames of later sound a frame may hear"})
+    learning_rate: float = field(default=1.5e-3, metadata={"help": "highest rate of Adam"})
+    last_rate_share: float = field(default=0.02, metadata={"help": "share of it that is left at the end"})
+    average_decay: float = field(default=0.998, metadata={"help": "decay of the averaged weights, exported"})
+    mode_weight: float = field(default=1.0, metadata={"help": "weight of the motion at the prior's mode"})
+    reconstruction_weight: float = field(default=0.3, metadata={"help": "weight of the reconstruction"})
+    continuity_weight: float = field(default=3.0, metadata={"help": "weight of frame differences, in both"})
+    kl_weight: float = field(
+        default=0.02, metadata={"help": "weight of the divergence of posterior and prior"}
+    )
+    sync_weight: float = field(default=0.003, metadata={"help": "weight of the frozen SyncNet's loss"})
+    sync_below: float = field(
+        default=0.75, metadata={"help": "validation sync at which that term is switched on"}
+    )
+    sync_windows: int = field(default=1024, metadata={"help": "windows of that term a step"})
+    mouth_weight: float = field(default=1.0, metadata={"help": "weight of the 20 mouth points"})
+    jaw_weight: float = field(default=0.4, metadata={"help": "weight of the 17 jaw points"})
+    rest_weight: float = field(default=0.15, metadata={"help": "weight of nose, brows and eyes"})
+    opening_weight: float = field(default=2.0, metadata={"help": "weight of the opening of the inner lips"})
+    width_weight: float = field(default=1.0, metadata={"help": "weight of the distance of the corners"})
+    closure_weight: float = field(default=3.0, metadata={"help": "weight of b, p, m frames in the opening"})
+    silence_weight: float = field(default=2.0, metadata={"help": "weight of resting frames in the opening"})
+    syncnet: Path | None = field(
+        default=None, metadata={"help": "training folder of SyncNet; no sync term if absent"}
+    )
+    max_clips: int | None = field(default=None, metadata={"help": "at most so many clips of a split"})
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        if not 0 <= self.average_decay < 1:
+            raise ValueError(f"average_decay: expected 0 to 1, got {self.average_decay}")
+        if self.lookahead_frames < 0:
+            raise ValueError(f"lookahead_frames: expected 0 or more, got {self.lookahead_frames}")
+
+
+def make_task(data: Path, settings: Audio2MotionSettings, device: torch.device) -> Audio2MotionTask:
+    """The task on a corpus folder."""
+    corpus = load_corpus(data, device=device, max_clips=settings.max_clips)
+    return Audio2MotionTask(corpus.train, corpus.validation, settings, device)
+
+
+def load_audio2motion(path: Path, *, device: str | torch.device = "cpu") -> Audio2Motion:
+    """A trained Audio2Motion (averaged weights), frozen and in evaluation mode.
+
+    Args:
+        path: A checkpoint or a training folder.
+        device: Where it goes.
+    """
+    state = load_task_state(path, "audio2motion", device=device)
+    net = Audio2Motion(Audio2MotionConfig(**state["config"])).to(device)
+    net.load_state_dict(state["model"])
+    return net.eval().requires_grad_(False)
+
+
+class WeightAverage:
+    """An exponential average of a network's weights and buffers, in a network of its own."""
+
+    def __init__(self, net: torch.nn.Module, average: torch.nn.Module, decay: float) -> None:
+        """Begins `average` with the weights of `net`."""
+        average.load_state_dict(net.state_dict())
+        self.average, self.decay = average.requires_grad_(False).eval(), decay
+        pairs = list(zip(average.state_dict().values(), net.state_dict().values(), strict=True))
+        self._floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._others = [pair for pair in pairs if not pair[0].is_floating_point()]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Moves the average towards the weights, faster over the first steps."""
+        share = 1 - min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_([a for a, _ in self._floats], [n for _, n in self._floats], share)
+        for average, now in self._others:
+            average.copy_(now)
+
+
+class Audio2MotionTask:
+    """Audio2Motion, the average of its weights, its optimiser and its data."""
+
+    name = "audio2motion"
+
+    def __init__(
+        self, train: Clips, validation: Clips, settings: Audio2MotionSettings, device: torch.device
+    ) -> None:
+        self.train, self.validation, self.settings = train, validation, settings
+        config = Audio2MotionConfig.streaming(lookahead_frames=settings.lookahead_frames)
+        self.net = Audio2Motion(config).to(device)
+        with torch.no_grad():  # the first guess is the resting face
+            assert self.net.vae.decoder.out_proj.bias is not None
+            self.net.vae.decoder.out_proj.bias.copy_(train.rest)
+            self.net.vae.decoder.out_proj.weight.mul_(0.1)
+        self.average = WeightAverage(self.net, Audio2Motion(config).to(device), settings.average_decay)
+        self.mel = LogMel().to(device)
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98))
+        self.syncnet = None if settings.syncnet is None else load_syncnet(settings.syncnet, device=device)
+        self.sync_on = False
+        warm = settings.warm_frames
+        heard = config.receptive_field_frames - 1 - config.lookahead_frames
+        self.warm_frames = heard if warm is None else warm
+        self.crop_settings = CropSettings(lead_frames=self.warm_frames + 8)
+        self.degrade_settings = DegradeSettings()
+        self.weights = point_weights(settings).to(device)
+
+    def training_step(self, step: int) -> dict[str, float | Tensor]:
+        """One step on a fresh batch of crops."""
+        settings, warm = self.settings, self.warm_frames
+        rate = settings.learning_rate * min(1.0, (step + 1) / 300)
+        falling = 0.5 * (1 + math.cos(math.pi * min(1.0, step / settings.steps)))
+        rate *= settings.last_rate_share + (1 - settings.last_rate_share) * falling
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.net.train()
+        frames = warm + settings.frames
+        crops = random_crops(
+            self.train,
+            batch=settings.batch,
+            frames=frames + settings.lookahead_frames,
+            left_samples=self.mel.left_context_samples,
+            settings=self.crop_settings,
+        )
+        with torch.no_grad():
+            features = self.mel(degrade(crops.pcm, self.degrade_settings))  # (B, 2 (T + L), 80)
+            truth = crops.offsets[:, :frames] + self.train.rest  # (B, T, 204)
+            sounds = crops.sounds[:, warm:frames]
+        posterior = self.net(features, truth)
+        mode = self.net.predict(features)  # (B, T, 204)
+        losses: dict[str, float | Tensor] = {
+            "mode": self._motion_loss(mode[:, warm:], truth[:, warm:], sounds),
+            "reconstruction": self._motion_loss(posterior.reconstruction[:, warm:], truth[:, warm:], sounds),
+            "kl": posterior.kl(),
+        }
+        loss = (
+            settings.mode_weight * losses["mode"]
+            + settings.reconstruction_weight * losses["reconstruction"]
+            + settings.kl_weight * losses["kl"]
+        )
+        if self.syncnet is not None and self.sync_on:
+            losses["sync"] = sync_loss_of_windows(
+                self.syncnet,
+                features[:, 2 * warm : 2 * frames],
+                mode[:, warm:],
+                windows=settings.sync_windows,
+            )
+            loss = loss + settings.sync_weight * losses["sync"]
+        assert isinstance(loss, Tensor)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        losses["gradient"] = torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        self.optimizer.step()
+        self.average.update(step)
+        return {"loss": loss, **losses, "rate": rate}
+
+    def _motion_loss(self, motion: Tensor, truth: Tensor, sounds: Tensor) -> Tensor:
+        """Weighted squared error of positions, frame differences, inner-lip opening and mouth width, ()."""
+        settings = self.settings
+        error = (motion - truth) * 10  # mm
+        place = (error.square() * self.weights).mean()
+        change = (error.diff(dim=1).square() * self.weights).mean()
+        points = error.reshape(*error.shape[:2], 68, 3)
+        opening = torch.stack([points[..., low, :] - points[..., high, :] for high, low in LIP_PAIRS], dim=2)
+        emphasis = (
+            1
+            + (settings.closure_weight - 1) * (sounds == Sound.BILABIAL)
+            + (settings.silence_weight - 1) * (sounds == Sound.REST)
+        )  # (B, T)
+        opening_error = (opening.square().mean(dim=(2, 3)) * emphasis).mean()
+        width = points[..., CORNERS[1], :] - points[..., CORNERS[0], :]
+        return (
+            place
+            + settings.continuity_weight * change
+            + settings.opening_weight * opening_error
+            + settings.width_weight * width.square().mean()
+        )
+
+    def validate(self, step: int) -> Validation:
+        """Figures of the averaged network on the validation clips, clean and degraded; one clip's curves."""
+        net = self.average.average
+        assert isinstance(net, Audio2Motion)
+        clean, tracks, sync = validate_motion(net, self.mel, self.validation, syncnet=self.syncnet)
+        hard, _, _ = validate_motion(net, self.mel, self.validation, degraded=self.degrade_settings)
+        if sync is not None and sync <= self.settings.sync_below:
+            self.sync_on = True
+        scalars = {**motion_scalars(clean), "degraded_aperture_r": hard.aperture_r}
+        scalars["degraded_closure_auc"] = hard.closure_auc
+        scalars["degraded_silence_closed"] = hard.silence_closed
+        if sync is not None:
+            scalars["sync"] = sync
+        return Validation(scalars=scalars, pictures={"mouth": draw_track(tracks[0])})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Averaged and live weights, sizes, optimiser."""
+        return {
+            "model": self.average.average.state_dict(),
+            "config": asdict(self.net.config),
+            "live": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "sync_on": self.sync_on,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what `state_dict` gave."""
+        self.average.average.load_state_dict(state["model"])
+        self.net.load_state_dict(state["live"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.sync_on = state["sync_on"]
+
+
+def point_weights(settings: Audio2MotionSettings) -> Tensor:
+    """Weight of each coordinate, (204,)."""
+    weights = torch.full((68, 3), settings.rest_weight)
+    weights[:17] = settings.jaw_weight
+    weights[48:] = settings.mouth_weight
+    return weights.reshape(COORDINATES)
+
+
+def motion_scalars(found: MotionMeasures) -> dict[str, float]:
+    """The figures worth a curve."""
+    return {
+        "aperture_r": found.aperture_r,
+        "width_r": found.width_r,
+        "closure_auc": found.closure_auc,
+        "aperture_error_mm": found.aperture_error_mm,
+        "bilabial_gap_mm": found.bilabial_gap_mm,
+        "open_share": found.open_share,
+        "silence_gap_mm": found.silence_gap_mm,
+        "silence_closed": found.silence_closed,
+    }
+
+
+@torch.no_grad()
+def validate_motion(
+    net: Audio2Motion,
+    mel: LogMel,
+    clips: Clips,
+    *,
+    postnet: torch.nn.Module | None = None,
+    syncnet: torch.nn.Module | None = None,
+    degraded: DegradeSettings | None = None,
+    batch: int = 16,
+) -> tuple[MotionMeasures, list[MotionTrack], float | None]:
+    """Figures of predicted motion on whole clips, the tracks themselves, and SyncNet's loss if one is given.
+
+    Args:
+        net: Audio2Motion in evaluation mode.
+        mel: Its front end.
+        clips: Clips to say.
+        postnet: Corrects the landmarks, if given.
+        syncnet: Judges them, if given.
+        degraded: Degrades the sound first, if given.
+        batch: Clips at once.
+    """
+    lookahead, warm = net.config.lookahead_frames, net.config.receptive_field_frames - 1
+    mean_face, rest = clips.mean_face.cpu().numpy(), clips.rest.cpu().numpy()
+    resting = np.stack([rest, rest])
+    rest_aperture, rest_width = aperture_mm(resting, mean_face)[0], width_mm(resting, mean_face)[0]
+    tracks: list[MotionTrack] = []
+    sync_losses: list[Tensor] = []
+    for first in range(0, len(clips), batch):
+        chosen = torch.arange(first, min(first + batch, len(clips)), device=clips.device)
+        frames = int(clips.frames[chosen].max())
+        crops = crops_at(
+            clips,
+            clip=chosen,
+            first_frame=torch.full((len(chosen),), -float(warm), device=clips.device),
+            frames=warm + frames + lookahead,
+            left_samples=mel.left_context_samples,
+        )
+        pcm = crops.pcm if degraded is None else degrade(crops.pcm, degraded)
+        features = mel(pcm)
+        motion = net.predict(features)  # (B, warm + frames, 204)
+        if postnet is not None:
+            motion = postnet(motion)
+        motion = motion[:, warm:]
+        if syncnet is not None:
+            sync_losses.append(
+                sync_loss_of_windows(syncnet, features[:, 2 * warm :][:, : 2 * frames], motion, windows=2048)  # type: ignore[arg-type]
+            )
+        truth = crops.offsets[:, warm : warm + frames] + clips.rest
+        for row, clip in enumerate(chosen.tolist()):
+            length = int(clips.frames[clip])
+            predicted_np, true_np = motion[row, :length].cpu().numpy(), truth[row, :length].cpu().numpy()
+            tracks.append(
+                MotionTrack(
+                    predicted_aperture_mm=aperture_mm(predicted_np, mean_face) - rest_aperture,
+                    predicted_width_mm=width_mm(predicted_np, mean_face) - rest_width,
+                    true_aperture_mm=aperture_mm(true_np, mean_face) - rest_aperture,
+                    true_width_mm=width_mm(true_np, mean_face) - rest_width,
+                    sounds=crops.sounds[row, warm : warm + length].cpu().numpy(),
+                )
+            )
+    sync = float(torch.stack(sync_losses).mean()) if sync_losses else None
+    return measure_motion(tracks), tracks, sync
+
+
+def draw_track(track: MotionTrack) -> np.ndarray[Any, Any]:
+    """A picture (H, W, 3) of one clip's mouth beside the truth, bilabial frames marked."""
+    marks = np.flatnonzero(track.sounds == Sound.BILABIAL) / 25
+    return draw_curves(
+        {
+            "inner-lip aperture above rest, mm (dashed: b, p, m)": {
+                "truth": track.true_aperture_mm,
+                "predicted": track.predicted_aperture_mm,
+            },
+            "mouth width above rest, mm": {
+                "truth": track.true_width_mm,
+                "predicted": track.predicted_width_mm,
+            },
+        },
+        marks=[float(mark) for mark in marks],
+    )

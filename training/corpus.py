@@ -1,0 +1,506 @@
+"""Speech and the face that says it, whole on one device: clips, random crops, microphone-like degradation.
+
+A face at rest differs from person to person, and no sound tells how. So every identity's landmarks are
+re-based: its own resting face (the mean over its pauses and non-speech clips) is taken out and one common
+resting face put in its place. What is left is motion that sound can explain; PostNet later moves it into one
+speaker's domain, resting face included.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from models.features import FRAME_SAMPLES, SAMPLE_RATE_HZ
+from preparation.media import read_pcm
+
+FRAMES_PER_S = 25
+COORDINATES = 204  # 68 landmarks of 3 coordinates
+SPEAKER_TRAIN_SHARE = 10 / 11  # of a speaker folder's frames; the rest is its validation split
+BILABIALS = frozenset({"b", "p", "m"})
+PAUSE = "pau"
+_REST_MARGIN_S = 0.1  # a pause's ends still move
+_REST_PAUSE_S = 0.3  # shorter pauses do not reach rest
+
+
+class CorpusError(ValueError):
+    """A data folder that is not laid out as expected: where, what, the way out, in one line."""
+
+
+class Sound(IntEnum):
+    """What is being said during a frame, judged at its middle."""
+
+    OTHER = 0
+    BILABIAL = 1
+    PAUSE = 2
+    REST = 3  # well inside a long pause, or no speech in the clip at all
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clips:
+    """Clips of sound with the landmarks of each frame, on one device."""
+
+    pcm: Tensor  # (samples,) int16, 16 kHz, clips one after another
+    offsets: Tensor  # (rows, 204) float32, landmarks less the identity's resting face
+    sounds: Tensor  # (rows,) uint8, `Sound` of each frame
+    first_sample: Tensor  # (clips,) int64, into pcm
+    first_row: Tensor  # (clips,) int64, into offsets
+    frames: Tensor  # (clips,) int64
+    identity: Tensor  # (clips,) int64, into rests
+    speech: Tensor  # (clips,) bool, somebody speaks in it
+    rests: Tensor  # (identities, 204) float32, resting faces
+    rest: Tensor  # (204,) float32, the common resting face
+    mean_face: Tensor  # (204,) float32, head space, dm; positions are mean_face + landmarks / 10
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.pcm.device
+
+    def __len__(self) -> int:
+        """Number of clips."""
+        return len(self.frames)
+
+    def clip_pcm(self, clip: int) -> Tensor:
+        """Samples of a clip, float32 (640 * frames,) in [-1, 1]."""
+        first = int(self.first_sample[clip])
+        return self.pcm[first : first + FRAME_SAMPLES * int(self.frames[clip])].float() / 32768
+
+    def clip_offsets(self, clip: int) -> Tensor:
+        """Landmarks of a clip less its identity's resting face, (frames, 204)."""
+        first = int(self.first_row[clip])
+        return self.offsets[first : first + int(self.frames[clip])]
+
+    def clip_sounds(self, clip: int) -> Tensor:
+        """`Sound` of each frame of a clip, uint8 (frames,)."""
+        first = int(self.first_row[clip])
+        return self.sounds[first : first + int(self.frames[clip])]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Training and validation clips of one data folder."""
+
+    train: Clips
+    validation: Clips
+
+
+def load_corpus(folder: Path, *, device: str | torch.device = "cpu", max_clips: int | None = None) -> Corpus:
+    """Clips of a corpus folder: `index.jsonl`, `landmarks.npz` and the sound files that the index names.
+
+    Args:
+        folder: The corpus.
+        device: Where the tensors go.
+        max_clips: Keeps at most so many clips of each split, for a quick look.
+
+    Raises:
+        CorpusError: a file is missing, or its content is not what the layout says.
+    """
+    index_path, landmarks_path = folder / "index.jsonl", folder / "landmarks.npz"
+    for path in (index_path, landmarks_path):
+        if not path.is_file():
+            raise CorpusError(
+                f"{path}: not found; expected a corpus folder with index.jsonl and landmarks.npz"
+            )
+    rows = _read_index(index_path)
+    arrays = _read_arrays(
+        landmarks_path, ("coeff", "scale", "basis", "neutral", "row_identity", "mean_face"), folder
+    )
+    mean_face = arrays["mean_face"].reshape(COORDINATES)
+    motion = 10 * ((arrays["coeff"].astype(np.float32) * arrays["scale"]) @ arrays["basis"])  # (rows, 204)
+    neutral = 10 * (arrays["neutral"].reshape(-1, COORDINATES) - mean_face)  # (identities, 204)
+    sounds = np.zeros(len(motion), np.uint8)
+    for row in rows:
+        if not 0 <= row["row0"] < row["row1"] <= len(motion):
+            raise CorpusError(
+                f"{index_path}: {row['id']}: row0, row1: expected rows of landmarks.npz (to {len(motion)}), "
+                f"got {row['row0']}, {row['row1']}; the files are not of one corpus"
+            )
+        sounds[row["row0"] : row["row1"]] = classify_frames(row["frames"], row.get("phones", []), row["kind"])
+    row_identity = arrays["row_identity"].astype(np.int64)
+    rests = neutral.copy()
+    at_rest = sounds == Sound.REST
+    for identity in np.unique(row_identity):
+        chosen = at_rest & (row_identity == identity)
+        if chosen.any():
+            rests[identity] += motion[chosen].mean(axis=0)
+    motion += neutral[row_identity] - rests[row_identity]
+    train_identities = np.unique([row_identity[row["row0"]] for row in rows if row["split"] == "train"])
+    if not len(train_identities):
+        raise CorpusError(f"{index_path}: split: expected clips of the split train, got none")
+    rest = rests[train_identities].mean(axis=0)
+
+    def part(split: str) -> Clips:
+        chosen = [row for row in rows if row["split"] == split]
+        if not chosen:
+            raise CorpusError(f"{index_path}: split: expected clips of the split {split}, got none")
+        if max_clips is not None:
+            chosen = [
+                chosen[i] for i in np.linspace(0, len(chosen) - 1, min(max_clips, len(chosen))).astype(int)
+            ]
+        kept = np.concatenate([np.arange(row["row0"], row["row1"]) for row in chosen])
+        frames = np.array([row["frames"] for row in chosen])
+        return _clips(
+            pcm=_read_clips(folder, chosen),
+            offsets=motion[kept],
+            sounds=sounds[kept],
+            frames=frames,
+            identity=row_identity[[row["row0"] for row in chosen]],
+            speech=np.array([row["kind"] == "speech" for row in chosen]),
+            rests=rests,
+            rest=rest,
+            mean_face=mean_face,
+            device=device,
+        )
+
+    return Corpus(train=part("train"), validation=part("val"))
+
+
+def load_speaker(folder: Path, mean_face: Tensor, *, device: str | torch.device = "cpu") -> Corpus:
+    """One speaker's sound and landmarks as one clip a split, from `audio.flac`, `truth.npz`, `phones.json`.
+
+    The speaker's landmarks are left whole: `rests` holds zeros, so `offsets` are landmarks in the speaker's
+    domain, ten times the offset from `mean_face` in dm.
+
+    Raises:
+        CorpusError: a file is missing, or its content is not what the layout says.
+    """
+    sound_path, truth_path, phones_path = (
+        folder / name for name in ("audio.flac", "truth.npz", "phones.json")
+    )
+    for path in (sound_path, truth_path):
+        if not path.is_file():
+            raise CorpusError(f"{path}: not found; expected a speaker folder with audio.flac and truth.npz")
+    landmarks = _read_arrays(truth_path, ("landmarks",), folder)["landmarks"].reshape(-1, COORDINATES)
+    mean = mean_face.cpu().numpy().reshape(COORDINATES)
+    offsets = 10 * (landmarks.astype(np.float32) - mean)
+    pcm = read_pcm(sound_path)
+    frames = len(offsets)
+    if abs(len(pcm) - FRAME_SAMPLES * frames) > FRAME_SAMPLES:
+        raise CorpusError(
+            f"{sound_path}: expected {FRAME_SAMPLES * frames} samples for the {frames} frames of truth.npz, "
+            f"got {len(pcm)}; sound and landmarks are not of one recording"
+        )
+    pcm = np.pad(pcm, (0, max(0, FRAME_SAMPLES * frames - len(pcm))))[: FRAME_SAMPLES * frames]
+    phones = json.loads(phones_path.read_text())["phones"] if phones_path.is_file() else []
+    sounds = classify_frames(frames, phones, "speech")
+    first_validation = round(frames * SPEAKER_TRAIN_SHARE)
+
+    def part(first: int, last: int) -> Clips:
+        return _clips(
+            pcm=pcm[FRAME_SAMPLES * first : FRAME_SAMPLES * last],
+            offsets=offsets[first:last],
+            sounds=sounds[first:last],
+            frames=np.array([last - first]),
+            identity=np.zeros(1, np.int64),
+            speech=np.ones(1, bool),
+            rests=np.zeros((1, COORDINATES), np.float32),
+            rest=np.zeros(COORDINATES, np.float32),
+            mean_face=mean,
+            device=device,
+        )
+
+    return Corpus(train=part(0, first_validation), validation=part(first_validation, frames))
+
+
+def classify_frames(frames: int, phones: Sequence[Sequence[Any]], kind: str) -> npt.NDArray[np.uint8]:
+    """`Sound` of each frame (frames,) from `[label, start_s, end_s]` phones; no speech is all rest."""
+    if kind != "speech":
+        return np.full(frames, Sound.REST, np.uint8)
+    sounds = np.full(frames, Sound.OTHER, np.uint8)
+    middle_s = (np.arange(frames) + 0.5) / FRAMES_PER_S
+    for label, start_s, end_s in phones:
+        inside = (middle_s >= start_s) & (middle_s < end_s)
+        if label in BILABIALS:
+            sounds[inside] = Sound.BILABIAL
+        elif label == PAUSE:
+            sounds[inside] = Sound.PAUSE
+            if end_s - start_s >= _REST_PAUSE_S:
+                settled = (middle_s >= start_s + _REST_MARGIN_S) & (middle_s < end_s - _REST_MARGIN_S)
+                sounds[settled] = Sound.REST
+    return sounds
+
+
+def _read_index(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise CorpusError(f"{path}: line {number}: not JSON ({error}); is the file cut short?") from error
+        missing = [
+            key
+            for key in ("id", "file", "start", "samples", "frames", "row0", "row1", "split", "kind")
+            if key not in row
+        ]
+        if missing:
+            raise CorpusError(
+                f"{path}: line {number}: missing {', '.join(missing)}; expected one clip a line"
+            )
+        rows.append(row)
+    return rows
+
+
+def _read_arrays(path: Path, names: Sequence[str], folder: Path) -> dict[str, npt.NDArray[Any]]:
+    try:
+        with np.load(path) as file:
+            absent = [name for name in names if name not in file]
+            if absent:
+                raise CorpusError(f"{path}: missing {', '.join(absent)}; got {', '.join(file)}")
+            return {name: file[name] for name in names}
+    except (OSError, EOFError) as error:
+        raise CorpusError(f"{path}: not a readable npz ({error}); copy {folder} again") from error
+
+
+def _read_clips(folder: Path, rows: Sequence[dict[str, Any]]) -> npt.NDArray[np.int16]:
+    """Samples of the clips, one after another; each file is decoded once."""
+    pieces: list[npt.NDArray[np.int16]] = [np.zeros(0, np.int16)] * len(rows)
+    for name in dict.fromkeys(row["file"] for row in rows):
+        pcm = read_pcm(folder / name)
+        for position, row in enumerate(rows):
+            if row["file"] != name:
+                continue
+            end = row["start"] + FRAME_SAMPLES * row["frames"]
+            if end > len(pcm):
+                raise CorpusError(
+                    f"{folder / name}: expected {end} samples for clip {row['id']}, got {len(pcm)}; "
+                    "the file is cut short"
+                )
+            pieces[position] = pcm[row["start"] : end]
+    return np.concatenate(pieces)
+
+
+def _clips(
+    *,
+    pcm: npt.NDArray[np.int16],
+    offsets: npt.NDArray[np.float32],
+    sounds: npt.NDArray[np.uint8],
+    frames: npt.NDArray[np.int64],
+    identity: npt.NDArray[np.int64],
+    speech: npt.NDArray[np.bool_],
+    rests: npt.NDArray[np.float32],
+    rest: npt.NDArray[np.float32],
+    mean_face: npt.NDArray[np.float32],
+    device: str | torch.device,
+) -> Clips:
+    first_row = np.concatenate([[0], np.cumsum(frames)[:-1]])
+
+    def on_device(array: npt.NDArray[Any], dtype: torch.dtype) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(device=device, dtype=dtype)
+
+    return Clips(
+        pcm=on_device(pcm, torch.int16),
+        offsets=on_device(offsets, torch.float32),
+        sounds=on_device(sounds, torch.uint8),
+        first_sample=on_device(first_row * FRAME_SAMPLES, torch.int64),
+        first_row=on_device(first_row, torch.int64),
+        frames=on_device(frames, torch.int64),
+        identity=on_device(identity, torch.int64),
+        speech=on_device(speech, torch.bool),
+        rests=on_device(rests, torch.float32),
+        rest=on_device(rest, torch.float32),
+        mean_face=on_device(mean_face, torch.float32),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crops:
+    """A batch of equally long pieces of clips."""
+
+    pcm: Tensor  # (B, left_samples + 640 * frames) float32 in [-1, 1]; silence beyond the clip's ends
+    offsets: Tensor  # (B, frames, 204); the first and last frame are held beyond the clip's ends
+    sounds: Tensor  # (B, frames) uint8
+    clip: Tensor  # (B,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropSettings:
+    """Which pieces of clips a batch is made of."""
+
+    nonspeech_share: float = field(
+        default=0.08, metadata={"help": "share of crops from clips without speech"}
+    )
+    lead_frames: int = field(
+        default=12, metadata={"help": "a crop starts at most this far before its clip, in silence"}
+    )
+    speed_share: float = field(default=0.5, metadata={"help": "share of crops played faster or slower"})
+    slowest: float = field(default=0.85, metadata={"help": "lowest speed"})
+    fastest: float = field(default=1.2, metadata={"help": "highest speed"})
+
+
+def random_crops(
+    clips: Clips, *, batch: int, frames: int, left_samples: int, settings: CropSettings | None = None
+) -> Crops:
+    """A batch of random pieces, each clip as likely as it is long.
+
+    Playing a piece faster raises pitch and formants together: one voice becomes many. Its landmarks are
+    resampled on the same clock.
+    """
+    settings = settings or CropSettings()
+    device = clips.device
+    weight = clips.frames.float()
+    spoken, silent = weight * clips.speech, weight * ~clips.speech
+    if bool(clips.speech.any()) and not bool(clips.speech.all()):
+        share = settings.nonspeech_share
+        weight = (1 - share) * spoken / spoken.sum() + share * silent / silent.sum()
+    clip = torch.multinomial(weight, batch, replacement=True)  # (B,)
+    speed = torch.ones(batch, device=device)
+    if settings.speed_share:
+        low, high = np.log(settings.slowest), np.log(settings.fastest)
+        drawn = torch.exp(low + (high - low) * torch.rand(batch, device=device))
+        speed = torch.where(torch.rand(batch, device=device) < settings.speed_share, drawn, speed)
+    lead = settings.lead_frames
+    room = (clips.frames[clip] - frames * speed + lead).clamp(min=1)  # (B,)
+    first = torch.rand(batch, device=device) * room - lead  # (B,) frames, whole where speed is 1
+    first = torch.where(speed == 1, first.floor(), first)
+    return crops_at(
+        clips, clip=clip, first_frame=first, frames=frames, left_samples=left_samples, speed=speed
+    )
+
+
+def crops_at(
+    clips: Clips,
+    *,
+    clip: Tensor,
+    first_frame: Tensor,
+    frames: int,
+    left_samples: int = 0,
+    speed: Tensor | None = None,
+) -> Crops:
+    """Pieces of given clips from given first frames (B,), which may lie outside the clip or be fractional."""
+    device = clips.device
+    if speed is None:
+        speed = torch.ones(len(clip), device=device)
+    samples = clips.frames[clip] * FRAME_SAMPLES  # (B,)
+    step = torch.arange(-left_samples, FRAME_SAMPLES * frames, device=device, dtype=torch.float64)  # (N,)
+    position = first_frame.double()[:, None] * FRAME_SAMPLES + step * speed.double()[:, None]  # (B, N)
+    whole = position.floor()
+    inside = (position >= 0) & (position <= (samples - 1)[:, None])  # (B, N)
+    index = whole.long()
+    last = (samples - 1)[:, None]
+    base = clips.first_sample[clip][:, None]
+    here = clips.pcm[base + index.clamp(min=0).minimum(last)].float()  # (B, N)
+    after = clips.pcm[base + (index + 1).clamp(min=0).minimum(last)].float()
+    pcm = torch.lerp(here, after, (position - whole).float()) * inside / 32768  # (B, N)
+
+    # a frame's nominal time is its middle: output frame f shows the middle of its own stretch of the source
+    middle = (
+        first_frame[:, None] + (torch.arange(frames, device=device) + 0.5) * speed[:, None] - 0.5
+    )  # (B, T)
+    middle = middle.clamp(min=0).minimum((clips.frames[clip] - 1)[:, None])
+    row = middle.floor()
+    share = (middle - row)[..., None]  # (B, T, 1)
+    row_base = clips.first_row[clip][:, None]
+    row_index = row.long()
+    next_index = (row_index + 1).minimum((clips.frames[clip] - 1)[:, None])
+    offsets = torch.lerp(clips.offsets[row_base + row_index], clips.offsets[row_base + next_index], share)
+    sounds = clips.sounds[row_base + middle.round().long()]  # (B, T)
+    return Crops(pcm=pcm, offsets=offsets, sounds=sounds, clip=clip)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DegradeSettings:
+    """How a clean recording is made to sound like anybody's microphone in anybody's room."""
+
+    share: float = field(default=0.85, metadata={"help": "share of crops that are degraded at all"})
+    gain_low_db: float = field(default=-24.0, metadata={"help": "lowest gain"})
+    gain_high_db: float = field(default=10.0, metadata={"help": "highest gain"})
+    noise_share: float = field(default=0.7, metadata={"help": "share with coloured noise"})
+    snr_low_db: float = field(default=3.0, metadata={"help": "lowest signal to noise ratio"})
+    snr_high_db: float = field(default=40.0, metadata={"help": "highest signal to noise ratio"})
+    tone_db: float = field(default=9.0, metadata={"help": "largest random boost or cut of a band"})
+    band_share: float = field(default=0.25, metadata={"help": "share with a band limit"})
+    room_share: float = field(default=0.4, metadata={"help": "share with reverberation"})
+    room_longest_s: float = field(default=0.5, metadata={"help": "longest time to fall by 60 dB"})
+    babble_share: float = field(default=0.12, metadata={"help": "share with another voice far behind"})
+
+
+def degrade(pcm: Tensor, settings: DegradeSettings | None = None) -> Tensor:
+    """The sound (B, N) as a microphone in a room may deliver it: tone, room, noise, babble, gain, clipping.
+
+    The direct path stays at its time, so lips and sound stay in step.
+    """
+    settings = settings or DegradeSettings()
+    batch, samples = pcm.shape
+    device = pcm.device
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(batch, *shape, device=device)
+
+    def chosen(share: float) -> Tensor:
+        return (torch.rand(batch, 1, device=device) < share).float()
+
+    length = _fast_length(samples + round(SAMPLE_RATE_HZ * settings.room_longest_s))
+    hz = torch.fft.rfftfreq(length, 1 / SAMPLE_RATE_HZ).to(device)  # (K,)
+    octave = torch.log2(hz.clamp(min=20) / 60).clamp(0, 6.99)  # 60 Hz to 7.7 kHz
+    knots = uniform(-settings.tone_db, settings.tone_db, 8)  # (B, 8) dB at the octaves
+    low = octave.floor().long()
+    tone_db = torch.lerp(knots[:, low], knots[:, (low + 1).clamp(max=7)], octave - low)  # (B, K)
+    band = chosen(settings.band_share)
+    lowest, highest = uniform(50, 350, 1), uniform(2800, 7500, 1)
+    cut_db = -24 * (
+        torch.log2(lowest / hz.clamp(min=1)).clamp(0, 4) + torch.log2(hz.clamp(min=1) / highest).clamp(0, 4)
+    )
+    response = 10 ** ((tone_db + band * cut_db) / 20)  # (B, K)
+
+    tail = round(SAMPLE_RATE_HZ * settings.room_longest_s)
+    time_s = torch.arange(tail, device=device) / SAMPLE_RATE_HZ
+    decay_s = uniform(0.08, settings.room_longest_s, 1)
+    echo = torch.randn(batch, tail, device=device) * 10 ** (-3 * time_s / decay_s)
+    echo = echo * (time_s > 0.002)
+    echo = echo / echo.square().sum(dim=1, keepdim=True).sqrt().clamp(min=1e-6)
+    echo = echo * 10 ** (-uniform(0, 15, 1) / 20) * chosen(settings.room_share)  # direct to reverberant, dB
+    spectrum = torch.fft.rfft(pcm, length) * response * (1 + torch.fft.rfft(echo, length))
+    wet = torch.fft.irfft(spectrum, length)[:, :samples]  # (B, N)
+
+    level = wet.square().mean(dim=1, keepdim=True).sqrt()  # (B, 1)
+    other = torch.roll(wet, 1, 0)
+    other_level = torch.roll(level, 1, 0).clamp(min=1e-5)
+    behind = 10 ** (-uniform(12, 28, 1) / 20) * level / other_level
+    mixed = wet + chosen(settings.babble_share) * behind * other
+
+    noise_spectrum = torch.fft.rfft(torch.randn(batch, length, device=device))
+    noise = torch.fft.irfft(noise_spectrum * (hz.clamp(min=30) / 1000) ** -uniform(-0.3, 1.2, 1), length)[
+        :, :samples
+    ]
+    noise = noise / noise.square().mean(dim=1, keepdim=True).sqrt().clamp(min=1e-6)
+    ratio = 10 ** (-uniform(settings.snr_low_db, settings.snr_high_db, 1) / 20)
+    quiet = 10 ** (uniform(-75, -30, 1) / 20)  # what a microphone gives where nobody speaks
+    noise_level = torch.where(level > 1e-3, level * ratio, quiet)
+    mixed = mixed + chosen(settings.noise_share) * noise_level * noise
+
+    loud = 10 ** (uniform(settings.gain_low_db, settings.gain_high_db, 1) / 20)
+    return torch.lerp(pcm, (mixed * loud).clamp(-1, 1), chosen(settings.share))
+
+
+def _fast_length(samples: int) -> int:
+    """The next length whose Fourier transform is fast: a power of two times 1, 3 or 5."""
+    best = 1 << (samples - 1).bit_length()
+    for odd in (3, 5):
+        size = odd
+        while size < samples:
+            size *= 2
+        best = min(best, size)
+    return best
+
+
+def mouth_aperture(landmarks: Tensor) -> Tensor:
+    """Distance of the inner lips, points 62 and 66, (...,) of positions (..., 204), in their unit."""
+    points = landmarks.reshape(*landmarks.shape[:-1], 68, 3)
+    return functional.pairwise_distance(points[..., 62, :], points[..., 66, :], eps=1e-8)
+
+
+def mouth_width(landmarks: Tensor) -> Tensor:
+    """Distance of the mouth's corners, points 48 and 54, (...,) of positions (..., 204), in their unit."""
+    points = landmarks.reshape(*landmarks.shape[:-1], 68, 3)
+    return functional.pairwise_distance(points[..., 48, :], points[..., 54, :], eps=1e-8)

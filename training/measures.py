@@ -1,0 +1,162 @@
+"""How well a face follows a voice: correlation, closure, closed-in-silence, lip sync. Plain numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .corpus import Sound
+
+F32 = npt.NDArray[np.float32]
+
+SYNC_WINDOW_FRAMES = 50  # 2 s
+SYNC_LARGEST_OFFSET = 15  # frames, to both sides
+SYNC_HOP_FRAMES = 25
+_POSITION_MM = 10.0  # one unit of landmarks is a tenth of a decimetre
+
+
+def aperture_mm(landmarks: F32, mean_face: F32) -> F32:
+    """Inner-lip aperture in mm (T,): the distance of points 62 and 66.
+
+    Args:
+        landmarks: (T, 204), ten times the offset in dm.
+        mean_face: (204,), dm.
+    """
+    return _distance_mm(landmarks, mean_face, 62, 66)
+
+
+def width_mm(landmarks: F32, mean_face: F32) -> F32:
+    """Mouth width in mm (T,): the distance of the corners, points 48 and 54."""
+    return _distance_mm(landmarks, mean_face, 48, 54)
+
+
+def _distance_mm(landmarks: F32, mean_face: F32, first: int, second: int) -> F32:
+    positions = (10 * mean_face.reshape(204) + landmarks).reshape(-1, 68, 3)
+    distance: F32 = _POSITION_MM * np.linalg.norm(positions[:, first] - positions[:, second], axis=-1)
+    return distance
+
+
+def pearson(x: F32, y: F32) -> float:
+    """Pearson's correlation of two series, 0 where one of them does not move."""
+    x, y = x - x.mean(dtype=np.float64), y - y.mean(dtype=np.float64)
+    norm = float(np.sqrt((x * x).sum() * (y * y).sum()))
+    return float((x * y).sum() / norm) if norm > 0 else 0.0
+
+
+def area_under_curve(scores: F32, positive: npt.NDArray[np.bool_]) -> float:
+    """Chance that a positive scores above a negative, ties half; 0.5 says nothing. NaN without both kinds."""
+    positives, negatives = int(positive.sum()), int((~positive).sum())
+    if not positives or not negatives:
+        return float("nan")
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    ranks = (last - (counts - 1) / 2)[inverse]  # mean rank of ties, from 1
+    return float((ranks[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MotionTrack:
+    """One clip's motion beside the truth, each relative to its own resting face."""
+
+    predicted_aperture_mm: F32  # (T,)
+    predicted_width_mm: F32  # (T,)
+    true_aperture_mm: F32  # (T,)
+    true_width_mm: F32  # (T,)
+    sounds: npt.NDArray[np.uint8]  # (T,) `Sound` of each frame
+
+
+@dataclass(frozen=True, kw_only=True)
+class MotionMeasures:
+    """Figures over all frames of all tracks."""
+
+    frames: int
+    aperture_r: float
+    width_r: float
+    closure_auc: float  # bilabial frames against other speech, by the predicted aperture
+    closure_auc_of_truth: float  # the same by the true aperture: what can be reached
+    aperture_error_mm: float  # mean absolute
+    bilabial_gap_mm: float  # median predicted aperture above rest in b, p, m
+    bilabial_gap_true_mm: float
+    open_share: (
+        float  # predicted aperture spread over the true one: 1 where motion is as large as it should be
+    )
+    silence_gap_mm: float  # 95th percentile of the predicted aperture above rest where nobody speaks
+    silence_closed: float  # share of such frames within 1.5 mm of rest
+
+
+def measure_motion(tracks: Sequence[MotionTrack]) -> MotionMeasures:
+    """Figures pooled over the tracks' frames."""
+
+    def pooled(name: str) -> npt.NDArray[np.float32]:
+        return np.concatenate([getattr(track, name) for track in tracks])
+
+    predicted, true, sounds = pooled("predicted_aperture_mm"), pooled("true_aperture_mm"), pooled("sounds")
+    bilabial, rest = sounds == Sound.BILABIAL, sounds == Sound.REST
+    spoken = bilabial | (sounds == Sound.OTHER)
+    nothing = np.full(1, np.nan, np.float32)
+    return MotionMeasures(
+        frames=len(predicted),
+        aperture_r=pearson(predicted, true),
+        width_r=pearson(pooled("predicted_width_mm"), pooled("true_width_mm")),
+        closure_auc=area_under_curve(-predicted[spoken], bilabial[spoken]),
+        closure_auc_of_truth=area_under_curve(-true[spoken], bilabial[spoken]),
+        aperture_error_mm=float(np.abs(predicted - true).mean()),
+        bilabial_gap_mm=float(np.median(predicted[bilabial] if bilabial.any() else nothing)),
+        bilabial_gap_true_mm=float(np.median(true[bilabial] if bilabial.any() else nothing)),
+        open_share=float(predicted.std() / max(float(true.std()), 1e-6)),
+        silence_gap_mm=float(np.percentile(predicted[rest] if rest.any() else nothing, 95)),
+        silence_closed=float((predicted[rest] < 1.5).mean()) if rest.any() else float("nan"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyncMeasures:
+    """Where SyncNet hears the lips, over windows of 2 s."""
+
+    windows: int
+    true_wins: float  # share of windows whose true offset beats every other one strictly
+    near_wins: float  # share whose best offset is at most one frame off
+    confidence: float  # mean cosine at the true offset less the mean over the others
+
+
+def measure_sync(pairs: Sequence[tuple[F32, F32]]) -> SyncMeasures:
+    """Figures over the windows of clips, each (audio embeddings (N, E), mouth embeddings (N, E)).
+
+    Row i stands for the five frames from frame i. A window is 2 s of mouth; its sound is taken from -15 to 15
+    frames aside, and the cosines are averaged over the window.
+    """
+    rows_needed = SYNC_WINDOW_FRAMES - 4  # windows of five frames within 2 s
+    reach = SYNC_LARGEST_OFFSET
+    best, confidence = [], []
+    for audio, mouth in pairs:
+        count = len(mouth)
+        if count < rows_needed + 2 * reach:
+            continue
+        middle = slice(reach, count - reach)
+        cosines = np.stack(
+            [
+                (mouth[middle] * audio[reach + d : count - reach + d]).sum(-1)
+                for d in range(-reach, reach + 1)
+            ],
+            axis=1,
+        )  # (N - 2 reach, offsets)
+        for start in range(0, len(cosines) - rows_needed + 1, SYNC_HOP_FRAMES):
+            mean = cosines[start : start + rows_needed].mean(axis=0)  # (offsets,)
+            others = np.delete(mean, reach)
+            wins = mean[reach] > others.max()
+            best.append(0 if wins else int(np.argmax(mean)) - reach or (reach + 1))
+            confidence.append(float(mean[reach] - others.mean()))
+    found = np.array(best)
+    if not len(found):
+        return SyncMeasures(
+            windows=0, true_wins=float("nan"), near_wins=float("nan"), confidence=float("nan")
+        )
+    return SyncMeasures(
+        windows=len(found),
+        true_wins=float((found == 0).mean()),
+        near_wins=float((np.abs(found) <= 1).mean()),
+        confidence=float(np.mean(confidence)),
+    )
