@@ -1,0 +1,224 @@
+"""A scene of random weights that costs what a trained speaker costs: for benchmarks and tests without one.
+
+An ellipsoid head that covers most of the picture, opaque within four to five samples a ray as trained heads
+are, before a torso and a gradient.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from cuda_kernels.scene import F32, I32, U8, Camera, Grid, HeadField, Scene, TorsoField
+
+HEAD_RADII = (0.50, 0.45, 0.43)  # field space: up, towards the camera, across
+CAMERA_DISTANCE = 3.35  # field units, with a field of view of 21.24 degrees
+
+
+def grid_offsets(dimensions: int, levels: int, log2_rows: int, resolution: int, base_resolution: int = 16) -> I32:
+    """(levels + 1,) first rows of a grid's levels: dense up to 2**log2_rows, in multiples of eight."""
+    growth = (resolution / base_resolution) ** (1 / max(1, levels - 1))
+    offsets = [0]
+    for level in range(levels):
+        side = math.ceil(base_resolution * growth**level) + 1
+        rows = min(2**log2_rows, side**dimensions)
+        offsets.append(offsets[-1] + -(-rows // 8) * 8)
+    return np.array(offsets, np.int32)
+
+
+def make_grid(
+    random: np.random.Generator,
+    *,
+    dimensions: int,
+    levels: int,
+    log2_rows: int,
+    resolution: int = 2048,
+    features: int = 2,
+    hashed: bool = False,
+    smoothstep: bool = False,
+    amplitude: float = 1.0,
+) -> Grid:
+    """A grid of noise whose finer levels are fainter, as trained ones are."""
+    offsets = grid_offsets(dimensions, levels, log2_rows, resolution)
+    table = random.normal(size=(int(offsets[-1]), features)).astype(np.float32)
+    for level in range(levels):
+        table[offsets[level] : offsets[level + 1]] *= amplitude * 0.7**level
+    return Grid(
+        table=table,
+        offsets=offsets,
+        dimensions=dimensions,
+        log2_growth=math.log2(resolution / 16) / max(1, levels - 1),
+        hashed=hashed,
+        smoothstep=smoothstep,
+    )
+
+
+def make_net(random: np.random.Generator, widths: tuple[int, ...]) -> tuple[F32, ...]:
+    """Matrices that keep the size of what passes through ReLU."""
+    return tuple(
+        (random.normal(size=(rows, columns)) * math.sqrt(2 / columns)).astype(np.float32)
+        for columns, rows in zip(widths[:-1], widths[1:], strict=True)
+    )
+
+
+def ellipsoid_bitfield(grid_size: int, radii: tuple[float, float, float]) -> U8:
+    """Morton-ordered occupancy bits of an ellipsoid about the origin of [-1, 1]^3."""
+    centres = (np.arange(grid_size) + 0.5) / grid_size * 2 - 1
+    x, y, z = np.meshgrid(centres, centres, centres, indexing="ij")
+    inside = (x / radii[0]) ** 2 + (y / radii[1]) ** 2 + (z / radii[2]) ** 2 < 1
+    cells = np.argwhere(inside)
+    code = np.zeros(len(cells), np.int64)
+    for bit in range(10):
+        for axis in range(3):
+            code |= ((cells[:, axis] >> bit) & 1) << (3 * bit + axis)
+    bits = np.zeros(grid_size**3, np.uint8)
+    bits[code] = 1
+    packed: U8 = np.packbits(bits, bitorder="little")
+    return packed
+
+
+def make_scene(
+    *,
+    hidden: int = 32,
+    levels: int = 12,
+    log2_rows: int = 14,
+    ambient_log2_rows: int | None = None,
+    geometry: int | None = None,
+    condition: int = 32,
+    layers: tuple[int, int, int] = (3, 3, 2),
+    torso_hidden: int = 32,
+    torso_layers: tuple[int, int] = (3, 3),
+    torso_levels: int | None = None,
+    with_torso: bool = True,
+    image_size_px: int = 512,
+    grid_size: int = 128,
+    max_steps: int = 16,
+    hashed: bool = False,
+    smoothstep: bool = False,
+    features: int = 2,
+    density: float = 4.4,
+    seed: int = 0,
+) -> Scene:
+    """A scene of the given sizes.
+
+    Args:
+        hidden: width of the head's networks.
+        levels: of the head's grids.
+        log2_rows: largest rows of a level of the position grid.
+        ambient_log2_rows: likewise of the ambient grid; as log2_rows if None.
+        geometry: width of the geometry features; as hidden if None.
+        condition: length of the condition.
+        layers: of the ambient, sigma and colour nets.
+        torso_hidden: width of the deform net; the canonical net has half.
+        torso_layers: of the deform and canonical nets.
+        torso_levels: of the torso's grid; as levels if None.
+        with_torso: whether there is one.
+        image_size_px: side of the full picture.
+        grid_size: cells a side of the occupancy.
+        max_steps: samples a ray at most.
+        hashed: grids hash instead of wrapping.
+        smoothstep: grids interpolate smoothly.
+        features: of each level.
+        density: mean log density in the head.
+        seed: of the weights.
+    """
+    random = np.random.default_rng(seed)
+    geometry = hidden if geometry is None else geometry
+    kinds = {"features": features, "hashed": hashed, "smoothstep": smoothstep}
+    position = make_grid(random, dimensions=3, levels=levels, log2_rows=log2_rows, **kinds)  # type: ignore[arg-type]
+    ambient = make_grid(
+        random,
+        dimensions=2,
+        levels=levels,
+        log2_rows=log2_rows if ambient_log2_rows is None else ambient_log2_rows,
+        amplitude=0.5,
+        **kinds,  # type: ignore[arg-type]
+    )
+    seen = levels * features
+    ambient_net = list(make_net(random, (seen + condition, *(hidden,) * (layers[0] - 1), 2)))
+    ambient_net[-1] *= np.float32(0.2)
+    sigma_net = list(make_net(random, (2 * seen, *(hidden,) * (layers[1] - 1), 1 + geometry)))
+    if layers[1] > 1:
+        # Hidden units are never negative, so weights that are all alike make the density high everywhere inside.
+        through = random.normal(size=(2 * seen, 256)).astype(np.float32) * 0.4
+        for weight in sigma_net[:-1]:
+            through = np.maximum(weight @ through, 0)
+        sigma_net[-1][0] = density / through.sum(axis=0).mean()
+    head = HeadField(
+        position_grid=position,
+        ambient_grid=ambient,
+        ambient_net=tuple(ambient_net),
+        sigma_net=tuple(sigma_net),
+        color_net=make_net(random, (16 + geometry + 4, *(hidden,) * (layers[2] - 1), 3)),
+        individual_code=(random.normal(size=4) * 0.1).astype(np.float32),
+        density_bitfield=ellipsoid_bitfield(grid_size, HEAD_RADII),
+        grid_size=grid_size,
+        aabb=np.array([-1, -0.5, -1, 1, 0.5, 1], np.float32),
+        max_steps=max_steps,
+    )
+    torso = None
+    if with_torso:
+        torso = _make_torso(random, torso_hidden, torso_layers, torso_levels or levels, log2_rows, kinds)
+    ramp = np.linspace(60, 200, image_size_px)
+    background = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None], 128.0), -1).astype(np.uint8)
+    return Scene(
+        head=head,
+        torso=torso,
+        camera=Camera(
+            focal_px=image_size_px / 2 / math.tan(math.radians(21.24 / 2)),
+            cx_px=image_size_px / 2,
+            cy_px=image_size_px / 2,
+        ),
+        background=background,
+        image_size_px=image_size_px,
+    )
+
+
+def _make_torso(
+    random: np.random.Generator,
+    hidden: int,
+    layers: tuple[int, int],
+    levels: int,
+    log2_rows: int,
+    kinds: dict[str, bool | int],
+) -> TorsoField:
+    octaves, pose_octaves, code = 10, 4, 8
+    seen = 2 * (1 + 2 * octaves) + 6 * (1 + 2 * pose_octaves) + code
+    grid = make_grid(random, dimensions=2, levels=levels, log2_rows=log2_rows, **kinds)  # type: ignore[arg-type]
+    deform = list(make_net(random, (seen, *(hidden,) * (layers[0] - 1), 2)))
+    deform[-1] *= np.float32(0.02)
+    narrow = max(4, hidden // 2)
+    canonical = make_net(
+        random, (grid.table.shape[1] * levels + seen, *(narrow,) * (layers[1] - 1), 4)
+    )
+    side = 128
+    rows, columns = np.meshgrid(np.linspace(-1, 1, side), np.linspace(-1, 1, side), indexing="ij")
+    occupancy = ((rows > 0.45) & (np.abs(columns) < 0.3 + 0.7 * (rows - 0.3))).astype(np.float32)
+    return TorsoField(
+        grid=grid,
+        deform_net=tuple(deform),
+        canonical_net=canonical,
+        individual_code=(random.normal(size=code) * 0.1).astype(np.float32),
+        occupancy=occupancy,
+        position_octaves=octaves,
+        pose_octaves=pose_octaves,
+    )
+
+
+def make_pose(yaw: float = 0.0, pitch: float = 0.0, *, scale: float = 4.0) -> F32:
+    """(4, 4) camera to head space, looking at the head's middle; angles in radians."""
+    cy, sy, cp, sp = math.cos(yaw), math.sin(yaw), math.cos(pitch), math.sin(pitch)
+    turn = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]]) @ np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
+    pose = np.eye(4)
+    pose[:3, :3] = turn
+    pose[:3, 3] = turn @ np.array([0, 0, CAMERA_DISTANCE / scale])
+    return pose.astype(np.float32)
+
+
+def make_condition(scene: Scene, seed: int = 0) -> npt.NDArray[np.float32]:
+    """(C,) a random condition of the length that the scene's head takes."""
+    grid = scene.head.position_grid
+    seen = (len(grid.offsets) - 1) * grid.table.shape[1]
+    return np.random.default_rng(seed).normal(size=scene.head.ambient_net[0].shape[1] - seen).astype(np.float32)

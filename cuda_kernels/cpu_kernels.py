@@ -1,0 +1,809 @@
+"""The CPU raymarcher's compiled code: one function that draws tiles until none is left.
+
+Everything that is compiled stands in this one file, because Numba's cache on disk is keyed by the file that
+holds the outermost function. Sizes of networks and grids are ordinary arguments: one compilation serves every
+speaker. The two inner loops that decide the speed (a block of a dense layer, the corners of a grid cell) are
+written as vector instructions; the rest is left to LLVM's loop vectoriser.
+
+Fast maths: `contract` lets a multiply and an add fuse, `reassoc`, `nsz` and `arcp` let sums and divisions be
+rearranged. `nnan` and `ninf` stay out: a ray parallel to a box's side makes infinities that must compare right.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import llvmlite.binding as llvm
+import numpy as np
+import numpy.typing as npt
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.core.extending import intrinsic
+
+from .scene import F32, U8
+
+I64 = npt.NDArray[np.int64]
+U32 = npt.NDArray[np.uint32]
+I32 = npt.NDArray[np.int32]
+
+CHUNK = 64  # samples that pass through the networks together
+TILE = 32  # pixels a side: as many rays as keep the chunks of later waves full
+RAYS = TILE * TILE
+BLOCK = 4  # outputs of a layer made together; folding.pack_net packs by it
+
+_FAST = {"contract", "reassoc", "nsz", "arcp"}
+
+
+def _float_lanes() -> int:
+    features = llvm.get_host_cpu_features()
+    if features.get("avx512f"):
+        return 16
+    return 8 if features.get("avx") else 4
+
+
+_LANES = _float_lanes()
+_VECTORS = 4 if _LANES in (4, 16) else 2  # accumulators in registers: BLOCK * _VECTORS of 32, or of 16 with AVX
+
+
+class NetArrays(NamedTuple):
+    """A packed net (see folding.PackedNet)."""
+
+    weights: F32
+    weight_at: I64
+    bias_at: I64
+    inputs: I64
+    blocks: I64
+
+
+class GridArrays(NamedTuple):
+    """A packed grid (see folding.PackedGrid)."""
+
+    table: F32
+    start: I64
+    scale: F32
+    stride_y: U32
+    stride_z: U32
+    rows: U32
+    mask: U32
+    hashed: U8
+    features: int
+    smoothstep: bool
+
+
+class HeadArrays(NamedTuple):
+    """The head, all but what changes from frame to frame."""
+
+    position_grid: GridArrays
+    ambient_grid: GridArrays
+    ambient_net: NetArrays
+    sigma_net: NetArrays
+    density_net: NetArrays
+    color_net: NetArrays
+    sigma_biases: F32
+    density_biases: F32
+    color_biases: F32
+    hidden_rows: int
+    distance: U8  # (side ** 3,)
+    side: int
+    bound: np.float32
+    step: np.float32
+    aabb: F32  # (6,)
+    box: F32  # (6,) around all that is occupied
+    min_near: np.float32
+    max_steps: int
+    stop_transmittance: np.float32
+
+
+class TorsoArrays(NamedTuple):
+    """The torso, all but what changes from frame to frame."""
+
+    present: bool
+    grid: GridArrays
+    deform_net: NetArrays
+    canonical_net: NetArrays
+    occupancy: F32  # (side, side)
+    octaves: int
+    shrink: np.float32
+
+
+class FrameArrays(NamedTuple):
+    """What changes from frame to frame."""
+
+    pose: F32  # (3, 4)
+    ambient_biases: F32
+    deform_biases: F32
+    canonical_biases: F32
+    background: F32  # (size, size, 3)
+    focal_px: np.float32  # of the drawn size
+    cx_px: np.float32
+    cy_px: np.float32
+    pixel_px: np.float32  # pixels of the full image to one drawn pixel
+    image_size_px: np.float32
+    x0: int
+    y0: int
+
+
+class Scratch(NamedTuple):
+    """One thread's working memory."""
+
+    rays: F32  # (16, RAYS): see _setup
+    steps: I32  # (4, RAYS)
+    points: F32  # (3 * RAYS + CHUNK,)
+    buffers: F32  # (2 * largest layer + features, CHUNK) flat
+    index: U32  # (8, CHUNK)
+    weight: F32  # (8, CHUNK)
+
+
+# ------------------------------------------------------------------------------------------- vector code
+def _pointer(context: Any, builder: Any, array_type: Any, array: Any) -> Any:
+    return context.make_array(array_type)(context, builder, array).data
+
+
+def _load_vector(builder: Any, pointer: Any, index: Any, lanes: int) -> Any:
+    vector = ir.VectorType(ir.FloatType(), lanes)
+    address = builder.bitcast(builder.gep(pointer, [index]), vector.as_pointer())
+    loaded = builder.load(address)
+    loaded.align = 4
+    return loaded
+
+
+def _store_vector(builder: Any, value: Any, pointer: Any, index: Any) -> None:
+    address = builder.bitcast(builder.gep(pointer, [index]), value.type.as_pointer())
+    builder.store(value, address, align=4)
+
+
+def _splat(builder: Any, scalar: Any, lanes: int) -> Any:
+    vector = ir.VectorType(scalar.type, lanes)
+    first = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
+    return builder.shuffle_vector(first, first, zeros)
+
+
+def _multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    return builder.fadd(builder.fmul(a, b, flags=("contract",)), c, flags=("contract",))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _dense_block(
+    typing: Any, x: Any, x_at: Any, inputs: Any, w: Any, w_at: Any, b: Any, b_at: Any, y: Any, y_at: Any, relu: Any
+) -> Any:
+    """BLOCK outputs of a layer for CHUNK samples: y[o] = act(b[o] + sum_k w[k, o] x[k]); all flat float32."""
+    signature = types.void(x, types.int64, types.int64, w, types.int64, b, types.int64, y, types.int64, types.boolean)
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        i64 = ir.IntType(64)
+        xp, wp, bp, yp = (_pointer(context, builder, sig.args[n], args[n]) for n in (0, 3, 5, 7))
+        x_first, count, w_first, b_first, y_first = args[1], args[2], args[4], args[6], args[8]
+        zero = ir.Constant(ir.VectorType(ir.FloatType(), _LANES), [0.0] * _LANES)
+        relu_flag = builder.icmp_unsigned("!=", args[9], ir.Constant(args[9].type, 0))
+        for group in range(CHUNK // (_LANES * _VECTORS)):
+            shift = group * _LANES * _VECTORS
+            sums = []
+            for o in range(BLOCK):
+                start = _splat(builder, builder.load(builder.gep(bp, [builder.add(b_first, i64(o))])), _LANES)
+                for _ in range(_VECTORS):
+                    slot = cgutils.alloca_once(builder, zero.type)
+                    builder.store(start, slot)
+                    sums.append(slot)
+            with cgutils.for_range(builder, count, intp=i64) as loop:
+                at = builder.add(x_first, builder.add(builder.mul(loop.index, i64(CHUNK)), i64(shift)))
+                xs = [_load_vector(builder, xp, builder.add(at, i64(v * _LANES)), _LANES) for v in range(_VECTORS)]
+                w_row = builder.add(w_first, builder.mul(loop.index, i64(BLOCK)))
+                for o in range(BLOCK):
+                    ws = _splat(builder, builder.load(builder.gep(wp, [builder.add(w_row, i64(o))])), _LANES)
+                    for v in range(_VECTORS):
+                        slot = sums[o * _VECTORS + v]
+                        builder.store(_multiply_add(builder, ws, xs[v], builder.load(slot)), slot)
+            for o in range(BLOCK):
+                for v in range(_VECTORS):
+                    value = builder.load(sums[o * _VECTORS + v])
+                    positive = builder.select(builder.fcmp_ordered(">", value, zero), value, zero)
+                    value = builder.select(relu_flag, positive, value)
+                    _store_vector(
+                        builder, value, yp, builder.add(y_first, i64(o * CHUNK + shift + v * _LANES))
+                    )
+        return context.get_dummy_value()
+
+    return signature, emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _blend_cells(typing: Any, table: Any, start: Any, index: Any, weight: Any, out: Any, out_at: Any, pairs: Any) -> Any:
+    """Two features of CHUNK samples from `pairs` (2 or 4, a literal) pairs of neighbouring rows each.
+
+    index[p, s] counts rows from `start`; weight[p, s] is pair p's weight, weight[4, s] the part of x.
+    """
+    if not isinstance(pairs, types.IntegerLiteral):
+        return None
+    count = pairs.literal_value
+    signature = types.void(table, types.int64, index, weight, out, types.int64, pairs)
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        i64, i32 = ir.IntType(64), ir.IntType(32)
+        tp, ip, wp, op = (_pointer(context, builder, sig.args[n], args[n]) for n in (0, 2, 3, 4))
+        base = builder.gep(tp, [args[1]])
+        vector = ir.VectorType(ir.FloatType(), 4)
+
+        def mask(*lanes: int) -> Any:
+            return ir.Constant(ir.VectorType(i32, len(lanes)), list(lanes))
+
+        with cgutils.for_range(builder, i64(CHUNK // 4), intp=i64) as loop:
+            first = builder.mul(loop.index, i64(4))
+            rows = []
+            for s in range(4):
+                total = None
+                for p in range(count):
+                    at = builder.add(first, i64(p * CHUNK + s))
+                    row = builder.zext(builder.load(builder.gep(ip, [at])), i64)
+                    corner = _load_vector(builder, base, builder.shl(row, i64(1)), 4)
+                    w = _splat(builder, builder.load(builder.gep(wp, [at])), 4)
+                    if total is None:
+                        total = builder.fmul(w, corner)
+                    else:
+                        total = _multiply_add(builder, w, corner, total)
+                rows.append(total)
+            low = [builder.shuffle_vector(rows[a], rows[a + 1], mask(0, 4, 1, 5)) for a in (0, 2)]
+            high = [builder.shuffle_vector(rows[a], rows[a + 1], mask(2, 6, 3, 7)) for a in (0, 2)]
+            fraction = _load_vector(builder, wp, builder.add(first, i64(4 * CHUNK)), 4)
+            for f in range(2):
+                lanes = mask(2 * f, 2 * f + 1, 4 + 2 * f, 5 + 2 * f)
+                near = builder.shuffle_vector(low[0], low[1], lanes)
+                far = builder.shuffle_vector(high[0], high[1], lanes)
+                value = _multiply_add(builder, fraction, builder.fsub(far, near), near)
+                at = builder.add(args[5], builder.add(first, i64(f * CHUNK)))
+                _store_vector(builder, value, op, at)
+        del vector
+        return context.get_dummy_value()
+
+    return signature, emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _take_next(typing: Any, counter: Any) -> Any:
+    """The counter's value before it is raised by one, for all threads in turn."""
+    signature = types.int64(counter)
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = _pointer(context, builder, sig.args[0], args[0])
+        return builder.atomic_rmw("add", pointer, ir.IntType(64)(1), "monotonic")
+
+    return signature, emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _float_of_bits(typing: Any, bits: Any) -> Any:
+    """The float32 that an int32's bits mean."""
+    signature = types.float32(types.int32)
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return signature, emit
+
+
+# ------------------------------------------------------------------------------------------- small maths
+@njit(fastmath=_FAST, error_model="numpy", forceinline=True)  # type: ignore[untyped-decorator]
+def _exp(x: np.float32) -> np.float32:
+    """exp to 2 units in the last place, in a form that vectorises; the argument is held within float32's range."""
+    x = min(max(x, np.float32(-87.0)), np.float32(88.0))
+    n = np.floor(x * np.float32(1.4426950408889634) + np.float32(0.5))
+    r = (x - n * np.float32(0.693359375)) + n * np.float32(2.12194440e-4)
+    p = np.float32(1.9875691500e-4)
+    p = p * r + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(5.0000001201e-1)
+    p = p * r * r + r + np.float32(1.0)
+    return p * _float_of_bits(np.int32((np.int32(n) + np.int32(127)) << np.int32(23)))
+
+
+@njit(fastmath=_FAST, error_model="numpy", forceinline=True)  # type: ignore[untyped-decorator]
+def _sigmoid(x: np.float32) -> np.float32:
+    return np.float32(1.0) / (np.float32(1.0) + _exp(-x))
+
+
+@njit(fastmath=_FAST, error_model="numpy", forceinline=True)  # type: ignore[untyped-decorator]
+def _tanh(x: np.float32) -> np.float32:
+    return np.float32(1.0) - np.float32(2.0) / (np.float32(1.0) + _exp(x + x))
+
+
+# ------------------------------------------------------------------------------------------- networks
+@njit(fastmath=_FAST, error_model="numpy")  # type: ignore[untyped-decorator]
+def _run_net(net: NetArrays, biases: F32, buffers: F32, at: int, even: int, odd: int) -> int:
+    """Runs a net on CHUNK samples from row `at`, layers alternating between rows `even` and `odd`; its output row.
+
+    ReLU follows each layer but the last.
+    """
+    layers = net.inputs.size
+    for layer in range(layers):
+        to = even if layer % 2 == 0 else odd
+        count = net.inputs[layer]
+        for block in range(net.blocks[layer]):
+            _dense_block(
+                buffers,
+                at * CHUNK,
+                count,
+                net.weights,
+                net.weight_at[layer] + block * count * BLOCK,
+                biases,
+                net.bias_at[layer] + block * BLOCK,
+                buffers,
+                (to + block * BLOCK) * CHUNK,
+                layer < layers - 1,
+            )
+        at = to
+    return at
+
+
+# ------------------------------------------------------------------------------------------- grids
+@njit(fastmath=_FAST, error_model="numpy", forceinline=True)  # type: ignore[untyped-decorator]
+def _wrap(index: np.uint32, mask: np.uint32, rows: np.uint32) -> np.uint32:
+    return index & mask if mask != np.uint32(0) else index % rows
+
+
+@njit(fastmath=_FAST, error_model="numpy", forceinline=True)  # type: ignore[untyped-decorator]
+def _smooth(w: np.float32, smoothstep: bool) -> np.float32:
+    return w * w * (np.float32(3.0) - np.float32(2.0) * w) if smoothstep else w
+
+
+@njit(fastmath=_FAST, error_model="numpy")  # type: ignore[untyped-decorator]
+def _encode_any(
+    grid: GridArrays, level: int, dimensions: int, xs: F32, ys: F32, zs: F32, buffers: F32, at: int
+) -> None:
+    """One level for CHUNK samples, hashed or of any number of features: plain and slow."""
+    scale, half, one = grid.scale[level], np.float32(0.5), np.float32(1.0)
+    sy, sz, rows, start = grid.stride_y[level], grid.stride_z[level], grid.rows[level], grid.start[level]
+    mask, hashed = grid.mask[level], grid.hashed[level]
+    for s in range(CHUNK):
+        x, y = xs[s] * scale + half, ys[s] * scale + half
+        z = zs[s] * scale + half if dimensions == 3 else half
+        ix, iy, iz = np.uint32(x), np.uint32(y), np.uint32(z)
+        fx = _smooth(x - np.float32(ix), grid.smoothstep)
+        fy = _smooth(y - np.float32(iy), grid.smoothstep)
+        fz = _smooth(z - np.float32(iz), grid.smoothstep)
+        for f in range(grid.features):
+            buffers[(at + f) * CHUNK + s] = np.float32(0.0)
+        for corner in range(1 << dimensions):
+            cx, cy = np.uint32(corner & 1), np.uint32((corner >> 1) & 1)
+            cz = np.uint32((corner >> 2) & 1)
+            weight = (fx if cx else one - fx) * (fy if cy else one - fy)
+            if dimensions == 3:
+                weight *= fz if cz else one - fz
+            if hashed:
+                index = (ix + cx) ^ np.uint32((iy + cy) * np.uint32(2654435761))
+                if dimensions == 3:
+                    index = index ^ np.uint32((iz + cz) * np.uint32(805459861))
+            else:
+                index = np.uint32(ix + cx + (iy + cy) * sy + (iz + cz) * sz)
+            row = np.int64(_wrap(np.uint32(index), mask, rows))
+            for f in range(grid.features):
+                buffers[(at + f) * CHUNK + s] += weight * grid.table[start + row * grid.features + f]
+
+
+@njit(fastmath=_FAST, error_model="numpy")  # type: ignore[untyped-decorator]
+def _encode(
+    grid: GridArrays, dimensions: int, xs: F32, ys: F32, zs: F32, scratch: Scratch, at: int
+) -> None:
+    """Features of CHUNK samples at coordinates in [0, 1], into buffer rows from `at`, level-major."""
+    index, weight, buffers = scratch.index, scratch.weight, scratch.buffers
+    half, one = np.float32(0.5), np.float32(1.0)
+    for level in range(grid.scale.size):
+        row = at + level * grid.features
+        if grid.features != 2 or grid.hashed[level]:
+            _encode_any(grid, level, dimensions, xs, ys, zs, buffers, row)
+            continue
+        scale, smoothstep = grid.scale[level], grid.smoothstep
+        sy, sz = grid.stride_y[level], grid.stride_z[level]
+        mask, rows = grid.mask[level], grid.rows[level]
+        if sz == np.uint32(0):  # z does not enter the index: the corners above equal those below
+            for s in range(CHUNK):
+                x, y = xs[s] * scale + half, ys[s] * scale + half
+                ix, iy = np.uint32(np.int32(x)), np.uint32(np.int32(y))
+                fx = _smooth(x - np.float32(np.int32(ix)), smoothstep)
+                fy = _smooth(y - np.float32(np.int32(iy)), smoothstep)
+                i0 = np.uint32(ix + iy * sy)
+                index[s] = i0 & mask
+                index[CHUNK + s] = np.uint32(i0 + sy) & mask
+                weight[s] = one - fy
+                weight[CHUNK + s] = fy
+                weight[4 * CHUNK + s] = fx
+                index[2 * CHUNK + s] = i0
+            if mask == np.uint32(0):
+                for s in range(CHUNK):
+                    i0 = index[2 * CHUNK + s]
+                    index[s] = i0 % rows
+                    index[CHUNK + s] = np.uint32(i0 + sy) % rows
+            _blend_cells(grid.table, grid.start[level], index, weight, buffers, row * CHUNK, 2)
+        else:
+            for s in range(CHUNK):
+                x, y, z = xs[s] * scale + half, ys[s] * scale + half, zs[s] * scale + half
+                ix, iy, iz = np.uint32(np.int32(x)), np.uint32(np.int32(y)), np.uint32(np.int32(z))
+                fx = _smooth(x - np.float32(np.int32(ix)), smoothstep)
+                fy = _smooth(y - np.float32(np.int32(iy)), smoothstep)
+                fz = _smooth(z - np.float32(np.int32(iz)), smoothstep)
+                i0 = np.uint32(ix + iy * sy + iz * sz)
+                index[s] = i0 & mask
+                index[CHUNK + s] = np.uint32(i0 + sy) & mask
+                index[2 * CHUNK + s] = np.uint32(i0 + sz) & mask
+                index[3 * CHUNK + s] = np.uint32(i0 + sy + sz) & mask
+                weight[s] = (one - fy) * (one - fz)
+                weight[CHUNK + s] = fy * (one - fz)
+                weight[2 * CHUNK + s] = (one - fy) * fz
+                weight[3 * CHUNK + s] = fy * fz
+                weight[4 * CHUNK + s] = fx
+                index[4 * CHUNK + s] = i0
+            if mask == np.uint32(0):
+                for s in range(CHUNK):
+                    i0 = index[4 * CHUNK + s]
+                    index[s] = i0 % rows
+                    index[CHUNK + s] = np.uint32(i0 + sy) % rows
+                    index[2 * CHUNK + s] = np.uint32(i0 + sz) % rows
+                    index[3 * CHUNK + s] = np.uint32(i0 + sy + sz) % rows
+            _blend_cells(grid.table, grid.start[level], index, weight, buffers, row * CHUNK, 4)
+
+
+# ------------------------------------------------------------------------------------------- rays
+# Rows of Scratch.rays.
+_DX, _DY, _DZ, _NEAR, _T, _R, _G, _B = range(8)
+_RAY_ROWS = 8
+# Rows of Scratch.steps.
+_K, _K_END, _COUNT, _ALIVE = range(4)
+_STEP_ROWS = 4
+
+
+@njit(fastmath=_FAST, error_model="numpy")  # type: ignore[untyped-decorator]
+def _setup(head: HeadArrays, frame: FrameArrays, scratch: Scratch, left: int, top: int) -> None:
+    """Ray directions, lattice starts and ends of a tile whose first pixel is (left, top)."""
+    rays, steps, pose = scratch.rays, scratch.steps, frame.pose
+    half, one = np.float32(0.5), np.float32(1.0)
+    inverse_step = one / head.step
+    for q in range(RAYS):
+        u = (np.float32(left + q % TILE) + half - frame.cx_px) / frame.focal_px
+        v = (np.float32(top + q // TILE) + half - frame.cy_px) / frame.focal_px
+        length = one / np.float32(math.sqrt(u * u + v * v + one))
+        # The reference's slab test sees float32 directions; zero is moved away from a division by it.
+        near, far = np.float32(-3.0e38), np.float32(3.0e38)
+        first, last = near, far
+        for axis in range(3):
+            d = (pose[axis, 0] * u + pose[axis, 1] * v + pose[axis, 2]) * length
+            rays[_DX + axis, q] = d
+            if abs(d) < np.float32(1e-15):
+                d = np.float32(1e-15)
+            inverse = one / d
+            origin = pose[axis, 3]
+            a, b = (head.aabb[axis] - origin) * inverse, (head.aabb[3 + axis] - origin) * inverse
+            near, far = max(near, min(a, b)), min(far, max(a, b))
+            a, b = (head.box[axis] - origin) * inverse, (head.box[3 + axis] - origin) * inverse
+            first, last = max(first, min(a, b)), min(last, max(a, b))
+        start, end = np.int32(0), np.int32(0)
+        if near <= far and first <= last:
+            near = max(near, head.min_near)
+            # Lattice points before and after the box around all that is occupied are empty; one more is kept
+            # on either side for rounding.
+            start = np.int32(max(np.floor((first - near) * inverse_step), np.float32(0.0)))
+            end = np.int32(max(min(np.ceil((far - near) * inverse_step), np.floor((last - near) * inverse_step) + 2), 0))
+        rays[_NEAR, q] = near
+        rays[_T, q] = one
+        rays[_R, q] = rays[_G, q] = rays[_B, q] = np.float32(0.0)
+        steps[_K, q] = start
+        steps[_K_END, q] = end
+        steps[_COUNT, q] = np.int32(0)
+
+
+@njit(fastmath=_FAST, error_model="numpy", forceinline=True)  # type: ignore[untyped-decorator]
+def _next_occupied(head: HeadArrays, pose: F32, rays: F32, q: int, k: int, end: int) -> int:
+    """The first lattice step from k on whose point lies in an occupied cell, or -1."""
+    side = np.int32(head.side)
+    top = np.float32(side - 1)
+    cells = np.float32(0.5) * np.float32(side) / head.bound  # per unit length
+    middle = np.float32(0.5) * np.float32(side)
+    dx, dy, dz = rays[_DX, q], rays[_DY, q], rays[_DZ, q]
+    near, step = rays[_NEAR, q], head.step
+    tiny = np.float32(1e-9)
+    vx, vy, vz = dx * cells * step, dy * cells * step, dz * cells * step
+    rx = np.float32(1.0) / (vx if abs(vx) > tiny else tiny)
+    ry = np.float32(1.0) / (vy if abs(vy) > tiny else tiny)
+    rz = np.float32(1.0) / (vz if abs(vz) > tiny else tiny)
+    while k < end:
+        t = near + np.float32(k) * step
+        x = (pose[0, 3] + t * dx) * cells + middle
+        y = (pose[1, 3] + t * dy) * cells + middle
+        z = (pose[2, 3] + t * dz) * cells + middle
+        ix = np.int32(min(max(x, np.float32(0.0)), top))
+        iy = np.int32(min(max(y, np.float32(0.0)), top))
+        iz = np.int32(min(max(z, np.float32(0.0)), top))
+        d = np.int32(head.distance[(np.int64(ix) * side + iy) * side + iz])
+        if d == 0:
+            return k
+        # Steps until the ray leaves the empty cube of 2 d - 1 cells around this one; a hair less, so that
+        # rounding can cost a look at an empty cell but never skip an occupied one.
+        sx = (np.float32(ix + (d if rx > 0 else 1 - d)) - x) * rx
+        sy = (np.float32(iy + (d if ry > 0 else 1 - d)) - y) * ry
+        sz = (np.float32(iz + (d if rz > 0 else 1 - d)) - z) * rz
+        ahead = min(sx, min(sy, sz)) - np.float32(1e-3)
+        k += max(np.int32(1), np.int32(np.ceil(min(ahead, np.float32(1e4)))))
+    return -1
+
+
+# ------------------------------------------------------------------------------------------- head
+@njit(fastmath=_FAST, error_model="numpy")  # type: ignore[untyped-decorator]
+def _harmonics(rays: F32, steps: I32, first: int, count: int, buffers: F32, at: int) -> None:
+    """SH of the directions of the rays of one chunk, 16 buffer rows from `at`."""
+    b = at * CHUNK
+    for s in range(count):
+        q = steps[_ALIVE, first + s]
+        buffers[b + s] = rays[_DX, q]
+        buffers[b + CHUNK + s] = rays[_DY, q]
+        buffers[b + 2 * CHUNK + s] = rays[_DZ, q]
+    for s in range(CHUNK):
+        x, y, z = buffers[b + s], buffers[b + CHUNK + s], buffers[b + 2 * CHUNK + s]
+        xx, yy, zz = x * x, y * y, z * z
+        buffers[b + s] = np.float32(0.28209479177387814)
+        buffers[b + CHUNK + s] = np.float32(-0.48860251190291987) * y
+        buffers[b + 2 * CHUNK + s] = np.float32(0.48860251190291987) * z
+        buffers[b + 3 * CHUNK + s] = np.float32(-0.48860251190291987) * x
+        buffers[b + 4 * CHUNK + s] = np.float32(1.0925484305920792) * (x * y)
+        buffers[b + 5 * CHUNK + s] = np.float32(-1.0925484305920792) * (y * z)
+        buffers[b + 6 * CHUNK + s] = np.float32(0.94617469575755997) * zz - np.float32(0.31539156525251999)
+        buffers[b + 7 * CHUNK + s] = np.float32(-1.0925484305920792) * (x * z)
+        buffers[b + 8 * CHUNK + s] = np.float32(0.54627421529603959) * (xx - yy)
+        buffers[b + 9 * CHUNK + s] = np.float32(0.59004358992664352) * y * (yy - np.float32(3.0) * xx)
+        buffers[b + 10 * CHUNK + s] = np.float32(2.8906114426405538) * (x * y) * z
+        buffers[b + 11 * CHUNK + s] = np.float32(0.45704579946446572) * y * (np.float32(1.0) - np.float32(5.0) * zz)
+        buffers[b + 12 * CHUNK + s] = np.float32(0.3731763325901154) * z * (np.float32(5.0) * zz - np.float32(3.0))
+        buffers[b + 13 * CHUNK + s] = np.float32(0.45704579946446572) * x * (np.float32(1.0) - np.float32(5.0) * zz)
+        buffers[b + 14 * CHUNK + s] = np.float32(1.4453057213202769) * z * (xx - yy)
+        buffers[b + 15 * CHUNK + s] = np.float32(0.59004358992664352) * x * (np.float32(3.0) * yy - xx)
+
+
+@njit(fastmath=_FAST, error_model="numpy")  # type: ignore[untyped-decorator]
+def _draw_head(head: HeadArrays, frame: FrameArrays, scratch: Scratch) -> int:
+    """Marches the tile's rays, wave by wave, each one sample a living ray; the number of samples taken."""
+    rays, steps, points, buffers = scratch.rays, scratch.steps, scratch.points, scratch.buffers
+    pose = frame.pose
+    half, one = np.float32(0.5), np.float32(1.0)
+    unit = half / head.bound
+    levels = head.position_grid.scale.size * head.position_grid.features
+    features = levels + head.ambient_grid.scale.size * head.ambient_grid.features
+    # Buffer rows: the features, then two that layers alternate between; SH stands behind the hidden layer.
+    rows = (buffers.size // CHUNK - features) // 2
+    even, odd = features, features + rows
+    alive = 0
+    for q in range(RAYS):
+        if steps[_K, q] < steps[_K_END, q]:
+            steps[_ALIVE, alive] = q
+            alive += 1
+    taken = 0
+    while alive > 0:
+        living = 0
+        for a in range(alive):
+            q = steps[_ALIVE, a]
+            k = _next_occupied(head, pose, rays, q, steps[_K, q], steps[_K_END, q])
+            if k >= 0:
+                steps[_K, q] = k
+                steps[_ALIVE, living] = q
+                t = rays[_NEAR, q] + np.float32(k) * head.step
+                for axis in range(3):
+                    p = pose[axis, 3] + t * rays[_DX + axis, q]
+                    p = min(max(p, -head.bound), head.bound)
+                    points[axis * (RAYS + CHUNK) + living] = (p + head.bound) * unit
+                living += 1
+        alive, living = living, 0
+        for first in range(0, alive, CHUNK):
+            count = min(CHUNK, alive - first)
+            xs, ys = points[first:], points[RAYS + CHUNK + first :]
+            zs = points[2 * (RAYS + CHUNK) + first :]
+            _encode(head.position_grid, 3, xs, ys, zs, scratch, 0)
+            at = _run_net(head.ambient_net, frame.ambient_biases, buffers, 0, even, odd) * CHUNK
+            us, vs = buffers[at : at + CHUNK], buffers[at + CHUNK : at + 2 * CHUNK]
+            for s in range(CHUNK):
+                us[s] = _tanh(us[s]) * half + half
+                vs[s] = _tanh(vs[s]) * half + half
+            _encode(head.ambient_grid, 2, us, vs, vs, scratch, levels)
+            sigma_layers = head.sigma_net.inputs.size
+            at = 0
+            if sigma_layers > 0:
+                at = _run_relu_net(head.sigma_net, head.sigma_biases, buffers, even, odd)
+            other = even if at == odd else odd
+            density = _run_net(head.density_net, head.density_biases, buffers, at, other, other) * CHUNK
+            sigma = scratch.weight
+            for s in range(CHUNK):
+                sigma[s] = one - _exp(-head.step * _exp(buffers[density + s]))
+            _harmonics(rays, steps, first, count, buffers, at + head.hidden_rows)
+            color = _run_net(head.color_net, head.color_biases, buffers, at, other, at) * CHUNK
+            for s in range(3 * CHUNK):
+                buffers[color + s] = _sigmoid(buffers[color + s])
+            taken += count
+            for s in range(count):
+                q = steps[_ALIVE, first + s]
+                through = rays[_T, q]
+                weight = sigma[s] * through
+                through -= weight
+                rays[_R, q] += weight * buffers[color + s]
+                rays[_G, q] += weight * buffers[color + CHUNK + s]
+                rays[_B, q] += weight * buffers[color + 2 * CHUNK + s]
+                rays[_T, q] = through
+                steps[_K, q] += 1
+                steps[_COUNT, q] += 1
+                if through >= head.stop_transmittance and steps[_COUNT, q] < head.max_steps:
+                    steps[_ALIVE, living] = q
+                    living += 1
+        alive = living
+    return taken
+
+
+@njit(fastmath=_FAST, error_model="numpy")  # type: ignore[untyped-decorator]
+def _run_relu_net(net: NetArrays, biases: F32, buffers: F32, even: int, odd: int) -> int:
+    """As _run_net from row 0, with ReLU after the last layer too: the sigma net's hidden layers."""
+    at = 0
+    for layer in range(net.inputs.size):
+        to = even if layer % 2 == 0 else odd
+        count = net.inputs[layer]
+        for block in range(net.blocks[layer]):
+            _dense_block(
+                buffers,
+                at * CHUNK,
+                count,
+                net.weights,
+                net.weight_at[layer] + block * count * BLOCK,
+                biases,
+                net.bias_at[layer] + block * BLOCK,
+                buffers,
+                (to + block * BLOCK) * CHUNK,
+                True,
+            )
+        at = to
+    return at
+
+
+# ------------------------------------------------------------------------------------------- torso
+@njit(fastmath=_FAST, error_model="numpy", forceinline=True)  # type: ignore[untyped-decorator]
+def _occupied_here(occupancy: F32, row: np.float32, column: np.float32) -> bool:
+    """Whether the bilinear look-up at (row, column) in [-1, 1], outermost cells at +-1, is above zero."""
+    side = occupancy.shape[0]
+    half, one = np.float32(0.5), np.float32(1.0)
+    y = (row + one) * half * np.float32(side - 1)
+    x = (column + one) * half * np.float32(side - 1)
+    y0, x0 = np.floor(y), np.floor(x)
+    fy, fx = y - y0, x - x0
+    total = np.float32(0.0)
+    for a in range(2):
+        i = np.int32(y0) + a
+        for b in range(2):
+            j = np.int32(x0) + b
+            if 0 <= i < side and 0 <= j < side:
+                total += occupancy[i, j] * (fy if a else one - fy) * (fx if b else one - fx)
+    return total > np.float32(0.0)
+
+
+@njit(fastmath=_FAST, error_model="numpy")  # type: ignore[untyped-decorator]
+def _draw_torso(
+    torso: TorsoArrays, frame: FrameArrays, scratch: Scratch, left: int, top: int, width: int, height: int
+) -> None:
+    """Lays the torso over the background behind the tile's head, where it may be and can be seen."""
+    rays, steps, points, buffers = scratch.rays, scratch.steps, scratch.points, scratch.buffers
+    half, one, two = np.float32(0.5), np.float32(1.0), np.float32(2.0)
+    seen = 0
+    for q in range(RAYS):
+        i, j = q % TILE, q // TILE
+        if i >= width or j >= height or rays[_T, q] <= np.float32(1.0 / 255.0):
+            continue
+        column = ((np.float32(left + i) + half) * frame.pixel_px - half) / (frame.image_size_px - one) * two - one
+        row = ((np.float32(top + j) + half) * frame.pixel_px - half) / (frame.image_size_px - one) * two - one
+        if _occupied_here(torso.occupancy, row, column):
+            steps[_ALIVE, seen] = q
+            points[seen] = row * torso.shrink
+            points[RAYS + CHUNK + seen] = column * torso.shrink
+            seen += 1
+    features = torso.grid.scale.size * torso.grid.features
+    frequencies = 2 * (1 + 2 * torso.octaves)
+    rows = (buffers.size // CHUNK - features - frequencies) // 2
+    even = features + frequencies
+    odd = even + rows
+    wave = features * CHUNK
+    for first in range(0, seen, CHUNK):
+        count = min(CHUNK, seen - first)
+        for s in range(CHUNK):
+            r = points[first + s]
+            c = points[RAYS + CHUNK + first + s]
+            buffers[wave + s] = r
+            buffers[wave + CHUNK + s] = c
+        for octave in range(torso.octaves):
+            factor = np.float32(1 << octave)
+            at = wave + (2 + 4 * octave) * CHUNK
+            for s in range(CHUNK):
+                r, c = buffers[wave + s] * factor, buffers[wave + CHUNK + s] * factor
+                buffers[at + s] = math.sin(r)
+                buffers[at + CHUNK + s] = math.sin(c)
+                buffers[at + 2 * CHUNK + s] = math.cos(r)
+                buffers[at + 3 * CHUNK + s] = math.cos(c)
+        at = _run_net(torso.deform_net, frame.deform_biases, buffers, features, even, odd) * CHUNK
+        ys, xs = buffers[at : at + CHUNK], buffers[at + CHUNK : at + 2 * CHUNK]
+        for s in range(CHUNK):
+            y = min(max(buffers[wave + s] + ys[s], -one), one)
+            x = min(max(buffers[wave + CHUNK + s] + xs[s], -one), one)
+            ys[s] = y * half + half
+            xs[s] = x * half + half
+        _encode(torso.grid, 2, ys, xs, xs, scratch, 0)
+        at = _run_net(torso.canonical_net, frame.canonical_biases, buffers, 0, even, odd) * CHUNK
+        for s in range(4 * CHUNK):
+            buffers[at + s] = _sigmoid(buffers[at + s])
+        for s in range(count):
+            q = steps[_ALIVE, first + s]
+            alpha = buffers[at + s] * rays[_T, q]
+            rays[_R, q] += alpha * buffers[at + CHUNK + s]
+            rays[_G, q] += alpha * buffers[at + 2 * CHUNK + s]
+            rays[_B, q] += alpha * buffers[at + 3 * CHUNK + s]
+            rays[_T, q] -= alpha
+
+
+# ------------------------------------------------------------------------------------------- the whole
+@njit(fastmath=_FAST, error_model="numpy", forceinline=True)  # type: ignore[untyped-decorator]
+def _to_byte(value: np.float32) -> np.uint8:
+    return np.uint8(min(max(value * np.float32(255.0) + np.float32(0.5), np.float32(0.0)), np.float32(255.0)))
+
+
+def draw_tiles(
+    head: HeadArrays, torso: TorsoArrays, frame: FrameArrays, scratch: Scratch, counter: I64, image: U8
+) -> int:
+    """Draws tiles of `image` (height, width, 3) until the shared counter is through; the head samples taken.
+
+    Several threads may run it at once, each with its own scratch: they share the counter, and write apart.
+    """
+    height, width = image.shape[0], image.shape[1]
+    across = (width + TILE - 1) // TILE
+    tiles = across * ((height + TILE - 1) // TILE)
+    taken = 0
+    while True:
+        tile = _take_next(counter)
+        if tile >= tiles:
+            return taken
+        x, y = (tile % across) * TILE, (tile // across) * TILE
+        w, h = min(TILE, width - x), min(TILE, height - y)
+        left, top = frame.x0 + x, frame.y0 + y
+        _setup(head, frame, scratch, left, top)
+        if w < TILE or h < TILE:
+            for q in range(RAYS):
+                if q % TILE >= w or q // TILE >= h:
+                    scratch.steps[_K_END, q] = 0
+        taken += _draw_head(head, frame, scratch)
+        if torso.present:
+            _draw_torso(torso, frame, scratch, left, top, w, h)
+        rays = scratch.rays
+        for j in range(h):
+            for i in range(w):
+                q = j * TILE + i
+                through = rays[_T, q]
+                for channel in range(3):
+                    behind = frame.background[top + j, left + i, channel]
+                    image[y + j, x + i, channel] = _to_byte(rays[_R + channel, q] + through * behind)
+
+
+def to_i420(image: U8, out: U8) -> None:
+    """Writes planar I420 (BT.601, limited range) of an (H, W, 3) RGB image with even sides into (H * 3 / 2, W).
+
+    Chroma is the mean of each 2 x 2 pixels.
+    """
+    height, width = image.shape[0], image.shape[1]
+    flat = out.reshape(-1)
+    u_at = height * width
+    v_at = u_at + height * width // 4
+    for y in range(0, height, 2):
+        for x in range(0, width, 2):
+            r = g = b = np.int32(0)
+            for j in range(2):
+                for i in range(2):
+                    pixel = image[y + j, x + i]
+                    pr, pg, pb = np.int32(pixel[0]), np.int32(pixel[1]), np.int32(pixel[2])
+                    # 65.481, 128.553, 24.966 of 255 in 16 fractional bits, with a half for rounding
+                    luma = (np.int32(16829) * pr + np.int32(33039) * pg + np.int32(6416) * pb + np.int32(1081344)) >> 16
+                    flat[(y + j) * width + x + i] = luma
+                    r += pr
+                    g += pg
+                    b += pb
+            at = (y // 2) * (width // 2) + x // 2
+            flat[u_at + at] = (np.int32(-9714) * r - np.int32(19071) * g + np.int32(28784) * b + (257 << 17)) >> 18
+            flat[v_at + at] = (np.int32(28784) * r - np.int32(24103) * g - np.int32(4681) * b + (257 << 17)) >> 18

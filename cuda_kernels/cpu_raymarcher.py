@@ -1,0 +1,339 @@
+"""One speaker drawn on the CPU: head, torso and background in one call, any size, as RGB or I420."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from . import cpu_kernels
+from .cpu_kernels import (
+    CHUNK,
+    RAYS,
+    FrameArrays,
+    GridArrays,
+    HeadArrays,
+    NetArrays,
+    Scratch,
+    TorsoArrays,
+)
+from .folding import (
+    EMPTY_NET,
+    SH_TERMS,
+    PackedGrid,
+    PackedNet,
+    check_scene,
+    field_pose,
+    fold_head,
+    fold_torso,
+    resize_by_area,
+    round_up,
+)
+from .scene import F32, U8, Scene
+
+MIN_SIZE_PX, MAX_SIZE_PX = 8, 2048
+_BACKGROUNDS_KEPT = 4
+
+
+class RenderInputError(ValueError):
+    """An argument of a render call that cannot be drawn: what, expected, got."""
+
+
+@functools.cache
+def _compiled(name: str) -> Callable[..., Any]:
+    """A function of cpu_kernels, compiled at its first call, or read from the cache on disk.
+
+    Numba keeps its cache beside the source or, where that is read-only, in the user's cache directory
+    (`NUMBA_CACHE_DIR` moves it); with neither writable it compiles anew in each process.
+    """
+    options: dict[str, Any] = {"nogil": True, "fastmath": cpu_kernels._FAST, "error_model": "numpy"}
+    function = getattr(cpu_kernels, name)
+    try:
+        compiled: Callable[..., Any] = numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # no locator available: nowhere to write
+        compiled = numba.njit(**options)(function)
+    return compiled
+
+
+def _net_arrays(net: PackedNet) -> NetArrays:
+    return NetArrays(net.weights, net.weight_at, net.bias_at, net.inputs, net.blocks)
+
+
+def _grid_arrays(grid: PackedGrid) -> GridArrays:
+    return GridArrays(
+        grid.table,
+        grid.start,
+        grid.scale,
+        grid.stride_y,
+        grid.stride_z,
+        grid.rows,
+        grid.mask,
+        grid.hashed,
+        grid.features,
+        grid.smoothstep,
+    )
+
+
+def _widest(*nets: PackedNet) -> int:
+    """Most rows that any layer of the nets reads or writes."""
+    rows = 0
+    for net in nets:
+        if len(net.inputs):
+            rows = max(rows, int(net.inputs.max()), int(net.blocks.max()) * cpu_kernels.BLOCK)
+    return rows
+
+
+class CpuRaymarcher:
+    """Draws one scene; safe to call from several threads, which then wait for one another.
+
+    The work is shared by plain threads around one compiled function that holds no interpreter lock: the caller
+    draws too, and whoever is free takes the next tile. Numba's own `parallel` is not used: of its threading
+    layers `workqueue` ends the process when two threads enter it, `omp` breaks in forked children, and `tbb` is
+    a further package.
+    """
+
+    def __init__(self, scene: Scene, *, threads: int = 2) -> None:
+        """Folds and packs the scene.
+
+        Args:
+            scene: what to draw; checked here.
+            threads: how many draw at once, the caller's among them; 1 to 64.
+
+        Raises:
+            SceneError: the scene's arrays do not fit together.
+            RenderInputError: threads out of range.
+        """
+        if not 1 <= threads <= 64:
+            raise RenderInputError(f"threads: expected 1 to 64, got {threads}")
+        check_scene(scene)
+        self.scene = scene
+        self.threads = threads
+        self.samples = 0
+        """Head samples that the last call took."""
+        self._head = fold_head(scene.head)
+        self._torso = fold_torso(scene.torso) if scene.torso is not None else None
+        self._head_arrays = self._make_head_arrays()
+        self._torso_arrays = self._make_torso_arrays()
+        self._scratches = [self._make_scratch() for _ in range(threads)]
+        self._backgrounds: dict[int, F32] = {}
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(threads - 1, "raymarch") if threads > 1 else None
+
+    @property
+    def condition_size(self) -> int:
+        """Length of the condition vector."""
+        return self._head.condition_size
+
+    def _make_head_arrays(self) -> HeadArrays:
+        head, field = self._head, self.scene.head
+        return HeadArrays(
+            position_grid=_grid_arrays(head.position_grid),
+            ambient_grid=_grid_arrays(head.ambient_grid),
+            ambient_net=_net_arrays(head.ambient_net),
+            sigma_net=_net_arrays(head.sigma_net),
+            density_net=_net_arrays(head.density_net),
+            color_net=_net_arrays(head.color_net),
+            sigma_biases=head.sigma_net.biases,
+            density_biases=head.density_net.biases,
+            color_biases=head.color_net.biases,
+            hidden_rows=head.hidden_rows,
+            distance=head.distance.reshape(-1),
+            side=field.grid_size,
+            bound=np.float32(field.bound),
+            step=np.float32(head.step),
+            aabb=field.aabb.copy(),
+            box=head.occupied_box.astype(np.float32),
+            min_near=np.float32(field.min_near),
+            max_steps=field.max_steps,
+            stop_transmittance=np.float32(field.stop_transmittance),
+        )
+
+    def _make_torso_arrays(self) -> TorsoArrays:
+        torso = self._torso
+        if torso is None:
+            return TorsoArrays(
+                present=False,
+                grid=_grid_arrays(self._head.ambient_grid),
+                deform_net=_net_arrays(EMPTY_NET),
+                canonical_net=_net_arrays(EMPTY_NET),
+                occupancy=np.zeros((2, 2), np.float32),
+                octaves=1,
+                shrink=np.float32(1),
+            )
+        return TorsoArrays(
+            present=True,
+            grid=_grid_arrays(torso.grid),
+            deform_net=_net_arrays(torso.deform_net),
+            canonical_net=_net_arrays(torso.canonical_net),
+            occupancy=torso.occupancy,
+            octaves=torso.position_octaves,
+            shrink=np.float32(torso.shrink),
+        )
+
+    def _make_scratch(self) -> Scratch:
+        head, torso = self._head, self._torso
+        features = sum(len(g.scale) * g.features for g in (head.position_grid, head.ambient_grid))
+        widest = _widest(head.ambient_net, head.sigma_net, head.density_net, head.color_net) + SH_TERMS
+        rows = features + 2 * widest
+        if torso is not None:
+            fixed = len(torso.grid.scale) * torso.grid.features + 2 * (1 + 2 * torso.position_octaves)
+            rows = max(rows, fixed + 2 * _widest(torso.deform_net, torso.canonical_net))
+        rows = round_up(rows, 2)
+        return Scratch(
+            rays=np.zeros((cpu_kernels._RAY_ROWS, RAYS), np.float32),
+            steps=np.zeros((cpu_kernels._STEP_ROWS, RAYS), np.int32),
+            points=np.full(3 * (RAYS + CHUNK), 0.5, np.float32),
+            buffers=np.zeros(rows * CHUNK, np.float32),
+            index=np.zeros(8 * CHUNK, np.uint32),
+            weight=np.zeros(8 * CHUNK, np.float32),
+        )
+
+    def _background(self, size_px: int) -> F32:
+        found = self._backgrounds.get(size_px)
+        if found is None:
+            while len(self._backgrounds) >= _BACKGROUNDS_KEPT:
+                self._backgrounds.pop(next(iter(self._backgrounds)))
+            found = self._backgrounds[size_px] = resize_by_area(self.scene.background, size_px)
+        return found
+
+    def render(
+        self,
+        *,
+        c2w: npt.NDArray[np.floating],
+        condition: F32,
+        size_px: int,
+        region_px: tuple[int, int, int, int] | None = None,
+        out: U8 | None = None,
+    ) -> U8:
+        """The picture (size, size, 3) uint8 RGB, or a region of it.
+
+        Args:
+            c2w: (4, 4) camera to head space, OpenGL axes.
+            condition: (C,).
+            size_px: side of the square picture, 8 to 2048.
+            region_px: (x0, y0, x1, y1) in pixels of that picture; the result is then (y1 - y0, x1 - x0, 3) and
+                equals the crop of the whole picture bit for bit.
+            out: C-contiguous array of the result's shape to write into.
+
+        Raises:
+            RenderInputError: an argument of the wrong shape, range or with NaN in it.
+        """
+        pose, vector = self._checked(c2w, condition)
+        x0, y0, x1, y1 = self._checked_region(size_px, region_px)
+        shape = (y1 - y0, x1 - x0, 3)
+        if out is None:
+            out = np.empty(shape, np.uint8)
+        elif out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous or not out.flags.writeable:
+            raise RenderInputError(
+                f"out: expected a writeable C-contiguous uint8 array of shape {shape}, "
+                f"got {out.dtype} of shape {out.shape}"
+            )
+        with self._lock:
+            frame = self._frame(pose, vector, size_px, x0, y0)
+            counter = np.zeros(1, np.int64)
+            draw = _compiled("draw_tiles")
+            head, torso = self._head_arrays, self._torso_arrays
+            others = [
+                self._pool.submit(draw, head, torso, frame, scratch, counter, out)
+                for scratch in self._scratches[1:]
+                if self._pool is not None
+            ]
+            taken = draw(head, torso, frame, self._scratches[0], counter, out)
+            self.samples = taken + sum(other.result() for other in others)
+        return out
+
+    def render_i420(
+        self,
+        *,
+        c2w: npt.NDArray[np.floating],
+        condition: F32,
+        size_px: int,
+        out: U8 | None = None,
+    ) -> U8:
+        """The picture as planar I420 (size * 3 / 2, size) uint8, BT.601 limited range; size must be even.
+
+        Raises:
+            RenderInputError: as for `render`, or an odd size.
+        """
+        if size_px % 2:
+            raise RenderInputError(f"size_px: expected an even number for I420, got {size_px}")
+        shape = (size_px * 3 // 2, size_px)
+        if out is None:
+            out = np.empty(shape, np.uint8)
+        elif out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous or not out.flags.writeable:
+            raise RenderInputError(
+                f"out: expected a writeable C-contiguous uint8 array of shape {shape}, "
+                f"got {out.dtype} of shape {out.shape}"
+            )
+        image = self.render(c2w=c2w, condition=condition, size_px=size_px)
+        _compiled("to_i420")(image, out)
+        return out
+
+    def warm_up(self) -> float:
+        """Seconds that it took to compile the kernels, or to read them from the cache, and to draw once."""
+        started = time.perf_counter()
+        condition = np.zeros(self.condition_size, np.float32)
+        self.render_i420(c2w=np.eye(4, dtype=np.float32), condition=condition, size_px=32)
+        return time.perf_counter() - started
+
+    def close(self) -> None:
+        """Ends the threads; drawing is over. May be called twice."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
+
+    def _checked(self, c2w: npt.NDArray[np.floating], condition: F32) -> tuple[npt.NDArray[np.float64], F32]:
+        pose = np.asarray(c2w, np.float64)
+        if pose.shape != (4, 4) or not np.isfinite(pose).all():
+            got = f"shape {pose.shape}" if pose.shape != (4, 4) else "NaN or infinity"
+            raise RenderInputError(f"c2w: expected (4, 4) finite numbers, got {got}")
+        vector = np.ascontiguousarray(condition, np.float32)
+        if vector.shape != (self.condition_size,) or not np.isfinite(vector).all():
+            wrong = vector.shape != (self.condition_size,)
+            got = f"shape {vector.shape}" if wrong else "NaN or infinity"
+            raise RenderInputError(f"condition: expected ({self.condition_size},) finite numbers, got {got}")
+        return pose, vector
+
+    @staticmethod
+    def _checked_region(
+        size_px: int, region_px: tuple[int, int, int, int] | None
+    ) -> tuple[int, int, int, int]:
+        if not MIN_SIZE_PX <= size_px <= MAX_SIZE_PX:
+            raise RenderInputError(f"size_px: expected {MIN_SIZE_PX} to {MAX_SIZE_PX}, got {size_px}")
+        if region_px is None:
+            return 0, 0, size_px, size_px
+        x0, y0, x1, y1 = region_px
+        if not (0 <= x0 < x1 <= size_px and 0 <= y0 < y1 <= size_px):
+            raise RenderInputError(
+                f"region_px: expected 0 <= x0 < x1 <= {size_px} and 0 <= y0 < y1 <= {size_px}, got {region_px}"
+            )
+        return x0, y0, x1, y1
+
+    def _frame(
+        self, pose: npt.NDArray[np.float64], condition: F32, size_px: int, x0: int, y0: int
+    ) -> FrameArrays:
+        camera, full = self.scene.camera, self.scene.image_size_px
+        field = field_pose(pose, camera)
+        none = np.zeros(1, np.float32)
+        deform, canonical = self._torso.biases(field) if self._torso is not None else (none, none)
+        scale = size_px / full
+        return FrameArrays(
+            pose=np.ascontiguousarray(field, np.float32),
+            ambient_biases=self._head.ambient_biases(condition),
+            deform_biases=deform,
+            canonical_biases=canonical,
+            background=self._background(size_px),
+            focal_px=np.float32(camera.focal_px * scale),
+            cx_px=np.float32(camera.cx_px * scale),
+            cy_px=np.float32(camera.cy_px * scale),
+            pixel_px=np.float32(1 / scale),
+            image_size_px=np.float32(full),
+            x0=x0,
+            y0=y0,
+        )

@@ -1,0 +1,566 @@
+"""What a fused raymarcher reads: a scene's networks with every constant input folded away, and packed.
+
+Four identities, none of them an approximation (a Linear layer without bias is W x, and W [x, c] = Wx x + Wc c):
+
+* the condition is one vector per frame, so its columns of the ambient net's first layer become a bias;
+* the individual code is constant, and so becomes a bias of the colour net's first layer; the direction's
+  spherical harmonics are constant along a ray, so with it they make a bias per ray;
+* the geometry features pass from the sigma net to the colour net through no activation, so the two matrices
+  multiply once, here;
+* the torso's pose and code are constant over a frame and become a bias of both torso nets.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from .scene import F32, I32, U8, Camera, Grid, HeadField, Scene, TorsoField
+
+U32 = npt.NDArray[np.uint32]
+F64 = npt.NDArray[np.float64]
+
+SH_TERMS = 16
+PRIMES = (1, 2654435761, 805459861)
+
+
+class SceneError(ValueError):
+    """A scene whose arrays do not fit together: field, expected, got."""
+
+
+def _refuse(field: str, expected: str, got: object) -> SceneError:
+    return SceneError(f"{field}: expected {expected}, got {got}; the speaker's files do not belong together")
+
+
+# ---------------------------------------------------------------------------------------------- checks
+def _check_array(field: str, array: npt.NDArray[np.generic], shape: tuple[int, ...], dtype: type) -> None:
+    if not isinstance(array, np.ndarray) or array.dtype != dtype:
+        raise _refuse(field, f"an array of {np.dtype(dtype).name}", getattr(array, "dtype", type(array)))
+    if array.shape != shape:
+        raise _refuse(field, f"shape {shape}", array.shape)
+    if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+        raise _refuse(field, "finite values", "NaN or infinity")
+
+
+def _check_net(field: str, net: tuple[F32, ...], inputs: int | None, outputs: int) -> int:
+    """The number of inputs of a net whose layers chain and that ends in `outputs`."""
+    if len(net) < 1:
+        raise _refuse(field, "at least one layer", "none")
+    width = net[0].shape[1] if inputs is None else inputs
+    first = width
+    for layer, weight in enumerate(net):
+        if not isinstance(weight, np.ndarray) or weight.ndim != 2:
+            raise _refuse(f"{field}[{layer}]", "a matrix (outputs, inputs)", getattr(weight, "shape", type(weight)))
+        last = layer == len(net) - 1
+        _check_array(f"{field}[{layer}]", weight, (outputs if last else weight.shape[0], width), np.float32)
+        width = weight.shape[0]
+    return first
+
+
+def _check_grid(field: str, grid: Grid, dimensions: int) -> int:
+    """The number of features that a grid gives (levels times features a level)."""
+    if grid.dimensions != dimensions:
+        raise _refuse(f"{field}.dimensions", str(dimensions), grid.dimensions)
+    if grid.offsets.ndim != 1 or len(grid.offsets) < 2:
+        raise _refuse(f"{field}.offsets", "(levels + 1,)", grid.offsets.shape)
+    if int(grid.offsets[0]) != 0 or (np.diff(grid.offsets) <= 0).any():
+        raise _refuse(f"{field}.offsets", "growing from 0", grid.offsets.tolist())
+    if grid.table.ndim != 2:
+        raise _refuse(f"{field}.table", "shape (rows, features)", grid.table.shape)
+    features = grid.table.shape[1]
+    _check_array(f"{field}.table", grid.table, (int(grid.offsets[-1]), features), np.float32)
+    if grid.base_resolution < 1 or not math.isfinite(grid.log2_growth) or grid.log2_growth < 0:
+        raise _refuse(
+            field, "base_resolution >= 1, log2_growth >= 0", (grid.base_resolution, grid.log2_growth)
+        )
+    return (len(grid.offsets) - 1) * features
+
+
+def check_scene(scene: Scene) -> None:
+    """Returns nothing; raises SceneError with field, expected and got if the scene cannot be drawn."""
+    head, camera = scene.head, scene.camera
+    position_features = _check_grid("head.position_grid", head.position_grid, 3)
+    ambient_features = _check_grid("head.ambient_grid", head.ambient_grid, 2)
+    inputs = _check_net("head.ambient_net", head.ambient_net, None, 2)
+    if inputs <= position_features:
+        raise _refuse("head.ambient_net[0]", f"more than {position_features} inputs", inputs)
+    geometry = head.sigma_net[-1].shape[0] - 1 if head.sigma_net else 0
+    if geometry < 1:
+        raise _refuse("head.sigma_net[-1]", "at least 2 rows (density, geometry)", geometry + 1)
+    _check_net("head.sigma_net", head.sigma_net, position_features + ambient_features, 1 + geometry)
+    code = head.individual_code.shape[0] if head.individual_code.ndim == 1 else -1
+    _check_array("head.individual_code", head.individual_code, (max(code, 0),), np.float32)
+    _check_net("head.color_net", head.color_net, SH_TERMS + geometry + code, 3)
+    side = head.grid_size
+    if side < 2 or side & (side - 1) or side > 1024:
+        raise _refuse("head.grid_size", "a power of two up to 1024", side)
+    _check_array("head.density_bitfield", head.density_bitfield, (side**3 // 8,), np.uint8)
+    if not 0 < head.bound <= 1:
+        raise _refuse("head.bound", "in (0, 1]: one occupancy cascade", head.bound)
+    _check_array("head.aabb", head.aabb, (6,), np.float32)
+    if (head.aabb[:3] >= head.aabb[3:]).any():
+        raise _refuse("head.aabb", "xmin ymin zmin < xmax ymax zmax", head.aabb.tolist())
+    if head.max_steps < 1:
+        raise _refuse("head.max_steps", "at least 1", head.max_steps)
+    if not (head.min_near > 0 and 0 <= head.stop_transmittance < 1):
+        raise _refuse(
+            "head", "min_near > 0 and 0 <= stop_transmittance < 1", (head.min_near, head.stop_transmittance)
+        )
+    numbers = (camera.focal_px, camera.cx_px, camera.cy_px, camera.scale, *camera.offset)
+    if len(camera.offset) != 3 or not all(math.isfinite(n) for n in numbers) or camera.focal_px <= 0:
+        raise _refuse("camera", "finite numbers, focal_px > 0, three offsets", numbers)
+    if scene.image_size_px < 2:
+        raise _refuse("image_size_px", "at least 2", scene.image_size_px)
+    _check_array("background", scene.background, (scene.image_size_px, scene.image_size_px, 3), np.uint8)
+    if scene.torso is not None:
+        _check_torso(scene.torso)
+
+
+def _check_torso(torso: TorsoField) -> None:
+    features = _check_grid("torso.grid", torso.grid, 2)
+    code = torso.individual_code.shape[0] if torso.individual_code.ndim == 1 else -1
+    _check_array("torso.individual_code", torso.individual_code, (max(code, 0),), np.float32)
+    if not (0 < torso.position_octaves <= 16 and 0 < torso.pose_octaves <= 16):
+        raise _refuse("torso", "1 to 16 octaves", (torso.position_octaves, torso.pose_octaves))
+    seen = 2 * (1 + 2 * torso.position_octaves) + 6 * (1 + 2 * torso.pose_octaves) + code
+    _check_net("torso.deform_net", torso.deform_net, seen, 2)
+    _check_net("torso.canonical_net", torso.canonical_net, features + seen, 4)
+    if torso.occupancy.ndim != 2 or torso.occupancy.shape[0] < 2:
+        raise _refuse("torso.occupancy", "(side, side)", torso.occupancy.shape)
+    _check_array("torso.occupancy", torso.occupancy, (torso.occupancy.shape[0],) * 2, np.float32)
+
+
+# ---------------------------------------------------------------------------------------------- folds
+def fold_condition(ambient_layer: F32, position_features: int) -> tuple[F32, F32]:
+    """The ambient net's first layer without its condition columns, and those columns: `bias = columns @ condition`."""
+    return (
+        np.ascontiguousarray(ambient_layer[:, :position_features]),
+        np.ascontiguousarray(ambient_layer[:, position_features:]),
+    )
+
+
+def fold_color(sigma_layer: F32, color_layer: F32, individual_code: F32) -> tuple[F32, F32, F32]:
+    """The colour net's first layer over the sigma net's last hidden layer: geometry, direction and code parts.
+
+    Args:
+        sigma_layer: (1 + G, H) last layer of the sigma net; row 0 is the density and stays there.
+        color_layer: (O, 16 + G + I) first layer of the colour net.
+        individual_code: (I,).
+
+    Returns:
+        (O, H) merged weights, (O, 16) weights of SH(direction), (O,) bias of the code. A ray's bias is
+        `direction_weights @ SH(direction) + code_bias`.
+    """
+    geometry = sigma_layer.shape[0] - 1
+    merged = color_layer[:, SH_TERMS : SH_TERMS + geometry].astype(np.float64) @ sigma_layer[1:].astype(np.float64)
+    code_bias = color_layer[:, SH_TERMS + geometry :].astype(np.float64) @ individual_code.astype(np.float64)
+    return (
+        merged.astype(np.float32),
+        np.ascontiguousarray(color_layer[:, :SH_TERMS]),
+        code_bias.astype(np.float32),
+    )
+
+
+def frequency_row(values: F64, octaves: int) -> F64:
+    """[v, sin v, cos v, sin 2v, cos 2v, ...] of one vector, each group as wide as the vector."""
+    parts = [values]
+    for octave in range(octaves):
+        parts += [np.sin(values * 2.0**octave), np.cos(values * 2.0**octave)]
+    return np.concatenate(parts)
+
+
+def spherical_harmonics_row(direction: F64) -> F64:
+    """(16,) real spherical harmonics of degree 0..3 of one unit direction, Condon-Shortley signs."""
+    x, y, z = (float(v) for v in direction)
+    return np.array(
+        [
+            0.28209479177387814,
+            -0.48860251190291987 * y,
+            0.48860251190291987 * z,
+            -0.48860251190291987 * x,
+            1.0925484305920792 * x * y,
+            -1.0925484305920792 * y * z,
+            0.94617469575755997 * z * z - 0.31539156525251999,
+            -1.0925484305920792 * x * z,
+            0.54627421529603959 * (x * x - y * y),
+            0.59004358992664352 * y * (y * y - 3 * x * x),
+            2.8906114426405538 * x * y * z,
+            0.45704579946446572 * y * (1 - 5 * z * z),
+            0.3731763325901154 * z * (5 * z * z - 3),
+            0.45704579946446572 * x * (1 - 5 * z * z),
+            1.4453057213202769 * z * (x * x - y * y),
+            0.59004358992664352 * x * (3 * y * y - x * x),
+        ]
+    )
+
+
+def field_pose(c2w: npt.NDArray[np.floating], camera: Camera) -> F64:
+    """(3, 4) pose in the field's space of a camera-to-head pose (4, 4): the instant-ngp convention."""
+    rows = np.asarray(c2w, np.float64)[[1, 2, 0]]
+    pose = np.concatenate([rows[:, :1], -rows[:, 1:3], rows[:, 3:] * camera.scale], axis=1)
+    pose[:, 3] += camera.offset
+    return pose
+
+
+def pose_vector(pose: F64) -> F64:
+    """(6,) Euler angles x, y, z with R = Rx Ry Rz, then the translation, of a (3, 4) pose."""
+    angles = (
+        math.atan2(-pose[1, 2], pose[2, 2]),
+        math.asin(min(1.0, max(-1.0, pose[0, 2]))),
+        math.atan2(-pose[0, 1], pose[0, 0]),
+    )
+    return np.concatenate([np.array(angles), pose[:, 3]])
+
+
+# ---------------------------------------------------------------------------------------------- packing
+@dataclass(frozen=True, kw_only=True)
+class PackedNet:
+    """A net for a kernel that makes `BLOCK` outputs at a time: all layers in one flat array.
+
+    Layer l has `inputs[l]` inputs and `blocks[l]` blocks of outputs; block b's weight of input k and output o
+    stands at `weight_at[l] + (b * inputs[l] + k) * BLOCK + o`, its bias at `bias_at[l] + b * BLOCK + o`.
+    Outputs are padded with zero rows, and the next layer's inputs with zero columns.
+    """
+
+    weights: F32
+    biases: F32
+    weight_at: npt.NDArray[np.int64]
+    bias_at: npt.NDArray[np.int64]
+    inputs: npt.NDArray[np.int64]
+    blocks: npt.NDArray[np.int64]
+
+
+BLOCK = 4
+
+
+def round_up(count: int, multiple: int) -> int:
+    """The smallest multiple of `multiple` that is not below `count`."""
+    return -(-count // multiple) * multiple
+
+
+def pack_net(layers: list[tuple[F32, F32 | None]]) -> PackedNet:
+    """The packed form of layers [(weight (outputs, inputs), bias (outputs,) or None), ...]."""
+    weights, biases, weight_at, bias_at, inputs, blocks = [], [], [], [], [], []
+    weight_total = bias_total = previous = 0
+    for weight, bias in layers:
+        rows, columns = weight.shape
+        rows_padded = round_up(rows, BLOCK)
+        columns_padded = max(columns, previous)
+        padded = np.zeros((rows_padded, columns_padded), np.float32)
+        padded[:rows, :columns] = weight
+        row = np.zeros(rows_padded, np.float32)
+        if bias is not None:
+            row[:rows] = bias
+        packed = padded.reshape(rows_padded // BLOCK, BLOCK, columns_padded).transpose(0, 2, 1).ravel()
+        weights.append(packed)
+        biases.append(row)
+        weight_at.append(weight_total)
+        bias_at.append(bias_total)
+        inputs.append(columns_padded)
+        blocks.append(rows_padded // BLOCK)
+        weight_total += packed.size
+        bias_total += row.size
+        previous = rows_padded
+    return PackedNet(
+        weights=np.concatenate(weights),
+        biases=np.concatenate(biases),
+        weight_at=np.array(weight_at, np.int64),
+        bias_at=np.array(bias_at, np.int64),
+        inputs=np.array(inputs, np.int64),
+        blocks=np.array(blocks, np.int64),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedGrid:
+    """A grid whose levels are addressed by integers alone, each followed by its own first rows.
+
+    A tiled level's neighbour at x + 1 is the next row (or row 0 after the last), so with one more row behind
+    each level the corners x and x + 1 are one contiguous read.
+    """
+
+    table: F32  # flat
+    start: npt.NDArray[np.int64]  # (levels,) first float of each level
+    scale: F32  # (levels,)
+    stride_y: U32  # (levels,) 0 where the reference leaves y out
+    stride_z: U32  # (levels,) 0 where the reference leaves z out, and in 2-D
+    rows: U32  # (levels,)
+    mask: U32  # (levels,) rows - 1 for a power of two, all ones where no index wraps, 0: modulo by rows
+    hashed: U8  # (levels,) 1 where rows are hashed
+    features: int
+    smoothstep: bool
+
+
+def pack_grid(grid: Grid) -> PackedGrid:
+    """The packed form of a grid; addresses equal the reference's for every cell."""
+    levels = len(grid.offsets) - 1
+    features = grid.table.shape[1]
+    tables: list[F32] = []
+    start = np.zeros(levels, np.int64)
+    scale = np.zeros(levels, np.float32)
+    strides = np.zeros((2, levels), np.uint32)
+    rows = np.diff(grid.offsets).astype(np.uint32)
+    mask = np.zeros(levels, np.uint32)
+    hashed = np.zeros(levels, np.uint8)
+    total = 0
+    for level in range(levels):
+        size = int(rows[level])
+        growth = np.exp2(np.float32(level) * np.float32(grid.log2_growth), dtype=np.float32)
+        scale[level] = np.float32(growth * np.float32(grid.base_resolution) - np.float32(1))
+        side = math.ceil(float(scale[level])) + 2
+        # The reference adds an axis to the index only while its stride is within the table.
+        stride, axes = 1, 0
+        while axes < grid.dimensions and stride <= size:
+            if axes > 0:
+                strides[axes - 1, level] = stride
+            stride *= side
+            axes += 1
+        hashed[level] = grid.hashed and stride > size
+        if stride <= size and not hashed[level]:
+            mask[level] = 0xFFFFFFFF
+        elif size & (size - 1) == 0:
+            mask[level] = size - 1
+        start[level] = total
+        own = grid.table[grid.offsets[level] : grid.offsets[level + 1]]
+        tables.append(np.concatenate([own, own[:1], np.zeros((1, features), np.float32)]).ravel())
+        total += tables[-1].size
+    return PackedGrid(
+        table=np.concatenate(tables),
+        start=start,
+        scale=scale,
+        stride_y=strides[0],
+        stride_z=strides[1],
+        rows=rows,
+        mask=mask,
+        hashed=hashed,
+        features=features,
+        smoothstep=grid.smoothstep,
+    )
+
+
+# ---------------------------------------------------------------------------------------------- occupancy
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _unpack_morton(bitfield: U8, side: int) -> U8:
+    occupied = np.zeros((side, side, side), np.uint8)
+    for x in range(side):
+        for y in range(side):
+            for z in range(side):
+                code = 0
+                for bit in range(10):
+                    code |= ((x >> bit) & 1) << (3 * bit)
+                    code |= ((y >> bit) & 1) << (3 * bit + 1)
+                    code |= ((z >> bit) & 1) << (3 * bit + 2)
+                occupied[x, y, z] = (bitfield[code >> 3] >> (code & 7)) & 1
+    return occupied
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _chessboard_distance(occupied: U8) -> U8:
+    # The chessboard ball is a box, so the distance is separable: along each axis in turn, the least over the
+    # line of max(distance so far, steps), found exactly by one sweep each way per axis for a box structuring
+    # element grown one ring at a time. Two raster sweeps over the 13 earlier neighbours give the same in one go.
+    side = occupied.shape[0]
+    padded = np.full((side + 2, side + 2, side + 2), 255, np.uint8)
+    for x in range(side):
+        for y in range(side):
+            for z in range(side):
+                if occupied[x, y, z]:
+                    padded[x + 1, y + 1, z + 1] = 0
+    for sweep in range(2):
+        sign = 1 if sweep == 0 else -1
+        for i in range(side):
+            x = i + 1 if sweep == 0 else side - i
+            for j in range(side):
+                y = j + 1 if sweep == 0 else side - j
+                for k in range(side):
+                    z = k + 1 if sweep == 0 else side - k
+                    best = padded[x, y, z]
+                    if best == 0:
+                        continue
+                    near = padded[x, y, z - sign]
+                    for b in range(-1, 2):
+                        near = min(near, padded[x, y - sign, z + b])
+                        for a in range(-1, 2):
+                            near = min(near, padded[x - sign, y + a, z + b])
+                    if near < 254:
+                        best = min(best, np.uint8(near + 1))
+                    padded[x, y, z] = best
+    return padded[1:-1, 1:-1, 1:-1].copy()
+
+
+def unpack_bitfield(bitfield: U8, side: int) -> U8:
+    """(side, side, side) of 0 and 1, indexed [x, y, z], of a Morton-ordered bitfield (lowest bit first)."""
+    occupied: U8 = _unpack_morton(bitfield, side)
+    return occupied
+
+
+def distance_field(bitfield: U8, side: int) -> U8:
+    """(side, side, side) chessboard distance to the nearest occupied cell, [x, y, z]; 0 in it, 255 if far or none.
+
+    From a cell of distance d, every cell fewer than d cells away on all axes is empty.
+    """
+    distance: U8 = _chessboard_distance(unpack_bitfield(bitfield, side))
+    return distance
+
+
+# ---------------------------------------------------------------------------------------------- the whole
+@dataclass(frozen=True, kw_only=True)
+class FoldedHead:
+    """The head as a kernel reads it; biases that change per frame are made by `ambient_bias`."""
+
+    position_grid: PackedGrid
+    ambient_grid: PackedGrid
+    ambient_net: PackedNet  # position features -> 2; biases of layer 0 are the frame's
+    sigma_net: PackedNet  # position and ambient features -> last hidden layer; may have no layers
+    density_net: PackedNet  # last hidden layer -> log density
+    color_net: PackedNet  # last hidden layer (padded) and 16 SH terms -> 3 logits
+    condition_weights: F32  # (O, C)
+    hidden_rows: int  # rows of the sigma net's last hidden layer, padded
+    distance: U8  # (side, side, side)
+    occupied_box: F64  # (6,) bounds of the occupied cells in the field's space; empty if min > max
+    step: float  # lattice distance
+
+    @property
+    def condition_size(self) -> int:
+        """Length of the condition vector."""
+        return self.condition_weights.shape[1]
+
+    def ambient_biases(self, condition: F32) -> F32:
+        """All biases of the ambient net for one frame's condition (C,)."""
+        biases = self.ambient_net.biases.copy()
+        rows = self.condition_weights.shape[0]
+        biases[:rows] = self.condition_weights @ condition
+        return biases
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldedTorso:
+    """The torso as a kernel reads it; the biases of both first layers follow from the pose."""
+
+    grid: PackedGrid
+    deform_net: PackedNet  # freq(x) -> 2
+    canonical_net: PackedNet  # grid features and freq(x) -> 4
+    deform_constant: F32  # (O, 6 (1 + 2 octaves) + I) weights of the pose's frequencies and the code
+    canonical_constant: F32
+    individual_code: F32
+    occupancy: F32
+    position_octaves: int
+    pose_octaves: int
+    shrink: float
+
+    def biases(self, pose: F64) -> tuple[F32, F32]:
+        """All biases of the deform net and of the canonical net for a (3, 4) field pose."""
+        constant = np.concatenate([frequency_row(pose_vector(pose), self.pose_octaves), self.individual_code])
+        found = []
+        for net, weights in (
+            (self.deform_net, self.deform_constant),
+            (self.canonical_net, self.canonical_constant),
+        ):
+            biases = net.biases.copy()
+            biases[: weights.shape[0]] = weights.astype(np.float64) @ constant
+            found.append(biases)
+        return found[0], found[1]
+
+
+EMPTY_NET = PackedNet(
+    weights=np.zeros(0, np.float32),
+    biases=np.zeros(0, np.float32),
+    weight_at=np.zeros(0, np.int64),
+    bias_at=np.zeros(0, np.int64),
+    inputs=np.zeros(0, np.int64),
+    blocks=np.zeros(0, np.int64),
+)
+
+
+def fold_head(head: HeadField) -> FoldedHead:
+    """The folded and packed head."""
+    position_grid, ambient_grid = pack_grid(head.position_grid), pack_grid(head.ambient_grid)
+    position_features = len(position_grid.scale) * position_grid.features
+    first, condition_weights = fold_condition(head.ambient_net[0], position_features)
+    merged, direction, code_bias = fold_color(head.sigma_net[-1], head.color_net[0], head.individual_code)
+    hidden = merged.shape[1]
+    hidden_rows = round_up(hidden, BLOCK) if len(head.sigma_net) > 1 else hidden
+    color_first = np.zeros((merged.shape[0], hidden_rows + SH_TERMS), np.float32)
+    color_first[:, :hidden] = merged
+    color_first[:, hidden_rows:] = direction
+    distance = distance_field(head.density_bitfield, head.grid_size)
+    cells = np.argwhere(distance == 0)
+    cell = 2 * head.bound / head.grid_size
+    box = np.array([1.0, 1.0, 1.0, -1.0, -1.0, -1.0])
+    if len(cells):
+        box = np.concatenate([cells.min(axis=0), cells.max(axis=0) + 1]) * cell - head.bound
+    hidden_net = [(weight, None) for weight in head.sigma_net[:-1]]
+    return FoldedHead(
+        position_grid=position_grid,
+        ambient_grid=ambient_grid,
+        ambient_net=pack_net([(first, None), *((weight, None) for weight in head.ambient_net[1:])]),
+        sigma_net=pack_net(list(hidden_net)) if hidden_net else EMPTY_NET,
+        density_net=pack_net([(head.sigma_net[-1][:1], None)]),
+        color_net=pack_net([(color_first, code_bias), *((weight, None) for weight in head.color_net[1:])]),
+        condition_weights=condition_weights,
+        hidden_rows=hidden_rows,
+        distance=distance,
+        occupied_box=box,
+        step=2 * math.sqrt(3) / head.grid_size,
+    )
+
+
+def fold_torso(torso: TorsoField) -> FoldedTorso:
+    """The folded and packed torso."""
+    grid = pack_grid(torso.grid)
+    seen = 2 * (1 + 2 * torso.position_octaves)
+    features = len(grid.scale) * grid.features
+    deform, canonical = torso.deform_net[0], torso.canonical_net[0]
+    return FoldedTorso(
+        grid=grid,
+        deform_net=pack_net([(deform[:, :seen], None), *((weight, None) for weight in torso.deform_net[1:])]),
+        canonical_net=pack_net(
+            [(canonical[:, : features + seen], None), *((weight, None) for weight in torso.canonical_net[1:])]
+        ),
+        deform_constant=np.ascontiguousarray(deform[:, seen:]),
+        canonical_constant=np.ascontiguousarray(canonical[:, features + seen :]),
+        individual_code=torso.individual_code,
+        occupancy=np.ascontiguousarray(torso.occupancy),
+        position_octaves=torso.position_octaves,
+        pose_octaves=torso.pose_octaves,
+        shrink=torso.shrink,
+    )
+
+
+def resize_by_area(image: U8, size_px: int) -> F32:
+    """(size, size, 3) in [0, 1] of a square uint8 image: each pixel the mean of the area that it covers."""
+    side = image.shape[0]
+    if side == size_px:
+        return image.astype(np.float32) / np.float32(255)
+    edges = np.arange(size_px + 1) * (side / size_px)
+    cells = np.arange(side)
+    overlap = np.minimum(edges[1:, None], cells + 1) - np.maximum(edges[:-1, None], cells)
+    weights = (np.clip(overlap, 0, None) * (size_px / side)).astype(np.float32)  # (size, side)
+    rows = np.tensordot(weights, image.astype(np.float32), axes=(1, 0))  # (size, side, 3)
+    resized: F32 = np.einsum("sc,rcd->rsd", weights, rows, optimize=True) / np.float32(255)
+    return np.ascontiguousarray(resized, np.float32)
+
+
+__all__ = [
+    "F32",
+    "I32",
+    "FoldedHead",
+    "FoldedTorso",
+    "PackedGrid",
+    "PackedNet",
+    "SceneError",
+    "check_scene",
+    "distance_field",
+    "field_pose",
+    "fold_color",
+    "fold_condition",
+    "fold_head",
+    "fold_torso",
+    "pack_grid",
+    "pack_net",
+    "resize_by_area",
+]
