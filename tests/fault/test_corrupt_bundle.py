@@ -397,7 +397,7 @@ def test_random_damage_raises_nothing_but_a_bundle_error(small, tmp_path, name, 
     if forged and name != "speaker.json":
         reseal(bundle)
     if read_or_refused(bundle):
-        # Damage that keeps every promise: the same bytes, space between JSON's words, a forged value in range.
+        # Damage that keeps every promise: the same bytes, spaces, a forged value in range.
         assert forged or damaged == content or json.loads(damaged) == json.loads(content)
 
 
