@@ -117,7 +117,7 @@ class Audio2MotionConfig:
 
     @property
     def receptive_field_frames(self) -> int:
-        """Video frames of features, its own and the lookahead included, that one emitted frame depends on.
+        """Video frames of features and latents, lookahead included, that one emitted frame depends on.
 
         Only where causal, which alone has one that a stream could wait for; ValueError else.
         """
@@ -381,7 +381,7 @@ class Audio2Motion(nn.Module):
         )
         if config.pitch_channels:
             embedding = config.pitch_embedding_channels
-            self.pitch_embed = nn.Embedding(300, embedding, padding_idx=0)
+            self.pitch_embed = nn.Embedding(300, embedding)
             self.pitch_encoder = _encoder(embedding, embedding, config.pitch_channels, causal=config.causal)
         self.vae = FlowVae(config)
 

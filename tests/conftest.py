@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 TESTS = Path(__file__).resolve().parent
+# Two test runs on two cores spin in each other's OpenMP barriers: sixty times slower than one thread each.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 KINDS = ("unit", "parity", "browser", "fault")
 REQUIRE_GPU = os.environ.get("GENEFACE_REQUIRE_GPU", "") == "1"
 

@@ -1,0 +1,164 @@
+"""`motion.onnx` and `syncnet.onnx` against the torch modules they were made of."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from export.motion import (
+    LARGEST_ERROR,
+    ExportError,
+    export_motion,
+    export_syncnet,
+    motion_window_frames,
+    motion_windows,
+)
+from models.audio2motion import Audio2Motion, Audio2MotionConfig
+from models.features import FRAME_SAMPLES, LogMel, LogMelConfig
+from models.postnet import PostNet, PostNetConfig
+from models.syncnet import SyncNet, SyncNetConfig
+from preparation.media import read_pcm
+
+
+def unsettled(module: nn.Module, seed: int) -> nn.Module:
+    """Returns the module in evaluation mode, weights that begin at zero drawn anew."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in module.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, 0, 0.1, generator=generator)
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm1d):
+            layer.running_mean.normal_(0, 0.3, generator=generator)
+            layer.running_var.uniform_(0.5, 2, generator=generator)
+    return module.eval()
+
+
+@pytest.fixture(scope="module")
+def networks():
+    torch.manual_seed(0)
+    return (
+        unsettled(Audio2Motion(Audio2MotionConfig.streaming()), 1),
+        unsettled(PostNet(PostNetConfig.streaming()), 2),
+    )
+
+
+@pytest.fixture(scope="module")
+def speech(shared_folder):
+    """A person's voice, (samples,) in [-1, 1]."""
+    return (read_pcm(shared_folder / "speech" / "jfk.flac")[: 16000 * 8] / 32768).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def exported(networks, speech, tmp_path_factory):
+    path = tmp_path_factory.mktemp("motion") / "motion.onnx"
+    return export_motion(*networks, LogMel(), path=path, audio=speech)
+
+
+def session_of(path):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def test_report_says_what_was_written(exported, networks):
+    least = motion_window_frames(*(network.config for network in networks))
+    assert exported.window_frames == least == 40
+    assert exported.window_samples == 640 * least + 192
+    assert exported.lookahead_frames == 4
+    assert exported.largest_error <= LARGEST_ERROR
+    assert exported.cases == 20
+    assert exported.bytes == exported.path.stat().st_size
+    assert [file.name for file in exported.path.parent.iterdir()] == ["motion.onnx"]  # weights inside
+
+
+def test_graph_has_the_contracts_inputs_and_outputs(exported):
+    session = session_of(exported.path)
+    (pcm,), (landmarks,) = session.get_inputs(), session.get_outputs()
+    assert (pcm.name, pcm.shape, pcm.type) == ("pcm", [1, exported.window_samples], "tensor(float)")
+    assert (landmarks.name, landmarks.shape, landmarks.type) == ("landmarks", [1, 204], "tensor(float)")
+    assert {opset.domain for opset in onnx.load(exported.path).opset_import} == {""}
+
+
+def test_windows_of_a_recording_say_what_the_whole_says(exported, networks, speech):
+    """Frame by frame as a stream would, against one pass over silence and the recording."""
+    audio2motion, postnet = networks
+    session = session_of(exported.path)
+    windows = motion_windows(
+        speech,
+        window_frames=exported.window_frames,
+        lookahead_frames=exported.lookahead_frames,
+        left_context_samples=192,
+    )
+    streamed = np.concatenate([session.run(None, {"pcm": window[None]})[0] for window in windows])
+    lead = exported.window_frames
+    padded = np.pad(speech, (FRAME_SAMPLES * lead, FRAME_SAMPLES * exported.lookahead_frames))
+    with torch.no_grad():
+        features = LogMel().causal(torch.from_numpy(padded)[None])
+        whole = postnet(audio2motion.predict(features))[0, lead:].numpy()
+    assert streamed.shape == whole.shape == (len(speech) // FRAME_SAMPLES, 204)
+    np.testing.assert_allclose(streamed, whole, rtol=0, atol=LARGEST_ERROR)
+    assert np.ptp(whole, axis=0).max() > 0.01  # something moves
+
+
+def test_same_window_same_bits(exported, speech):
+    session = session_of(exported.path)
+    window = speech[None, : exported.window_samples]
+    first = session.run(None, {"pcm": window})[0]
+    session.run(None, {"pcm": window[:, ::-1].copy()})
+    assert np.array_equal(first, session.run(None, {"pcm": window})[0])
+
+
+def test_runs_without_postnet(networks, tmp_path):
+    report = export_motion(networks[0], None, LogMel(), path=tmp_path / "m.onnx")
+    assert report.window_frames == networks[0].config.receptive_field_frames
+    assert report.largest_error <= LARGEST_ERROR
+
+
+def test_export_leaves_the_networks_as_they_were(networks, exported):
+    audio2motion, _ = networks
+    features = torch.zeros(1, 2 * 10, 80)
+    with torch.no_grad():
+        assert audio2motion.predict(features).shape == (1, 6, 204)
+    assert any(key.endswith("weight_g") for key in audio2motion.state_dict())
+
+
+def test_what_cannot_stream_is_refused(networks, tmp_path):
+    audio2motion, postnet = networks
+    path = tmp_path / "motion.onnx"
+    with pytest.raises(ExportError, match="causal=True in both"):
+        export_motion(audio2motion, PostNet(), LogMel(), path=path)
+    with pytest.raises(ExportError, match="at least the receptive field 40, got 39"):
+        export_motion(audio2motion, postnet, LogMel(), path=path, window_frames=39)
+    with pytest.raises(ExportError, match="expected the network's 4, got 3"):
+        export_motion(audio2motion, postnet, LogMel(), path=path, lookahead_frames=3)
+    with pytest.raises(ExportError, match="expected 80 numbers, got 40"):
+        export_motion(audio2motion, postnet, LogMel(LogMelConfig(bands=40)), path=path)
+    assert not path.exists()
+
+
+def test_a_broken_network_leaves_no_file(networks, tmp_path):
+    torch.manual_seed(0)
+    broken = Audio2Motion(Audio2MotionConfig.streaming()).eval()
+    nn.init.constant_(broken.vae.decoder.out_proj.bias, float("nan"))
+    with pytest.raises(ExportError, match="got nan; nothing was kept"):
+        export_motion(broken, None, LogMel(), path=tmp_path / "motion.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_syncnet(tmp_path):
+    torch.manual_seed(0)
+    syncnet = unsettled(SyncNet(SyncNetConfig.streaming()), 3)
+    report = export_syncnet(syncnet, path=tmp_path / "syncnet.onnx")
+    assert report.largest_error <= LARGEST_ERROR
+    assert report.embedding == 128
+    session = session_of(report.path)
+    assert [i.name for i in session.get_inputs()] == ["audio", "mouth"]
+    assert [o.name for o in session.get_outputs()] == ["audio_embedding", "mouth_embedding"]
+    audio, mouth = session.run(
+        None, {"audio": np.zeros((5, 10, 80), np.float32), "mouth": np.ones((5, 5, 60), np.float32)}
+    )
+    assert audio.shape == mouth.shape == (5, 128)
