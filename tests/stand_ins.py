@@ -1,0 +1,80 @@
+"""What stands in for slow or absent parts of the live path in tests: `import stand_ins`."""
+
+from __future__ import annotations
+
+import struct
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+
+
+class StandInRaymarcher:
+    """Draws a picture that depends on pose, condition and place alone, at next to no cost."""
+
+    def __init__(self, *, fail_at: int | None = None) -> None:
+        self.drawn = 0
+        self.sizes: list[int] = []
+        self.threads_seen: set[str] = set()
+        self._fail_at = fail_at
+
+    def render(self, *, c2w, condition, size_px, region_px=None, out=None):
+        if self._fail_at is not None and self.drawn >= self._fail_at:
+            raise RuntimeError("the stand-in was told to fail")
+        self.drawn += 1
+        self.sizes.append(size_px)
+        self.threads_seen.add(threading.current_thread().name)
+        x0, y0, x1, y1 = region_px or (0, 0, size_px, size_px)
+        x = (np.arange(x0, x1) + 0.5) / size_px
+        y = (np.arange(y0, y1) + 0.5) / size_px
+        wave = np.float32(condition).sum() + c2w[0, 2] * 3
+        field = np.sin(6 * x[None, :] + wave) * np.cos(5 * y[:, None] - wave)
+        channels = [127 + 100 * field, 127 + 100 * field * field, 127 - 90 * field]
+        return np.stack(channels, -1).astype(np.uint8)
+
+    def warm_up(self) -> float:
+        return 0.0
+
+
+def write_wav(path: Path, samples: np.ndarray, rate_hz: int = 16000) -> Path:
+    """Writes samples (n,) or (n, channels): float32 as IEEE float, anything else as 16-bit PCM."""
+    samples = samples[:, None] if samples.ndim == 1 else samples
+    channels = samples.shape[1]
+    floating = samples.dtype == np.float32
+    data = samples.tobytes() if floating else samples.astype("<i2").tobytes()
+    bits = 32 if floating else 16
+    frame = channels * bits // 8
+    form = struct.pack("<HHIIHH", 3 if floating else 1, channels, rate_hz, rate_hz * frame, frame, bits)
+    head = b"RIFF" + struct.pack("<I", 36 + len(data)) + b"WAVEfmt " + struct.pack("<I", 16) + form
+    path.write_bytes(head + b"data" + struct.pack("<I", len(data)) + data)
+    return path
+
+
+def speech_like(seconds: float, rate_hz: int = 16000, *, seed: int = 0) -> np.ndarray:
+    """Returns (n,) int16: tones in syllable-long bursts with pauses."""
+    random = np.random.default_rng(seed)
+    time = np.arange(int(seconds * rate_hz)) / rate_hz
+    loudness = np.clip(np.sin(2 * np.pi * 3.1 * time) + 0.3, 0, 1) * (np.sin(0.9 * time) > -0.5)
+    tone = np.sin(2 * np.pi * 180 * time) + 0.4 * np.sin(2 * np.pi * 730 * time)
+    sound = 0.2 * loudness * tone + 0.003 * random.standard_normal(len(time))
+    return np.round(sound * 32767).astype(np.int16)
+
+
+PROGRAM = """
+import sys
+sys.path[:0] = {path!r}
+import stand_ins
+from streaming import cli, file_run
+{prepare}
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def program(prepare: str) -> list[str]:
+    """Returns the start of a command line: the program in a process of its own, after `prepare` ran."""
+    tests = Path(__file__).resolve().parent
+    return [sys.executable, "-c", PROGRAM.format(path=[str(tests), str(tests.parent)], prepare=prepare)]
+
+
+QUICK = "file_run.open_raymarcher = lambda speaker, threads: stand_ins.StandInRaymarcher()"
