@@ -49,7 +49,7 @@ class Backdrop:
 def figure_box(labels: Tensor, *, least_label: int = HEAD, margin_px: int = 6) -> tuple[int, int, int, int]:
     """(row, column, rows, columns) of the box that holds the labels of all frames (n, H, W)."""
     wanted = torch.zeros(labels.shape[1:], dtype=torch.bool, device=labels.device)
-    for part in labels.split(256):
+    for part in torch.split(labels, 256):
         chosen = part == HEAD if least_label == HEAD else part >= least_label
         wanted |= chosen.any(0)
     rows, columns = wanted.any(1).nonzero()[:, 0], wanted.any(0).nonzero()[:, 0]

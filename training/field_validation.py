@@ -1,0 +1,82 @@
+"""How well a head and a torso draw frames they were not trained on."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from .fields import write_slim
+from .loop import Task, checkpoints, load_task_state
+from .pictures import ClosenessMeter, regions_of, side_by_side
+from .pixel_choice import visible_behind
+from .speaker_data import SpeakerData
+
+log = logging.getLogger(__name__)
+
+U8 = npt.NDArray[np.uint8]
+
+
+def measure_frames(
+    data: SpeakerData,
+    frames: list[int],
+    draw: Callable[[int], tuple[Tensor, Tensor]],
+    *,
+    pictures: int = 2,
+) -> tuple[dict[str, float], dict[str, U8]]:
+    """Figures by region over frames, and the first `pictures` side by side with the truth.
+
+    Args:
+        data: the speaker.
+        frames: rows of the data.
+        draw: a frame's row to its head (H, W, 3) and (H, W), before any background, or to the whole
+            picture and ones; what the head lets through shows the frame's own torso or the plate.
+        pictures: how many to give back.
+    """
+    meter, shown = ClosenessMeter(), {}
+    for place, i in enumerate(frames):
+        image, weights = draw(i)
+        truth = data.pictures[i]
+        behind = visible_behind(data, data.labels[i], truth.float() / 255)
+        whole = image + (1 - weights)[..., None] * behind
+        picture = (whole.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+        landmarks = data.landmarks_2d[i].cpu().numpy()
+        true = truth.cpu().numpy()
+        meter.add(picture, true, regions_of(data.labels[i].cpu().numpy(), landmarks))
+        if place < pictures:
+            shown[f"frame_{int(data.frame_index[i]):05d}"] = side_by_side(picture, true, landmarks)
+    closeness = meter.closeness()
+    scalars = {f"psnr_{name}_db": value for name, value in closeness.psnr_db.items()}
+    scalars |= {f"ssim_{name}": value for name, value in closeness.ssim.items()}
+    return scalars, shown
+
+
+def validation_rows(data: SpeakerData, count: int) -> list[int]:
+    """Rows of `count` validation frames, spread."""
+    last = len(data.pictures) - 1
+    return sorted({round(i) for i in np.linspace(data.train_frames, last, count)})
+
+
+def measure_and_slim(task: Task, out: Path) -> dict[str, float]:
+    """The figures of the newest checkpoint in `out`, also in `figures.json`; writes `slim.pt` beside it.
+
+    Pictures go to `out/pictures` under the name of the step.
+    """
+    task.load_state_dict(load_task_state(out, task.name))
+    step = list(checkpoints(out))[-1]
+    found = task.validate(step)
+    (out / "pictures").mkdir(exist_ok=True)
+    for name, picture in found.pictures.items():
+        cv2.imwrite(str(out / "pictures" / f"final_{name}.png"), np.ascontiguousarray(picture[..., ::-1]))
+    figures = {"step": float(step), **found.scalars}
+    (out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
+    slim = write_slim(out, task.name)
+    log.info("%s: %s", slim, json.dumps({name: round(value, 4) for name, value in figures.items()}))
+    return figures

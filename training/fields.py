@@ -1,0 +1,319 @@
+"""Trained heads and torsos out of checkpoints, and the rays that training and pictures send through them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from cuda_kernels.scene import Camera
+from cuda_kernels.torch_reference import (
+    Composite,
+    Samples,
+    composite,
+    field_pose,
+    image_coordinates,
+    march,
+    near_far,
+    pack,
+    pixel_centres,
+    pose_vector,
+    rays_through,
+    unpack,
+)
+from models.condition import ConditionConfig
+from models.encodings import GridConfig
+from models.head import Head, HeadConfig
+from models.torso import Torso, TorsoConfig
+
+from .loop import checkpoints, load_task_state, save_checkpoint
+from .pixel_choice import Pixels
+from .speaker_data import SpeakerData
+
+F32 = npt.NDArray[np.float32]
+Precision = Literal["fp32", "bf16"]
+
+RAYS_AT_ONCE = 1 << 17  # in pictures
+
+
+# --- what a training leaves behind --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedHead:
+    """A head out of a checkpoint, with what is needed to drive it."""
+
+    head: Head
+    camera: Camera
+    image_size_px: int
+    mean_face: F32  # (68, 3) dm
+    landmark_mean: F32  # (68, 3)
+    landmark_std: F32  # (68, 3)
+
+
+def head_config_of(values: dict[str, Any]) -> HeadConfig:
+    """The configuration that `dataclasses.asdict` took apart."""
+    return HeadConfig(
+        **{
+            **values,
+            "condition": ConditionConfig(**values["condition"]),
+            "position_grid": GridConfig(**values["position_grid"]),
+            "ambient_grid": GridConfig(**values["ambient_grid"]),
+        }
+    )
+
+
+def load_head(path: Path, *, device: torch.device | str = "cpu") -> TrainedHead:
+    """The averaged head of a training folder or checkpoint, ready to draw.
+
+    Raises:
+        CheckpointError: nothing there, unreadable or another task's.
+    """
+    state = load_task_state(path, "head", device="cpu")
+    head = Head(head_config_of(state["config"]))
+    head.load_state_dict(state["model"] | state.get("average", {}))
+    head.to(device).eval()
+    speaker = state["speaker"]
+    camera = speaker["camera"]
+    return TrainedHead(
+        head=head,
+        camera=Camera(**{**camera, "offset": tuple(camera["offset"])}),
+        image_size_px=int(speaker["image_size_px"]),
+        mean_face=speaker["mean_face"].cpu().numpy(),
+        landmark_mean=speaker["landmark_mean"].cpu().numpy(),
+        landmark_std=speaker["landmark_std"].cpu().numpy(),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedTorso:
+    """A torso out of a checkpoint, with the camera whose field poses drive it."""
+
+    torso: Torso
+    camera: Camera
+    image_size_px: int
+
+
+def torso_config_of(values: dict[str, Any]) -> TorsoConfig:
+    """The configuration that `dataclasses.asdict` took apart."""
+    return TorsoConfig(**{**values, "grid": GridConfig(**values["grid"])})
+
+
+def load_torso(path: Path, *, device: torch.device | str = "cpu") -> TrainedTorso:
+    """The averaged torso of a training folder or checkpoint, ready to draw.
+
+    Raises:
+        CheckpointError: nothing there, unreadable or another task's.
+    """
+    state = load_task_state(path, "torso", device="cpu")
+    torso = Torso(torso_config_of(state["config"]))
+    torso.load_state_dict(state["model"] | state.get("average", {}))
+    torso.to(device).eval()
+    torso.mean_density = float(torso.density_grid_torso.mean())
+    camera = state["speaker"]["camera"]
+    return TrainedTorso(
+        torso=torso,
+        camera=Camera(**{**camera, "offset": tuple(camera["offset"])}),
+        image_size_px=int(state["speaker"]["image_size_px"]),
+    )
+
+
+def speaker_facts(data: SpeakerData) -> dict[str, Any]:
+    """What a checkpoint says of its speaker, in tensors and plain values."""
+    return {
+        "camera": dataclasses.asdict(data.box.camera),
+        "image_size_px": data.size_px,
+        "mean_face": torch.from_numpy(data.mean_face),
+        "landmark_mean": torch.from_numpy(data.landmark_mean),
+        "landmark_std": torch.from_numpy(data.landmark_std),
+    }
+
+
+def write_slim(out: Path, task: str) -> Path:
+    """Writes `slim.pt`, the newest checkpoint without optimiser and with the averaged weights; its path.
+
+    Tables are halved to float16, as the bundle has them. `load_head` and `load_torso` read it.
+    """
+    newest = list(checkpoints(out))[-1]
+    state = dict(load_task_state(out, task))
+    model = state["model"] | state.pop("average", {})
+    for name in ("optimizer", "seen"):
+        state.pop(name, None)
+    if "density_grid" in model:  # only its bits are drawn from; the densities would be half the file
+        model["density_grid"] = torch.zeros_like(model["density_grid"][:, :1]).expand_as(
+            model["density_grid"]
+        )
+    state["model"] = {
+        name: value.half() if name.endswith("_embedder.embeddings") else value
+        for name, value in model.items()
+    }
+    path = out / "slim.pt"
+    save_checkpoint(path, {"version": 1, "task": task, "step": newest, "state": state, "rng": {}})
+    return path
+
+
+# --- rays ---------------------------------------------------------------------------------------------
+
+
+class Traced(NamedTuple):
+    """What N rays met."""
+
+    drawn: Composite
+    samples: Samples
+    ambient: Tensor  # (N, S) absolute ambient coordinates, summed over the two
+    fits: Tensor  # (N,) bool: the ray's samples all had room
+    cells: Tensor  # (N, S) int64, flat [x, y, z] cell of each sample; only with `want_cells`
+
+
+Field = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def field_values(head: Head) -> Field:
+    """A function from (M, 3) positions, (N, 3) directions, (F, C) conditions and the rows to (M, 5) values.
+
+    The values are density, red, green, blue and the ambient coordinates' absolute sum.
+    """
+
+    def values(positions: Tensor, rays_d: Tensor, condition: Tensor, ray: Tensor, frame: Tensor) -> Tensor:
+        sigma, geometry, ambient = head.density(positions, condition, frame)
+        look = head.look(rays_d, head.individual_embeddings[:1])  # (N, H)
+        color = head.color(geometry, look.index_select(0, ray))
+        return torch.cat((sigma[:, None], color, ambient.abs().sum(-1, keepdim=True)), 1)
+
+    return values
+
+
+def trace(
+    head: Head,
+    rays_o: Tensor,
+    rays_d: Tensor,
+    condition: Tensor,
+    frame: Tensor,
+    *,
+    values: Field,
+    max_steps: int,
+    capacity: int | None = None,
+    precision: Precision = "fp32",
+    want_cells: bool = False,
+) -> Traced:
+    """Marches (N, 3) rays of frames (N,) with conditions (F, C) through the head.
+
+    With a `capacity` all shapes are fixed and nothing waits for the host; rays without room do not `fits`.
+    """
+    config = head.config
+    with torch.no_grad():
+        near, far = near_far(rays_o, rays_d, head.aabb_train, min_near=config.min_near)
+        samples = march(
+            rays_o,
+            rays_d,
+            near,
+            far,
+            head.occupancy,
+            points=head.points,
+            max_steps=max_steps,
+            bound=config.bound,
+        )
+        packed = pack(samples.mask, capacity)
+        at = packed[0]  # (M,) into the flattened (N, S)
+        ray = at // max_steps  # (M,)
+        t = samples.t.reshape(-1)[at]
+        positions = (rays_o[ray] + t[:, None] * rays_d[ray]).clamp(-config.bound, config.bound)
+        wanted = samples.mask.sum(1, dtype=torch.int32).cumsum(0)
+        fits = torch.ones_like(wanted, dtype=torch.bool) if capacity is None else wanted <= capacity
+    with torch.autocast(rays_o.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        found = values(positions, rays_d, condition, ray, frame[ray])
+    shape = (rays_o.shape[0], max_steps)
+    spread = unpack(found.float(), packed, shape)  # (N, S, 5)
+    drawn = composite(
+        spread[..., 0],
+        spread[..., 1:4],
+        samples,
+        step=head.step,
+        stop_transmittance=config.stop_transmittance,
+    )
+    cells = torch.zeros(0, dtype=torch.int64, device=rays_o.device)
+    if want_cells:
+        size = config.grid_size
+        cell = (0.5 * (positions / config.bound + 1) * size).clamp(0, size - 1).long()
+        flat = (cell[:, 0] * size + cell[:, 1]) * size + cell[:, 2]
+        cells = unpack(flat[:, None], packed, shape)[..., 0]
+    return Traced(drawn, samples, spread[..., 4], fits, cells)
+
+
+def rays_of(pixels: Pixels, poses: Tensor, camera: Camera) -> tuple[Tensor, Tensor, Tensor]:
+    """(rays_o (N, 3), rays_d (N, 3), frame (N,)) of chosen pixels, N = F * n; `frame` counts within F."""
+    frames, count = pixels.rows.shape
+    frame = torch.arange(frames, device=poses.device).repeat_interleave(count)
+    columns, rows = pixels.columns.reshape(-1) + 0.5, pixels.rows.reshape(-1) + 0.5
+    pose = poses[pixels.frames]  # (F, 4, 4)
+    directions = torch.stack(
+        ((columns - camera.cx_px) / camera.focal_px, (rows - camera.cy_px) / camera.focal_px), -1
+    )
+    directions = torch.nn.functional.pad(directions, (0, 1), value=1.0)
+    directions = directions / directions.norm(dim=-1, keepdim=True)
+    rays_d = torch.einsum("fnj,fij->fni", directions.view(frames, count, 3), pose[:, :3, :3])
+    rays_o = pose[:, None, :3, 3].expand_as(rays_d)
+    return rays_o.reshape(-1, 3), rays_d.reshape(-1, 3), frame
+
+
+class Drawn(NamedTuple):
+    """One whole frame of the head."""
+
+    image: Tensor  # (H, W, 3), before any background
+    weights_sum: Tensor  # (H, W)
+    samples: Tensor  # () taken before the ray had become opaque
+    samples_hundredth: Tensor  # () the same, opaque at a transmittance of 1e-2
+    rays: Tensor  # () that met the head
+
+
+@torch.no_grad()
+def draw_head(head: Head, c2w: Tensor, condition: Tensor, camera: Camera, size_px: int) -> Drawn:
+    """The head alone at full size, of a (4, 4) camera and a (1, C) condition."""
+    pose = field_pose(c2w, camera)
+    columns, rows = pixel_centres(size_px, size_px, device=c2w.device)
+    rays_o, rays_d = rays_through(columns, rows, pose, camera)
+    values = field_values(head)
+    images, sums, counts, fewer, hits = [], [], [], [], []
+    for part in torch.split(torch.arange(len(rays_o), device=c2w.device), RAYS_AT_ONCE):
+        traced = trace(
+            head,
+            rays_o[part],
+            rays_d[part],
+            condition,
+            torch.zeros_like(part),
+            values=values,
+            max_steps=head.config.max_steps,
+        )
+        drawn = traced.drawn
+        before = 1 - drawn.weights.cumsum(1) + drawn.weights
+        images.append(drawn.image)
+        sums.append(drawn.weights_sum)
+        counts.append(drawn.live.sum())
+        fewer.append((drawn.live & (before >= 1e-2)).sum())
+        hits.append((drawn.weights_sum > 0.5).sum())
+    return Drawn(
+        image=torch.cat(images).view(size_px, size_px, 3),
+        weights_sum=torch.cat(sums).view(size_px, size_px),
+        samples=torch.stack(counts).sum(),
+        samples_hundredth=torch.stack(fewer).sum(),
+        rays=torch.stack(hits).sum(),
+    )
+
+
+@torch.no_grad()
+def draw_torso(torso: Torso, c2w: Tensor, camera: Camera, background: Tensor) -> Tensor:
+    """(H, W, 3) in [0, 1] the torso over the background (H, W, 3) uint8, of a (4, 4) camera."""
+    size_px = background.shape[0]
+    columns, rows = pixel_centres(size_px, size_px, device=c2w.device)
+    pose6 = pose_vector(field_pose(c2w, camera))[None]
+    plain = background.reshape(-1, 3).float() / 255
+    drawn = torso(image_coordinates(columns, rows, size_px), pose6, plain)
+    image: Tensor = drawn.image.view(size_px, size_px, 3)
+    return image

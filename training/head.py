@@ -1,0 +1,442 @@
+"""Learns a speaker's head: a radiance field that the true landmarks of the video drive.
+
+Against RAD-NeRF's recipe (Tang et al. 2022; GeneFace) three things are new because the masks are exact. Cells
+that the masks rule out are never looked at. Behind all pixels but the head's edge stands a random colour, so
+that the head becomes solid and nothing floats around it; at the edge the true background stands behind, so
+that hair keeps its soft border. And cells that no ray of the training frames sees are emptied.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cuda_kernels.torch_reference import field_pose, morton_of_volume
+from models.condition import ConditionConfig
+from models.density_grid import cell_positions, dilate, mean_density, pack_bits
+from models.encodings import GridConfig
+from models.head import Head, HeadConfig
+
+from .course import Average, Course
+from .field_validation import measure_and_slim, measure_frames, validation_rows
+from .fields import (
+    Drawn,
+    Field,
+    Precision,
+    draw_head,
+    draw_torso,
+    field_values,
+    head_config_of,
+    load_torso,
+    rays_of,
+    speaker_facts,
+    trace,
+)
+from .loop import LoopSettings, Validation
+from .pixel_choice import Pixels, Shares, backdrop, choose_pixels, figure_box
+from .speaker_data import HEAD, SpeakerData, carve, load_speaker_data
+
+log = logging.getLogger(__name__)
+
+DENSITY_EVERY = 16  # steps between looks at every cell
+SEEN_EVERY = 1000  # steps between looks at what is visible at all
+SEEN_FRAMES = 256
+SEEN_PIXELS = 8192
+SEEN_WEIGHT = 2e-3  # a sample that gives less to every ray need not be drawn
+WARM_SAMPLES = 64  # a ray before the occupancy is known
+
+LOOP = LoopSettings(steps=20_000, validate_every=2000, checkpoint_every=2000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadTraining:
+    """Sizes of the head and how it is trained."""
+
+    frames: int | None = field(default=None, metadata={"help": "train on that many frames, spread (all)"})
+    mean_face: Path | None = field(
+        default=None, metadata={"help": "npz with mean_face (68, 3) (../corpus/landmarks.npz, else own mean)"}
+    )
+    window_frames: int = field(default=1, metadata={"help": "landmark frames that drive one picture"})
+    lookahead_frames: int = field(default=0, metadata={"help": "how many of them lie in the future"})
+    condition_size: int = field(default=32, metadata={"help": "width of the condition"})
+    hidden: int = field(default=32, metadata={"help": "width of the three networks"})
+    geometry_features: int = field(default=32, metadata={"help": "numbers from density to colour net"})
+    levels: int = field(default=12, metadata={"help": "levels of each grid"})
+    position_log2_rows: int = field(default=17, metadata={"help": "rows a level of the position grid, log2"})
+    position_resolution: int = field(default=512, metadata={"help": "finest cells along the field's side"})
+    ambient_log2_rows: int = field(default=14, metadata={"help": "rows a level of the ambient grid, log2"})
+    ambient_resolution: int = field(default=512, metadata={"help": "its finest cells along a side"})
+    hashed: bool = field(default=True, metadata={"help": "hash fine position levels instead of tiling them"})
+    grid_size: int = field(default=128, metadata={"help": "occupancy cells along a side; sets the step"})
+    max_steps: int = field(default=16, metadata={"help": "samples a ray may have"})
+    frames_per_step: int = field(default=32, metadata={"help": "frames that share a step"})
+    pixels_per_frame: int = field(default=2048, metadata={"help": "rays of each"})
+    samples_per_ray: int = field(default=8, metadata={"help": "room for samples in a step, mean over rays"})
+    warmup_steps: int = field(default=400, metadata={"help": "steps before the occupancy is believed"})
+    net_rate: float = field(default=2e-3, metadata={"help": "learning rate of the networks"})
+    grid_rate: float = field(default=1e-2, metadata={"help": "learning rate of the grids"})
+    final_rate: float = field(default=0.02, metadata={"help": "what is left of the rates at the end"})
+    anneal_steps: int = field(default=20_000, metadata={"help": "steps over which the rates fall"})
+    anneal_minutes: float | None = field(
+        default=None, metadata={"help": "let the rates fall over this time instead of over steps"}
+    )
+    average_decay: float = field(default=0.995, metadata={"help": "of the averaged weights that are kept"})
+    entropy_weight: float = field(default=1e-4, metadata={"help": "of the opacity's entropy"})
+    concentration_weight: float = field(default=1e-4, metadata={"help": "of the depth's spread, in steps"})
+    ambient_weight: float = field(default=1e-3, metadata={"help": "of ambient motion outside the face"})
+    mouth_share: float = field(default=0.2, metadata={"help": "of the rays go to the mouth's box"})
+    eyes_share: float = field(default=0.1, metadata={"help": "of the rays go to the eyes' boxes"})
+    precision: Precision = field(default="fp32", metadata={"help": "of the networks' arithmetic"})
+    compile: bool = field(default=False, metadata={"help": "compile the field with torch.compile"})
+    validation_frames: int = field(default=8, metadata={"help": "frames drawn at each validation"})
+    torso: Path | None = field(
+        default=None, metadata={"help": "trained torso (folder or checkpoint) to stand behind in pictures"}
+    )
+    validate_only: bool = field(default=False, metadata={"help": "measure what --out holds, train nothing"})
+
+    def config(self, data: SpeakerData) -> HeadConfig:
+        """The head's sizes, in the box where this speaker's head is."""
+        box = data.box
+        low = self.position_log2_rows
+        a, b, c, d, e, f = (float(edge) for edge in box.aabb)
+        return HeadConfig(
+            condition=ConditionConfig(
+                window_frames=self.window_frames,
+                lookahead_frames=self.lookahead_frames,
+                hidden=(64, 64, 64, 64),
+                outputs=self.condition_size,
+            ),
+            position_grid=GridConfig(
+                levels=self.levels,
+                desired_resolution=self.position_resolution,
+                log2_rows=low,
+                hashed=self.hashed,
+            ),
+            ambient_grid=GridConfig(
+                levels=self.levels,
+                desired_resolution=self.ambient_resolution,
+                log2_rows=self.ambient_log2_rows,
+            ),
+            hidden_ambient=self.hidden,
+            hidden_sigma=self.hidden,
+            hidden_color=self.hidden,
+            geometry_features=self.geometry_features,
+            codes=1,
+            code_width=0,
+            grid_size=self.grid_size,
+            aabb=(a, b, c, d, e, f),
+            camera_scale=box.camera.scale,
+            camera_offset=box.camera.offset,
+            max_steps=self.max_steps,
+        )
+
+
+# --- the task -----------------------------------------------------------------------------------------
+
+
+class HeadTask:
+    """Trains one head."""
+
+    name = "head"
+
+    def __init__(self, data: SpeakerData, settings: HeadTraining, device: torch.device) -> None:
+        """Builds the head in the speaker's box, every cell open that the masks do not rule out."""
+        self.data, self.settings, self.device = data, settings, device
+        self.camera = data.box.camera
+        self.head = Head(settings.config(data)).to(device).train()
+        self.poses = field_pose(data.c2w, self.camera)  # (n, 4, 4)
+        self.box = figure_box(data.labels[: data.train_frames])
+        self.average = Average(self.head, settings.average_decay)
+        self.course = Course(settings.anneal_steps, settings.anneal_minutes)
+        grids = [self.head.position_embedder.embeddings, self.head.ambient_embedder.embeddings]
+        nets = [p for p in self.head.parameters() if all(p is not grid for grid in grids) and p.numel()]
+        self.optimizer = torch.optim.Adam(
+            [{"params": nets, "rate": settings.net_rate}, {"params": grids, "rate": settings.grid_rate}],
+            lr=settings.net_rate,
+            betas=(0.9, 0.99),
+            eps=1e-15,
+            fused=device.type == "cuda",
+        )
+        self.shares = Shares(mouth=settings.mouth_share, eyes=settings.eyes_share)
+        self.values: Field = field_values(self.head)
+        if settings.compile:
+            self.values = torch.compile(self.values, dynamic=False)
+        self.order = morton_of_volume(settings.grid_size, device=device)
+        self.open_cells = self._open_cells()
+        self.seen = torch.ones(settings.grid_size**3, dtype=torch.bool, device=device)  # in Z-order
+        self._occupy(self._open_mask())
+        self.torso = None if settings.torso is None else load_torso(settings.torso, device=device).torso
+
+    # --- steps
+
+    def training_step(self, step: int) -> dict[str, float | Tensor]:
+        """Scalars of one step over rays of several frames."""
+        settings, data = self.settings, self.data
+        share = self.course.tick(step)
+        rate = self.course.rate(step, share, settings.final_rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["rate"] * rate
+        warm = step < settings.warmup_steps
+        if step % DENSITY_EVERY == 0:
+            self._look_at_cells(believe=not warm)
+        if share > 0.3 and step % SEEN_EVERY == 0:
+            self._look_what_is_seen()
+
+        pixels = choose_pixels(
+            data,
+            self.box,
+            frames=settings.frames_per_step,
+            pixels=settings.pixels_per_frame // (4 if warm else 1),
+            shares=self.shares,
+        )
+        scene = backdrop(data, pixels)
+        rays_o, rays_d, frame = rays_of(pixels, self.poses, self.camera)
+        condition = self.head.encode_condition(data.landmarks_normalized[pixels.frames])
+        traced = trace(
+            self.head,
+            rays_o,
+            rays_d,
+            condition,
+            frame,
+            values=self.values,
+            max_steps=WARM_SAMPLES if warm else settings.max_steps,
+            capacity=settings.frames_per_step * settings.pixels_per_frame * settings.samples_per_ray,
+            precision=settings.precision,
+        )
+        drawn = traced.drawn
+        fits = traced.fits.float()
+        rays = fits.sum().clamp(min=1)
+        image = drawn.image + (1 - drawn.weights_sum)[:, None] * scene.behind.reshape(-1, 3)
+        error = (image - scene.target.reshape(-1, 3)).square().mean(-1)
+        mse = (error * fits).sum() / rays
+
+        alpha = drawn.weights_sum.clamp(1e-5, 1 - 1e-5)
+        entropy = -(alpha * alpha.log2() + (1 - alpha) * (1 - alpha).log2())
+        steps_deep = (traced.samples.t - traced.samples.t[:, :1]) / self.head.step  # (N, S)
+        centre = (drawn.weights * steps_deep).sum(1) / drawn.weights_sum.clamp(min=1e-5)
+        spread = (drawn.weights * (steps_deep - centre.detach()[:, None]).square()).sum(1)
+        outside = self._outside_face(pixels).reshape(-1).float() * fits
+        ambient = (torch.where(drawn.live, traced.ambient, 0.0).mean(1) * outside).sum() / rays
+        loss = (
+            mse
+            + settings.entropy_weight * (entropy * fits).sum() / rays
+            + settings.concentration_weight * share * (spread.clamp(max=64) * fits).sum() / rays
+            + settings.ambient_weight * share * ambient
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.average.update(step)
+
+        with torch.no_grad():
+            inside = ((pixels.labels == HEAD) & ~pixels.edge).reshape(-1) & traced.fits
+            hit = (drawn.weights_sum > 0.5) & traced.fits
+            head_mse = (error * inside).sum() / inside.sum().clamp(min=1)
+            return {
+                "mse": mse.detach(),
+                "psnr_head_db": -10 * torch.log10(head_mse.clamp(min=1e-10)),
+                "spread": (spread * hit).sum() / hit.sum().clamp(min=1),
+                "samples": drawn.live.sum() / hit.sum().clamp(min=1),
+                "fits": traced.fits.float().mean(),
+                "rate": rate,
+            }
+
+    def _outside_face(self, pixels: Pixels) -> Tensor:
+        """(F, n) bool: outside the box of the landmarks, widened by a tenth."""
+        points = self.data.landmarks_2d[pixels.frames]  # (F, 68, 2)
+        low, high = points.amin(1, keepdim=True), points.amax(1, keepdim=True)
+        margin = 0.1 * (high - low)
+        at = torch.stack((pixels.columns, pixels.rows), -1) + 0.5
+        return ((at < low - margin) | (at > high + margin)).any(-1)
+
+    # --- occupancy
+
+    def _open_cells(self) -> Tensor:
+        """(M,) Z-order cells in the box that the masks of the training frames do not rule out.
+
+        What does not move with the face must lie on the head's mask in nearly all frames; near the
+        landmarks, where the jaw moves, in some.
+        """
+        data, size = self.data, self.settings.grid_size
+        cells = torch.arange(size**3, device=self.device)
+        at = cell_positions(cells, size, jitter=False)
+        low, high = torch.from_numpy(data.box.aabb).to(self.device).view(2, 3)
+        half = 1.0 / size
+        cells = cells[((at > low - half) & (at < high + half)).all(-1)]
+        at = cell_positions(cells, size, jitter=False)
+        offset = torch.tensor(self.camera.offset, device=self.device)
+        points = ((at - offset) / self.camera.scale)[:, [2, 0, 1]]  # head space
+        chosen = torch.linspace(0, data.train_frames - 1, min(200, data.train_frames)).long().to(self.device)
+        width_px = (
+            2
+            / size
+            / self.camera.scale
+            * self.camera.focal_px
+            / float(data.c2w[:, :3, 3].norm(dim=-1).mean())
+        )
+        share = carve(
+            points,
+            data.labels[chosen],
+            data.c2w[chosen],
+            focal_px=self.camera.focal_px,
+            cx_px=self.camera.cx_px,
+            cy_px=self.camera.cy_px,
+            margin_px=max(1, math.ceil(width_px)),
+        )
+        normalized = data.landmarks_normalized[chosen][:, -1 - self.settings.lookahead_frames]
+        std, mean = (torch.from_numpy(a).to(self.device) for a in (data.landmark_std, data.landmark_mean))
+        face = torch.from_numpy(data.mean_face).to(self.device)
+        landmarks = face + (normalized.view(-1, 68, 3) * std + mean) / 10
+        reach = 0.25 * float((landmarks[0].amax(0) - landmarks[0].amin(0)).max())
+        places = landmarks[:: max(1, len(landmarks) // 8)].reshape(-1, 3)
+        near = torch.cat([torch.cdist(part, places).amin(1) < reach for part in torch.split(points, 1 << 15)])
+        return cells[(share > 0.97) | (near & (share > 0.02))]
+
+    def _open_mask(self) -> Tensor:
+        mask = torch.zeros(self.settings.grid_size**3, dtype=torch.bool, device=self.device)
+        mask[self.open_cells] = True
+        return mask
+
+    @torch.no_grad()
+    def _occupy(self, cells: Tensor) -> None:
+        """Sets the occupancy from (size**3,) bool in Z-order."""
+        head = self.head
+        head.density_bitfield.copy_(pack_bits(cells.float()[None], 0.5))
+        head.occupancy.copy_(cells[self.order].view_as(head.occupancy))
+
+    @torch.no_grad()
+    def _look_at_cells(self, *, believe: bool) -> None:
+        """Looks at every open cell once, under random frames' conditions; sets the occupancy if believed."""
+        head, cells, size = self.head, self.open_cells, self.settings.grid_size
+        frames = torch.randint(self.data.train_frames, (16,), device=self.device)
+        condition = head.encode_condition(self.data.landmarks_normalized[frames])
+        row = torch.randint(len(frames), (len(cells),), device=self.device)
+        found = torch.full((size**3,), -1.0, device=self.device)
+        for part in torch.split(torch.arange(len(cells), device=self.device), 1 << 19):
+            at = cell_positions(cells[part], size, jitter=True)
+            found[cells[part]] = head.density(at, condition, row[part])[0]
+        found = dilate(found, size)
+        head.density_grid.copy_(torch.maximum(head.density_grid * 0.95, found).clamp(min=0))
+        if believe:
+            threshold = mean_density(head.density_grid).clamp(max=head.config.density_threshold)
+            self._occupy((head.density_grid[0] > threshold) & self._open_mask() & self.seen)
+
+    @torch.no_grad()
+    def _look_what_is_seen(self) -> None:
+        """Keeps the cells, and their neighbours, that give something to a ray of some training frame."""
+        data, settings, head = self.data, self.settings, self.head
+        size = settings.grid_size
+        weight = torch.zeros(size**3, device=self.device)
+        together = max(1, settings.frames_per_step * settings.pixels_per_frame // SEEN_PIXELS)
+        chosen = torch.randint(data.train_frames, (SEEN_FRAMES,), device=self.device)
+        for frames in torch.split(chosen, together):
+            top, left, height, width = self.box
+            shape = (len(frames), min(SEEN_PIXELS, settings.pixels_per_frame * 4))
+            pixels = Pixels(
+                frames=frames,
+                rows=top + torch.randint(height, shape, device=self.device),
+                columns=left + torch.randint(width, shape, device=self.device),
+                truth=torch.empty(0),
+                labels=torch.empty(0),
+                edge=torch.empty(0),
+            )
+            rays_o, rays_d, frame = rays_of(pixels, self.poses, self.camera)
+            condition = head.encode_condition(data.landmarks_normalized[frames])
+            traced = trace(
+                head,
+                rays_o,
+                rays_d,
+                condition,
+                frame,
+                values=field_values(head),
+                max_steps=settings.max_steps,
+                precision=settings.precision,
+                want_cells=True,
+            )
+            weight.scatter_reduce_(
+                0, traced.cells.reshape(-1), traced.drawn.weights.reshape(-1), "amax", include_self=True
+            )
+        flat = torch.empty_like(weight)
+        flat[self.order] = weight
+        self.seen = dilate(flat, size) > SEEN_WEIGHT
+
+    # --- validation and state
+
+    @torch.no_grad()
+    def validate(self, step: int) -> Validation:
+        """Figures and pictures of validation frames with the averaged weights."""
+        counts: list[Drawn] = []
+
+        def draw(i: int) -> tuple[Tensor, Tensor]:
+            condition = self.head.encode_condition(self.data.landmarks_normalized[i : i + 1])
+            drawn = draw_head(self.head, self.data.c2w[i], condition, self.camera, self.data.size_px)
+            counts.append(drawn)
+            if self.torso is None:
+                return drawn.image, drawn.weights_sum
+            behind = draw_torso(self.torso, self.data.c2w[i], self.camera, self.data.background)
+            whole = drawn.image + (1 - drawn.weights_sum)[..., None] * behind
+            return whole, torch.ones_like(drawn.weights_sum)
+
+        self.head.eval()
+        with self.average.in_place():
+            rows = validation_rows(self.data, self.settings.validation_frames)
+            scalars, pictures = measure_frames(self.data, rows, draw)
+        self.head.train()
+        hit = float(sum(drawn.rays for drawn in counts))
+        scalars["samples_per_ray"] = float(sum(drawn.samples for drawn in counts)) / max(hit, 1.0)
+        scalars["samples_per_ray_hundredth"] = float(sum(d.samples_hundredth for d in counts)) / max(hit, 1.0)
+        scalars["occupied_cells"] = float(self.head.occupancy.sum())
+        scalars["minutes"] = self.course.spent_s / 60
+        return Validation(scalars=scalars, pictures=pictures)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Head, average, optimiser, what the speaker needs to be driven."""
+        return {
+            "model": self.head.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "config": dataclasses.asdict(self.head.config),
+            "speaker": speaker_facts(self.data),
+            "seen": self.seen,
+            "spent_s": self.course.spent_s,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what `state_dict` gave."""
+        config = head_config_of(state["config"])
+        if config != self.head.config:
+            raise ValueError(f"config: expected {config}, got {self.head.config}")
+        self.head.load_state_dict(state["model"])
+        self.average.load_state_dict({k: v.to(self.device) for k, v in state["average"].items()})
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.seen.copy_(state["seen"])
+        self.course.spent_s = float(state["spent_s"])
+
+
+def make_task(data: Path, settings: HeadTraining, device: torch.device) -> HeadTask:
+    """The task of training a head on a speaker's folder."""
+    loaded = load_speaker_data(
+        data,
+        device=device,
+        frames=settings.frames,
+        window_frames=settings.window_frames,
+        lookahead_frames=settings.lookahead_frames,
+        mean_face=settings.mean_face,
+    )
+    return HeadTask(loaded, settings, device)
+
+
+def run(data: Path, out: Path, settings: HeadTraining, device: torch.device) -> bool:
+    """Whether this took the place of training: with `validate_only` it measures and writes `slim.pt`."""
+    if not settings.validate_only:
+        return False
+    task = make_task(data, settings, device)
+    measure_and_slim(task, out)
+    return True
