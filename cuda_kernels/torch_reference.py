@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import pairwise, product
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -178,47 +178,34 @@ def _encode_levels(
     """(N, levels of the group, features)."""
     levels = slice(group.first, group.last)
     scales = constants.scales[levels].to(x01.dtype)
-    low, high, near_weight, far_weight = [], [], [], []
+    address, weight = None, None
     for axis in range(group.axes):
         position = x01[:, axis, None] * scales + 0.5  # (N, L)
         corner = position.floor()
         fraction = position - corner
         if layout.smoothstep:
             fraction = fraction * fraction * (3 - 2 * fraction)
-        cell = corner.to(torch.int32)
-        if group.hashed:
-            step: Tensor | int = _as_int32(_HASH_PRIMES[axis])
+        step = _as_int32(_HASH_PRIMES[axis]) if group.hashed else constants.strides[levels, axis]
+        low = corner.to(torch.int32) * step
+        terms = torch.stack((low, low + step), -1).unsqueeze(2)  # (N, L, 1, 2)
+        parts = torch.stack((1 - fraction, fraction), -1).unsqueeze(2)
+        if address is None or weight is None:
+            address, weight = terms[:, :, 0], parts[:, :, 0]
         else:
-            step = constants.strides[levels, axis]
-        low.append(cell * step)
-        high.append(low[-1] + step)
-        near_weight.append(1 - fraction)
-        far_weight.append(fraction)
-    total: Tensor | None = None
-    for corner_bits in product((0, 1), repeat=group.axes):
-        address, weight = None, None
-        for axis, bit in enumerate(corner_bits):
-            term = (high if bit else low)[axis]
-            part = (far_weight if bit else near_weight)[axis]
-            if address is None or weight is None:
-                address, weight = term, part
-            else:
-                address = address ^ term if group.hashed else address + term
-                weight = weight * part
-        assert address is not None
-        assert weight is not None
-        if constants.masks is not None:
-            address = address & constants.masks[levels]
-        elif group.hashed:  # unsigned modulo: the hash may have its top bit set
-            address = ((address.long() & 0xFFFFFFFF) % constants.rows[levels]).to(torch.int32)
-        else:
-            address = address % constants.rows[levels]
-        address = address + constants.first_rows[levels]  # (N, L) int32
-        value = table.index_select(0, address.reshape(-1)).reshape(*address.shape, table.shape[1])
-        contribution = weight.unsqueeze(-1) * value  # (N, L, F)
-        total = contribution if total is None else total + contribution
-    assert total is not None
-    return total
+            wide = address.unsqueeze(-1)
+            address = (wide ^ terms if group.hashed else wide + terms).flatten(2)  # (N, L, corners)
+            weight = (weight.unsqueeze(-1) * parts).flatten(2)
+    assert address is not None
+    assert weight is not None
+    if constants.masks is not None:
+        address = address & constants.masks[levels, None]
+    elif group.hashed:  # unsigned modulo: the hash may have its top bit set
+        address = ((address.long() & 0xFFFFFFFF) % constants.rows[levels, None]).to(torch.int32)
+    else:
+        address = address % constants.rows[levels, None]
+    address = address + constants.first_rows[levels, None]
+    value = table.index_select(0, address.reshape(-1)).reshape(*address.shape, table.shape[1])
+    return (weight.unsqueeze(-1) * value).sum(2)
 
 
 def _as_int32(value: int) -> int:
