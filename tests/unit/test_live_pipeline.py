@@ -1,0 +1,195 @@
+import bundle_factory
+import numpy as np
+import pytest
+import stand_ins
+
+from models.speaker import load_speaker
+from streaming.errors import Stopped
+from streaming.file_run import make_renderer
+from streaming.pipeline import Pipeline, QueueBounds, open_engines
+from streaming.queues import Overflow
+
+
+@pytest.fixture(scope="module")
+def speaker(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("speakers") / "Tiny"
+    return load_speaker(bundle_factory.write_tiny_bundle(folder, image_size_px=128))
+
+
+@pytest.fixture(scope="module")
+def wide_speaker(tmp_path_factory):
+    """A speaker with GeneFace's condition window: five frames, two of them ahead."""
+    folder = tmp_path_factory.mktemp("speakers") / "Wide"
+    changes = {"image_size_px": 128, "condition_window_frames": 5, "condition_lookahead_frames": 2}
+    return load_speaker(bundle_factory.write_tiny_bundle(folder, **changes))
+
+
+def pipeline_of(speaker, raymarcher=None, **options):
+    renderer = make_renderer(speaker, raymarcher or stand_ins.StandInRaymarcher(), 96)
+    return Pipeline(speaker, renderer, **options)
+
+
+def sound(seconds=2.3):
+    return stand_ins.speech_like(seconds).astype(np.float32) / 32768
+
+
+def run(speaker, chunks, **options):
+    with pipeline_of(speaker, **options) as pipeline:
+        pipeline.start_feed(chunks)
+        return list(pipeline)
+
+
+def chunks_of(pcm, size):
+    return [pcm[at : at + size] for at in range(0, len(pcm), size)]
+
+
+@pytest.mark.parametrize("kind", ["speaker", "wide_speaker"])
+def test_frames_do_not_depend_on_how_the_sound_was_cut(kind, request):
+    speaker = request.getfixturevalue(kind)
+    pcm = sound()
+    whole = run(speaker, [pcm])
+    assert [frame.index for frame in whole] == list(range(-(-len(pcm) // 640)))
+    for size in (320, 1, 777, 16000):
+        cut = run(speaker, chunks_of(pcm, size) if size > 1 else [*chunks_of(pcm[:700], 1), pcm[700:]])
+        assert len(cut) == len(whole)
+        for one, other in zip(whole, cut, strict=True):
+            assert one.index == other.index
+            assert np.array_equal(one.picture, other.picture)
+            assert np.array_equal(one.landmarks, other.landmarks)
+            assert np.array_equal(one.sound, other.sound)
+
+
+def test_frames_carry_their_own_sound(speaker):
+    pcm = sound(1.01)
+    frames = run(speaker, [pcm])
+    joined = np.concatenate([frame.sound for frame in frames])
+    assert np.array_equal(joined[: len(pcm)], pcm)
+    assert not joined[len(pcm) :].any()
+
+
+def test_loud_opens_the_mouth_and_silence_closes_it(speaker):
+    pcm = np.zeros(16000, np.float32)
+    pcm[640 * 10 : 640 * 15] = 0.5 * np.sin(np.arange(640 * 5) / 3)
+    lower_lip = np.array([frame.landmarks[66, 1] for frame in run(speaker, [pcm])])
+    assert lower_lip[:10] == pytest.approx(0, abs=1e-6)
+    assert (lower_lip[11:15] < -0.9).all()
+    assert lower_lip[18:] == pytest.approx(0, abs=0.01)
+
+
+def test_blinks_come_by_the_seed(speaker):
+    pcm = np.zeros(16000 * 8, np.float32)
+    lids = [np.array([f.landmarks[37, 1] for f in run(speaker, [pcm], seed=seed)]) for seed in (0, 0, 1)]
+    assert np.array_equal(lids[0], lids[1])
+    assert not np.array_equal(lids[0], lids[2])
+    assert lids[0].min() == pytest.approx(speaker.blinks[:, 37, 1].min(), abs=1e-5)  # the whole way down
+
+
+def test_the_head_goes_round_its_loop(speaker):
+    frames = run(speaker, [np.zeros(640 * 55, np.float32)])
+    blink_free = [i for i in range(5) if not np.any(frames[i].landmarks - frames[50 + i].landmarks)]
+    assert blink_free
+    for i in blink_free:
+        assert np.array_equal(frames[i].picture, frames[50 + i].picture)
+
+
+@pytest.mark.parametrize("samples", [1, 640, 641])
+def test_the_shortest_sound_gets_its_frames(speaker, samples):
+    assert len(run(speaker, [np.ones(samples, np.float32)])) == -(-samples // 640)
+
+
+def test_no_sound_gives_no_frames(speaker):
+    assert run(speaker, []) == []
+
+
+def test_what_is_not_fetched_is_not_drawn_ahead(speaker):
+    raymarcher = stand_ins.StandInRaymarcher()
+    bounds = QueueBounds(conditions_ms=80, drawings_ms=80, frames_ms=80)
+    with pipeline_of(speaker, raymarcher, bounds=bounds) as pipeline:
+        pipeline.start_feed([sound(4)])
+        for fetched, _ in enumerate(pipeline, 1):
+            # Two calls a frame (whole, mouth); two queues of two frames and two stages at work.
+            assert raymarcher.drawn <= 2 * (fetched + 2 + 2 + 2)
+    assert fetched == 100
+
+
+def test_each_stage_has_its_own_named_thread(speaker):
+    raymarcher = stand_ins.StandInRaymarcher()
+    with pipeline_of(speaker, raymarcher) as pipeline:
+        pipeline.start_feed([sound(0.5)])
+        list(pipeline)
+    assert raymarcher.threads_seen == {"geneface-render"}
+
+
+def test_live_drops_the_oldest_sound_and_keeps_the_clock(speaker):
+    pcm = sound(3)
+    pipeline = pipeline_of(speaker, overflow=Overflow.DROP_OLDEST, bounds=QueueBounds(audio_ms=400))
+    for chunk in chunks_of(pcm, 320):  # not started yet: nobody takes it away
+        pipeline.push_audio(chunk)
+    pipeline.end_audio()
+    assert pipeline.dropped["audio"] == 150 - 20
+    with pipeline:
+        frames = list(pipeline)
+    assert frames[-1].index == 74
+    # The last frames, whose windows lie in what was kept, are those of the undisturbed run.
+    assert np.array_equal(frames[-1].sound, pcm[-640:])
+
+
+def test_clear_buffer_forgets_what_was_not_given_out(speaker):
+    pcm = sound(2)
+    bounds = QueueBounds(audio_ms=4000, conditions_ms=4000, drawings_ms=4000, frames_ms=4000)
+    with pipeline_of(speaker, overflow=Overflow.DROP_OLDEST, bounds=bounds) as pipeline:
+        for chunk in chunks_of(pcm, 320):
+            pipeline.push_audio(chunk)
+        pipeline.clear_buffer()
+        pipeline.push_audio(np.zeros(640 * 6, np.float32))
+        pipeline.end_audio()
+        frames = list(pipeline)
+    assert [frame.index for frame in frames] == list(range(50, 56))
+    assert not any(frame.sound.any() for frame in frames)
+
+
+def test_a_failing_stage_is_told_to_who_iterates(speaker):
+    with pipeline_of(speaker, stand_ins.StandInRaymarcher(fail_at=8)) as pipeline:
+        pipeline.start_feed([sound()])
+        with pytest.raises(RuntimeError, match="told to fail"):
+            list(pipeline)
+        with pytest.raises(Stopped):
+            pipeline.push_audio(np.zeros(64000, np.float32))
+
+
+def test_a_failing_source_is_told_to_who_iterates(speaker):
+    def broken():
+        yield sound(0.5)
+        raise ValueError("the source broke")
+
+    with pytest.raises(ValueError, match="the source broke"):
+        run(speaker, broken())
+
+
+def test_close_ends_waiting_threads_and_closes_twice(speaker):
+    pipeline = pipeline_of(speaker)
+    pipeline.start()
+    pipeline.start_feed([sound(5)])
+    pipeline.next_frame(timeout_s=30)
+    pipeline.close()
+    pipeline.close()
+    with pytest.raises(Stopped):
+        pipeline.next_frame()
+
+
+def test_a_pipeline_closes_unstarted(speaker):
+    pipeline = pipeline_of(speaker)
+    pipeline.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        pipeline.start()
+
+
+def test_engines_are_checked_against_the_bundle(speaker, wide_speaker):
+    import dataclasses
+
+    mixed = dataclasses.replace(speaker, condition=wide_speaker.condition)
+    with pytest.raises(ValueError, match=r"condition\.onnx: input 'window': expected float32 \[5, 204\]"):
+        open_engines(mixed)
+    swapped = dataclasses.replace(speaker, motion_onnx=speaker.condition_onnx)
+    with pytest.raises(ValueError, match="expected an input named 'pcm', got window"):
+        open_engines(swapped)
