@@ -19,9 +19,9 @@ from torch import Tensor
 
 from models.audio2motion import Audio2Motion, Audio2MotionConfig
 from models.features import LogMel
+from models.syncnet import SyncNet
 
 from .corpus import (
-    COORDINATES,
     Clips,
     CropSettings,
     DegradeSettings,
@@ -32,7 +32,7 @@ from .corpus import (
     random_crops,
 )
 from .loop import LoopSettings, Validation, load_task_state
-from .measures import MotionMeasures, MotionTrack, aperture_mm, measure_motion, width_mm
+from .measures import MotionMeasures, MotionTrack, compare_motion, measure_motion
 from .plots import draw_curves
 from .syncnet import load_syncnet, sync_loss_of_windows
 
@@ -41,6 +41,21 @@ LOOP = LoopSettings(
 )
 LIP_PAIRS = ((61, 67), (62, 66), (63, 65))  # upper and lower inner lip
 CORNERS = (48, 54)
+MM_PER_UNIT = 10.0  # landmarks are ten times the offset in dm
+
+
+@dataclass(frozen=True, kw_only=True)
+class MotionWeights:
+    """What an error in motion costs, by place and time."""
+
+    mouth: float = field(default=1.0, metadata={"help": "weight of the 20 mouth points"})
+    jaw: float = field(default=0.4, metadata={"help": "weight of the 17 jaw points"})
+    upper: float = field(default=0.15, metadata={"help": "weight of nose, brows and eyes"})
+    continuity: float = field(default=3.0, metadata={"help": "weight of frame differences"})
+    opening: float = field(default=2.0, metadata={"help": "weight of the opening of the inner lips"})
+    width: float = field(default=1.0, metadata={"help": "weight of the distance of the mouth's corners"})
+    closure: float = field(default=3.0, metadata={"help": "weight of b, p, m frames in the opening"})
+    silence: float = field(default=2.0, metadata={"help": "weight of resting frames in the opening"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,25 +71,19 @@ class Audio2MotionSettings:
     lookahead_frames: int = field(default=4, metadata={"help": "frames of later sound a frame may hear"})
     learning_rate: float = field(default=1.5e-3, metadata={"help": "highest rate of Adam"})
     last_rate_share: float = field(default=0.02, metadata={"help": "share of it that is left at the end"})
+    gradient_clip: float = field(default=50.0, metadata={"help": "largest norm of the gradient"})
     average_decay: float = field(default=0.998, metadata={"help": "decay of the averaged weights, exported"})
     mode_weight: float = field(default=1.0, metadata={"help": "weight of the motion at the prior's mode"})
     reconstruction_weight: float = field(default=0.3, metadata={"help": "weight of the reconstruction"})
-    continuity_weight: float = field(default=3.0, metadata={"help": "weight of frame differences, in both"})
+    motion: MotionWeights = field(default_factory=lambda: MotionWeights())
     kl_weight: float = field(
         default=0.02, metadata={"help": "weight of the divergence of posterior and prior"}
     )
-    sync_weight: float = field(default=0.003, metadata={"help": "weight of the frozen SyncNet's loss"})
+    sync_weight: float = field(default=0.5, metadata={"help": "weight of the frozen SyncNet's loss"})
     sync_below: float = field(
         default=0.75, metadata={"help": "validation sync at which that term is switched on"}
     )
     sync_windows: int = field(default=1024, metadata={"help": "windows of that term a step"})
-    mouth_weight: float = field(default=1.0, metadata={"help": "weight of the 20 mouth points"})
-    jaw_weight: float = field(default=0.4, metadata={"help": "weight of the 17 jaw points"})
-    rest_weight: float = field(default=0.15, metadata={"help": "weight of nose, brows and eyes"})
-    opening_weight: float = field(default=2.0, metadata={"help": "weight of the opening of the inner lips"})
-    width_weight: float = field(default=1.0, metadata={"help": "weight of the distance of the corners"})
-    closure_weight: float = field(default=3.0, metadata={"help": "weight of b, p, m frames in the opening"})
-    silence_weight: float = field(default=2.0, metadata={"help": "weight of resting frames in the opening"})
     syncnet: Path | None = field(
         default=None, metadata={"help": "training folder of SyncNet; no sync term if absent"}
     )
@@ -152,7 +161,6 @@ class Audio2MotionTask:
         self.warm_frames = heard if warm is None else warm
         self.crop_settings = CropSettings(lead_frames=self.warm_frames + 8)
         self.degrade_settings = DegradeSettings()
-        self.weights = point_weights(settings).to(device)
 
     def training_step(self, step: int) -> dict[str, float | Tensor]:
         """One step on a fresh batch of crops."""
@@ -178,8 +186,10 @@ class Audio2MotionTask:
         posterior = self.net(features, truth)
         mode = self.net.predict(features)  # (B, T, 204)
         losses: dict[str, float | Tensor] = {
-            "mode": self._motion_loss(mode[:, warm:], truth[:, warm:], sounds),
-            "reconstruction": self._motion_loss(posterior.reconstruction[:, warm:], truth[:, warm:], sounds),
+            "mode": motion_loss(mode[:, warm:], truth[:, warm:], sounds, settings.motion),
+            "reconstruction": motion_loss(
+                posterior.reconstruction[:, warm:], truth[:, warm:], sounds, settings.motion
+            ),
             "kl": posterior.kl(),
         }
         loss = (
@@ -191,39 +201,17 @@ class Audio2MotionTask:
             losses["sync"] = sync_loss_of_windows(
                 self.syncnet,
                 features[:, 2 * warm : 2 * frames],
-                mode[:, warm:],
+                mode[:, warm:] - self.train.rest,
                 windows=settings.sync_windows,
             )
             loss = loss + settings.sync_weight * losses["sync"]
         assert isinstance(loss, Tensor)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        losses["gradient"] = torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        losses["gradient"] = torch.nn.utils.clip_grad_norm_(self.net.parameters(), settings.gradient_clip)
         self.optimizer.step()
         self.average.update(step)
         return {"loss": loss, **losses, "rate": rate}
-
-    def _motion_loss(self, motion: Tensor, truth: Tensor, sounds: Tensor) -> Tensor:
-        """Weighted squared error of positions, frame differences, inner-lip opening and mouth width, ()."""
-        settings = self.settings
-        error = (motion - truth) * 10  # mm
-        place = (error.square() * self.weights).mean()
-        change = (error.diff(dim=1).square() * self.weights).mean()
-        points = error.reshape(*error.shape[:2], 68, 3)
-        opening = torch.stack([points[..., low, :] - points[..., high, :] for high, low in LIP_PAIRS], dim=2)
-        emphasis = (
-            1
-            + (settings.closure_weight - 1) * (sounds == Sound.BILABIAL)
-            + (settings.silence_weight - 1) * (sounds == Sound.REST)
-        )  # (B, T)
-        opening_error = (opening.square().mean(dim=(2, 3)) * emphasis).mean()
-        width = points[..., CORNERS[1], :] - points[..., CORNERS[0], :]
-        return (
-            place
-            + settings.continuity_weight * change
-            + settings.opening_weight * opening_error
-            + settings.width_weight * width.square().mean()
-        )
 
     def validate(self, step: int) -> Validation:
         """Figures of the averaged network on the validation clips, clean and degraded; one clip's curves."""
@@ -258,12 +246,37 @@ class Audio2MotionTask:
         self.sync_on = state["sync_on"]
 
 
-def point_weights(settings: Audio2MotionSettings) -> Tensor:
-    """Weight of each coordinate, (204,)."""
-    weights = torch.full((68, 3), settings.rest_weight)
-    weights[:17] = settings.jaw_weight
-    weights[48:] = settings.mouth_weight
-    return weights.reshape(COORDINATES)
+def motion_loss(
+    motion: Tensor, truth: Tensor, sounds: Tensor, weights: MotionWeights | None = None
+) -> Tensor:
+    """Weighted squared error () in mm^2: positions, frame differences, inner-lip opening, mouth width.
+
+    Args:
+        motion: (B, T, 204) landmarks.
+        truth: (B, T, 204) landmarks.
+        sounds: (B, T) `Sound` of each frame.
+        weights: What counts how much.
+    """
+    weights = weights or MotionWeights()
+    error = ((motion - truth) * MM_PER_UNIT).reshape(*motion.shape[:2], 68, 3)
+    regions = ((slice(0, 17), weights.jaw), (slice(17, 48), weights.upper), (slice(48, 68), weights.mouth))
+    place, change = error.square(), error.diff(dim=1).square()
+    loss = torch.zeros((), device=motion.device)
+    for points, weight in regions:
+        share = weight * (points.stop - points.start) / 68
+        loss = loss + share * (place[:, :, points].mean() + weights.continuity * change[:, :, points].mean())
+    opening = torch.stack([error[:, :, low] - error[:, :, high] for high, low in LIP_PAIRS], dim=2)
+    emphasis = (
+        1
+        + (weights.closure - 1) * (sounds == Sound.BILABIAL)
+        + (weights.silence - 1) * (sounds == Sound.REST)
+    )  # (B, T)
+    width = error[:, :, CORNERS[1]] - error[:, :, CORNERS[0]]  # (B, T, 3)
+    return (
+        loss
+        + weights.opening * (opening.square().mean(dim=(2, 3)) * emphasis).mean()
+        + weights.width * width.square().mean()
+    )
 
 
 def motion_scalars(found: MotionMeasures) -> dict[str, float]:
@@ -286,8 +299,7 @@ def validate_motion(
     mel: LogMel,
     clips: Clips,
     *,
-    postnet: torch.nn.Module | None = None,
-    syncnet: torch.nn.Module | None = None,
+    syncnet: SyncNet | None = None,
     degraded: DegradeSettings | None = None,
     batch: int = 16,
 ) -> tuple[MotionMeasures, list[MotionTrack], float | None]:
@@ -297,15 +309,12 @@ def validate_motion(
         net: Audio2Motion in evaluation mode.
         mel: Its front end.
         clips: Clips to say.
-        postnet: Corrects the landmarks, if given.
         syncnet: Judges them, if given.
         degraded: Degrades the sound first, if given.
         batch: Clips at once.
     """
     lookahead, warm = net.config.lookahead_frames, net.config.receptive_field_frames - 1
     mean_face, rest = clips.mean_face.cpu().numpy(), clips.rest.cpu().numpy()
-    resting = np.stack([rest, rest])
-    rest_aperture, rest_width = aperture_mm(resting, mean_face)[0], width_mm(resting, mean_face)[0]
     tracks: list[MotionTrack] = []
     sync_losses: list[Tensor] = []
     for first in range(0, len(clips), batch):
@@ -321,24 +330,21 @@ def validate_motion(
         pcm = crops.pcm if degraded is None else degrade(crops.pcm, degraded)
         features = mel(pcm)
         motion = net.predict(features)  # (B, warm + frames, 204)
-        if postnet is not None:
-            motion = postnet(motion)
         motion = motion[:, warm:]
         if syncnet is not None:
-            sync_losses.append(
-                sync_loss_of_windows(syncnet, features[:, 2 * warm :][:, : 2 * frames], motion, windows=2048)  # type: ignore[arg-type]
-            )
+            heard = features[:, 2 * warm :][:, : 2 * frames]
+            sync_losses.append(sync_loss_of_windows(syncnet, heard, motion - clips.rest, windows=2048))
         truth = crops.offsets[:, warm : warm + frames] + clips.rest
         for row, clip in enumerate(chosen.tolist()):
             length = int(clips.frames[clip])
-            predicted_np, true_np = motion[row, :length].cpu().numpy(), truth[row, :length].cpu().numpy()
             tracks.append(
-                MotionTrack(
-                    predicted_aperture_mm=aperture_mm(predicted_np, mean_face) - rest_aperture,
-                    predicted_width_mm=width_mm(predicted_np, mean_face) - rest_width,
-                    true_aperture_mm=aperture_mm(true_np, mean_face) - rest_aperture,
-                    true_width_mm=width_mm(true_np, mean_face) - rest_width,
+                compare_motion(
+                    motion[row, :length].cpu().numpy(),
+                    truth[row, :length].cpu().numpy(),
                     sounds=crops.sounds[row, warm : warm + length].cpu().numpy(),
+                    mean_face=mean_face,
+                    predicted_rest=rest,
+                    true_rest=rest,
                 )
             )
     sync = float(torch.stack(sync_losses).mean()) if sync_losses else None

@@ -68,6 +68,25 @@ class MotionTrack:
     sounds: npt.NDArray[np.uint8]  # (T,) `Sound` of each frame
 
 
+def compare_motion(
+    predicted: F32,
+    true: F32,
+    *,
+    sounds: npt.NDArray[np.uint8],
+    mean_face: F32,
+    predicted_rest: F32,
+    true_rest: F32,
+) -> MotionTrack:
+    """The mouths of two motions (T, 204), each less its own resting face's (204,)."""
+    return MotionTrack(
+        predicted_aperture_mm=aperture_mm(predicted, mean_face) - aperture_mm(predicted_rest, mean_face),
+        predicted_width_mm=width_mm(predicted, mean_face) - width_mm(predicted_rest, mean_face),
+        true_aperture_mm=aperture_mm(true, mean_face) - aperture_mm(true_rest, mean_face),
+        true_width_mm=width_mm(true, mean_face) - width_mm(true_rest, mean_face),
+        sounds=sounds,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class MotionMeasures:
     """Figures over all frames of all tracks."""

@@ -2,9 +2,9 @@
 
 All windows of a batch of crops are embedded once and all their pairs compared, instead of drawing pairs one
 by one. Pairs that do not belong together are other offsets of the same clip, near offsets (2 to 5 frames),
-and other clips with other voices and faces, in the proportions of GeneFace's settings. The resting face of
-each identity is taken out of the landmarks (`training.corpus`), and mouths are made a little larger or
-smaller at random, so that a mouth's size says nothing.
+and other clips with other voices and faces, in the proportions of GeneFace's settings. SyncNet sees
+landmarks less the face's own resting landmarks, so that it serves any speaker, and mouths are made a little
+larger or smaller at random, so that a mouth's size says nothing.
 """
 
 from __future__ import annotations
@@ -90,26 +90,26 @@ def audio_windows(features: Tensor) -> Tensor:
     return features.unfold(1, AUDIO_FRAMES, 2).transpose(2, 3)
 
 
-def mouth_windows(landmarks: Tensor) -> Tensor:
-    """Windows (B, T - 4, 5, 60) of the mouth's points in landmarks (B, T, 204)."""
-    return landmarks[..., MOUTH].unfold(1, MOTION_FRAMES, 1).transpose(2, 3)
+def mouth_windows(offsets: Tensor) -> Tensor:
+    """Windows (B, T - 4, 5, 60) of the mouth's points in offsets (B, T, 204)."""
+    return offsets[..., MOUTH].unfold(1, MOTION_FRAMES, 1).transpose(2, 3)
 
 
-def sync_loss_of_windows(net: SyncNet, features: Tensor, landmarks: Tensor, *, windows: int) -> Tensor:
+def sync_loss_of_windows(net: SyncNet, features: Tensor, offsets: Tensor, *, windows: int) -> Tensor:
     """How far random windows of landmarks are from their sound, (): the loss of GeneFace's sync term.
 
     Args:
         net: Frozen SyncNet in evaluation mode.
-        features: (B, 2 T, F), frame i of the landmarks begins at feature 2 i.
-        landmarks: (B, T, 204), relative to the resting face that SyncNet was trained on.
+        features: (B, 2 T, F), frame i of the offsets begins at feature 2 i.
+        offsets: (B, T, 204), landmarks less the face's own resting landmarks.
         windows: How many windows are drawn.
     """
-    batch, frames = landmarks.shape[:2]
-    crop = torch.randint(batch, (windows,), device=landmarks.device)
-    first = torch.randint(frames - MOTION_FRAMES + 1, (windows,), device=landmarks.device)
-    motion = first[:, None] + torch.arange(MOTION_FRAMES, device=landmarks.device)
-    sound = 2 * first[:, None] + torch.arange(AUDIO_FRAMES, device=landmarks.device)
-    mouth = net.embed_mouth(landmarks[crop[:, None], motion][..., MOUTH])  # (windows, E)
+    batch, frames = offsets.shape[:2]
+    crop = torch.randint(batch, (windows,), device=offsets.device)
+    first = torch.randint(frames - MOTION_FRAMES + 1, (windows,), device=offsets.device)
+    motion = first[:, None] + torch.arange(MOTION_FRAMES, device=offsets.device)
+    sound = 2 * first[:, None] + torch.arange(AUDIO_FRAMES, device=offsets.device)
+    mouth = net.embed_mouth(offsets[crop[:, None], motion][..., MOUTH])  # (windows, E)
     audio = net.embed_audio(features[crop[:, None], sound])  # (windows, E)
     return -torch.log((audio * mouth).sum(-1).clamp(min=1e-4)).mean()
 
@@ -151,9 +151,9 @@ class SyncNetTask:
             features = self.mel(degrade(crops.pcm, self.degrade_settings))  # (B, 2 T, 80)
             drawn = 1 + settings.mouth_scale * (2 * torch.rand_like(crops.offsets[:, :1, :1]) - 1)
             noise = settings.mouth_noise * torch.randn_like(crops.offsets)
-            landmarks = self.train.rest + drawn * crops.offsets + noise
+            motion = drawn * crops.offsets + noise  # (B, T, 204)
         audio = self.net.embed_audio(audio_windows(features).flatten(0, 1))  # (B W, E)
-        mouth = self.net.embed_mouth(mouth_windows(landmarks).flatten(0, 1))  # (B W, E)
+        mouth = self.net.embed_mouth(mouth_windows(motion).flatten(0, 1))  # (B W, E)
         losses = self._losses(audio, mouth, settings.batch)
         self.optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()  # type: ignore[no-untyped-call]
@@ -245,7 +245,7 @@ def validate_sync(
             left_samples=mel.left_context_samples,
         )
         audio = net.embed_audio(audio_windows(mel(crop.pcm))[0])  # (N, E)
-        mouth = net.embed_mouth(mouth_windows(clips.rest + crop.offsets)[0])  # (N, E)
+        mouth = net.embed_mouth(mouth_windows(crop.offsets)[0])  # (N, E)
         cosine = (mouth @ audio.T).cpu()  # (N, N)
         apart = (torch.arange(len(cosine))[:, None] - torch.arange(len(cosine))).abs() >= 2
         positives.append(-torch.log(cosine.diagonal().clamp(min=1e-4)).mean())

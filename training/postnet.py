@@ -1,0 +1,356 @@
+"""Trains PostNet: landmarks of the common face into one speaker's domain, by adversarial domain adaptation.
+
+Audio2Motion and SyncNet are frozen and stay in evaluation mode, so what they say about every frame of sound
+is computed once, clean and degraded, before the first step. Then, as GeneFace does, the corpus's motion
+through PostNet should look like the speaker's to a discriminator of single frames, stay in step with its sound to
+SyncNet, and on the speaker's own sound equal the speaker's own motion. No sound explains brows, eyes and nose,
+so the discriminator is shown the speaker's mean there for both kinds. Which checkpoint serves is settled by
+`training.checkpoint_choice` at the end.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.audio2motion import Audio2Motion
+from models.features import LogMel
+from models.postnet import MotionDiscriminator, PostNet, PostNetConfig
+from models.syncnet import MOTION_FRAMES, SyncNet
+
+from .audio2motion import draw_track, load_audio2motion, motion_loss, motion_scalars
+from .checkpoint_choice import CHOICE_FILE, choose_checkpoint
+from .corpus import Clips, Corpus, DegradeSettings, Sound, crops_at, degrade, load_corpus, load_speaker
+from .loop import CheckpointError, LoopSettings, Validation, load_task_state
+from .measures import MotionTrack, compare_motion, measure_motion
+from .syncnet import MOUTH, audio_windows, load_syncnet, mouth_windows
+
+LOOP = LoopSettings(
+    steps=8000, validate_every=400, checkpoint_every=400, log_every=100, keep_checkpoints=0, seed=9999
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PostNetSettings:
+    """How PostNet is trained. `--data` is the speaker's folder."""
+
+    corpus: Path | None = field(default=None, metadata={"help": "corpus folder (needed)"})
+    audio2motion: Path | None = field(default=None, metadata={"help": "its training folder (needed)"})
+    syncnet: Path | None = field(default=None, metadata={"help": "SyncNet's training folder (needed)"})
+    choose_only: bool = field(
+        default=False, metadata={"help": "train nothing, choose among the checkpoints in --out"}
+    )
+    steps: int = field(default=LOOP.steps, metadata={"help": "steps in all; the rates fall over them"})
+    batch: int = field(
+        default=48, metadata={"help": "crops of the corpus a step, and as many of the speaker"}
+    )
+    frames: int = field(default=48, metadata={"help": "frames of a crop that count"})
+    generator_rate: float = field(default=3e-4, metadata={"help": "first rate of PostNet's RMSprop"})
+    discriminator_rate: float = field(default=1e-4, metadata={"help": "first rate of the discriminator's"})
+    last_rate_share: float = field(default=0.1, metadata={"help": "share of both that is left at the end"})
+    person_weight: float = field(default=0.05, metadata={"help": "weight of the speaker's own motion"})
+    adversarial_weight: float = field(default=0.85, metadata={"help": "weight of fooling the discriminator"})
+    sync_weight: float = field(default=0.1, metadata={"help": "weight of SyncNet's loss"})
+    instance_noise: float = field(
+        default=0.02, metadata={"help": "noise on what the discriminator sees, the landmarks' unit"}
+    )
+    degraded_share: float = field(default=0.3, metadata={"help": "share of crops with degraded sound"})
+    max_clips: int | None = field(default=None, metadata={"help": "at most so many clips of a split"})
+
+
+def make_task(data: Path, settings: PostNetSettings, device: torch.device) -> PostNetTask:
+    """The task on a speaker's folder."""
+    for name in ("corpus", "audio2motion", "syncnet"):
+        if getattr(settings, name) is None:
+            raise ValueError(f"{name}: expected a folder, got none; give --{name} DIR")
+    assert settings.corpus is not None
+    assert settings.audio2motion is not None
+    assert settings.syncnet is not None
+    audio2motion = load_audio2motion(settings.audio2motion, device=device)
+    syncnet = load_syncnet(settings.syncnet, device=device)
+    corpus = load_corpus(settings.corpus, device=device, max_clips=settings.max_clips)
+    speaker = load_speaker(data, corpus.train.mean_face, device=device)
+    return PostNetTask(corpus, speaker, audio2motion, syncnet, settings, device)
+
+
+def run(data: Path, out: Path, settings: PostNetSettings, device: torch.device) -> bool:
+    """Whether choosing a checkpoint was all there was to do."""
+    if not settings.choose_only:
+        return False
+    after_training(data, out, settings, device)
+    return True
+
+
+def after_training(data: Path, out: Path, settings: PostNetSettings, device: torch.device) -> None:
+    """Chooses the checkpoint by rule and writes the report beside it."""
+    choice = choose_checkpoint(out)
+    print(f"postnet: {choice.summary}")  # noqa: T201 -- the command line's last word
+
+
+def load_postnet(path: Path, *, device: str | torch.device = "cpu") -> PostNet:
+    """A trained PostNet, frozen and in evaluation mode.
+
+    Args:
+        path: A checkpoint, or a training folder: the chosen checkpoint, or the newest if none was chosen.
+        device: Where it goes.
+    """
+    if path.is_dir() and (path / CHOICE_FILE).is_file():
+        try:
+            path = path / json.loads((path / CHOICE_FILE).read_text())["checkpoint"]
+        except (json.JSONDecodeError, KeyError) as error:
+            raise CheckpointError(
+                f"{path / CHOICE_FILE}: expected the key checkpoint ({error}); run postnet --choose-only"
+            ) from error
+    state = load_task_state(path, "postnet", device=device)
+    net = PostNet(PostNetConfig(**state["config"])).to(device)
+    net.load_state_dict(state["model"])
+    return net.eval().requires_grad_(False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """What the frozen networks make of every frame of some clips, clean and degraded."""
+
+    motion: Tensor  # (2, rows, 204) Audio2Motion's landmarks
+    sound: Tensor  # (2, rows, E) SyncNet's embedding of the sound of five frames from each
+
+
+@torch.no_grad()
+def say(clips: Clips, audio2motion: Audio2Motion, syncnet: SyncNet, mel: LogMel, *, batch: int = 16) -> Said:
+    """Motion and sound embeddings of all frames of the clips, in the clips' order of rows."""
+    config = audio2motion.config
+    warm = config.receptive_field_frames - 1 - config.lookahead_frames
+    rows = len(clips.offsets)
+    width = syncnet.config.audio_widths[-1]
+    motion = torch.zeros(2, rows, clips.offsets.shape[1], device=clips.device)
+    sound = torch.zeros(2, rows, width, device=clips.device)
+    for first in range(0, len(clips), batch):
+        chosen = torch.arange(first, min(first + batch, len(clips)), device=clips.device)
+        frames = int(clips.frames[chosen].max())
+        # four frames more, so that the last frames have their sound (silence) too
+        ahead = max(config.lookahead_frames, MOTION_FRAMES - 1)
+        crops = crops_at(
+            clips,
+            clip=chosen,
+            first_frame=torch.full((len(chosen),), -float(warm), device=clips.device),
+            frames=warm + frames + ahead,
+            left_samples=mel.left_context_samples,
+        )
+        for variant, pcm in enumerate((crops.pcm, degrade(crops.pcm, DegradeSettings(share=1.0)))):
+            features = mel(pcm)  # (B, 2 (warm + frames + ahead), 80)
+            needed = 2 * (warm + frames + config.lookahead_frames)
+            moved = audio2motion.predict(features[:, :needed])[:, warm:]  # (B, frames, 204)
+            heard = features[:, 2 * warm : 2 * (warm + frames + MOTION_FRAMES - 1)]
+            windows = audio_windows(heard)  # (B, frames, 10, 80)
+            for row, clip in enumerate(chosen.tolist()):
+                length, at = int(clips.frames[clip]), int(clips.first_row[clip])
+                motion[variant, at : at + length] = moved[row, :length]
+                sound[variant, at : at + length] = syncnet.embed_audio(windows[row, :length])
+    return Said(motion=motion, sound=sound)
+
+
+class PostNetTask:
+    """PostNet and its discriminator, their optimisers and all that the frozen networks said."""
+
+    name = "postnet"
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        speaker: Corpus,
+        audio2motion: Audio2Motion,
+        syncnet: SyncNet,
+        settings: PostNetSettings,
+        device: torch.device,
+    ) -> None:
+        self.corpus, self.speaker, self.settings, self.syncnet = corpus, speaker, settings, syncnet
+        mel = LogMel().to(device)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(0)  # the degraded sounds are part of the data, the same after a resume
+            self.said = {
+                "corpus train": say(corpus.train, audio2motion, syncnet, mel),
+                "corpus validation": say(corpus.validation, audio2motion, syncnet, mel),
+                "speaker train": say(speaker.train, audio2motion, syncnet, mel),
+                "speaker validation": say(speaker.validation, audio2motion, syncnet, mel),
+            }
+        at_rest = speaker.train.sounds == Sound.REST
+        if not bool(at_rest.any()):
+            raise ValueError(
+                "phones.json: expected pauses of 0.3 s or more in the speaker's train split, got none"
+            )
+        self.speaker_rest = speaker.train.offsets[at_rest].mean(dim=0)  # (204,)
+        self.speaker_mean = speaker.train.offsets.mean(dim=0)  # (204,)
+        mouth_std = speaker.train.offsets[:, MOUTH].std(dim=0).mean()
+        self.judged_scale = 1 / mouth_std
+        judged = torch.ones(68, 3, device=device)
+        judged[17:48] = 0  # brows, nose, eyes
+        self.judged = judged.reshape(-1)  # (204,)
+        self.net = PostNet(PostNetConfig.streaming()).to(device)
+        bias = self.net.block3[1].bias
+        assert isinstance(bias, Tensor)
+        with torch.no_grad():  # the first guess moves one resting face onto the other
+            bias.copy_(self.speaker_rest - corpus.train.rest)
+        self.discriminator = MotionDiscriminator().to(device)
+        self.generator_optimizer = torch.optim.RMSprop(self.net.parameters(), lr=settings.generator_rate)
+        self.discriminator_optimizer = torch.optim.RMSprop(
+            self.discriminator.parameters(), lr=settings.discriminator_rate
+        )
+        self.warm_frames = self.net.config.receptive_field_frames - 1
+
+    def training_step(self, step: int) -> dict[str, float | Tensor]:
+        """One step of PostNet, then one of the discriminator."""
+        settings, warm = self.settings, self.warm_frames
+        falling = settings.last_rate_share ** min(1.0, step / settings.steps)
+        for optimizer, rate in (
+            (self.generator_optimizer, settings.generator_rate),
+            (self.discriminator_optimizer, settings.discriminator_rate),
+        ):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * falling
+        self.net.train()
+        self.discriminator.train()
+        foreign, sound, _, _ = self._crops("corpus train", self.corpus.train)
+        own, _, truth, sounds = self._crops("speaker train", self.speaker.train)
+        moved = self.net(torch.cat([foreign, own]))[:, warm:]  # (2 B, T, 204)
+        fake, mine = moved[: settings.batch], moved[settings.batch :]
+
+        verdict = self.discriminator(self._judged(fake))
+        person = motion_loss(mine, truth[:, warm:], sounds[:, warm:])
+        adversarial = (1 - verdict).square().mean()
+        sync = self._sync(fake, sound[:, warm:])
+        loss = (
+            settings.person_weight * person
+            + settings.adversarial_weight * adversarial
+            + settings.sync_weight * sync
+        )
+        self.generator_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 5.0)
+        self.generator_optimizer.step()
+
+        negative = self.discriminator(self._judged(fake.detach()))
+        positive = self.discriminator(self._judged(truth[:, warm:]))
+        judging = negative.square().mean() + (positive - 1).square().mean()
+        self.discriminator_optimizer.zero_grad(set_to_none=True)
+        judging.backward()
+        torch.nn.utils.clip_grad_norm_(self.discriminator.parameters(), 1.0)
+        self.discriminator_optimizer.step()
+        return {
+            "loss": loss,
+            "person": person,
+            "adversarial": adversarial,
+            "sync": sync,
+            "discriminator": judging,
+            "disc_pos_conf": positive.mean(),
+            "disc_neg_conf": negative.mean(),
+        }
+
+    def _crops(self, name: str, clips: Clips) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Random pieces: motion (B, n, 204), sound (B, n, E), truth (B, n, 204), sounds (B, n)."""
+        settings, said, device = self.settings, self.said[name], clips.device
+        length = self.warm_frames + settings.frames
+        weight = clips.frames.float()
+        clip = torch.multinomial(weight / weight.sum(), settings.batch, replacement=True)
+        first = (
+            torch.rand(settings.batch, device=device) * (clips.frames[clip] - length).clamp(min=1)
+        ).long()
+        place = first[:, None] + torch.arange(length, device=device)  # (B, n)
+        row = clips.first_row[clip][:, None] + place.minimum((clips.frames[clip] - 1)[:, None])
+        variant = (torch.rand(settings.batch, device=device) < settings.degraded_share).long()[:, None]
+        return said.motion[variant, row], said.sound[variant, row], clips.offsets[row], clips.sounds[row]
+
+    def _judged(self, landmarks: Tensor) -> Tensor:
+        """What the discriminator sees of landmarks (..., 204): (N, 204), no upper face, a little noise."""
+        noise = (
+            self.settings.instance_noise * torch.randn_like(landmarks) if self.discriminator.training else 0
+        )
+        seen = (landmarks - self.speaker_mean + noise) * self.judged * self.judged_scale
+        return seen.reshape(-1, seen.shape[-1])
+
+    def _sync(self, landmarks: Tensor, sound: Tensor) -> Tensor:
+        """SyncNet's loss () of landmarks (B, T, 204) in the speaker's domain with sound (B, T, E)."""
+        windows = mouth_windows(landmarks - self.speaker_rest)  # (B, T - 4, 5, 60)
+        mouth = self.syncnet.embed_mouth(windows.flatten(0, 1))
+        heard = sound[:, : windows.shape[1]].flatten(0, 1)
+        return -torch.log((mouth * heard).sum(-1).clamp(min=1e-4)).mean()
+
+    @torch.no_grad()
+    def validate(self, step: int) -> Validation:
+        """The curves that the choice of a checkpoint needs, and the figures of the corpus and the speaker."""
+        self.net.eval()
+        self.discriminator.eval()
+        own, fakes, syncs = [], [], []
+        tracks: dict[str, list[MotionTrack]] = {"corpus": [], "speaker": []}
+        for kind, clips in (("speaker", self.speaker.validation), ("corpus", self.corpus.validation)):
+            said = self.said[f"{kind} validation"]
+            true_rest = self.speaker_rest if kind == "speaker" else clips.rest
+            for clip in range(len(clips)):
+                first, frames = int(clips.first_row[clip]), int(clips.frames[clip])
+                rows = slice(first, first + frames)
+                moved = self.net(said.motion[0, rows][None])  # (1, T, 204)
+                truth = clips.clip_offsets(clip) + (0 if kind == "speaker" else clips.rest)
+                if kind == "speaker":
+                    own.append((moved[0] - truth).square().mean())
+                else:
+                    fakes.append(self.discriminator(self._judged(moved)))
+                    if bool(clips.speech[clip]):
+                        syncs.append(self._sync(moved, said.sound[0, rows][None]))
+                tracks[kind].append(
+                    compare_motion(
+                        moved[0].cpu().numpy(),
+                        truth.cpu().numpy(),
+                        sounds=clips.clip_sounds(clip).cpu().numpy(),
+                        mean_face=clips.mean_face.cpu().numpy(),
+                        predicted_rest=self.speaker_rest.cpu().numpy(),
+                        true_rest=true_rest.cpu().numpy(),
+                    )
+                )
+        positives = self.discriminator(self._judged(self.speaker.validation.offsets))
+        corpus, speaker = measure_motion(tracks["corpus"]), measure_motion(tracks["speaker"])
+        return Validation(
+            scalars={
+                "mse": float(torch.stack(own).mean()),
+                "sync": float(torch.stack(syncs).mean()),
+                "disc_pos_conf": float(positives.mean()),
+                "disc_neg_conf": float(torch.cat(fakes).mean()),
+                **motion_scalars(corpus),
+                **{f"speaker_{name}": value for name, value in motion_scalars(speaker).items()},
+            },
+            pictures={
+                "speaker_mouth": draw_track(_first_seconds(tracks["speaker"][0], 12)),
+                "corpus_mouth": draw_track(tracks["corpus"][0]),
+            },
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """PostNet, its sizes, the discriminator, both optimisers."""
+        return {
+            "model": self.net.state_dict(),
+            "config": asdict(self.net.config),
+            "discriminator": self.discriminator.state_dict(),
+            "generator_optimizer": self.generator_optimizer.state_dict(),
+            "discriminator_optimizer": self.discriminator_optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what `state_dict` gave."""
+        self.net.load_state_dict(state["model"])
+        self.discriminator.load_state_dict(state["discriminator"])
+        self.generator_optimizer.load_state_dict(state["generator_optimizer"])
+        self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+
+
+def _first_seconds(track: MotionTrack, seconds: int) -> MotionTrack:
+    frames = 25 * seconds
+    return MotionTrack(
+        predicted_aperture_mm=track.predicted_aperture_mm[:frames],
+        predicted_width_mm=track.predicted_width_mm[:frames],
+        true_aperture_mm=track.true_aperture_mm[:frames],
+        true_width_mm=track.true_width_mm[:frames],
+        sounds=track.sounds[:frames],
+    )
