@@ -1,0 +1,322 @@
+"""Learns what stands below a speaker's head: a 2-D field over the picture that the head's pose drives.
+
+Where the torso is seen it is learnt from the frame. Where the head hides it, it continues what other frames
+show there, so that a moving head uncovers no hole. With a trained head the last pixels, where hair and chin
+let the torso through, are judged by the whole picture.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cuda_kernels.torch_reference import field_pose, image_coordinates, pose_vector
+from models.encodings import GridConfig
+from models.torso import Torso, TorsoConfig
+
+from .course import Average, Course
+from .field_validation import measure_and_slim, measure_frames, validation_rows
+from .fields import (
+    Precision,
+    TrainedHead,
+    draw_head,
+    draw_torso,
+    field_values,
+    load_head,
+    rays_of,
+    speaker_facts,
+    torso_config_of,
+    trace,
+)
+from .loop import LoopSettings, Validation
+from .pixel_choice import Pixels, figure_box, look_up
+from .speaker_data import BACKGROUND, HEAD, NECK, SpeakerData, load_speaker_data
+
+OCCUPANCY_EVERY = 16
+OCCUPANCY_DECAY = 0.98
+EDGE_RADIUS_PX = 2
+EDGE_WEIGHT = 3.0
+EMPTY_WEIGHT = 0.2
+HEAD_EDGE_SHARE = 0.3  # how much a pixel counts that may hold some of the head, while none is drawn over it
+
+LOOP = LoopSettings(steps=10_000, validate_every=2000, checkpoint_every=2000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorsoTraining:
+    """Sizes of the torso and how it is trained."""
+
+    frames: int | None = field(default=None, metadata={"help": "train on that many frames, spread (all)"})
+    mean_face: Path | None = field(default=None, metadata={"help": "npz with mean_face (68, 3)"})
+    head: Path | None = field(
+        default=None, metadata={"help": "trained head (folder or checkpoint) to draw over it, as in the end"}
+    )
+    hidden: int = field(default=32, metadata={"help": "width of both networks"})
+    levels: int = field(default=10, metadata={"help": "levels of the grid"})
+    log2_rows: int = field(default=16, metadata={"help": "rows a level of the grid, log2"})
+    resolution: int = field(default=768, metadata={"help": "finest cells along a side"})
+    position_octaves: int = field(default=6, metadata={"help": "frequencies of the position"})
+    pose_octaves: int = field(default=2, metadata={"help": "frequencies of the pose"})
+    frames_per_step: int = field(default=32, metadata={"help": "frames that share a step"})
+    pixels_per_frame: int = field(default=2048, metadata={"help": "pixels of each"})
+    net_rate: float = field(default=2e-3, metadata={"help": "learning rate of the networks"})
+    grid_rate: float = field(default=1e-2, metadata={"help": "learning rate of the grid"})
+    final_rate: float = field(default=0.02, metadata={"help": "what is left of the rates at the end"})
+    anneal_steps: int = field(default=10_000, metadata={"help": "steps over which the rates fall"})
+    anneal_minutes: float | None = field(
+        default=None, metadata={"help": "let the rates fall over this time instead of over steps"}
+    )
+    average_decay: float = field(default=0.995, metadata={"help": "of the averaged weights that are kept"})
+    hidden_weight: float = field(default=0.1, metadata={"help": "of what the head hides"})
+    deform_weight: float = field(default=1e-4, metadata={"help": "of the deformation's size"})
+    precision: Precision = field(default="fp32", metadata={"help": "of the head's arithmetic"})
+    validation_frames: int = field(default=8, metadata={"help": "frames drawn at each validation"})
+    validate_only: bool = field(default=False, metadata={"help": "measure what --out holds, train nothing"})
+
+    def config(self) -> TorsoConfig:
+        """The torso's sizes."""
+        return TorsoConfig(
+            grid=GridConfig(levels=self.levels, log2_rows=self.log2_rows, desired_resolution=self.resolution),
+            hidden_deform=self.hidden,
+            hidden_canonical=self.hidden,
+            position_octaves=self.position_octaves,
+            pose_octaves=self.pose_octaves,
+            codes=1,
+            code_width=0,
+        )
+
+
+class TorsoTask:
+    """Trains one torso."""
+
+    name = "torso"
+
+    def __init__(self, data: SpeakerData, settings: TorsoTraining, device: torch.device) -> None:
+        """Builds the torso; with a trained head, in that head's field space."""
+        self.data, self.settings, self.device = data, settings, device
+        self.trained_head: TrainedHead | None = None
+        self.camera = data.box.camera
+        if settings.head is not None:
+            self.trained_head = load_head(settings.head, device=device)
+            self.camera = self.trained_head.camera
+        self.torso = Torso(settings.config()).to(device).train()
+        self.poses = field_pose(data.c2w, self.camera)
+        self.pose6 = pose_vector(self.poses)  # (n, 6)
+        self.box = _torso_box(data)
+        self.possible = _possible_cells(data, self.torso.config.grid_size)
+        self.average = Average(self.torso, settings.average_decay)
+        self.course = Course(settings.anneal_steps, settings.anneal_minutes)
+        grid = self.torso.torso_embedder.embeddings
+        nets = [p for p in self.torso.parameters() if p is not grid and p.numel()]
+        self.optimizer = torch.optim.Adam(
+            [{"params": nets, "rate": settings.net_rate}, {"params": [grid], "rate": settings.grid_rate}],
+            lr=settings.net_rate,
+            betas=(0.9, 0.99),
+            eps=1e-15,
+            fused=device.type == "cuda",
+        )
+
+    def training_step(self, step: int) -> dict[str, float | Tensor]:
+        """Scalars of one step over pixels of several frames."""
+        settings, data = self.settings, self.data
+        share = self.course.tick(step)
+        rate = self.course.rate(step, share, settings.final_rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["rate"] * rate
+        if step % OCCUPANCY_EVERY == 0:
+            i = torch.randint(data.train_frames, (1,), device=self.device)
+            self.torso.update_density(self.pose6[i], decay=OCCUPANCY_DECAY)
+            self.torso.density_grid_torso *= self.possible
+
+        pixels = self._choose()
+        at = (pixels.rows, pixels.columns)
+        labels, truth = pixels.labels, pixels.truth
+        plain = data.background[at].float() / 255
+        plate = data.plate[at].float() / 255
+        covered = labels == HEAD
+        continued = covered & (data.plate_alpha[at] > 0.5)
+        # Random colours behind all but the torso's own border; what must be seen then follows from the masks.
+        border = self._border(pixels)
+        random = torch.rand_like(truth)
+        behind = torch.where(border[..., None], plain, random)
+        target = torch.where((labels >= NECK)[..., None], truth, behind)
+        target = torch.where(continued[..., None], plate, target)
+        target = torch.where((border & (labels == BACKGROUND))[..., None], truth, target)
+        weight = torch.where(covered, settings.hidden_weight, 1.0)
+        weight = torch.where(pixels.edge & ~covered, HEAD_EDGE_SHARE, weight)
+
+        frame = torch.arange(len(pixels.frames), device=self.device).repeat_interleave(at[0].shape[1])
+        coordinates = image_coordinates(
+            pixels.columns.reshape(-1) + 0.5, pixels.rows.reshape(-1) + 0.5, data.size_px
+        )
+        drawn = self.torso(coordinates, self.pose6[pixels.frames], behind.reshape(-1, 3), frame=frame)
+        error = (drawn.image - target.reshape(-1, 3)).square().mean(-1)
+        mse = (error * weight.reshape(-1)).mean()
+        loss = mse + settings.deform_weight * drawn.deform.square().sum(-1).mean()
+
+        whole_mse = torch.zeros((), device=self.device)
+        if self.trained_head is not None:
+            image, weights_sum = self._head_over(pixels)
+            # The same torso over the true background: alpha * rgb is what the random background left.
+            over = drawn.image + (1 - drawn.alpha)[:, None] * (plain - behind).reshape(-1, 3)
+            whole = image + (1 - weights_sum)[:, None] * over
+            whole_mse = (whole - truth.reshape(-1, 3)).square().mean()
+            loss = loss + whole_mse
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.average.update(step)
+        with torch.no_grad():
+            seen = ((labels >= NECK) & ~pixels.edge).reshape(-1)
+            torso_mse = (error * seen).sum() / seen.sum().clamp(min=1)
+        return {
+            "mse": mse.detach(),
+            "psnr_torso_db": -10 * torch.log10(torso_mse.clamp(min=1e-10)),
+            "whole_mse": whole_mse.detach(),
+            "rate": rate,
+        }
+
+    @torch.no_grad()
+    def _choose(self) -> Pixels:
+        """Random pixels of random training frames around the torso, more at its borders."""
+        settings, data = self.settings, self.data
+        frames = torch.randint(data.train_frames, (settings.frames_per_step,), device=self.device)
+        top, left, height, width = self.box
+        shape = (settings.frames_per_step, 2 * settings.pixels_per_frame)
+        rows = top + torch.randint(height, shape, device=self.device)
+        columns = left + torch.randint(width, shape, device=self.device)
+        labels = data.labels[frames[:, None], rows, columns]
+        weight = torch.where(labels >= NECK, 1.0, EMPTY_WEIGHT)
+        weight = weight.masked_fill(self._differs(frames, rows, columns, labels), EDGE_WEIGHT)
+        gumbel = -torch.log(-torch.log(torch.rand_like(weight).clamp(1e-9, 1 - 1e-7)))
+        best = (weight.log() + gumbel).topk(settings.pixels_per_frame, dim=1, sorted=False).indices
+        return look_up(data, frames, rows.gather(1, best), columns.gather(1, best))
+
+    def _differs(self, frames: Tensor, rows: Tensor, columns: Tensor, labels: Tensor) -> Tensor:
+        """(F, n) bool: another label stands within EDGE_RADIUS_PX, left, right, above or below."""
+        found = torch.zeros_like(labels, dtype=torch.bool)
+        last = self.data.size_px - 1
+        for down, right in ((-1, 0), (1, 0), (0, -1), (0, 1)):
+            row = (rows + down * EDGE_RADIUS_PX).clamp(0, last)
+            column = (columns + right * EDGE_RADIUS_PX).clamp(0, last)
+            found |= self.data.labels[frames[:, None], row, column] != labels
+        return found
+
+    def _border(self, pixels: Pixels) -> Tensor:
+        """(F, n) bool: torso and background meet within EDGE_RADIUS_PX, and the head is not near."""
+        torso = pixels.labels >= NECK
+        found = torch.zeros_like(torso)
+        last = self.data.size_px - 1
+        for radius in range(1, EDGE_RADIUS_PX + 1):
+            for down, right in ((-1, 0), (1, 0), (0, -1), (0, 1), (-1, -1), (-1, 1), (1, -1), (1, 1)):
+                row = (pixels.rows + down * radius).clamp(0, last)
+                column = (pixels.columns + right * radius).clamp(0, last)
+                other = self.data.labels[pixels.frames[:, None], row, column]
+                found |= (torso & (other == BACKGROUND)) | ((pixels.labels == BACKGROUND) & (other >= NECK))
+        return found & ~pixels.edge
+
+    @torch.no_grad()
+    def _head_over(self, pixels: Pixels) -> tuple[Tensor, Tensor]:
+        """((N, 3), (N,)) the frozen head at the chosen pixels, before any background."""
+        assert self.trained_head is not None
+        head = self.trained_head.head
+        rays_o, rays_d, frame = rays_of(pixels, self.poses, self.camera)
+        traced = trace(
+            head,
+            rays_o,
+            rays_d,
+            head.encode_condition(self.data.landmarks_normalized[pixels.frames]),
+            frame,
+            values=field_values(head),
+            max_steps=head.config.max_steps,
+            precision=self.settings.precision,
+        )
+        return traced.drawn.image, traced.drawn.weights_sum
+
+    @torch.no_grad()
+    def validate(self, step: int) -> Validation:
+        """Figures and pictures of validation frames; without a trained head the truth stands for it."""
+        data = self.data
+
+        def draw(i: int) -> tuple[Tensor, Tensor]:
+            behind = draw_torso(self.torso, data.c2w[i], self.camera, data.background)
+            if self.trained_head is None:
+                covered = (data.labels[i] == HEAD)[..., None]
+                whole = torch.where(covered, data.pictures[i].float() / 255, behind)
+            else:
+                head = self.trained_head.head
+                condition = head.encode_condition(data.landmarks_normalized[i : i + 1])
+                drawn = draw_head(head, data.c2w[i], condition, self.camera, data.size_px)
+                whole = drawn.image + (1 - drawn.weights_sum)[..., None] * behind
+            return whole, torch.ones(whole.shape[:2], device=whole.device)
+
+        self.torso.eval()
+        with self.average.in_place():
+            rows = validation_rows(data, self.settings.validation_frames)
+            scalars, pictures = measure_frames(data, rows, draw)
+            alone = draw_torso(self.torso, data.c2w[rows[0]], self.camera, data.background)
+        self.torso.train()
+        pictures["torso_alone"] = (alone.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+        scalars["occupied_share"] = float((self.torso.density_grid_torso > 0.01).float().mean())
+        scalars["minutes"] = self.course.spent_s / 60
+        return Validation(scalars=scalars, pictures=pictures)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Torso, average, optimiser, the camera whose poses drive it."""
+        facts = speaker_facts(self.data)
+        facts["camera"] = dataclasses.asdict(self.camera)
+        return {
+            "model": self.torso.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "config": dataclasses.asdict(self.torso.config),
+            "speaker": facts,
+            "mean_density": float(self.torso.mean_density),
+            "spent_s": self.course.spent_s,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what `state_dict` gave."""
+        config = torso_config_of(state["config"])
+        if config != self.torso.config:
+            raise ValueError(f"config: expected {config}, got {self.torso.config}")
+        self.torso.load_state_dict(state["model"])
+        self.torso.mean_density = float(state["mean_density"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.course.spent_s = float(state["spent_s"])
+
+
+def _torso_box(data: SpeakerData) -> tuple[int, int, int, int]:
+    """(row, column, rows, columns) that holds the torso of all frames and its continuation."""
+    top, left, height, width = figure_box(data.labels[: data.train_frames], least_label=NECK)
+    rows = (data.plate_alpha > 0.5).any(1).nonzero()[:, 0]
+    first = min(top, max(0, int(rows[0]) - 6))
+    return first, left, top + height - first, width
+
+
+def _possible_cells(data: SpeakerData, size: int) -> Tensor:
+    """(size * size,) float, column-major as the torso's grid: 1 where the torso ever is, or next to it."""
+    ever = (data.plate_alpha > 0).float()[None, None]
+    cells = functional.adaptive_max_pool2d(ever, size)  # (1, 1, rows, columns)
+    return functional.max_pool2d(cells, 3, 1, 1)[0, 0].T.reshape(-1)
+
+
+def make_task(data: Path, settings: TorsoTraining, device: torch.device) -> TorsoTask:
+    """The task of training a torso on a speaker's folder."""
+    loaded = load_speaker_data(data, device=device, frames=settings.frames, mean_face=settings.mean_face)
+    return TorsoTask(loaded, settings, device)
+
+
+def run(data: Path, out: Path, settings: TorsoTraining, device: torch.device) -> bool:
+    """Whether this took the place of training: with `validate_only` it measures and writes `slim.pt`."""
+    if not settings.validate_only:
+        return False
+    measure_and_slim(make_task(data, settings, device), out)
+    return True
