@@ -204,9 +204,11 @@ def speak_file(
             on_frame(video.pictures)
         with times.of("encode"):
             _write_sound_until(video, sound, float("inf"))
-            size_bytes = video.commit()
-        if landmarks is not None:
-            landmarks.commit()
+            size_bytes = video.complete()
+        if landmarks is not None:  # both are whole before either has its name
+            landmarks.complete()
+            landmarks.publish()
+        video.publish()
     return FileReport(frames=video.pictures, spent_s=time.perf_counter() - start_s, size_bytes=size_bytes)
 
 

@@ -62,7 +62,12 @@ class LandmarkOutput:
         self._frames += 1
 
     def commit(self) -> None:
-        """Writes the archive and gives it its name."""
+        """Completes and publishes the archive."""
+        self.complete()
+        self.publish()
+
+    def complete(self) -> None:
+        """Writes the archive, still under a temporary name."""
         assert self._rows is not None
         header = {"descr": "<f4", "fortran_order": False, "shape": (self._frames, POINTS, 3)}
         with writing_errors(self.path):
@@ -79,6 +84,10 @@ class LandmarkOutput:
                 for name, array in small.items():
                     with archive.open(f"{name}.npy", "w") as member:
                         np.lib.format.write_array(member, array, allow_pickle=False)
+
+    def publish(self) -> None:
+        """Gives the complete archive its name."""
+        with writing_errors(self.path):
             self._part.replace(self.path)
 
     def discard(self) -> None:

@@ -130,8 +130,9 @@ class BlinkSchedule:
 
     def _interval(self) -> int:
         mean_s = 60.0 / BLINKS_PER_MINUTE
-        interval_s = float(self._random.gamma(_GAMMA_SHAPE, mean_s / _GAMMA_SHAPE))
-        interval_s = min(max(interval_s, SHORTEST_INTERVAL_S), LONGEST_INTERVAL_S)
+        interval_s = 0.0
+        while not SHORTEST_INTERVAL_S <= interval_s <= LONGEST_INTERVAL_S:
+            interval_s = float(self._random.gamma(_GAMMA_SHAPE, mean_s / _GAMMA_SHAPE))
         return max(round(interval_s * FRAME_RATE_HZ), self._blink_frames)
 
     def phase(self, frame: int) -> int | None:

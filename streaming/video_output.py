@@ -155,7 +155,13 @@ class VideoOutput:
             self._mux(self._audio.encode(frame))
 
     def commit(self) -> int:
-        """Ends the file, gives it its name and returns its size in bytes."""
+        """Completes and publishes the file; returns its size in bytes."""
+        size_bytes = self.complete()
+        self.publish()
+        return size_bytes
+
+    def complete(self) -> int:
+        """Ends the file, still under its temporary name, and returns its size in bytes."""
         assert self._container is not None
         with writing_errors(self.path):
             self._mux(self._video.encode(None))
@@ -164,9 +170,12 @@ class VideoOutput:
             container.close()
             with self._part.open("rb+") as file:
                 os.fsync(file.fileno())  # some file systems say only now that there is no room
-            size_bytes = self._part.stat().st_size
+            return self._part.stat().st_size
+
+    def publish(self) -> None:
+        """Gives the complete file its name."""
+        with writing_errors(self.path):
             self._part.replace(self.path)
-        return size_bytes
 
     def discard(self) -> None:
         """Closes and removes what is not committed; does nothing a second time."""

@@ -19,8 +19,8 @@ def test_people_blink_twelve_to_twenty_times_a_minute(seed):
 
 def test_no_interval_is_shorter_or_longer_than_people_have():
     intervals_s = np.diff(starts_of(3)) / 25
-    assert intervals_s.min() >= 1.2
-    assert intervals_s.max() <= 7.0
+    assert intervals_s.min() >= 1.2 - 0.02  # rounded to a frame
+    assert intervals_s.max() <= 7.0 + 0.02
     assert intervals_s.std() > 0.8  # not like clockwork
 
 

@@ -1,0 +1,277 @@
+import os
+import subprocess
+import sys
+
+import av
+import bundle_factory
+import numpy as np
+import pytest
+import stand_ins
+
+from streaming import cli, file_run
+from streaming.errors import InputError
+from streaming.progress import Progress
+from streaming.settings import StreamSettings, options, resolve_settings, variable
+
+
+@pytest.fixture(scope="module")
+def speakers(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("speakers")
+    for name in ("Tiny", "Other"):
+        bundle_factory.write_tiny_bundle(folder / name, name=name, image_size_px=128)
+    return folder
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """The stand-in draws, and no variable of the machine interferes."""
+    monkeypatch.setattr(file_run, "open_raymarcher", lambda speaker, threads: stand_ins.StandInRaymarcher())
+    for name in options():
+        monkeypatch.delenv(variable(name), raising=False)
+
+
+@pytest.fixture
+def wav(tmp_path):
+    return stand_ins.write_wav(tmp_path / "speech.wav", stand_ins.speech_like(1.5))
+
+
+def one_line(capsys):
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("geneface-stream: ")
+    return captured.err
+
+
+def arguments(speakers, wav, output, *more):
+    given = {"--speaker": "Tiny", "--speakers-dir": speakers, "--input": wav, "--output": output}
+    return [str(part) for pair in given.items() for part in pair] + list(more)
+
+
+# Settings -------------------------------------------------------------------------------------------
+
+
+def test_flag_over_environment_over_default():
+    assert resolve_settings({}, {}).seed == 0
+    assert resolve_settings({}, {"GENEFACE_SEED": "3"}).seed == 3
+    assert resolve_settings({"seed": "4"}, {"GENEFACE_SEED": "3"}).seed == 4
+    assert resolve_settings({}, {"GENEFACE_SEED": "", "GENEFACE_SHARED": "/x"}).seed == 0
+
+
+def test_texts_become_values():
+    settings = StreamSettings.from_mapping({"render_size": "auto", "quiet": "yes", "speakers_dir": "a/b"})
+    assert settings.render_size is None
+    assert settings.quiet is True
+    assert settings.speakers_dir is not None
+    assert settings.speakers_dir.parts == ("a", "b")
+    assert StreamSettings.from_mapping({"render_size": "256"}).render_size == 256
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"render_size": "big"}, r"--render-size \(or GENEFACE_RENDER_SIZE\): expected N\|auto, got 'big'"),
+        ({"render_size": "64"}, "at least 96"),
+        ({"crf": "52"}, "--crf"),
+        ({"threads": "-1"}, "--threads"),
+        ({"seed": "-1"}, "--seed"),
+        ({"speaker": ""}, "--list-speakers"),
+        ({"quiet": "maybe"}, "true or false"),
+        ({"sead": "1"}, "sead: no such setting; expected one of speaker, "),
+    ],
+)
+def test_what_makes_no_sense_is_refused(values, said):
+    with pytest.raises(InputError, match=said):
+        StreamSettings.from_mapping(values)
+
+
+# The command ----------------------------------------------------------------------------------------
+
+
+def test_a_recording_becomes_a_video(quick, speakers, wav, tmp_path, capsys):
+    output, motion = tmp_path / "out.mp4", tmp_path / "motion.npz"
+    assert cli.main(arguments(speakers, wav, output, "--landmarks", str(motion))) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith(f"{output}: 1.52 s, 38 frames 128 x 128")
+    assert "real-time factor" in captured.out
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("Tiny on CPU")
+    with av.open(str(output)) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 38
+    with av.open(str(output)) as container:
+        assert sum(frame.samples for frame in container.decode(audio=0)) >= 24000
+    with np.load(motion) as archive:
+        assert archive["landmarks"].shape == (38, 68, 3)
+        assert np.array_equal(archive["mean_face"], bundle_factory.schematic_face())
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["motion.npz", "out.mp4", "speech.wav"]
+
+
+def test_the_same_sound_and_seed_give_the_same_file(quick, speakers, tmp_path):
+    wav = stand_ins.write_wav(tmp_path / "speech.wav", stand_ins.speech_like(8))
+    files = []
+    for name, seed in (("a.mp4", "5"), ("b.mp4", "5"), ("c.mp4", "6")):
+        more = (
+            "--seed",
+            seed,
+            "--render-size",
+            "96",
+            "--quiet",
+            "--landmarks",
+            str(tmp_path / f"{name}.npz"),
+        )
+        assert cli.main(arguments(speakers, wav, tmp_path / name, *more)) == 0
+        with np.load(tmp_path / f"{name}.npz") as archive:
+            files.append(((tmp_path / name).read_bytes(), archive["landmarks"]))
+    assert files[0][0] == files[1][0]
+    assert np.array_equal(files[0][1], files[1][1])
+    assert not np.array_equal(files[0][1], files[2][1])
+
+
+def test_the_environment_is_read(quick, speakers, wav, tmp_path, monkeypatch, capsys):
+    for name, value in {
+        "SPEAKER": "Other",
+        "SPEAKERS_DIR": str(speakers),
+        "INPUT": str(wav),
+        "OUTPUT": str(tmp_path / "out.mp4"),
+        "RENDER_SIZE": "96",
+        "THREADS": "1",
+    }.items():
+        monkeypatch.setenv(f"GENEFACE_{name}", value)
+    assert cli.main([]) == 0
+    assert "Other on CPU, 1 thread, draws 96 x 96 scaled up to 128 x 128" in capsys.readouterr().err
+
+
+def test_speakers_are_listed(quick, speakers, capsys):
+    assert cli.main(["--list-speakers", "--speakers-dir", str(speakers)]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("Tiny ") and line.endswith(str(speakers / "Tiny")) for line in listed)
+    assert any(line.startswith("Other") for line in listed)
+
+
+def test_version_and_help(capsys):
+    for flag, said in (("--version", "geneface-stream "), ("--help", "--render-size N|auto")):
+        with pytest.raises(SystemExit) as ended:
+            cli.main([flag])
+        assert ended.value.code == 0
+        assert said in capsys.readouterr().out
+
+
+def test_without_input_it_says_what_this_version_does_not_do(quick, capsys):
+    assert cli.main([]) == 2
+    assert "the live server is not part of this version yet" in one_line(capsys)
+
+
+@pytest.mark.parametrize("given", [["--sead", "1"], ["speech.wav"], ["--seed"], ["--speak", "May"]])
+def test_wrong_usage_is_one_line(given, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(given)
+    assert ended.value.code == 2
+    one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--speaker", "Nobody"], "Other, Tiny"),
+        (["--input", "nope.wav"], "nope.wav: no such file"),
+        (["--output", "/no/such/out.mp4"], "no such folder"),
+        (["--output", "out.gif"], "expected a name ending in .mp4"),
+        (["--landmarks", "out.csv"], "ending in .npz"),
+        (["--render-size", "9999"], "expected at most 128"),
+        (["--crf", "x"], "expected N, got 'x'"),
+    ],
+)
+def test_bad_input_is_one_line(quick, speakers, wav, tmp_path, capsys, more, said):
+    assert cli.main(arguments(speakers, wav, tmp_path / "out.mp4", *more)) == 2
+    assert said in one_line(capsys)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["speech.wav"]
+
+
+def test_the_recording_is_never_overwritten(quick, speakers, wav, capsys):
+    before = wav.read_bytes()
+    assert cli.main(arguments(speakers, wav, wav)) == 2
+    assert "would be overwritten" in one_line(capsys)
+    assert wav.read_bytes() == before
+
+
+def test_output_is_needed(quick, wav, capsys):
+    assert cli.main(["--input", str(wav)]) == 2
+    assert "--output is missing" in one_line(capsys)
+
+
+def test_a_fault_of_ours_is_exit_code_1(quick, speakers, wav, tmp_path, monkeypatch):
+    broken = stand_ins.StandInRaymarcher(fail_at=40)
+    monkeypatch.setattr(file_run, "open_raymarcher", lambda speaker, threads: broken)
+    assert cli.main(arguments(speakers, wav, tmp_path / "out.mp4", "--render-size", "96")) == 1
+    assert [entry.name for entry in tmp_path.iterdir()] == ["speech.wav"]
+
+
+def test_the_whole_run_needs_no_torch(speakers, wav, tmp_path):
+    """torch, the exporters and the training code cannot even be imported there."""
+    blocked = ("torch", "torchaudio", "onnx", "onnxscript", "training", "export", "preparation")
+    prepare = f"sys.modules.update(dict.fromkeys({blocked!r}))\n{stand_ins.QUICK}"
+    command = [*stand_ins.program(prepare), *arguments(speakers, wav, tmp_path / "out.mp4")]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("GENEFACE_")}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "out.mp4").exists()
+
+
+def test_imports_alone_bring_no_torch():
+    code = "import sys, streaming.cli, streaming.file_run; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+# Progress -------------------------------------------------------------------------------------------
+
+
+class Terminal:
+    def __init__(self):
+        self.text = ""
+
+    def isatty(self):
+        return True
+
+    def write(self, text):
+        self.text += text
+
+    def flush(self):
+        pass
+
+
+class TestClock:
+    __test__ = False
+
+    def __init__(self):
+        self.time_s = 0.0
+
+    def now_s(self):
+        return self.time_s
+
+
+def test_progress_shows_frames_speed_and_what_is_left():
+    terminal, clock = Terminal(), TestClock()
+    progress = Progress(100, stream=terminal, clock=clock)
+    clock.time_s = 1.0
+    progress.at(50)
+    progress.at(51)  # too soon after the last one to be drawn
+    assert "50/100 frames,  50.0 fps, real-time factor 0.50, 0:01 left" in terminal.text
+    assert "51/100" not in terminal.text
+    progress.clear()
+    assert terminal.text.endswith("\r")
+
+
+def test_progress_is_silent_off_a_terminal_or_when_asked(capsys):
+    Progress(100).at(1)
+    terminal = Terminal()
+    quiet = Progress(100, stream=terminal, quiet=True)
+    quiet.note("x")
+    quiet.at(1)
+    quiet.clear()
+    assert terminal.text == capsys.readouterr().err == ""
+
+
+def test_progress_without_a_known_length():
+    assert (
+        Progress(None, stream=Terminal(), clock=TestClock()).text(25, 1.0).startswith("25 frames,  25.0 fps")
+    )
