@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 import pkgutil
@@ -115,3 +116,9 @@ def test_the_wheel_carries_licence_and_speaker(wheel_files):
         Path(n).name for n in speaker
     }
     assert sum(wheel_files[n] for n in speaker) <= 12_000_000  # what a clone may cost for one speaker
+
+
+@pytest.mark.parametrize("script", PROJECT["project"]["scripts"].values())
+def test_a_console_script_leads_somewhere(script):
+    module, _, function = script.partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
