@@ -80,3 +80,8 @@ def test_the_tree_in_the_readme_exists():
 )
 def test_front_pages_stay_short(page, lines):
     assert len((ROOT / page).read_text().splitlines()) < lines
+
+
+def test_a_module_s_name_says_what_it_holds():
+    vague = re.compile(r"(^|_)(utils?|common|helpers?|manager|opt|misc)(_|\.py$)")
+    assert [f for f in files_of_the_tree() if f.suffix == ".py" and vague.search(f.name)] == []
