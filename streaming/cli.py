@@ -122,11 +122,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _is_bad_input(error: Exception) -> bool:
+    from cuda_kernels.folding import SceneError
     from models.speaker import BundleError, UnknownSpeakerError
 
     from .engine import EngineError
 
-    return isinstance(error, InputError | BundleError | UnknownSpeakerError | EngineError)
+    return isinstance(error, InputError | BundleError | UnknownSpeakerError | EngineError | SceneError)
 
 
 def _list_speakers(settings: StreamSettings) -> int:
@@ -163,6 +164,7 @@ def _speak(settings: StreamSettings, interruption: _Interruption) -> int:
     from models.speaker import find_speaker, load_speaker
 
     from . import file_run
+    from .cores import usable_cores
     from .pipeline import open_engines
     from .progress import Progress
 
@@ -174,7 +176,7 @@ def _speak(settings: StreamSettings, interruption: _Interruption) -> int:
     if settings.landmarks is not None:
         landmarks = LandmarkOutput(settings.landmarks, mean_face=speaker.motion.mean_face)
 
-    cores = file_run.usable_cores()
+    cores = usable_cores()
     threads = settings.threads or min(cores, file_run.MOST_THREADS)
     frames = round(audio.duration_s * 25 + 0.5) if audio.duration_s else None
     waiting = Progress(None, quiet=settings.quiet)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -33,13 +32,6 @@ F32 = npt.NDArray[np.float32]
 MOST_THREADS = 8
 _POLL_S = 0.2
 _PROBES = 3  # frames drawn at each size that is timed
-
-
-def usable_cores() -> int:
-    """Returns the number of cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def open_raymarcher(speaker: Speaker, *, threads: int) -> Raymarcher:

@@ -65,7 +65,7 @@ class Frame:
 class _Chunk:
     epoch: int
     start_sample: int
-    samples: F32 | None  # None: the sound begins anew at start_sample
+    samples: F32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +162,7 @@ class Pipeline:
             name="audio",
             bound_ms=bounds.audio_ms,
             overflow=overflow,
-            duration_ms=lambda chunk: 0.0 if chunk.samples is None else samples_to_ms(len(chunk.samples)),
+            duration_ms=lambda chunk: samples_to_ms(len(chunk.samples)),
         )
 
         def frames(name: str, bound_ms: float) -> BoundedQueue[Any]:
@@ -223,7 +223,10 @@ class Pipeline:
         for at in range(0, len(chunk), CHUNK_SAMPLES):
             piece = np.array(chunk[at : at + CHUNK_SAMPLES], np.float32)  # the caller may reuse its memory
             start = self._clock.advance(len(piece))
-            self._put_audio(_Chunk(epoch=self._epoch, start_sample=start, samples=piece))
+            try:
+                self._audio.put(_Chunk(epoch=self._epoch, start_sample=start, samples=piece))
+            except Aborted:
+                raise Stopped("the pipeline was closed") from None
 
     def end_audio(self) -> None:
         """Says that no more sound comes: the frames that still have sound are drawn, then it ends."""
@@ -237,7 +240,6 @@ class Pipeline:
         self._epoch += 1
         for queue in self._queues:
             queue.clear()
-        self._put_audio(_Chunk(epoch=self._epoch, start_sample=self._clock.samples, samples=None))
 
     def next_frame(self, timeout_s: float | None = None) -> Frame | None:
         """Returns the next frame, None at the end.
@@ -309,13 +311,8 @@ class Pipeline:
         if failure is not None:
             raise failure
 
-    def _put_audio(self, chunk: _Chunk) -> None:
-        try:
-            self._audio.put(chunk)
-        except Aborted:
-            raise Stopped("the pipeline was closed") from None
-
     def _run_motion(self) -> None:
+        epoch = 0
         while True:
             try:
                 chunk = self._audio.get()
@@ -323,17 +320,18 @@ class Pipeline:
                 break
             if chunk.epoch != self._epoch:
                 continue
-            if chunk.samples is None:
+            if chunk.epoch != epoch:  # the buffer was cleared: nothing from before may be heard or drawn
+                epoch = chunk.epoch
                 self._ring.restart(chunk.start_sample)
                 self._windows.reset()
                 self._waiting.clear()
-                continue
             # Live sound that was dropped leaves a gap: silence takes its place, and the clock stays true.
             for window in self._ring.skip_to(chunk.start_sample):
-                self._draw_motion(chunk.epoch, window)
+                self._draw_motion(epoch, window)
             for window in self._ring.push(chunk.samples):
-                self._draw_motion(chunk.epoch, window)
-        epoch = self._epoch
+                self._draw_motion(epoch, window)
+        if epoch != self._epoch:
+            return
         for window in self._ring.finish():
             self._draw_motion(epoch, window)
         for ready in self._windows.finish():

@@ -193,3 +193,11 @@ def test_engines_are_checked_against_the_bundle(speaker, wide_speaker):
     swapped = dataclasses.replace(speaker, motion_onnx=speaker.condition_onnx)
     with pytest.raises(ValueError, match="expected an input named 'pcm', got window"):
         open_engines(swapped)
+
+
+def test_nothing_comes_after_clear_buffer_when_no_more_sound_comes(speaker):
+    with pipeline_of(speaker, overflow=Overflow.DROP_OLDEST) as pipeline:
+        pipeline.push_audio(sound(1))
+        pipeline.clear_buffer()
+        pipeline.end_audio()
+        assert list(pipeline) == []
