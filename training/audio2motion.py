@@ -26,6 +26,7 @@ from .corpus import (
     CropSettings,
     DegradeSettings,
     Sound,
+    clip_weights,
     crops_at,
     degrade,
     load_corpus,
@@ -160,6 +161,7 @@ class Audio2MotionTask:
         heard = config.receptive_field_frames - 1 - config.lookahead_frames
         self.warm_frames = heard if warm is None else warm
         self.crop_settings = CropSettings(lead_frames=self.warm_frames + 8)
+        self.clip_weights = clip_weights(train, nonspeech_share=self.crop_settings.nonspeech_share)
         self.degrade_settings = DegradeSettings()
 
     def training_step(self, step: int) -> dict[str, float | Tensor]:
@@ -177,6 +179,7 @@ class Audio2MotionTask:
             batch=settings.batch,
             frames=frames + settings.lookahead_frames,
             left_samples=self.mel.left_context_samples,
+            weights=self.clip_weights,
             settings=self.crop_settings,
         )
         with torch.no_grad():

@@ -1,8 +1,9 @@
 """Chooses the PostNet checkpoint by rule, says why, and says whether training collapsed.
 
 The rule: among the steps at which the discriminator's confidences in the speaker's own landmarks and in
-PostNet's have converged, the smallest step whose validation mse and sync loss are both within 2 % of their best. Where
-nothing has converged, or no step satisfies both, the nearest to it is taken and the report says so.
+PostNet's have converged, the smallest step whose validation mse and sync loss are both within 2 % of their
+best. Where nothing has converged, or no step satisfies both, the nearest to it is taken and the report says
+so.
 """
 
 from __future__ import annotations

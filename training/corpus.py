@@ -338,22 +338,32 @@ class CropSettings:
     fastest: float = field(default=1.2, metadata={"help": "highest speed"})
 
 
+def clip_weights(clips: Clips, *, nonspeech_share: float) -> Tensor:
+    """How likely a crop is from each clip (clips,): as it is long, but silent clips a given share."""
+    weight = clips.frames.float()
+    spoken, silent = weight * clips.speech, weight * ~clips.speech
+    if not bool(clips.speech.any()) or bool(clips.speech.all()):
+        return weight / weight.sum()
+    return (1 - nonspeech_share) * spoken / spoken.sum() + nonspeech_share * silent / silent.sum()
+
+
 def random_crops(
-    clips: Clips, *, batch: int, frames: int, left_samples: int, settings: CropSettings | None = None
+    clips: Clips,
+    *,
+    batch: int,
+    frames: int,
+    left_samples: int,
+    weights: Tensor,
+    settings: CropSettings | None = None,
 ) -> Crops:
-    """A batch of random pieces, each clip as likely as it is long.
+    """A batch of random pieces of clips drawn by `weights` (clips,).
 
     Playing a piece faster raises pitch and formants together: one voice becomes many. Its landmarks are
     resampled on the same clock.
     """
     settings = settings or CropSettings()
     device = clips.device
-    weight = clips.frames.float()
-    spoken, silent = weight * clips.speech, weight * ~clips.speech
-    if bool(clips.speech.any()) and not bool(clips.speech.all()):
-        share = settings.nonspeech_share
-        weight = (1 - share) * spoken / spoken.sum() + share * silent / silent.sum()
-    clip = torch.multinomial(weight, batch, replacement=True)  # (B,)
+    clip = torch.multinomial(weights, batch, replacement=True)  # (B,)
     speed = torch.ones(batch, device=device)
     if settings.speed_share:
         low, high = np.log(settings.slowest), np.log(settings.fastest)

@@ -1,9 +1,9 @@
 """Trains PostNet: landmarks of the common face into one speaker's domain, by adversarial domain adaptation.
 
-Audio2Motion and SyncNet are frozen and stay in evaluation mode, so what they say about every frame of sound
-is computed once, clean and degraded, before the first step. Then, as GeneFace does, the corpus's motion
-through PostNet should look like the speaker's to a discriminator of single frames, stay in step with its sound to
-SyncNet, and on the speaker's own sound equal the speaker's own motion. No sound explains brows, eyes and nose,
+Audio2Motion and SyncNet are frozen, in evaluation mode, so what they say about every frame of sound is
+computed once, clean and degraded, before the first step. As in GeneFace, the corpus's motion through
+PostNet should look like the speaker's to a discriminator of single frames, stay in step with its sound to
+SyncNet, and on the speaker's own sound equal the speaker's own motion. No sound explains brows, eyes, nose,
 so the discriminator is shown the speaker's mean there for both kinds. Which checkpoint serves is settled by
 `training.checkpoint_choice` at the end.
 """
@@ -56,6 +56,9 @@ class PostNetSettings:
     person_weight: float = field(default=0.05, metadata={"help": "weight of the speaker's own motion"})
     adversarial_weight: float = field(default=0.85, metadata={"help": "weight of fooling the discriminator"})
     sync_weight: float = field(default=0.1, metadata={"help": "weight of SyncNet's loss"})
+    keep_weight: float = field(
+        default=0.01, metadata={"help": "weight of keeping the corpus's motion, each less its resting face"}
+    )
     instance_noise: float = field(
         default=0.02, metadata={"help": "noise on what the discriminator sees, the landmarks' unit"}
     )
@@ -214,7 +217,7 @@ class PostNetTask:
                 group["lr"] = rate * falling
         self.net.train()
         self.discriminator.train()
-        foreign, sound, _, _ = self._crops("corpus train", self.corpus.train)
+        foreign, sound, _, foreign_sounds = self._crops("corpus train", self.corpus.train)
         own, _, truth, sounds = self._crops("speaker train", self.speaker.train)
         moved = self.net(torch.cat([foreign, own]))[:, warm:]  # (2 B, T, 204)
         fake, mine = moved[: settings.batch], moved[settings.batch :]
@@ -223,10 +226,13 @@ class PostNetTask:
         person = motion_loss(mine, truth[:, warm:], sounds[:, warm:])
         adversarial = (1 - verdict).square().mean()
         sync = self._sync(fake, sound[:, warm:])
+        shift = self.speaker_rest - self.corpus.train.rest
+        keep = motion_loss(fake, foreign[:, warm:] + shift, foreign_sounds[:, warm:])
         loss = (
             settings.person_weight * person
             + settings.adversarial_weight * adversarial
             + settings.sync_weight * sync
+            + settings.keep_weight * keep
         )
         self.generator_optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -245,6 +251,7 @@ class PostNetTask:
             "person": person,
             "adversarial": adversarial,
             "sync": sync,
+            "keep": keep,
             "discriminator": judging,
             "disc_pos_conf": positive.mean(),
             "disc_neg_conf": negative.mean(),

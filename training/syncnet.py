@@ -26,6 +26,7 @@ from .corpus import (
     Clips,
     CropSettings,
     DegradeSettings,
+    clip_weights,
     crops_at,
     degrade,
     load_corpus,
@@ -127,6 +128,7 @@ class SyncNetTask:
         self.mel = LogMel().to(device)
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=settings.learning_rate)
         self.crop_settings = CropSettings(nonspeech_share=0.02, lead_frames=4)
+        self.clip_weights = clip_weights(train, nonspeech_share=self.crop_settings.nonspeech_share)
         self.degrade_settings = DegradeSettings()
         windows = settings.frames - MOTION_FRAMES + 1
         place = torch.arange(windows, device=device)
@@ -145,6 +147,7 @@ class SyncNetTask:
             batch=settings.batch,
             frames=settings.frames,
             left_samples=self.mel.left_context_samples,
+            weights=self.clip_weights,
             settings=self.crop_settings,
         )
         with torch.no_grad():
