@@ -142,7 +142,10 @@ def make_scene(
     sigma_net = list(make_net(random, (2 * seen, *(hidden,) * (layers[1] - 1), 1 + geometry)))
     if layers[1] > 1:
         # Hidden units are never negative, so weights that are all alike make the density high everywhere inside.
-        through = random.normal(size=(2 * seen, 256)).astype(np.float32) * 0.4
+        # What the grids give is their noise, faint in fine levels and averaged between corners.
+        fading = np.repeat(0.7 ** np.arange(levels), features)
+        size = np.concatenate([0.54 * fading, 0.67 * 0.5 * fading])
+        through = (random.normal(size=(2 * seen, 256)) * size[:, None]).astype(np.float32)
         for weight in sigma_net[:-1]:
             through = np.maximum(weight @ through, 0)
         sigma_net[-1][0] = density / through.sum(axis=0).mean()

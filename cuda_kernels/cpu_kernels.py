@@ -5,8 +5,9 @@ holds the outermost function. Sizes of networks and grids are ordinary arguments
 speaker. The two inner loops that decide the speed (a block of a dense layer, the corners of a grid cell) are
 written as vector instructions; the rest is left to LLVM's loop vectoriser.
 
-Fast maths: `contract` lets a multiply and an add fuse, `reassoc`, `nsz` and `arcp` let sums and divisions be
-rearranged. `nnan` and `ninf` stay out: a ray parallel to a box's side makes infinities that must compare right.
+Fast maths: `contract` lets a multiply and an add fuse; `nsz` and `arcp` help a little. `reassoc` stays out: it
+would undo the argument reduction of exp, sin and cos, and no loop here sums over lanes; `nnan` and `ninf` too: a
+ray parallel to a box's side makes infinities that must compare right.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ TILE = 32  # pixels a side: as many rays as keep the chunks of later waves full
 RAYS = TILE * TILE
 BLOCK = 4  # outputs of a layer made together; folding.pack_net packs by it
 
-_FAST = {"contract", "reassoc", "nsz", "arcp"}
+_FAST = {"contract", "nsz", "arcp"}
 
 
 def _float_lanes() -> int:
@@ -44,7 +45,7 @@ def _float_lanes() -> int:
 
 
 _LANES = _float_lanes()
-_VECTORS = 4 if _LANES in (4, 16) else 2  # accumulators in registers: BLOCK * _VECTORS of 32, or of 16 with AVX
+GROUP = 16  # samples by which a chunk that is not full is rounded up
 
 
 class NetArrays(NamedTuple):
@@ -167,10 +168,20 @@ def _multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _dense_block(
-    typing: Any, x: Any, x_at: Any, inputs: Any, w: Any, w_at: Any, b: Any, b_at: Any, y: Any, y_at: Any, relu: Any
+    typing: Any, x: Any, x_at: Any, inputs: Any, w: Any, w_at: Any, b: Any, b_at: Any, y: Any, y_at: Any, relu: Any, groups: Any
 ) -> Any:
-    """BLOCK outputs of a layer for CHUNK samples: y[o] = act(b[o] + sum_k w[k, o] x[k]); all flat float32."""
-    signature = types.void(x, types.int64, types.int64, w, types.int64, b, types.int64, y, types.int64, types.boolean)
+    """BLOCK outputs of a layer for `groups` (a literal) times GROUP samples.
+
+    y[o] = act(b[o] + sum_k w[k, o] x[k]); all flat float32. The sums stay in registers: with 512-bit ones
+    4 outputs x 4 vectors, enough to hide a multiply-add's latency and to read less than is multiplied.
+    """
+    if not isinstance(groups, types.IntegerLiteral):
+        return None
+    vectors = groups.literal_value * GROUP // _LANES
+    at_once = min(vectors, 4 if _LANES in (4, 16) else 2)
+    signature = types.void(
+        x, types.int64, types.int64, w, types.int64, b, types.int64, y, types.int64, types.boolean, groups
+    )
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         i64 = ir.IntType(64)
@@ -178,58 +189,56 @@ def _dense_block(
         x_first, count, w_first, b_first, y_first = args[1], args[2], args[4], args[6], args[8]
         zero = ir.Constant(ir.VectorType(ir.FloatType(), _LANES), [0.0] * _LANES)
         relu_flag = builder.icmp_unsigned("!=", args[9], ir.Constant(args[9].type, 0))
-        for group in range(CHUNK // (_LANES * _VECTORS)):
-            shift = group * _LANES * _VECTORS
-            sums = []
+        for first in range(0, vectors, at_once):
+            columns = range(first, min(first + at_once, vectors))
+            sums: list[dict[int, Any]] = []
             for o in range(BLOCK):
                 start = _splat(builder, builder.load(builder.gep(bp, [builder.add(b_first, i64(o))])), _LANES)
-                for _ in range(_VECTORS):
-                    slot = cgutils.alloca_once(builder, zero.type)
+                sums.append({v: cgutils.alloca_once(builder, zero.type) for v in columns})
+                for slot in sums[o].values():
                     builder.store(start, slot)
-                    sums.append(slot)
             with cgutils.for_range(builder, count, intp=i64) as loop:
-                at = builder.add(x_first, builder.add(builder.mul(loop.index, i64(CHUNK)), i64(shift)))
-                xs = [_load_vector(builder, xp, builder.add(at, i64(v * _LANES)), _LANES) for v in range(_VECTORS)]
+                at = builder.add(x_first, builder.mul(loop.index, i64(CHUNK)))
+                xs = {v: _load_vector(builder, xp, builder.add(at, i64(v * _LANES)), _LANES) for v in columns}
                 w_row = builder.add(w_first, builder.mul(loop.index, i64(BLOCK)))
                 for o in range(BLOCK):
                     ws = _splat(builder, builder.load(builder.gep(wp, [builder.add(w_row, i64(o))])), _LANES)
-                    for v in range(_VECTORS):
-                        slot = sums[o * _VECTORS + v]
+                    for v, slot in sums[o].items():
                         builder.store(_multiply_add(builder, ws, xs[v], builder.load(slot)), slot)
             for o in range(BLOCK):
-                for v in range(_VECTORS):
-                    value = builder.load(sums[o * _VECTORS + v])
+                for v, slot in sums[o].items():
+                    value = builder.load(slot)
                     positive = builder.select(builder.fcmp_ordered(">", value, zero), value, zero)
                     value = builder.select(relu_flag, positive, value)
-                    _store_vector(
-                        builder, value, yp, builder.add(y_first, i64(o * CHUNK + shift + v * _LANES))
-                    )
+                    _store_vector(builder, value, yp, builder.add(y_first, i64(o * CHUNK + v * _LANES)))
         return context.get_dummy_value()
 
     return signature, emit
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _blend_cells(typing: Any, table: Any, start: Any, index: Any, weight: Any, out: Any, out_at: Any, pairs: Any) -> Any:
-    """Two features of CHUNK samples from `pairs` (2 or 4, a literal) pairs of neighbouring rows each.
+def _blend_cells(
+    typing: Any, table: Any, start: Any, index: Any, weight: Any, out: Any, out_at: Any, groups: Any, pairs: Any
+) -> Any:
+    """Two features of `groups` times GROUP samples from `pairs` (2 or 4, a literal) pairs of neighbouring rows each.
 
     index[p, s] counts rows from `start`; weight[p, s] is pair p's weight, weight[4, s] the part of x.
     """
     if not isinstance(pairs, types.IntegerLiteral):
         return None
     count = pairs.literal_value
-    signature = types.void(table, types.int64, index, weight, out, types.int64, pairs)
+    signature = types.void(table, types.int64, index, weight, out, types.int64, types.int64, pairs)
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         i64, i32 = ir.IntType(64), ir.IntType(32)
         tp, ip, wp, op = (_pointer(context, builder, sig.args[n], args[n]) for n in (0, 2, 3, 4))
         base = builder.gep(tp, [args[1]])
-        vector = ir.VectorType(ir.FloatType(), 4)
+        turns = builder.mul(args[6], i64(GROUP // 4))
 
         def mask(*lanes: int) -> Any:
             return ir.Constant(ir.VectorType(i32, len(lanes)), list(lanes))
 
-        with cgutils.for_range(builder, i64(CHUNK // 4), intp=i64) as loop:
+        with cgutils.for_range(builder, turns, intp=i64) as loop:
             first = builder.mul(loop.index, i64(4))
             rows = []
             for s in range(4):
@@ -254,7 +263,6 @@ def _blend_cells(typing: Any, table: Any, start: Any, index: Any, weight: Any, o
                 value = _multiply_add(builder, fraction, builder.fsub(far, near), near)
                 at = builder.add(args[5], builder.add(first, i64(f * CHUNK)))
                 _store_vector(builder, value, op, at)
-        del vector
         return context.get_dummy_value()
 
     return signature, emit
@@ -310,30 +318,56 @@ def _tanh(x: np.float32) -> np.float32:
     return np.float32(1.0) - np.float32(2.0) / (np.float32(1.0) + _exp(x + x))
 
 
+@njit(fastmath=_FAST, error_model="numpy", forceinline=True)  # type: ignore[untyped-decorator]
+def _sin_cos(x: np.float32) -> tuple[np.float32, np.float32]:
+    """(sin x, cos x) to 2e-7 for |x| up to some thousands, in a form that vectorises.
+
+    The argument is reduced by multiples of pi / 2 in three parts, then both are polynomials on [-pi/4, pi/4].
+    """
+    n = np.floor(x * np.float32(0.6366197723675814) + np.float32(0.5))
+    r = ((x - n * np.float32(1.5703125)) - n * np.float32(4.837512969970703e-4)) - n * np.float32(7.549789948768648e-8)
+    q = r * r
+    sine = r + r * q * (
+        np.float32(-1.6666654611e-1) + q * (np.float32(8.3321608736e-3) - q * np.float32(1.9515295891e-4))
+    )
+    cosine = (
+        np.float32(1.0)
+        - np.float32(0.5) * q
+        + q * q * (np.float32(4.166664568298827e-2) + q * (np.float32(2.443315711809948e-5) * q - np.float32(1.388731625493765e-3)))
+    )
+    quadrant = np.int32(n) & np.int32(3)
+    odd = (quadrant & np.int32(1)) != np.int32(0)
+    s, c = (cosine, sine) if odd else (sine, cosine)
+    return (
+        -s if (quadrant & np.int32(2)) != np.int32(0) else s,
+        -c if ((quadrant + np.int32(1)) & np.int32(2)) != np.int32(0) else c,
+    )
+
+
 # ------------------------------------------------------------------------------------------- networks
 @njit(fastmath=_FAST, error_model="numpy")  # type: ignore[untyped-decorator]
-def _run_net(net: NetArrays, biases: F32, buffers: F32, at: int, even: int, odd: int) -> int:
-    """Runs a net on CHUNK samples from row `at`, layers alternating between rows `even` and `odd`; its output row.
+def _run_net(
+    net: NetArrays, biases: F32, buffers: F32, at: int, even: int, odd: int, relu_layers: int, groups: int
+) -> int:
+    """Runs a net on a chunk from row `at`, layers alternating between rows `even` and `odd`; its output row.
 
-    ReLU follows each layer but the last.
+    ReLU follows the first `relu_layers` layers.
     """
-    layers = net.inputs.size
-    for layer in range(layers):
+    for layer in range(net.inputs.size):
         to = even if layer % 2 == 0 else odd
         count = net.inputs[layer]
+        relu = layer < relu_layers
         for block in range(net.blocks[layer]):
-            _dense_block(
-                buffers,
-                at * CHUNK,
-                count,
-                net.weights,
-                net.weight_at[layer] + block * count * BLOCK,
-                biases,
-                net.bias_at[layer] + block * BLOCK,
-                buffers,
-                (to + block * BLOCK) * CHUNK,
-                layer < layers - 1,
-            )
+            x, y = at * CHUNK, (to + block * BLOCK) * CHUNK
+            w, b = net.weight_at[layer] + block * count * BLOCK, net.bias_at[layer] + block * BLOCK
+            if groups == 4:
+                _dense_block(buffers, x, count, net.weights, w, biases, b, buffers, y, relu, 4)
+            elif groups == 3:
+                _dense_block(buffers, x, count, net.weights, w, biases, b, buffers, y, relu, 3)
+            elif groups == 2:
+                _dense_block(buffers, x, count, net.weights, w, biases, b, buffers, y, relu, 2)
+            else:
+                _dense_block(buffers, x, count, net.weights, w, biases, b, buffers, y, relu, 1)
         at = to
     return at
 
@@ -357,10 +391,12 @@ def _encode_any(
     scale, half, one = grid.scale[level], np.float32(0.5), np.float32(1.0)
     sy, sz, rows, start = grid.stride_y[level], grid.stride_z[level], grid.rows[level], grid.start[level]
     mask, hashed = grid.mask[level], grid.hashed[level]
+    last = np.uint32(np.int32(np.ceil(scale)))
     for s in range(CHUNK):
         x, y = xs[s] * scale + half, ys[s] * scale + half
         z = zs[s] * scale + half if dimensions == 3 else half
-        ix, iy, iz = np.uint32(x), np.uint32(y), np.uint32(z)
+        ix, iy = min(np.uint32(np.int32(x)), last), min(np.uint32(np.int32(y)), last)
+        iz = min(np.uint32(np.int32(z)), last)
         fx = _smooth(x - np.float32(ix), grid.smoothstep)
         fy = _smooth(y - np.float32(iy), grid.smoothstep)
         fz = _smooth(z - np.float32(iz), grid.smoothstep)
@@ -385,9 +421,9 @@ def _encode_any(
 
 @njit(fastmath=_FAST, error_model="numpy")  # type: ignore[untyped-decorator]
 def _encode(
-    grid: GridArrays, dimensions: int, xs: F32, ys: F32, zs: F32, scratch: Scratch, at: int
+    grid: GridArrays, dimensions: int, xs: F32, ys: F32, zs: F32, scratch: Scratch, at: int, groups: int
 ) -> None:
-    """Features of CHUNK samples at coordinates in [0, 1], into buffer rows from `at`, level-major."""
+    """Features of a chunk's samples at coordinates in [0, 1], into buffer rows from `at`, level-major."""
     index, weight, buffers = scratch.index, scratch.weight, scratch.buffers
     half, one = np.float32(0.5), np.float32(1.0)
     for level in range(grid.scale.size):
@@ -398,10 +434,12 @@ def _encode(
         scale, smoothstep = grid.scale[level], grid.smoothstep
         sy, sz = grid.stride_y[level], grid.stride_z[level]
         mask, rows = grid.mask[level], grid.rows[level]
+        # A coordinate that is no number (a network that overflows) must not become an address.
+        last = np.uint32(np.int32(np.ceil(scale)))
         if sz == np.uint32(0):  # z does not enter the index: the corners above equal those below
             for s in range(CHUNK):
                 x, y = xs[s] * scale + half, ys[s] * scale + half
-                ix, iy = np.uint32(np.int32(x)), np.uint32(np.int32(y))
+                ix, iy = min(np.uint32(np.int32(x)), last), min(np.uint32(np.int32(y)), last)
                 fx = _smooth(x - np.float32(np.int32(ix)), smoothstep)
                 fy = _smooth(y - np.float32(np.int32(iy)), smoothstep)
                 i0 = np.uint32(ix + iy * sy)
@@ -416,11 +454,12 @@ def _encode(
                     i0 = index[2 * CHUNK + s]
                     index[s] = i0 % rows
                     index[CHUNK + s] = np.uint32(i0 + sy) % rows
-            _blend_cells(grid.table, grid.start[level], index, weight, buffers, row * CHUNK, 2)
+            _blend_cells(grid.table, grid.start[level], index, weight, buffers, row * CHUNK, groups, 2)
         else:
             for s in range(CHUNK):
                 x, y, z = xs[s] * scale + half, ys[s] * scale + half, zs[s] * scale + half
-                ix, iy, iz = np.uint32(np.int32(x)), np.uint32(np.int32(y)), np.uint32(np.int32(z))
+                ix, iy = min(np.uint32(np.int32(x)), last), min(np.uint32(np.int32(y)), last)
+                iz = min(np.uint32(np.int32(z)), last)
                 fx = _smooth(x - np.float32(np.int32(ix)), smoothstep)
                 fy = _smooth(y - np.float32(np.int32(iy)), smoothstep)
                 fz = _smooth(z - np.float32(np.int32(iz)), smoothstep)
@@ -442,7 +481,7 @@ def _encode(
                     index[CHUNK + s] = np.uint32(i0 + sy) % rows
                     index[2 * CHUNK + s] = np.uint32(i0 + sz) % rows
                     index[3 * CHUNK + s] = np.uint32(i0 + sy + sz) % rows
-            _blend_cells(grid.table, grid.start[level], index, weight, buffers, row * CHUNK, 4)
+            _blend_cells(grid.table, grid.start[level], index, weight, buffers, row * CHUNK, groups, 4)
 
 
 # ------------------------------------------------------------------------------------------- rays
@@ -592,28 +631,31 @@ def _draw_head(head: HeadArrays, frame: FrameArrays, scratch: Scratch) -> int:
                     points[axis * (RAYS + CHUNK) + living] = (p + head.bound) * unit
                 living += 1
         alive, living = living, 0
+        for a in range(alive, (alive + CHUNK - 1) // CHUNK * CHUNK):  # what fills the last chunk up
+            points[a] = points[RAYS + CHUNK + a] = points[2 * (RAYS + CHUNK) + a] = half
         for first in range(0, alive, CHUNK):
             count = min(CHUNK, alive - first)
+            groups = (count + GROUP - 1) // GROUP
             xs, ys = points[first:], points[RAYS + CHUNK + first :]
             zs = points[2 * (RAYS + CHUNK) + first :]
-            _encode(head.position_grid, 3, xs, ys, zs, scratch, 0)
-            at = _run_net(head.ambient_net, frame.ambient_biases, buffers, 0, even, odd) * CHUNK
+            _encode(head.position_grid, 3, xs, ys, zs, scratch, 0, groups)
+            relus = head.ambient_net.inputs.size - 1
+            at = _run_net(head.ambient_net, frame.ambient_biases, buffers, 0, even, odd, relus, groups) * CHUNK
             us, vs = buffers[at : at + CHUNK], buffers[at + CHUNK : at + 2 * CHUNK]
             for s in range(CHUNK):
                 us[s] = _tanh(us[s]) * half + half
                 vs[s] = _tanh(vs[s]) * half + half
-            _encode(head.ambient_grid, 2, us, vs, vs, scratch, levels)
-            sigma_layers = head.sigma_net.inputs.size
-            at = 0
-            if sigma_layers > 0:
-                at = _run_relu_net(head.sigma_net, head.sigma_biases, buffers, even, odd)
+            _encode(head.ambient_grid, 2, us, vs, vs, scratch, levels, groups)
+            relus = head.sigma_net.inputs.size
+            at = _run_net(head.sigma_net, head.sigma_biases, buffers, 0, even, odd, relus, groups)
             other = even if at == odd else odd
-            density = _run_net(head.density_net, head.density_biases, buffers, at, other, other) * CHUNK
+            density = _run_net(head.density_net, head.density_biases, buffers, at, other, other, 0, groups) * CHUNK
             sigma = scratch.weight
             for s in range(CHUNK):
                 sigma[s] = one - _exp(-head.step * _exp(buffers[density + s]))
             _harmonics(rays, steps, first, count, buffers, at + head.hidden_rows)
-            color = _run_net(head.color_net, head.color_biases, buffers, at, other, at) * CHUNK
+            relus = head.color_net.inputs.size - 1
+            color = _run_net(head.color_net, head.color_biases, buffers, at, other, at, relus, groups) * CHUNK
             for s in range(3 * CHUNK):
                 buffers[color + s] = _sigmoid(buffers[color + s])
             taken += count
@@ -633,30 +675,6 @@ def _draw_head(head: HeadArrays, frame: FrameArrays, scratch: Scratch) -> int:
                     living += 1
         alive = living
     return taken
-
-
-@njit(fastmath=_FAST, error_model="numpy")  # type: ignore[untyped-decorator]
-def _run_relu_net(net: NetArrays, biases: F32, buffers: F32, even: int, odd: int) -> int:
-    """As _run_net from row 0, with ReLU after the last layer too: the sigma net's hidden layers."""
-    at = 0
-    for layer in range(net.inputs.size):
-        to = even if layer % 2 == 0 else odd
-        count = net.inputs[layer]
-        for block in range(net.blocks[layer]):
-            _dense_block(
-                buffers,
-                at * CHUNK,
-                count,
-                net.weights,
-                net.weight_at[layer] + block * count * BLOCK,
-                biases,
-                net.bias_at[layer] + block * BLOCK,
-                buffers,
-                (to + block * BLOCK) * CHUNK,
-                True,
-            )
-        at = to
-    return at
 
 
 # ------------------------------------------------------------------------------------------- torso
@@ -706,6 +724,7 @@ def _draw_torso(
     wave = features * CHUNK
     for first in range(0, seen, CHUNK):
         count = min(CHUNK, seen - first)
+        groups = (count + GROUP - 1) // GROUP
         for s in range(CHUNK):
             r = points[first + s]
             c = points[RAYS + CHUNK + first + s]
@@ -714,21 +733,22 @@ def _draw_torso(
         for octave in range(torso.octaves):
             factor = np.float32(1 << octave)
             at = wave + (2 + 4 * octave) * CHUNK
-            for s in range(CHUNK):
-                r, c = buffers[wave + s] * factor, buffers[wave + CHUNK + s] * factor
-                buffers[at + s] = math.sin(r)
-                buffers[at + CHUNK + s] = math.sin(c)
-                buffers[at + 2 * CHUNK + s] = math.cos(r)
-                buffers[at + 3 * CHUNK + s] = math.cos(c)
-        at = _run_net(torso.deform_net, frame.deform_biases, buffers, features, even, odd) * CHUNK
+            for axis in range(2):
+                for s in range(CHUNK):
+                    sine, cosine = _sin_cos(buffers[wave + axis * CHUNK + s] * factor)
+                    buffers[at + axis * CHUNK + s] = sine
+                    buffers[at + (2 + axis) * CHUNK + s] = cosine
+        relus = torso.deform_net.inputs.size - 1
+        at = _run_net(torso.deform_net, frame.deform_biases, buffers, features, even, odd, relus, groups) * CHUNK
         ys, xs = buffers[at : at + CHUNK], buffers[at + CHUNK : at + 2 * CHUNK]
         for s in range(CHUNK):
             y = min(max(buffers[wave + s] + ys[s], -one), one)
             x = min(max(buffers[wave + CHUNK + s] + xs[s], -one), one)
             ys[s] = y * half + half
             xs[s] = x * half + half
-        _encode(torso.grid, 2, ys, xs, xs, scratch, 0)
-        at = _run_net(torso.canonical_net, frame.canonical_biases, buffers, 0, even, odd) * CHUNK
+        _encode(torso.grid, 2, ys, xs, xs, scratch, 0, groups)
+        relus = torso.canonical_net.inputs.size - 1
+        at = _run_net(torso.canonical_net, frame.canonical_biases, buffers, 0, even, odd, relus, groups) * CHUNK
         for s in range(4 * CHUNK):
             buffers[at + s] = _sigmoid(buffers[at + s])
         for s in range(count):
