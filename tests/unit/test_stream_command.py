@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import stand_ins
 
+from models.speaker import load_speaker
 from streaming import cli, file_run
 from streaming.errors import InputError
+from streaming.pipeline import open_engines
 from streaming.progress import Progress
 from streaming.settings import StreamSettings, options, resolve_settings, variable
 
@@ -275,3 +277,33 @@ def test_progress_without_a_known_length():
     assert (
         Progress(None, stream=Terminal(), clock=TestClock()).text(25, 1.0).startswith("25 frames,  25.0 fps")
     )
+
+
+# The size that keeps up ------------------------------------------------------------------------------
+
+
+class CostlyRaymarcher(stand_ins.StandInRaymarcher):
+    """Moves the clock on by what its pixels cost."""
+
+    def __init__(self, clock, ns_per_pixel):
+        super().__init__()
+        self._clock = clock
+        self._ns_per_pixel = ns_per_pixel
+
+    def render(self, **given):
+        picture = super().render(**given)
+        self._clock.time_s += picture.shape[0] * picture.shape[1] * self._ns_per_pixel / 1e9
+        return picture
+
+
+@pytest.mark.parametrize(("ns_per_pixel", "size_px"), [(1, 512), (300, 256), (100_000, 128)])
+def test_the_size_is_chosen_from_frames_that_were_drawn(tmp_path, ns_per_pixel, size_px):
+    speaker = load_speaker(bundle_factory.write_tiny_bundle(tmp_path / "Tiny"))
+    clock = TestClock()
+    raymarcher = CostlyRaymarcher(clock, ns_per_pixel)
+    chosen = file_run.size_that_keeps_up(
+        speaker, raymarcher, open_engines(speaker), threads=2, cores=2, clock=clock
+    )
+    assert chosen.size_px == size_px
+    assert chosen.keeps_up == (size_px > 128)
+    assert max(raymarcher.sizes[:1]) == 192  # begins in the middle
