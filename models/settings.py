@@ -181,6 +181,5 @@ def _array(value: Any, name: str, shape: tuple[int, ...]) -> F32:
         raise SettingsError(name, expected, got)
     if not (np.abs(array) <= 1e6).all():
         raise SettingsError(name, expected, "a value outside or not finite")
-    narrowed = array.astype(np.float32)
-    narrowed.setflags(write=False)
+    narrowed: F32 = array.astype(np.float32)
     return narrowed

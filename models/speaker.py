@@ -307,7 +307,7 @@ def checksum(document: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Speaker:
-    """One speaker, read and checked. Arrays are not writable."""
+    """One speaker, read and checked."""
 
     name: str
     path: Path
@@ -537,7 +537,6 @@ class _Tensors:
                 raise BundleError(self.file, key, "finite numbers", f"{array[where]} at {list(where)}")
         else:
             array = array.copy()
-        array.setflags(write=False)
         return array
 
     def finish(self) -> None:
@@ -655,7 +654,6 @@ def _read_background(file: Path, content: bytes, size_px: int) -> U8:
             str(file), "content", f"a {size_px}x{size_px} RGB PNG", "one that cannot be decoded"
         )
     image: U8 = np.ascontiguousarray(decoded[:, :, ::-1]).astype(np.uint8, copy=False)  # (size, size, 3) RGB
-    image.setflags(write=False)
     return image
 
 
