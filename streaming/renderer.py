@@ -85,7 +85,7 @@ class FrameRenderer:
         """Returns (output, output, 3) uint8 RGB: the whole scaled up, the mouth set into it."""
         if self.render_px == self.output_px:
             return whole
-        # Cubic and not Lanczos: no ringing along the hair's edge, and a third of the time.
+        # On May's video Lanczos is 0.1 dB closer to the full size than cubic, and takes ten times as long.
         shape = (self.output_px, self.output_px)
         picture = cv2.resize(whole, shape, interpolation=cv2.INTER_CUBIC)
         if mouth is not None:
