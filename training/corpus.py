@@ -96,12 +96,23 @@ class Corpus:
 
 
 def load_corpus(folder: Path, *, device: str | torch.device = "cpu", max_clips: int | None = None) -> Corpus:
-    """Clips of a corpus folder: `index.jsonl`, `landmarks.npz` and the sound files that the index names.
+    """Both splits of a corpus folder; see `load_clips`."""
+    return Corpus(
+        train=load_clips(folder, "train", device=device, max_clips=max_clips),
+        validation=load_clips(folder, "val", device=device, max_clips=max_clips),
+    )
+
+
+def load_clips(
+    folder: Path, split: str, *, device: str | torch.device = "cpu", max_clips: int | None = None
+) -> Clips:
+    """One split of a corpus folder: `index.jsonl`, `landmarks.npz` and the sound files that the index names.
 
     Args:
         folder: The corpus.
+        split: "train" or "val".
         device: Where the tensors go.
-        max_clips: Keeps at most so many clips of each split, for a quick look.
+        max_clips: Keeps at most so many clips, for a quick look.
 
     Raises:
         CorpusError: a file is missing, or its content is not what the layout says.
@@ -135,35 +146,27 @@ def load_corpus(folder: Path, *, device: str | torch.device = "cpu", max_clips: 
         if chosen.any():
             rests[identity] += motion[chosen].mean(axis=0)
     motion += neutral[row_identity] - rests[row_identity]
-    train_identities = np.unique([row_identity[row["row0"]] for row in rows if row["split"] == "train"])
-    if not len(train_identities):
-        raise CorpusError(f"{index_path}: split: expected clips of the split train, got none")
-    rest = rests[train_identities].mean(axis=0)
-
-    def part(split: str) -> Clips:
-        chosen = [row for row in rows if row["split"] == split]
-        if not chosen:
-            raise CorpusError(f"{index_path}: split: expected clips of the split {split}, got none")
-        if max_clips is not None:
-            chosen = [
-                chosen[i] for i in np.linspace(0, len(chosen) - 1, min(max_clips, len(chosen))).astype(int)
-            ]
-        kept = np.concatenate([np.arange(row["row0"], row["row1"]) for row in chosen])
-        frames = np.array([row["frames"] for row in chosen])
-        return _clips(
-            pcm=_read_clips(folder, chosen),
-            offsets=motion[kept],
-            sounds=sounds[kept],
-            frames=frames,
-            identity=row_identity[[row["row0"] for row in chosen]],
-            speech=np.array([row["kind"] == "speech" for row in chosen]),
-            rests=rests,
-            rest=rest,
-            mean_face=mean_face,
-            device=device,
-        )
-
-    return Corpus(train=part("train"), validation=part("val"))
+    trained = [row for row in rows if row["split"] == "train"] or rows
+    rest = rests[np.unique([row_identity[row["row0"]] for row in trained])].mean(axis=0)
+    chosen = [row for row in rows if row["split"] == split]
+    if not chosen:
+        raise CorpusError(f"{index_path}: split: expected clips of the split {split}, got none")
+    if max_clips is not None:
+        chosen = [chosen[i] for i in np.linspace(0, len(chosen) - 1, min(max_clips, len(chosen))).astype(int)]
+    kept = np.concatenate([np.arange(row["row0"], row["row1"]) for row in chosen])
+    frames = np.array([row["frames"] for row in chosen])
+    return _clips(
+        pcm=_read_clips(folder, chosen),
+        offsets=motion[kept],
+        sounds=sounds[kept],
+        frames=frames,
+        identity=row_identity[[row["row0"] for row in chosen]],
+        speech=np.array([row["kind"] == "speech" for row in chosen]),
+        rests=rests,
+        rest=rest,
+        mean_face=mean_face,
+        device=device,
+    )
 
 
 def load_speaker(folder: Path, mean_face: Tensor, *, device: str | torch.device = "cpu") -> Corpus:
