@@ -19,7 +19,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from .scene import F32, I32, U8, Camera, Grid, HeadField, Scene, TorsoField
+from .scene import F32, I32, U8, Camera, Grid, HeadField, Scene, TorsoField, level_scale
 
 U32 = npt.NDArray[np.uint32]
 F64 = npt.NDArray[np.float64]
@@ -309,8 +309,9 @@ def pack_grid(grid: Grid) -> PackedGrid:
     total = 0
     for level in range(levels):
         size = int(rows[level])
-        growth = np.exp2(np.float32(level) * np.float32(grid.log2_growth), dtype=np.float32)
-        scale[level] = np.float32(growth * np.float32(grid.base_resolution) - np.float32(1))
+        scale[level] = level_scale(
+            level, log2_growth=grid.log2_growth, base_resolution=grid.base_resolution
+        )
         side = math.ceil(float(scale[level])) + 2
         # The reference adds an axis to the index only while its stride is within the table.
         stride, axes = 1, 0

@@ -33,6 +33,16 @@ class Grid:
     smoothstep: bool = False
 
 
+def level_scale(level: int, *, log2_growth: float, base_resolution: int) -> float:
+    """Cells per unit of [0, 1] on a grid's level, in float32 as the reference's kernel has it.
+
+    Often a whole number, whose last bit decides how many cells a side there are: the power is taken in
+    float64 and rounded once, so that no machine's own float32 exp2 has a say.
+    """
+    power = np.float32(np.exp2(np.float64(np.float32(level) * np.float32(log2_growth))))
+    return float(power * np.float32(base_resolution) - np.float32(1))
+
+
 @dataclass(frozen=True, kw_only=True)
 class HeadField:
     """The head: position and ambient grids, three MLPs, the occupancy bits that bound the march."""

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 -- torch's own convention
 from torch import Tensor
 
-from .scene import F32, U8, Camera, Grid, HeadField, Scene, TorsoField
+from .scene import F32, U8, Camera, Grid, HeadField, Scene, TorsoField, level_scale
 
 _MISS = float(np.finfo(np.float32).max)
 _HASH_PRIMES = (1, 2654435761, 805459861)
@@ -67,9 +67,8 @@ class GridLayout:
     @cached_property
     def scales(self) -> tuple[float, ...]:
         """Cells per unit of x01 on each level, in float32 arithmetic as the reference's kernel has it."""
-        growth = np.float32(self.log2_growth)
         return tuple(
-            float(np.exp2(np.float32(level) * growth) * np.float32(self.base_resolution) - np.float32(1))
+            level_scale(level, log2_growth=self.log2_growth, base_resolution=self.base_resolution)
             for level in range(self.levels)
         )
 
@@ -641,7 +640,8 @@ def resize_by_area(image: Tensor, size_px: int) -> Tensor:
     cells = torch.arange(source, dtype=torch.float64, device=image.device)
     overlap = torch.minimum(edges[1:, None], cells + 1) - torch.maximum(edges[:-1, None], cells)
     share = (overlap.clamp(min=0) * (size_px / source)).to(image.dtype)  # (size, S)
-    return torch.einsum("yr,xc,rcd->yxd", share, share, image)
+    lines = (share @ image.flatten(1)).view(size_px, source, -1)  # one axis after the other
+    return share @ lines
 
 
 class _Tensors:

@@ -162,7 +162,11 @@ class Torso(nn.Module):
         self.mean_density = float(self.density_grid_torso.mean())
 
     def field(self) -> TorsoField:
-        """The torso as a raymarcher takes it; cells below the threshold are written as empty."""
+        """The torso as a raymarcher takes it; cells below the threshold are written as empty.
+
+        A raymarcher looks wherever the interpolated grid is above 0: up to one cell further than `forward`
+        with its threshold, where an opacity below the threshold is all there is to see.
+        """
         config = self.config
         grid = self.density_grid_torso.view(config.grid_size, config.grid_size).T
         threshold = min(config.density_threshold, self.mean_density)
