@@ -115,7 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILED
     except Exception as error:
         if _is_bad_input(error):
-            print(f"{PROGRAM}: {error}", file=sys.stderr)
+            line = " ".join(str(error).splitlines())  # a file's name may hold a line break
+            print(f"{PROGRAM}: {line}", file=sys.stderr)
             return BAD_INPUT
         log.exception("failed, and that is a fault of the program")
         return FAILED

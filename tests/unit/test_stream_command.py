@@ -307,3 +307,8 @@ def test_the_size_is_chosen_from_frames_that_were_drawn(tmp_path, ns_per_pixel, 
     assert chosen.size_px == size_px
     assert chosen.keeps_up == (size_px > 128)
     assert max(raymarcher.sizes[:1]) == 192  # begins in the middle
+
+
+def test_a_name_with_a_line_break_is_still_one_line(quick, tmp_path, capsys):
+    assert cli.main(["--input", str(tmp_path / "no\nsuch.wav"), "--output", "out.mp4"]) == 2
+    one_line(capsys)
