@@ -172,7 +172,7 @@ def test_cells_that_no_camera_sees_and_two_updates(folder):
     for number in (1, 2):
         mean = head.update_density(condition, jitter=False)
         bits, grid = getattr(case, f"bitfield_after_{number}"), getattr(case, f"grid_after_{number}")
-        # Densities are exponentials of a net behind the ambient grid: GPUs were seen 1.2 % away in single cells.
+        # Densities are exponentials of a net behind the ambient grid: GPUs differ by 1.2 %.
         torch.testing.assert_close(head.density_grid, grid, rtol=3e-2, atol=1e-3)
         assert float(mean) == pytest.approx(float(getattr(case, f"mean_density_{number}")), rel=1e-4)
         differ = np.unpackbits((head.density_bitfield ^ bits).numpy()).sum()
