@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cuda_kernels.torch_reference import field_pose, morton_of_volume
+from cuda_kernels.torch_reference import field_pose, morton_of_volume, near_far
 from models.condition import ConditionConfig
 from models.density_grid import cell_positions, dilate, mean_density, pack_bits
 from models.encodings import GridConfig
@@ -46,6 +46,8 @@ from .speaker_data import HEAD, SpeakerData, carve, load_speaker_data
 log = logging.getLogger(__name__)
 
 DENSITY_EVERY = 16  # steps between looks at every cell
+CAPACITY_EVERY = 128  # steps between looks at how much room for samples a step needs
+CAPACITY_STEP = 1 << 14
 SEEN_EVERY = 1000  # steps between looks at what is visible at all
 SEEN_FRAMES = 256
 SEEN_PIXELS = 8192
@@ -79,7 +81,7 @@ class HeadTraining:
     frames_per_step: int = field(default=32, metadata={"help": "frames that share a step"})
     pixels_per_frame: int = field(default=2048, metadata={"help": "rays of each"})
     samples_per_ray: int = field(default=8, metadata={"help": "room for samples in a step, mean over rays"})
-    warmup_steps: int = field(default=400, metadata={"help": "steps before the occupancy is believed"})
+    warmup_steps: int = field(default=600, metadata={"help": "steps before the occupancy is believed"})
     net_rate: float = field(default=2e-3, metadata={"help": "learning rate of the networks"})
     grid_rate: float = field(default=1e-2, metadata={"help": "learning rate of the grids"})
     final_rate: float = field(default=0.02, metadata={"help": "what is left of the rates at the end"})
@@ -172,6 +174,8 @@ class HeadTask:
         self.open_cells = self._open_cells()
         self.seen = torch.ones(settings.grid_size**3, dtype=torch.bool, device=device)  # in Z-order
         self._occupy(self._open_mask())
+        self.head.points = min(self.head.points, self._longest_ray())
+        self.capacity = settings.frames_per_step * settings.pixels_per_frame * settings.samples_per_ray
         self.torso = None if settings.torso is None else load_torso(settings.torso, device=device).torso
 
     # --- steps
@@ -206,10 +210,12 @@ class HeadTask:
             condition,
             frame,
             values=self.values,
-            max_steps=WARM_SAMPLES if warm else settings.max_steps,
-            capacity=settings.frames_per_step * settings.pixels_per_frame * settings.samples_per_ray,
+            max_steps=self._samples_allowed(step),
+            capacity=self.capacity,
             precision=settings.precision,
         )
+        if not warm and step % CAPACITY_EVERY == 0 and not settings.compile:
+            self._make_room(int(traced.samples.mask.sum()))
         drawn = traced.drawn
         fits = traced.fits.float()
         rays = fits.sum().clamp(min=1)
@@ -247,6 +253,47 @@ class HeadTask:
                 "fits": traced.fits.float().mean(),
                 "rate": rate,
             }
+
+    def _samples_allowed(self, step: int) -> int:
+        """How many samples a ray may have: many until the occupancy is known, some more until it settles."""
+        settings = self.settings
+        if step < settings.warmup_steps:
+            return WARM_SAMPLES
+        return (
+            max(settings.max_steps, WARM_SAMPLES // 2)
+            if step < 2 * settings.warmup_steps
+            else settings.max_steps
+        )
+
+    def _make_room(self, wanted: int) -> None:
+        """Sets the room for samples to what the rays want now and a little more, within the setting."""
+        settings = self.settings
+        limit = settings.frames_per_step * settings.pixels_per_frame * settings.samples_per_ray
+        self.capacity = min(limit, math.ceil(1.1 * wanted / CAPACITY_STEP) * CAPACITY_STEP)
+
+    @torch.no_grad()
+    def _longest_ray(self) -> int:
+        """How many lattice points a ray of these cameras can have in the box."""
+        data = self.data
+        edge = torch.linspace(0, data.size_px - 1, 64, device=self.device).long()
+        rows, columns = torch.meshgrid(edge, edge, indexing="ij")
+        frames = torch.linspace(0, len(data.pictures) - 1, min(200, len(data.pictures))).long()
+        most = 0
+        for part in torch.split(frames.to(self.device), 16):
+            shape = (len(part), edge.numel() ** 2)
+            nothing = torch.empty(0)
+            pixels = Pixels(
+                frames=part,
+                rows=rows.reshape(1, -1).expand(shape),
+                columns=columns.reshape(1, -1).expand(shape),
+                truth=nothing,
+                labels=nothing,
+                edge=nothing,
+            )
+            rays_o, rays_d, _ = rays_of(pixels, self.poses, self.camera)
+            near, far = near_far(rays_o, rays_d, self.head.aabb_train)
+            most = max(most, math.ceil(float(((far - near) / self.head.step).max())))
+        return most + 4
 
     def _outside_face(self, pixels: Pixels) -> Tensor:
         """(F, n) bool: outside the box of the landmarks, widened by a tenth."""
