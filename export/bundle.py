@@ -39,9 +39,13 @@ from models.speaker import (
     read_settings,
 )
 
+from .model_card import with_figures
+
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
 Tensors = dict[str, npt.NDArray[Any]]
+
+CARD_FILE = "MODEL_CARD.md"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -141,10 +145,23 @@ def seal(path: Path) -> Speaker:
 
 
 def add_figures(path: Path, figures: Mapping[str, float]) -> Speaker:
-    """Returns the speaker after `figures` were added to speaker.json."""
+    """Returns the speaker after `figures` were added to speaker.json and shown in the model card."""
+    path = Path(path).absolute()
     settings = read_settings(path)
-    settings = dataclasses.replace(settings, figures={**settings.figures, **figures})
-    _write_whole(path / SETTINGS_FILE, _settings_text(to_mapping(settings)))
+    merged = {**settings.figures, **figures}
+    card = with_figures((path / CARD_FILE).read_text(encoding="utf-8"), merged).encode()
+    settings = dataclasses.replace(
+        settings, figures=merged, files={**settings.files, CARD_FILE: _record(card)}
+    )
+    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+    try:
+        shutil.copytree(path, partial, dirs_exist_ok=True)
+        (partial / CARD_FILE).write_bytes(card)
+        (partial / SETTINGS_FILE).write_bytes(_settings_text(to_mapping(settings)))
+        load_speaker(partial)
+        _replace(path, partial)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return load_speaker(path)
 
 
@@ -183,7 +200,7 @@ def _contents(parts: BundleParts) -> dict[str, bytes]:
             }
         ),
         "background.png": _png(scene.background),
-        "MODEL_CARD.md": parts.model_card.encode(),
+        CARD_FILE: parts.model_card.encode(),
     }
     if scene.torso is not None:
         contents["torso.safetensors"] = save(torso_tensors(scene.torso))

@@ -31,15 +31,16 @@ class LoopSettings:
 
     shortest_s: float = 24.0
     longest_s: float = 60.0
-    blend_s: float = 1.0  # over which the end is faded into what came before the start
+    blends_s: tuple[float, ...] = (1.0, 0.6, 1.6, 2.4)  # over which the end fades; the first that works
     calm_start_s: float = 8.0  # the loop begins where this long a stretch is the calmest
     percentile: float = 95.0  # steps at the seam stay below this percentile of the ordinary steps
 
     def __post_init__(self) -> None:
         """Checks the order of the lengths."""
-        if not 0 < self.blend_s < self.shortest_s <= self.longest_s:
+        fits = all(0 < blend_s < self.shortest_s for blend_s in self.blends_s)
+        if not (fits and self.blends_s and self.shortest_s <= self.longest_s):
             raise ValueError(
-                f"LoopSettings: expected 0 < blend_s < shortest_s <= longest_s, got {self.blend_s}, "
+                f"LoopSettings: expected 0 < blends_s < shortest_s <= longest_s, got {self.blends_s}, "
                 f"{self.shortest_s}, {self.longest_s}"
             )
 
@@ -75,18 +76,50 @@ def pose_loop(c2w: F32, settings: LoopSettings | None = None) -> PoseLoop:
         PerformanceError: too few poses, or no stretch whose ends can be joined so smoothly.
     """
     settings = settings or LoopSettings()
-    blend = round(settings.blend_s * FPS)
-    shortest, longest = round(settings.shortest_s * FPS), round(settings.longest_s * FPS)
-    if len(c2w) < shortest + blend + 2:
-        raise PerformanceError(
-            f"c2w: expected at least {shortest + blend + 2} poses, got {len(c2w)}; allow a shorter loop"
-        )
+    least = round((settings.shortest_s + min(settings.blends_s)) * FPS) + 2
+    if len(c2w) < least:
+        raise PerformanceError(f"c2w: expected at least {least} poses, got {len(c2w)}; allow a shorter loop")
     w2c = np.linalg.inv(np.asarray(c2w, np.float64))  # (T, 4, 4) the head before the camera
+    for blend_s in settings.blends_s:
+        found = _calmest_join(w2c, settings, round(blend_s * FPS))
+        if found is not None:
+            break
+    else:
+        raise PerformanceError(
+            f"c2w: expected a stretch of {settings.shortest_s:g} to {settings.longest_s:g} s whose ends can "
+            f"be joined within the {settings.percentile:g}th percentile of the ordinary steps, found none; "
+            "allow other lengths or a longer fade"
+        )
+    loop = _faded(w2c[found.start : found.start + found.length], w2c[found.start - found.blend : found.start])
+    shift = _calmest(_coordinates(loop), min(found.length, round(settings.calm_start_s * FPS)))
+    return PoseLoop(
+        poses=np.roll(np.linalg.inv(loop), -shift, axis=0).astype(np.float32),
+        first_frame=found.start,
+        seam_frame=(found.length - found.blend - shift) % found.length,
+        blend_frames=found.blend,
+        seam_step=found.measure.step,
+        seam_acceleration=found.measure.acceleration,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Join:
+    """A stretch whose last `blend` frames fade into those before its start."""
+
+    start: int
+    length: int
+    blend: int
+    measure: SeamMeasure
+
+
+def _calmest_join(w2c: F64, settings: LoopSettings, blend: int) -> _Join | None:
+    """Returns the smooth join whose stretch stays closest to the middle pose, or None if none is smooth."""
     path = _coordinates(w2c)  # (T, 6)
     ordinary = _ordinary(path, settings.percentile)
     calm = np.concatenate([[0.0], np.cumsum(np.sum((path - np.median(path, axis=0)) ** 2, axis=1))])
-    best: tuple[float, int, int, SeamMeasure] | None = None
-    for start, length in _joins(path, shortest, min(longest, len(c2w) - blend - 1), blend):
+    longest = min(round(settings.longest_s * FPS), len(w2c) - blend - 3)
+    best: tuple[float, _Join] | None = None
+    for start, length in _joins(path, round(settings.shortest_s * FPS), longest, blend):
         restlessness = float(calm[start + length] - calm[start]) / length
         if best is not None and restlessness >= best[0]:
             continue
@@ -95,25 +128,8 @@ def pose_loop(c2w: F32, settings: LoopSettings | None = None) -> PoseLoop:
         around = np.concatenate([_faded(tail, w2c[start - blend : start]), w2c[start : start + 3]])
         measure = _seam(_coordinates(around), ordinary)
         if measure.step <= 1 and measure.acceleration <= 1:
-            best = (restlessness, start, length, measure)
-    if best is None:
-        raise PerformanceError(
-            f"c2w: expected a stretch of {settings.shortest_s:g} to {settings.longest_s:g} s whose ends can "
-            f"be joined within the {settings.percentile:g}th percentile of the ordinary steps, found none; "
-            "allow other lengths or a longer fade"
-        )
-    _, start, length, measure = best
-    loop = _faded(w2c[start : start + length], w2c[start - blend : start])
-    poses = np.linalg.inv(loop)
-    shift = _calmest(_coordinates(loop), min(length, round(settings.calm_start_s * FPS)))
-    return PoseLoop(
-        poses=np.roll(poses, -shift, axis=0).astype(np.float32),
-        first_frame=start,
-        seam_frame=(length - blend - shift) % length,
-        blend_frames=blend,
-        seam_step=measure.step,
-        seam_acceleration=measure.acceleration,
-    )
+            best = restlessness, _Join(start=start, length=length, blend=blend, measure=measure)
+    return None if best is None else best[1]
 
 
 def seam_measure(loop: F32, source: F32, *, percentile: float = 95.0) -> SeamMeasure:

@@ -95,7 +95,7 @@ def test_a_path_that_never_comes_back_is_refused():
 
 
 def test_too_short_a_path_is_refused():
-    with pytest.raises(PerformanceError, match=r"c2w: expected at least 627 poses, got 100"):
+    with pytest.raises(PerformanceError, match=r"c2w: expected at least 617 poses, got 100"):
         pose_loop(wandering_poses(100))
 
 

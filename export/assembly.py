@@ -1,0 +1,367 @@
+"""A speaker's bundle from its trained networks and its video: every part exported, checked, described."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import logging
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+from torch import nn
+
+from models.audio2motion import Audio2Motion
+from models.features import LogMel
+from models.postnet import PostNet
+from models.settings import SettingsError, from_mapping
+from models.speaker import ConditionSettings, MotionSettings, OriginRecord, Speaker
+from models.syncnet import SyncNet
+from preparation.media import read_pcm
+from training.audio2motion import load_audio2motion
+from training.checkpoint_choice import CHOICE_FILE
+from training.cli import settings_type_of
+from training.fields import TrainedHead, load_head, load_torso
+from training.loop import checkpoints, load_checkpoint
+from training.postnet import load_postnet
+from training.syncnet import load_syncnet
+
+from .bundle import BundleParts, write_bundle
+from .condition import ConditionExport, export_condition
+from .head import measure_faithfulness, require_faithful, require_same_camera, scene_of, stored
+from .model_card import Card, Training, model_card
+from .motion import MotionExportReport, export_motion, export_syncnet
+from .performance import PoseLoop, mean_blink, pose_loop
+from .request import BundleRequest
+
+log = logging.getLogger(__name__)
+
+F32 = npt.NDArray[np.float32]
+U8 = npt.NDArray[np.uint8]
+
+TRAIN_SHARE = 10 / 11  # of the video's frames; the rest stays unseen
+FILES = {
+    "speaker.json": "settings, sizes, origin, figures, size and hash of every other file",
+    "motion.onnx": "sound to landmarks: log-mel, Audio2Motion, PostNet in one graph",
+    "condition.onnx": "landmarks to what drives the head",
+    "head.safetensors": "the head: grids, networks, occupancy",
+    "torso.safetensors": "the torso: grid, networks, occupancy",
+    "poses.safetensors": "the head's path (a loop) and one blink",
+    "background.png": "what is behind",
+    "syncnet.onnx": "SyncNet, for measuring",
+}
+
+
+class AssemblyError(ValueError):
+    """Parts that do not fit together, or a file that is not what it should be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """The origin file: the record in the bundle and what the law and the reader want to know."""
+
+    subject: str
+    consent: str
+    data: str
+    recipe: str
+    synthetic: bool
+    licence: str
+
+    @property
+    def record(self) -> OriginRecord:
+        """The part that speaker.json keeps under `origin`."""
+        return OriginRecord(subject=self.subject, consent=self.consent, data=self.data, recipe=self.recipe)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _SpeakerFiles:
+    """What is taken from the speaker's data folder."""
+
+    landmarks: F32  # (T, 68, 3) of the training frames, head space
+    c2w: F32  # (T, 4, 4)
+    background: U8  # (S, S, 3) RGB
+    audio: F32 | None  # (samples,) in [-1, 1]
+
+
+def make_bundle(request: BundleRequest) -> Speaker:
+    """Returns the speaker of the bundle written to `request.out`, read back.
+
+    Raises:
+        ValueError: an input that is missing, broken or does not fit the others; nothing is written.
+    """
+    origin = read_origin(request.origin)
+    figures = read_figures(request.figures)
+    files = _read_speaker_files(request.data)
+    trained = load_head(request.head)
+    _require_same_face(trained, request.corpus)
+    torso = None
+    if request.torso is not None:
+        loaded = load_torso(request.torso)
+        require_same_camera(trained.camera, loaded.camera)
+        torso = loaded.torso
+    if trained.image_size_px != files.background.shape[0]:
+        raise AssemblyError(
+            f"{request.data / 'background.png'}: size: expected {trained.image_size_px} px, as the head was "
+            f"trained on, got {files.background.shape[0]}; give the --data it was trained on"
+        )
+    verification: dict[str, float] = {}
+    loop = pose_loop(files.c2w)
+    verification["loop_seam_step"] = loop.seam_step
+    verification["loop_seam_acceleration"] = loop.seam_acceleration
+    log.info("poses: a loop of %.1f s from frame %d", len(loop.poses) / 25, loop.first_frame)
+    blinks = mean_blink(files.landmarks)
+    networks: dict[str, nn.Module] = {}
+    with tempfile.TemporaryDirectory(prefix="geneface-export-") as folder:
+        motion_onnx, report = _export_motion(request, files.audio, Path(folder), networks)
+        syncnet_onnx = _export_syncnet(request, Path(folder), networks, verification)
+    verification["motion_largest_error"] = report.largest_error
+    log.info("motion.onnx: %d bytes, %.2f ms a frame here", len(motion_onnx), report.ms_per_call)
+
+    head = trained.head
+    condition = export_condition(head.config.condition, head.cond_prenet, head.cond_att_net)
+    verification["condition_largest_error"] = condition.largest_error
+
+    scene = scene_of(head, torso, trained.camera, files.background)
+    kept = stored(scene)
+    chosen = np.linspace(0, len(loop.poses) - 1, request.check_poses).astype(int)
+    faithfulness = measure_faithfulness(
+        scene,
+        kept,
+        poses=loop.poses[chosen],
+        conditions=_conditions(trained, condition, files.landmarks, request.check_poses),
+        size_px=request.check_size_px,
+    )
+    require_faithful(faithfulness)
+    verification |= dataclasses.asdict(faithfulness)
+
+    networks |= {"head": head} | ({} if torso is None else {"torso": torso})
+    paths = {task: getattr(request, task) for task in networks}
+    motion = MotionSettings(
+        window_samples=report.window_samples,
+        window_frames=report.window_frames,
+        lookahead_frames=report.lookahead_frames,
+        landmark_mean=trained.landmark_mean,
+        landmark_std=trained.landmark_std,
+        mean_face=trained.mean_face,
+        clamp_std=request.clamp_std,
+        ema=request.ema,
+    )
+    config = head.config.condition
+    parts = BundleParts(
+        name=request.name,
+        synthetic=origin.synthetic,
+        licence=origin.licence,
+        origin=origin.record,
+        motion=motion,
+        condition=ConditionSettings(
+            window_frames=config.window_frames, lookahead_frames=config.lookahead_frames, size=config.outputs
+        ),
+        scene=scene,
+        motion_onnx=motion_onnx,
+        condition_onnx=condition.content,
+        syncnet_onnx=syncnet_onnx,
+        poses=loop.poses,
+        blinks=blinks,
+        model_card="",
+        verification=verification,
+        figures=figures,
+    )
+    card = Card(
+        name=request.name,
+        synthetic=origin.synthetic,
+        licence=origin.licence,
+        origin=origin.record,
+        facts=_facts(motion, config.lookahead_frames, loop, files.background.shape[0]),
+        trainings=[training_of(task, paths[task], net) for task, net in networks.items()],
+        figures=figures,
+        verification=verification,
+        files={name: what for name, what in FILES.items() if _is_in(name, parts)},
+    )
+    parts = dataclasses.replace(parts, model_card=model_card(card))
+    return write_bundle(request.out, parts, max_bytes=round(request.max_mb * 1e6))
+
+
+def read_origin(path: Path) -> Origin:
+    """Returns who may be shown and on what ground, from a JSON file.
+
+    Raises:
+        AssemblyError: the file is missing, no JSON, or lacks or has too many keys.
+    """
+    try:
+        return from_mapping(Origin, json.loads(path.read_text(encoding="utf-8")))
+    except SettingsError as error:
+        raise AssemblyError(f"{path}: {error}; state it, nobody is shown without it") from None
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or "not JSON"
+        raise AssemblyError(
+            f"{path}: expected a JSON object with subject, consent, data, recipe, synthetic and licence, "
+            f"got: {reason}; write one"
+        ) from None
+
+
+def read_figures(paths: tuple[Path, ...]) -> dict[str, float]:
+    """Returns every number in the JSON files by its dotted path of keys; later files win.
+
+    Raises:
+        AssemblyError: a file is missing, no JSON object or holds a number that is not finite.
+    """
+    figures: dict[str, float] = {}
+    for path in paths:
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "not JSON"
+            raise AssemblyError(f"{path}: expected JSON with measured figures, got: {reason}") from None
+        if not isinstance(content, dict):
+            raise AssemblyError(f"{path}: expected a JSON object of figures, got a {type(content).__name__}")
+        figures |= _numbers(content, "")
+    for name, value in figures.items():
+        if not np.isfinite(value):
+            raise AssemblyError(f"figures: {name}: expected a finite number, got {value}; measure it anew")
+    return figures
+
+
+def _numbers(value: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for key, entry in value.items():
+        if isinstance(entry, Mapping):
+            found |= _numbers(entry, f"{prefix}{key}.")
+        elif isinstance(entry, (int, float)) and not isinstance(entry, bool):
+            found[prefix + key] = float(entry)
+    return found
+
+
+def training_of(task: str, path: Path, net: nn.Module) -> Training:
+    """Returns how a network was trained: from its checkpoint and settings.json beside it, if there."""
+    folder = path if path.is_dir() else path.parent
+    step = int(load_checkpoint(_checkpoint_of(path))["step"])
+    parameters = sum(parameter.numel() for parameter in net.parameters())
+    settings_file = folder / "settings.json"
+    if not settings_file.is_file():
+        return Training(task=task, step=step, parameters=parameters)
+    content = json.loads(settings_file.read_text(encoding="utf-8"))
+    defaults = dataclasses.asdict(settings_type_of(importlib.import_module(f"training.{task}"))())
+    plain = json.loads(json.dumps(defaults, default=str))
+    differing = {
+        key: value
+        for key, value in content.get("settings", {}).items()
+        # Folders say where somebody's disk has what, nothing about the recipe.
+        if key in plain and value != plain[key] and "/" not in str(value)
+    }
+    seed = content.get("loop", {}).get("seed")
+    return Training(task=task, step=step, parameters=parameters, seed=seed, settings=differing)
+
+
+def _checkpoint_of(path: Path) -> Path:
+    """Returns the file that the loaders of `training` take: itself, the chosen one, the newest."""
+    if not path.is_dir():
+        return path
+    choice = path / CHOICE_FILE
+    if choice.is_file():
+        return path / str(json.loads(choice.read_text(encoding="utf-8"))["checkpoint"])
+    return list(checkpoints(path).values())[-1]
+
+
+def _read_speaker_files(data: Path) -> _SpeakerFiles:
+    truth_file, plate, sound = data / "truth.npz", data / "background.png", data / "audio.flac"
+    if not truth_file.is_file():
+        raise AssemblyError(f"{truth_file}: no such file; --data expects the folder the head was trained on")
+    with np.load(truth_file, allow_pickle=False) as truth:
+        for key, shape in (("landmarks", (68, 3)), ("c2w", (4, 4))):
+            if key not in truth.files or truth[key].shape[1:] != shape or not np.isfinite(truth[key]).all():
+                expected = f"finite (frames, {', '.join(map(str, shape))})"
+                raise AssemblyError(f"{truth_file}: {key}: expected {expected}; prepare the set anew")
+        frames = int(len(truth["c2w"]) * TRAIN_SHARE)
+        landmarks, c2w = (truth[key][:frames].astype(np.float32) for key in ("landmarks", "c2w"))
+    decoded = cv2.imread(str(plate), cv2.IMREAD_COLOR)
+    if decoded is None or decoded.shape[0] != decoded.shape[1]:
+        raise AssemblyError(f"{plate}: expected the empty background, a square picture, found none")
+    audio: F32 | None = None
+    if sound.is_file():
+        audio = np.multiply(read_pcm(sound), 1 / 32768, dtype=np.float32)
+    return _SpeakerFiles(
+        landmarks=landmarks,
+        c2w=c2w,
+        background=np.ascontiguousarray(decoded[..., ::-1]).astype(np.uint8, copy=False),
+        audio=audio,
+    )
+
+
+def _require_same_face(trained: TrainedHead, corpus: Path | None) -> None:
+    """Refuses a head whose landmarks are offsets from another face than Audio2Motion's are."""
+    if corpus is None:
+        return
+    file = corpus / "landmarks.npz"
+    if not file.is_file():
+        raise AssemblyError(f"{file}: no such file; --corpus expects the folder Audio2Motion was trained on")
+    with np.load(file, allow_pickle=False) as archive:
+        face = archive["mean_face"]
+    difference = float(np.abs(face - trained.mean_face).max())
+    if not difference < 1e-4:
+        raise AssemblyError(
+            f"head: mean_face: expected the corpus's, got one {difference:.3g} dm away; train the head with "
+            f"--mean-face {file}"
+        )
+
+
+def _export_motion(
+    request: BundleRequest, audio: F32 | None, folder: Path, networks: dict[str, nn.Module]
+) -> tuple[bytes, MotionExportReport]:
+    audio2motion: Audio2Motion = load_audio2motion(request.audio2motion)
+    networks["audio2motion"] = audio2motion
+    postnet: PostNet | None = None
+    if request.postnet is not None:
+        postnet = load_postnet(request.postnet)
+        networks["postnet"] = postnet
+    path = folder / "motion.onnx"
+    report = export_motion(audio2motion, postnet, LogMel(), path=path, audio=audio)
+    return path.read_bytes(), report
+
+
+def _export_syncnet(
+    request: BundleRequest, folder: Path, networks: dict[str, nn.Module], verification: dict[str, float]
+) -> bytes | None:
+    if request.syncnet is None:
+        return None
+    syncnet: SyncNet = load_syncnet(request.syncnet)
+    networks["syncnet"] = syncnet
+    path = folder / "syncnet.onnx"
+    verification["syncnet_largest_error"] = export_syncnet(syncnet, path=path).largest_error
+    return path.read_bytes()
+
+
+def _conditions(trained: TrainedHead, exported: ConditionExport, landmarks: F32, count: int) -> list[F32]:
+    """Returns what condition.onnx makes of `count` windows spread over the video."""
+    session = onnxruntime.InferenceSession(exported.content, providers=["CPUExecutionProvider"])
+    offsets = 10 * (landmarks - trained.mean_face)
+    normalized = ((offsets - trained.landmark_mean) / trained.landmark_std).reshape(len(landmarks), -1)
+    width = trained.head.config.condition.window_frames
+    starts = np.linspace(0, len(landmarks) - width, count).astype(int)
+    windows = [normalized[start : start + width].astype(np.float32) for start in starts]
+    return [session.run(None, {"window": window})[0] for window in windows]
+
+
+def _facts(
+    motion: MotionSettings, condition_lookahead_frames: int, loop: PoseLoop, size_px: int
+) -> dict[str, str]:
+    lookahead = motion.lookahead_frames + condition_lookahead_frames
+    return {
+        "takes": "16 kHz mono sound",
+        "gives": f"{size_px} x {size_px} pixels, 25 frames a second",
+        "look-ahead": f"{lookahead} frames ({40 * lookahead} ms) of sound after the frame it moves",
+        "memory": f"{motion.window_frames} frames ({motion.window_frames / 25:.2f} s) of sound",
+        "head's path": f"a loop of {len(loop.poses) / 25:.1f} s of the video, from frame {loop.first_frame}",
+    }
+
+
+def _is_in(name: str, parts: BundleParts) -> bool:
+    if name == "torso.safetensors":
+        return parts.scene.torso is not None
+    return name != "syncnet.onnx" or parts.syncnet_onnx is not None

@@ -1,0 +1,129 @@
+"""`geneface-export bundle | verify | seal | figures`: makes and checks speaker bundles."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import sys
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .request import BundleRequest
+
+_EXTRA = {"torch", "torchaudio", "onnx", "onnxscript", "tensorboard", "tqdm", "matplotlib"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0 done, 2 bad input or usage (one line on stderr), 1 anything else."""
+    parsed = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        code: int = parsed.run(parsed)
+    except ImportError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _EXTRA:
+            raise
+        message = f"geneface-export: {missing} is not installed; pip install 'geneface-stream[train]'"
+        print(message, file=sys.stderr)
+        return 2
+    except (ValueError, OSError) as error:
+        print(f"geneface-export {parsed.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="geneface-export", description="Makes and checks speaker bundles.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    bundle = commands.add_parser(
+        "bundle",
+        help="make a bundle from trained networks and the speaker's data",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    hints = typing.get_type_hints(BundleRequest)
+    for entry in dataclasses.fields(BundleRequest):
+        _add_flag(bundle, entry, hints[entry.name])
+    bundle.set_defaults(run=_bundle)
+    verify = commands.add_parser("verify", help="check a bundle again, without its sources")
+    verify.add_argument("bundle", type=Path, help="the bundle's folder")
+    verify.set_defaults(run=_verify)
+    seal = commands.add_parser("seal", help="make hashes true again after a change by hand that is meant")
+    seal.add_argument("bundle", type=Path, help="the bundle's folder")
+    seal.set_defaults(run=_seal)
+    figures = commands.add_parser("figures", help="put measured figures into bundle and model card")
+    figures.add_argument("bundle", type=Path, help="the bundle's folder")
+    figures.add_argument("files", type=Path, nargs="+", help="JSON files with numbers")
+    figures.set_defaults(run=_figures)
+    return parser
+
+
+def _add_flag(parser: argparse.ArgumentParser, entry: dataclasses.Field[Any], hint: object) -> None:
+    """Adds the flag of a field: required without a default, several values for a tuple."""
+    option = "--" + entry.name.replace("_", "-")
+    shared: dict[str, Any] = {"dest": entry.name, "help": entry.metadata["help"]}
+    if entry.default is dataclasses.MISSING:
+        shared["required"] = True
+        shared["default"] = argparse.SUPPRESS
+    else:
+        shared["default"] = entry.default
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        hint = next(part for part in typing.get_args(hint) if part is not type(None))
+    if typing.get_origin(hint) is tuple:
+        shared |= {"nargs": "+", "type": typing.get_args(hint)[0]}
+    else:
+        shared["type"] = hint
+    parser.add_argument(option, **shared)
+
+
+def _bundle(parsed: argparse.Namespace) -> int:
+    from .assembly import make_bundle
+
+    values = {entry.name: getattr(parsed, entry.name) for entry in dataclasses.fields(BundleRequest)}
+    values["figures"] = tuple(values["figures"])
+    speaker = make_bundle(BundleRequest(**values))
+    total = sum(record.size_bytes for record in speaker.settings.files.values())
+    print(f"{speaker.path}: {speaker.name}, {total / 1e6:.1f} MB")
+    for name, value in speaker.verification.items():
+        print(f"  {name:28} {value:.4g}")
+    return 0
+
+
+def _verify(parsed: argparse.Namespace) -> int:
+    from .verification import verify_bundle
+
+    checks = verify_bundle(parsed.bundle)
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        print(f"{check.name:{width}}  {check.found}{'' if check.holds else '  FAILED'}")
+    if all(check.holds for check in checks):
+        return 0
+    failed = next(check for check in checks if not check.holds)
+    message = (
+        f"geneface-export verify: {parsed.bundle}: {failed.name}: got {failed.found}; rebuild the bundle"
+    )
+    print(message, file=sys.stderr)
+    return 2
+
+
+def _seal(parsed: argparse.Namespace) -> int:
+    from .bundle import seal
+
+    print(f"{seal(parsed.bundle).path}: sealed")
+    return 0
+
+
+def _figures(parsed: argparse.Namespace) -> int:
+    from .assembly import read_figures
+    from .bundle import add_figures
+
+    speaker = add_figures(parsed.bundle, read_figures(tuple(parsed.files)))
+    print(f"{speaker.path}: {len(speaker.figures)} figures")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

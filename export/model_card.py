@@ -1,0 +1,123 @@
+"""The model card of a bundle: what it is, what it was made from, how, and how good it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from models.speaker import OriginRecord
+
+NOBODY = "a synthetic character, nobody's likeness"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One network as it was trained."""
+
+    task: str
+    step: int
+    parameters: int
+    seed: int | None = None
+    settings: Mapping[str, object] = field(default_factory=dict)  # those that differ from the defaults
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What the card says."""
+
+    name: str
+    synthetic: bool
+    licence: str
+    origin: OriginRecord
+    facts: Mapping[str, str]  # what it takes and gives
+    trainings: Sequence[Training]
+    figures: Mapping[str, float]  # quality on validation data
+    verification: Mapping[str, float]  # export against source
+    files: Mapping[str, str]
+
+
+def model_card(card: Card) -> str:
+    """Returns the card as Markdown."""
+    who = NOBODY if card.synthetic else card.origin.subject
+    parts = [
+        f"# {card.name}",
+        f"{card.name} is {who}." if card.synthetic else f"{card.name} shows {who}.",
+        "",
+        _table(
+            ("", ""),
+            [
+                ("shows", card.origin.subject),
+                ("on what ground", card.origin.consent),
+                ("trained on", card.origin.data),
+                ("licence", card.licence),
+                *card.facts.items(),
+            ],
+        ),
+        "## How it was trained",
+        card.origin.recipe,
+        "",
+        _table(
+            ("network", "steps", "parameters", "seed", "settings that differ from the defaults"),
+            [
+                (
+                    training.task,
+                    f"{training.step}",
+                    f"{training.parameters}",
+                    "-" if training.seed is None else f"{training.seed}",
+                    ", ".join(f"{key} {value}" for key, value in training.settings.items()) or "none",
+                )
+                for training in card.trainings
+            ],
+        ),
+        _FIGURES_HEAD,
+        _figures(card.figures),
+        "## How the export was checked",
+        "Largest differences to the trained networks, and the closeness of pictures to the plain torch twin.",
+        "",
+        _table(("check", "value"), [(key, _number(value)) for key, value in card.verification.items()]),
+        "## Files",
+        _table(("file", "content"), list(card.files.items())),
+        "## Limits",
+        _LIMITS_OF_SYNTHETIC if card.synthetic else _LIMITS,
+    ]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def with_figures(card: str, figures: Mapping[str, float]) -> str:
+    """Returns the card's text with its table of figures replaced."""
+    before, head, rest = card.partition(_FIGURES_HEAD)
+    if not head:
+        return f"{card.rstrip()}\n\n{_FIGURES_HEAD}\n{_figures(figures)}"
+    _, next_head, after = rest.partition("\n## ")
+    return f"{before}{head}\n{_figures(figures)}{next_head}{after}"
+
+
+def _figures(figures: Mapping[str, float]) -> str:
+    if not figures:
+        return "Not measured yet: `benchmarks.quality` does, `geneface-export figures` puts it here.\n"
+    rows = [(name, _number(value)) for name, value in figures.items()]
+    return "On validation data that no network was trained on.\n\n" + _table(("figure", "value"), rows)
+
+
+_FIGURES_HEAD = "## How good it is"
+_LIMITS_OF_SYNTHETIC = (
+    "A computer-graphics look. What moves the face was learnt from synthetic voices and rule-made "
+    "articulation: on human speech it keeps time, its style is the rules'. Label videos made with it as "
+    "generated."
+)
+_LIMITS = (
+    "Use only what the consent above covers, and label videos made with it as generated. Poses and "
+    "expressions beyond those of the training video are guesses."
+)
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 0.01 and value else f"{value:.4g}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    lines = [line(head), line(["---"] * len(head)), *map(line, rows)]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,114 @@
+"""A finished bundle checked again, with nothing but the bundle: what can be rerun without its sources."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from cuda_kernels.cpu_raymarcher import CpuRaymarcher
+from cuda_kernels.torch_reference import render_scene
+from models.speaker import BundleError, Speaker, load_speaker
+
+from .head import LEAST_PSNR_DB
+from .performance import seam_measure
+
+F32 = npt.NDArray[np.float32]
+
+STORED_LIMITS = {
+    "motion_largest_error": (None, 1e-4),
+    "condition_largest_error": (None, 1e-5),
+    "syncnet_largest_error": (None, 1e-4),
+    "float16_psnr_db": (LEAST_PSNR_DB, None),
+    "raymarcher_psnr_db": (LEAST_PSNR_DB, None),
+    "loop_seam_step": (None, 1.0),
+    "loop_seam_acceleration": (None, 1.0),
+}
+"""Lowest and highest value of each figure that the export stored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One thing that was checked."""
+
+    name: str
+    found: str
+    holds: bool
+
+
+def verify_bundle(path: Path, *, size_px: int = 192, poses: int = 2) -> list[Check]:
+    """Returns every check in order; the bundle is read with all of its own first.
+
+    Raises:
+        BundleError: the bundle cannot be read, or a network does not take or give what speaker.json says.
+    """
+    speaker = load_speaker(path)
+    checks = [Check(name="sizes, hashes, shapes, ranges", found="as speaker.json says", holds=True)]
+    for name, value in speaker.verification.items():
+        low, high = STORED_LIMITS.get(name, (None, None))
+        holds = (low is None or value >= low) and (high is None or value <= high)
+        checks.append(Check(name=f"{name}, at export", found=f"{value:.4g}", holds=holds))
+    landmarks = _run(
+        speaker.motion_onnx,
+        "pcm",
+        np.zeros((1, speaker.motion.window_samples), np.float32),
+        ("landmarks", (1, 204)),
+    )
+    normalized = (landmarks.reshape(68, 3) - speaker.motion.landmark_mean) / speaker.motion.landmark_std
+    largest = float(np.abs(normalized).max())
+    # Silence is the most ordinary sound there is: a face far outside the speaker's range is a wrong graph.
+    checks.append(Check(name="face in silence, deviations", found=f"{largest:.3g}", holds=bool(largest < 10)))
+    frame = np.clip(normalized, -speaker.motion.clamp_std, speaker.motion.clamp_std).reshape(1, 204)
+    window = np.repeat(frame.astype(np.float32), speaker.condition.window_frames, axis=0)
+    condition = _run(speaker.condition_onnx, "window", window, ("condition", (speaker.condition.size,)))
+    seam = seam_measure(speaker.poses, speaker.poses, percentile=100.0)
+    checks.append(
+        Check(
+            name="step over the loop's seam, of the largest",
+            found=f"{seam.step:.3g}, its change {seam.acceleration:.3g}",
+            holds=len(speaker.poses) < 4 or (seam.step <= 1.001 and seam.acceleration <= 1.01),
+        )
+    )
+    psnr_db = _raymarcher_psnr_db(speaker, condition, size_px, poses)
+    checks.append(
+        Check(
+            name=f"CPU raymarcher against torch, {size_px} px",
+            found=f"{psnr_db:.1f} dB",
+            holds=psnr_db >= LEAST_PSNR_DB,
+        )
+    )
+    return checks
+
+
+def _run(file: Path, source: str, value: F32, target: tuple[str, tuple[int, ...]]) -> F32:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    name, shape = target
+    try:
+        session = onnxruntime.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
+        result: F32 = session.run([name], {source: value})[0]
+    except Exception as error:  # noqa: BLE001 -- onnxruntime's errors share no narrower class
+        reason = " ".join(str(error).split())[:160]
+        expected = f"a graph from {source} {value.shape} to {name} {shape}"
+        raise BundleError(str(file), "graph", expected, reason) from None
+    if result.shape != shape or not np.isfinite(result).all():
+        raise BundleError(str(file), name, f"finite numbers of shape {shape}", f"shape {result.shape}")
+    return result
+
+
+def _raymarcher_psnr_db(speaker: Speaker, condition: F32, size_px: int, poses: int) -> float:
+    raymarcher = CpuRaymarcher(speaker.scene())
+    squares = []
+    try:
+        for frame in np.linspace(0, len(speaker.poses) - 1, poses).astype(int):
+            c2w = speaker.poses[frame]
+            truth = render_scene(speaker.scene(), c2w=c2w, condition=condition, size_px=size_px).numpy()
+            drawn = raymarcher.render(c2w=c2w, condition=condition, size_px=size_px)
+            squares.append(np.mean((drawn / np.float32(255) - truth) ** 2))
+    finally:
+        raymarcher.close()
+    return -10 * float(np.log10(max(float(np.mean(squares)), 1e-12)))
