@@ -72,10 +72,15 @@ class HeadTraining:
     geometry_features: int = field(default=32, metadata={"help": "numbers from density to colour net"})
     levels: int = field(default=12, metadata={"help": "levels of each grid"})
     position_log2_rows: int = field(default=17, metadata={"help": "rows a level of the position grid, log2"})
-    position_resolution: int = field(default=512, metadata={"help": "finest cells along the field's side"})
-    ambient_log2_rows: int = field(default=14, metadata={"help": "rows a level of the ambient grid, log2"})
-    ambient_resolution: int = field(default=512, metadata={"help": "its finest cells along a side"})
-    hashed: bool = field(default=True, metadata={"help": "hash fine position levels instead of tiling them"})
+    position_resolution: int = field(
+        default=340,
+        metadata={
+            "help": "finest cells along the field's side; tiling drops an axis above 2^(log2_rows / 2)"
+        },
+    )
+    ambient_log2_rows: int = field(default=15, metadata={"help": "rows a level of the ambient grid, log2"})
+    ambient_resolution: int = field(default=256, metadata={"help": "its finest cells along a side"})
+    hashed: bool = field(default=False, metadata={"help": "hash fine position levels instead of tiling them"})
     grid_size: int = field(default=128, metadata={"help": "occupancy cells along a side; sets the step"})
     max_steps: int = field(default=16, metadata={"help": "samples a ray may have"})
     frames_per_step: int = field(default=32, metadata={"help": "frames that share a step"})
