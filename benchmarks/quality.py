@@ -2,8 +2,8 @@
 
 DIR is laid out as a corpus (sound and landmarks of many faces) or as a speaker (video and its landmarks); its
 validation split is measured. Sound goes through the bundle's motion.onnx in the live path's own windows, then
-through its clamp and smoothing. Distances are relative to the resting face: the truth's, and the speaker's own
-after silence.
+through its clamp and smoothing. Distances are relative to the resting face: the truth's, and the speaker's
+own after silence.
 """
 
 from __future__ import annotations
@@ -233,7 +233,8 @@ def measure(
     is_corpus = (data / CORPUS_INDEX).is_file()
     if not is_corpus and not (data / SPEAKER_TRUTH).is_file():
         raise ValueError(
-            f"{data}: expected a corpus ({CORPUS_INDEX}) or a speaker ({SPEAKER_TRUTH}), got neither; check --data"
+            f"{data}: expected a corpus ({CORPUS_INDEX}) or a speaker ({SPEAKER_TRUTH}), got neither; "
+            "check --data"
         )
     rows, figures = motion_rows(speaker, data, max_clips=max_clips)
     if pictures and not is_corpus:

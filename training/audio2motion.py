@@ -37,6 +37,7 @@ from .measures import MotionMeasures, MotionTrack, compare_motion, measure_motio
 from .plots import draw_curves
 from .syncnet import load_syncnet, sync_loss_of_windows
 
+MATMUL_PRECISION = "highest"  # TF32 would fill the quiet bands of the log-mel with rounding noise
 LOOP = LoopSettings(
     steps=6000, validate_every=1000, checkpoint_every=500, log_every=50, keep_checkpoints=2, seed=9999
 )

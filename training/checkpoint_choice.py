@@ -94,7 +94,7 @@ def choose(curves: Curves, rule: Rule | None = None) -> Choice:
     smooth_positive, smooth_negative = _median_of_three(positive), _median_of_three(negative)
     converged = (
         usable
-        & (np.abs(smooth_positive - smooth_negative) <= rule.confidence_gap)
+        & (np.abs(smooth_positive - smooth_negative) <= rule.confidence_gap + 1e-9)
         & (np.minimum(smooth_positive, smooth_negative) >= low)
         & (np.maximum(smooth_positive, smooth_negative) <= high)
     )
@@ -236,11 +236,11 @@ def _median_of_three(values: F64) -> F64:
 
 
 def _rose(values: F64, share: float) -> bool:
-    """Whether a curve's last quarter lies above its best by more than `share`."""
+    """Whether a curve's last quarter lies above the best before it by more than `share`."""
     last = max(1, math.ceil(len(values) / 4))
     if len(values) <= last:
         return False
-    best = float(values.min())
+    best = float(values[:-last].min())
     return bool(np.median(values[-last:]) > best * (1 + share))
 
 

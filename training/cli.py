@@ -5,7 +5,7 @@ environment variable `GENEFACE_TRAIN_<FLAG>`. A task is a module `training.<task
 `make_task(data, settings, device)`, whose annotation of `settings` names the dataclass. Optional there:
 `LOOP`, a `LoopSettings` with the task's own defaults; `run(data, out, settings, device)`, which may take
 the place of training and then returns True; `after_training(data, out, settings, device)`, called once the
-last step is done.
+last step is done; `MATMUL_PRECISION`, what a GPU may round matrix products to ("high": TF32).
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _train(name: str, arguments: list[str]) -> int:
         raise ValueError(f"{data}: expected a folder of training data, found nothing; check --data")
     device = _device(loop.device)
     if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
+        torch.set_float32_matmul_precision(getattr(module, "MATMUL_PRECISION", "high"))
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     torch.manual_seed(loop.seed)  # the networks' first weights are part of the recipe
     run = getattr(module, "run", None)

@@ -9,6 +9,7 @@ speaker's domain, resting face included.
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -256,12 +257,12 @@ def _read_index(path: Path) -> list[dict[str, Any]]:
 
 def _read_arrays(path: Path, names: Sequence[str], folder: Path) -> dict[str, npt.NDArray[Any]]:
     try:
-        with np.load(path) as file:
+        with path.open("rb") as stream, np.load(stream) as file:
             absent = [name for name in names if name not in file]
             if absent:
                 raise CorpusError(f"{path}: missing {', '.join(absent)}; got {', '.join(file)}")
             return {name: file[name] for name in names}
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zipfile.BadZipFile) as error:
         raise CorpusError(f"{path}: not a readable npz ({error}); copy {folder} again") from error
 
 

@@ -30,6 +30,7 @@ from .loop import CheckpointError, LoopSettings, Validation, load_task_state
 from .measures import MotionTrack, compare_motion, measure_motion
 from .syncnet import MOUTH, audio_windows, load_syncnet, mouth_windows
 
+MATMUL_PRECISION = "highest"  # TF32 would fill the quiet bands of the log-mel with rounding noise
 LOOP = LoopSettings(
     steps=8000, validate_every=400, checkpoint_every=400, log_every=100, keep_checkpoints=0, seed=9999
 )

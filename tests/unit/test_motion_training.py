@@ -1,0 +1,229 @@
+"""SyncNet, Audio2Motion and PostNet train, resume to the bit and leave frozen networks alone."""
+
+import json
+
+import pytest
+import torch
+from tiny_corpus import make_corpus, make_speaker
+
+from training import audio2motion, cli, loop, postnet, syncnet
+from training.audio2motion import MotionWeights, WeightAverage, load_audio2motion, motion_loss
+from training.corpus import Sound
+from training.postnet import load_postnet
+from training.syncnet import audio_windows, load_syncnet, mouth_windows
+
+
+def train(task, data, out, *flags):
+    common = ["--validate-every", "2", "--checkpoint-every", "2", "--log-every", "2"]
+    sizes = ["--batch", "3", "--frames", "16"]
+    return cli.main([task, "--data", str(data), "--out", str(out), *common, *sizes, *flags])
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return make_corpus(tmp_path_factory.mktemp("data") / "corpus")
+
+
+@pytest.fixture(scope="module")
+def speaker(tmp_path_factory, corpus):
+    return make_speaker(tmp_path_factory.mktemp("data") / "speaker", corpus)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, corpus):
+    """Training folders of a SyncNet and an Audio2Motion of two steps."""
+    out = tmp_path_factory.mktemp("trained")
+    assert train("syncnet", corpus, out / "syncnet", "--steps", "2") == 0
+    assert train("audio2motion", corpus, out / "audio2motion", "--steps", "2") == 0
+    return out
+
+
+def postnet_flags(corpus, trained):
+    return [
+        "--corpus",
+        str(corpus),
+        "--audio2motion",
+        str(trained / "audio2motion"),
+        "--syncnet",
+        str(trained / "syncnet"),
+    ]
+
+
+def assert_same(one, other):
+    assert type(one) is type(other)
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        for left, right in zip(one, other, strict=True):
+            assert_same(left, right)
+    else:
+        assert one == other
+
+
+@pytest.mark.parametrize("task", ["syncnet", "audio2motion", "postnet"])
+def test_a_resumed_run_ends_with_the_same_bits(task, corpus, speaker, trained, tmp_path):
+    data, flags = corpus, []
+    if task == "postnet":
+        data, flags = speaker, postnet_flags(corpus, trained)
+    elif task == "audio2motion":
+        flags = ["--syncnet", str(trained / "syncnet"), "--sync-below", "9"]
+    assert train(task, data, tmp_path / "whole", "--steps", "4", *flags) == 0
+    stopped = train(task, data, tmp_path / "parts", "--steps", "4", "--max-minutes", "1e-9", *flags)
+    assert stopped == 0
+    assert list(loop.checkpoints(tmp_path / "parts")) == [1]
+    assert train(task, data, tmp_path / "parts", "--steps", "4", *flags) == 0
+    whole, parts = (
+        loop.load_checkpoint(tmp_path / name / "checkpoint_00000004.pt") for name in ("whole", "parts")
+    )
+    assert_same(whole["state"], parts["state"])
+    assert list((tmp_path / "whole" / "pictures").glob("*.png"))
+
+
+def test_audio2motion_learns_that_loud_is_open(corpus, tmp_path):
+    flags = [
+        "--steps",
+        "60",
+        "--validate-every",
+        "20",
+        "--warm-frames",
+        "8",
+        "--frames",
+        "40",
+        "--batch",
+        "8",
+    ]
+    assert train("audio2motion", corpus, tmp_path, *flags) == 0
+    found = loop.read_validations(tmp_path)
+    assert found[-1]["aperture_error_mm"] < found[0]["aperture_error_mm"]
+    assert found[-1]["aperture_r"] > 0.5
+
+
+def test_postnet_leaves_the_frozen_networks_alone_and_its_checkpoint_is_chosen(
+    corpus, speaker, trained, tmp_path, capsys
+):
+    out = tmp_path / "postnet"
+    assert train("postnet", speaker, out, "--steps", "4", *postnet_flags(corpus, trained)) == 0
+    assert list(loop.checkpoints(out)) == [2, 4]  # all are kept for the choice
+    chosen = json.loads((out / "choice.json").read_text())
+    net = load_postnet(out)
+    state = loop.load_task_state(out / chosen["checkpoint"], "postnet")
+    assert torch.equal(net.block3[1].bias, state["model"]["block3.1.bias"])
+    assert not net.training
+    (out / "choice.json").unlink()
+    assert train("postnet", speaker, out, "--choose-only") == 0
+    assert json.loads((out / "choice.json").read_text()) == chosen
+    assert "chose step" in capsys.readouterr().out
+
+
+def test_frozen_networks_stay_in_evaluation_mode(corpus, trained):
+    device = torch.device("cpu")
+    settings = audio2motion.Audio2MotionSettings(batch=2, frames=12, syncnet=trained / "syncnet")
+    task = audio2motion.make_task(corpus, settings, device)
+    task.sync_on = True
+    before = {name: value.clone() for name, value in task.syncnet.state_dict().items()}
+    found = task.training_step(0)
+    assert "sync" in found
+    for name, value in task.syncnet.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert not any(weight.requires_grad for weight in task.syncnet.parameters())
+
+
+def test_sync_is_switched_on_by_its_validation(corpus, trained):
+    settings = audio2motion.Audio2MotionSettings(
+        batch=2, frames=12, syncnet=trained / "syncnet", sync_below=99
+    )
+    task = audio2motion.make_task(corpus, settings, torch.device("cpu"))
+    assert not task.sync_on
+    task.validate(1)
+    assert task.sync_on
+    assert task.state_dict()["sync_on"]
+
+
+def test_windows_of_sound_and_mouth_begin_together():
+    features = torch.arange(40.0).reshape(1, 40, 1)
+    offsets = torch.arange(20.0).reshape(1, 20, 1).expand(1, 20, 204)
+    sound, mouth = audio_windows(features), mouth_windows(offsets)
+    assert sound.shape == (1, 16, 10, 1)
+    assert mouth.shape == (1, 16, 5, 60)
+    assert sound[0, 3, :, 0].tolist() == list(range(6, 16))
+    assert mouth[0, 3, :, 0].tolist() == [3, 4, 5, 6, 7]
+
+
+def test_motion_loss_is_zero_for_the_truth_and_weighs_lips_and_closure():
+    truth = torch.zeros(1, 3, 204)
+    sounds = torch.zeros(1, 3, dtype=torch.uint8)
+    assert motion_loss(truth, truth, sounds) == 0
+
+    def loss_of(point, sounds, weights=None):
+        wrong = torch.zeros(1, 3, 68, 3)
+        wrong[:, :, point, 1] = 0.1
+        return float(motion_loss(wrong.reshape(1, 3, 204), truth, sounds, weights))
+
+    assert loss_of(66, sounds) > loss_of(50, sounds) > loss_of(8, sounds) > loss_of(40, sounds) > 0
+    shut = torch.full_like(sounds, Sound.BILABIAL)
+    assert loss_of(66, shut) > loss_of(66, sounds)
+    flat = MotionWeights(closure=1.0)
+    assert loss_of(66, shut, flat) == pytest.approx(loss_of(66, sounds, flat))
+
+
+def test_the_average_follows_the_weights():
+    net, average = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    follower = WeightAverage(net, average, 0.9)
+    assert torch.equal(average.weight, net.weight)
+    start = net.weight.detach().clone()
+    with torch.no_grad():
+        net.weight += 1
+    follower.update(1000)
+    assert torch.allclose(average.weight, start + 0.1, atol=1e-6)
+
+
+def test_loaded_networks_are_frozen(trained):
+    for net in (load_syncnet(trained / "syncnet"), load_audio2motion(trained / "audio2motion")):
+        assert not net.training
+        assert not any(weight.requires_grad for weight in net.parameters())
+
+
+def test_missing_parts_are_named_in_one_line(corpus, speaker, trained, tmp_path, capsys):
+    assert train("postnet", speaker, tmp_path / "a", "--steps", "2") == 2
+    assert "give --corpus DIR" in capsys.readouterr().err
+    flags = postnet_flags(corpus, trained)
+    flags[-1] = str(trained / "audio2motion")
+    assert train("postnet", speaker, tmp_path / "b", "--steps", "2", *flags) == 2
+    message = capsys.readouterr().err
+    assert "expected syncnet, got audio2motion" in message
+    flags[-1] = str(tmp_path / "nowhere")
+    assert train("postnet", speaker, tmp_path / "c", "--steps", "2", *flags) == 2
+    assert "run `geneface-train syncnet" in capsys.readouterr().err
+    assert train("audio2motion", speaker, tmp_path / "d", "--steps", "2") == 2
+    assert "index.jsonl: not found" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: syncnet.SyncNetSettings(frames=6), "frames: expected 13 or more"),
+        (lambda: syncnet.SyncNetSettings(mouth_scale=1.5), "mouth_scale"),
+        (lambda: audio2motion.Audio2MotionSettings(average_decay=1.0), "average_decay"),
+        (lambda: audio2motion.Audio2MotionSettings(lookahead_frames=-1), "lookahead_frames"),
+    ],
+)
+def test_settings_out_of_range_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_postnet_needs_pauses_to_know_the_resting_face(corpus, speaker, trained, tmp_path):
+    folder = tmp_path / "speaker"
+    folder.mkdir()
+    for name in ("audio.flac", "truth.npz"):
+        (folder / name).write_bytes((speaker / name).read_bytes())
+    settings = postnet.PostNetSettings(
+        corpus=corpus, audio2motion=trained / "audio2motion", syncnet=trained / "syncnet"
+    )
+    with pytest.raises(ValueError, match=r"phones\.json: expected pauses"):
+        postnet.make_task(folder, settings, torch.device("cpu"))
