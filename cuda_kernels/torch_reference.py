@@ -524,7 +524,8 @@ def composite(
         stop_transmittance: nothing is added once less than this passes.
     """
     optical = torch.where(samples.mask, sigma, 0.0) * step
-    before = torch.exp(-(optical.cumsum(1) - optical))  # transmittance before the sample, (N, S)
+    # Shifted, not cumsum - optical: beside an optical depth of 1e8 the sum before it would be lost.
+    before = torch.exp(-F.pad(optical.cumsum(1)[:, :-1], (1, 0)))  # transmittance before the sample, (N, S)
     live = samples.mask & (before >= stop_transmittance)
     weights = torch.where(live, (1 - torch.exp(-optical)) * before, 0.0)
     return Composite(
