@@ -90,6 +90,18 @@ def _widest(*nets: PackedNet) -> int:
     return rows
 
 
+def rgb_to_i420(image: U8, out: U8 | None = None) -> U8:
+    """(H * 3 / 2, W) planar I420, BT.601 limited range, of an (H, W, 3) RGB image with even sides.
+
+    Chroma is the mean of each two by two pixels.
+    """
+    height, width = image.shape[:2]
+    if out is None:
+        out = np.empty((height * 3 // 2, width), np.uint8)
+    _compiled("to_i420")(image, out)
+    return out
+
+
 class CpuRaymarcher:
     """Draws one scene; safe to call from several threads, which then wait for one another.
 
@@ -124,6 +136,7 @@ class CpuRaymarcher:
         self._scratches = [self._make_scratch() for _ in range(threads)]
         self._backgrounds: dict[int, F32] = {}
         self._lock = threading.Lock()
+        self._closed = False
         self._pool = ThreadPoolExecutor(threads - 1, "raymarch") if threads > 1 else None
 
     @property
@@ -236,6 +249,8 @@ class CpuRaymarcher:
                 f"got {out.dtype} of shape {out.shape}"
             )
         with self._lock:
+            if self._closed:
+                raise RuntimeError("the raymarcher is closed")
             frame = self._frame(pose, vector, size_px, x0, y0)
             counter = np.zeros(1, np.int64)
             draw = _compiled("draw_tiles")
@@ -272,9 +287,7 @@ class CpuRaymarcher:
                 f"out: expected a writeable C-contiguous uint8 array of shape {shape}, "
                 f"got {out.dtype} of shape {out.shape}"
             )
-        image = self.render(c2w=c2w, condition=condition, size_px=size_px)
-        _compiled("to_i420")(image, out)
-        return out
+        return rgb_to_i420(self.render(c2w=c2w, condition=condition, size_px=size_px), out)
 
     def warm_up(self) -> float:
         """Seconds that it took to compile the kernels, or to read them from the cache, and to draw once."""
@@ -285,6 +298,8 @@ class CpuRaymarcher:
 
     def close(self) -> None:
         """Ends the threads; drawing is over. May be called twice."""
+        with self._lock:
+            self._closed = True
         if self._pool is not None:
             self._pool.shutdown(wait=True)
 
