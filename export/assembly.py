@@ -23,7 +23,7 @@ from models.features import LogMel
 from models.postnet import PostNet
 from models.settings import SettingsError, from_mapping
 from models.speaker import ConditionSettings, MotionSettings, OriginRecord, Speaker
-from models.syncnet import SyncNet
+from models.syncnet import AUDIO_FRAMES, MOTION_FRAMES, MOUTH_DIMENSION, SyncNet
 from preparation.media import read_pcm
 from training.audio2motion import load_audio2motion
 from training.checkpoint_choice import CHOICE_FILE
@@ -35,6 +35,7 @@ from training.syncnet import load_syncnet
 
 from .bundle import BundleParts, write_bundle
 from .condition import ConditionExport, export_condition
+from .graphs import with_small_weights, without_notes
 from .head import measure_faithfulness, require_faithful, require_same_camera, scene_of, stored
 from .model_card import Card, Training, model_card
 from .motion import MotionExportReport, export_motion, export_syncnet
@@ -119,9 +120,8 @@ def make_bundle(request: BundleRequest) -> Speaker:
     blinks = mean_blink(files.landmarks)
     networks: dict[str, nn.Module] = {}
     with tempfile.TemporaryDirectory(prefix="geneface-export-") as folder:
-        motion_onnx, report = _export_motion(request, files.audio, Path(folder), networks)
+        motion_onnx, report = _export_motion(request, files.audio, Path(folder), networks, verification)
         syncnet_onnx = _export_syncnet(request, Path(folder), networks, verification)
-    verification["motion_largest_error"] = report.largest_error
     log.info("motion.onnx: %d bytes, %.2f ms a frame here", len(motion_onnx), report.ms_per_call)
 
     head = trained.head
@@ -312,7 +312,11 @@ def _require_same_face(trained: TrainedHead, corpus: Path | None) -> None:
 
 
 def _export_motion(
-    request: BundleRequest, audio: F32 | None, folder: Path, networks: dict[str, nn.Module]
+    request: BundleRequest,
+    audio: F32 | None,
+    folder: Path,
+    networks: dict[str, nn.Module],
+    verification: dict[str, float],
 ) -> tuple[bytes, MotionExportReport]:
     audio2motion: Audio2Motion = load_audio2motion(request.audio2motion)
     networks["audio2motion"] = audio2motion
@@ -322,7 +326,12 @@ def _export_motion(
         networks["postnet"] = postnet
     path = folder / "motion.onnx"
     report = export_motion(audio2motion, postnet, LogMel(), path=path, audio=audio)
-    return path.read_bytes(), report
+    verification["motion_largest_error"] = report.largest_error
+    random = np.random.default_rng(0)
+    heard = random.normal(0, 0.1, report.window_samples * 8).astype(np.float32) if audio is None else audio
+    starts = np.linspace(0, len(heard) - report.window_samples, 32).astype(int)
+    feeds = [{"pcm": heard[None, start : start + report.window_samples]} for start in starts]
+    return _small(request, "motion", path.read_bytes(), feeds, verification), report
 
 
 def _export_syncnet(
@@ -334,7 +343,28 @@ def _export_syncnet(
     networks["syncnet"] = syncnet
     path = folder / "syncnet.onnx"
     verification["syncnet_largest_error"] = export_syncnet(syncnet, path=path).largest_error
-    return path.read_bytes()
+    random = np.random.default_rng(0)
+    sizes = {
+        "audio": (AUDIO_FRAMES, syncnet.config.feature_dimension),
+        "mouth": (MOTION_FRAMES, MOUTH_DIMENSION),
+    }
+    feed = {name: random.normal(-1, 1, (16, *size)).astype(np.float32) for name, size in sizes.items()}
+    return _small(request, "syncnet", path.read_bytes(), [feed], verification)
+
+
+def _small(
+    request: BundleRequest,
+    name: str,
+    content: bytes,
+    feeds: list[dict[str, F32]],
+    verification: dict[str, float],
+) -> bytes:
+    content = without_notes(content)
+    if request.float32_networks:
+        return content
+    small = with_small_weights(content, feeds)
+    verification[f"{name}_float16_change"] = small.rounding
+    return small.content
 
 
 def _conditions(trained: TrainedHead, exported: ConditionExport, landmarks: F32, count: int) -> list[F32]:

@@ -20,7 +20,9 @@ _EXTRA = {"torch", "torchaudio", "onnx", "onnxscript", "tensorboard", "tqdm", "m
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 done, 2 bad input or usage (one line on stderr), 1 anything else."""
     parsed = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    # The ONNX exporter tells every rewrite at INFO.
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("export").setLevel(logging.INFO)
     try:
         code: int = parsed.run(parsed)
     except ImportError as error:
@@ -74,6 +76,8 @@ def _add_flag(parser: argparse.ArgumentParser, entry: dataclasses.Field[Any], hi
         hint = next(part for part in typing.get_args(hint) if part is not type(None))
     if typing.get_origin(hint) is tuple:
         shared |= {"nargs": "+", "type": typing.get_args(hint)[0]}
+    elif hint is bool:
+        shared["action"] = argparse.BooleanOptionalAction
     else:
         shared["type"] = hint
     parser.add_argument(option, **shared)

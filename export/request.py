@@ -30,6 +30,9 @@ class BundleRequest:
     max_mb: float = field(default=12.0, metadata={"help": "refuse a larger bundle"})
     clamp_std: float = field(default=2.5, metadata={"help": "landmarks are held within so many deviations"})
     ema: float = field(default=0.2, metadata={"help": "weight of the previous frame's landmarks"})
+    float32_networks: bool = field(
+        default=False, metadata={"help": "keep the ONNX networks' weights in float32, twice the size"}
+    )
     check_poses: int = field(default=4, metadata={"help": "pictures drawn to check head and torso"})
     check_size_px: int = field(default=256, metadata={"help": "their size"})
 

@@ -13,6 +13,7 @@ from cuda_kernels.cpu_raymarcher import CpuRaymarcher
 from cuda_kernels.torch_reference import render_scene
 from models.speaker import BundleError, Speaker, load_speaker
 
+from .graphs import LARGEST_ROUNDING
 from .head import LEAST_PSNR_DB
 from .performance import seam_measure
 
@@ -22,6 +23,8 @@ STORED_LIMITS = {
     "motion_largest_error": (None, 1e-4),
     "condition_largest_error": (None, 1e-5),
     "syncnet_largest_error": (None, 1e-4),
+    "motion_float16_change": (None, LARGEST_ROUNDING),
+    "syncnet_float16_change": (None, LARGEST_ROUNDING),
     "float16_psnr_db": (LEAST_PSNR_DB, None),
     "raymarcher_psnr_db": (LEAST_PSNR_DB, None),
     "loop_seam_step": (None, 1.0),

@@ -167,7 +167,9 @@ def test_the_bundle_holds_what_was_trained(sources, made):
     assert speaker.figures == {"head.psnr_db": 31.25}
     assert set(speaker.verification) == {
         "motion_largest_error",
+        "motion_float16_change",
         "syncnet_largest_error",
+        "syncnet_float16_change",
         "condition_largest_error",
         "loop_seam_step",
         "loop_seam_acceleration",
@@ -202,7 +204,17 @@ def test_motion_onnx_gives_what_the_torch_chain_gives(sources, made):
         expected = postnet(net.predict(features))[0].numpy()
     # The first frames differ: the window hears silence before the clip, the whole clip is padded with zeros.
     warm = speaker.motion.window_frames
-    np.testing.assert_allclose(got[warm:], expected[warm:60], atol=1e-4)
+    # Weights are float16 in the bundle: the change was measured at export, on other sound.
+    allowed = 1e-4 + 5 * speaker.verification["motion_float16_change"]
+    np.testing.assert_allclose(got[warm:], expected[warm:60], atol=allowed)
+    assert allowed < 0.1
+
+
+def test_graphs_keep_nothing_of_the_machine_they_were_made_on(made):
+    for file in made.glob("*.onnx"):
+        content = file.read_bytes()
+        assert b"/models/" not in content, file.name
+        assert b'File "' not in content, file.name
 
 
 def test_the_picture_is_the_trained_heads(sources, made):

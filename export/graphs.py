@@ -1,0 +1,106 @@
+"""ONNX graphs made small: weights held as float16, what the exporter noted for itself taken out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
+F32 = npt.NDArray[np.float32]
+
+FRONT_END = "features."
+"""The front end's tables keep float32: rounded, they would leak loud tones into quiet bands."""
+LEAST_NUMBERS = 256  # smaller weights cost little and are mostly biases and shapes
+LARGEST_ROUNDING = 2e-2
+"""Of a graph's outputs by rounding its weights: 2e-4 of the range of a landmark is 2 um of a lip."""
+
+
+class GraphError(ValueError):
+    """A graph that says something else once its weights are rounded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallGraph:
+    """A graph made small."""
+
+    content: bytes
+    rounding: float  # largest change of an output over the tried inputs, in the output's unit
+
+
+def without_notes(content: bytes) -> bytes:
+    """Returns the graph without names of source files, stack traces and other notes of its exporter."""
+    model = onnx.load_from_string(content)
+    for holder in (model, model.graph):
+        holder.doc_string = ""
+        holder.ClearField("metadata_props")
+    for part in (
+        *model.graph.node,
+        *model.graph.input,
+        *model.graph.output,
+        *model.graph.initializer,
+        *model.graph.value_info,
+    ):
+        part.doc_string = ""
+        if part.DESCRIPTOR.fields_by_name.get("metadata_props") is not None:
+            part.ClearField("metadata_props")
+    kept: bytes = model.SerializeToString(deterministic=True)
+    return kept
+
+
+def with_small_weights(content: bytes, feeds: list[dict[str, F32]]) -> SmallGraph:
+    """Returns the graph with its weights as float16, cast to float32 once when it is loaded.
+
+    Args:
+        content: a graph without notes.
+        feeds: inputs to compare on, before and after.
+
+    Raises:
+        GraphError: an output changes by more than `LARGEST_ROUNDING`.
+    """
+    model = onnx.load_from_string(content)
+    graph = model.graph
+    casts, halved = [], []
+    for weight in graph.initializer:
+        numbers = int(np.prod(weight.dims))
+        rounds = weight.data_type == TensorProto.FLOAT and numbers >= LEAST_NUMBERS
+        if not rounds or weight.name.startswith(FRONT_END):
+            halved.append(weight)
+            continue
+        values = numpy_helper.to_array(weight)
+        if np.abs(values).max() > np.finfo(np.float16).max:
+            raise GraphError(
+                f"{weight.name}: expected weights within float16, got {np.abs(values).max():.3g}; "
+                "the training has diverged"
+            )
+        halved.append(numpy_helper.from_array(values.astype(np.float16), f"{weight.name}.float16"))
+        casts.append(
+            helper.make_node("Cast", [f"{weight.name}.float16"], [weight.name], to=TensorProto.FLOAT)
+        )
+    nodes = [*casts, *graph.node]
+    del graph.initializer[:], graph.node[:]
+    graph.initializer.extend(halved)
+    graph.node.extend(nodes)
+    onnx.checker.check_model(model, full_check=True)
+    small: bytes = model.SerializeToString(deterministic=True)
+    before, after = _session(content), _session(small)
+    rounding = []
+    for feed in feeds:
+        for one, other in zip(before.run(None, feed), after.run(None, feed), strict=True):
+            rounding.append(np.abs(one - other).max())
+    largest = float(np.max(rounding))
+    if not largest <= LARGEST_ROUNDING:  # also refuses NaN
+        raise GraphError(
+            f"graph: expected float16 weights to change outputs by at most {LARGEST_ROUNDING:g}, got "
+            f"{largest:.3g}; keep float32 with --float32-networks"
+        )
+    return SmallGraph(content=small, rounding=largest)
+
+
+def _session(content: bytes) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
