@@ -1,0 +1,137 @@
+"""How close a bundle's pictures come to a video it was not trained on, driven by the true landmarks.
+
+The way is the live one from the landmarks on: normalised, through condition.onnx, drawn by the CPU
+raymarcher, at full size and at half size scaled up with the mouth drawn apart. Clamp and smoothing, which
+belong to predicted landmarks, are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from cuda_kernels.cpu_raymarcher import CpuRaymarcher
+from models.speaker import Speaker
+from preparation.media import video_frames
+from streaming.engine import OnnxEngine
+from streaming.mouth import FEATHER_SHARE, mouth_boxes
+from streaming.renderer import FrameRenderer
+from training.pictures import ClosenessMeter, regions_of
+
+F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
+U8 = npt.NDArray[np.uint8]
+
+TRAIN_SHARE = (10, 11)  # the first so many frames were trained on
+REGIONS = ("whole", "head", "mouth", "torso")
+
+
+class PictureDataError(ValueError):
+    """A folder that holds no video with its truth."""
+
+
+def picture_quality(
+    speaker: Speaker, data_dir: Path, *, frames: int = 24, threads: int = 2
+) -> dict[str, float]:
+    """Figures over `frames` validation frames of a folder laid out as a speaker's training set.
+
+    Returns:
+        PSNR in dB and SSIM of the whole picture and its parts, by name; those drawn at half size and scaled
+        up end in `_at_<size>`.
+
+    Raises:
+        PictureDataError: a file is absent or does not fit the bundle.
+    """
+    with np.load(_present(data_dir / "truth.npz"), allow_pickle=False) as truth:
+        landmarks, points = truth["landmarks"], truth["landmarks_2d"]
+        c2w = truth["c2w"].astype(np.float32)
+    total = len(landmarks)
+    rows = np.unique(
+        np.linspace(total * TRAIN_SHARE[0] // TRAIN_SHARE[1], total - 1, frames).astype(np.int64)
+    )
+    if speaker.motion.mean_face is None:
+        raise PictureDataError(
+            f"{speaker.path}: motion.mean_face: expected (68, 3), got none; true landmarks need it"
+        )
+    size_px = speaker.image_size_px
+    half_px = size_px // 2
+    conditions = _conditions(speaker, landmarks, rows)
+    scene = speaker.scene()
+    raymarcher = CpuRaymarcher(scene, threads=threads)
+    feather_px = max(2, round(FEATHER_SHARE * size_px))
+    boxes = mouth_boxes(speaker.motion, scene.camera, c2w[rows], image_size_px=size_px, feather_px=feather_px)
+    renderers = {
+        drawn_px: FrameRenderer(
+            raymarcher, output_px=size_px, render_px=drawn_px, mouth_boxes=boxes, feather_px=feather_px
+        )
+        for drawn_px in (size_px, half_px)
+    }
+    meters = {drawn_px: ClosenessMeter() for drawn_px in renderers}
+    pictures = _frames_at(data_dir / "video.mp4", "rgb24", rows)
+    masks = _frames_at(data_dir / "masks.mkv", "gray", rows)
+    try:
+        for place, (picture, mask) in enumerate(zip(pictures, masks, strict=True)):
+            if picture.shape != (size_px, size_px, 3):
+                raise PictureDataError(
+                    f"{data_dir / 'video.mp4'}: expected {size_px} x {size_px} pixels, got {picture.shape}"
+                )
+            i = int(rows[place])
+            regions = regions_of(mask // 80, points[i])
+            for drawn_px, renderer in renderers.items():
+                whole = renderer.draw_whole(c2w=c2w[i], condition=conditions[place])
+                mouth, box = renderer.draw_mouth(c2w=c2w[i], condition=conditions[place], pose=place)
+                meters[drawn_px].add(renderer.finish(whole, mouth, box), picture, regions)
+    finally:
+        raymarcher.close()
+
+    figures: dict[str, float] = {}
+    for drawn_px, meter in meters.items():
+        closeness = meter.closeness()
+        for name in REGIONS:
+            if name not in closeness.psnr_db:
+                continue
+            part = "" if name == "whole" else f"{name}_"
+            ending = "" if drawn_px == size_px else f"_at_{drawn_px}"
+            figures[f"{part}psnr{ending}_db"] = closeness.psnr_db[name]
+            figures[f"{part}ssim{ending}"] = closeness.ssim[name]
+    return figures
+
+
+def _conditions(speaker: Speaker, landmarks: F32, rows: I64) -> list[F32]:
+    """The conditions (C,) of frames `rows` from the true landmarks (T, 68, 3) in head space."""
+    motion, condition = speaker.motion, speaker.condition
+    assert motion.mean_face is not None
+    window = condition.window_frames
+    offsets = 10 * (landmarks - motion.mean_face)
+    normalized = ((offsets - motion.landmark_mean) / motion.landmark_std).reshape(len(landmarks), -1)
+    span = np.arange(window) - (window - 1 - condition.lookahead_frames)
+    engine = OnnxEngine(
+        speaker.condition_onnx,
+        input_name="window",
+        input_shape=(window, 204),
+        output_name="condition",
+        output_shape=(condition.size,),
+    )
+    windows = normalized[np.clip(rows[:, None] + span, 0, len(landmarks) - 1)].astype(np.float32)
+    return [engine.run(np.ascontiguousarray(one)) for one in windows]
+
+
+def _frames_at(path: Path, pixel_format: Literal["rgb24", "gray"], rows: I64) -> Iterator[U8]:
+    """Yields the pictures of a video at ascending `rows`."""
+    wanted, last = set(rows.tolist()), int(rows[-1])
+    for i, picture in enumerate(video_frames(_present(path), pixel_format)):
+        if i in wanted:
+            yield picture
+        if i >= last:
+            return
+    raise PictureDataError(f"{path}: expected frame {last} (truth.npz has it), got the end of the video")
+
+
+def _present(path: Path) -> Path:
+    if not path.is_file():
+        raise PictureDataError(f"{path}: no such file; --data expects a speaker's folder with its video")
+    return path
