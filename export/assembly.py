@@ -253,7 +253,7 @@ def training_of(task: str, path: Path, net: nn.Module) -> Training:
         key: value
         for key, value in content.get("settings", {}).items()
         # Folders say where somebody's disk has what, nothing about the recipe.
-        if key in plain and value != plain[key] and "/" not in str(value)
+        if key in plain and key != "steps" and value != plain[key] and "/" not in str(value)
     }
     seed = content.get("loop", {}).get("seed")
     return Training(task=task, step=step, parameters=parameters, seed=seed, settings=differing)
