@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 DENSITY_EVERY = 16  # steps between looks at every cell
 CAPACITY_EVERY = 128  # steps between looks at how much room for samples a step needs
 CAPACITY_STEP = 1 << 14
-SEEN_EVERY = 1000  # steps between looks at what is visible at all
+SEEN_EVERY = 500  # steps between looks at what is visible at all
 SEEN_FRAMES = 256
 SEEN_PIXELS = 8192
 SEEN_WEIGHT = 2e-3  # a sample that gives less to every ray need not be drawn
@@ -195,7 +195,7 @@ class HeadTask:
         warm = step < settings.warmup_steps
         if step % DENSITY_EVERY == 0:
             self._look_at_cells(believe=not warm)
-        if share > 0.3 and step % SEEN_EVERY == 0:
+        if step >= 2 * settings.warmup_steps and step % SEEN_EVERY == 0:
             self._look_what_is_seen()
 
         pixels = choose_pixels(

@@ -1,0 +1,188 @@
+"""A speaker's folder comes in whole, and the field's box holds the head."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tiny_speaker
+import torch
+
+from cuda_kernels.torch_reference import field_pose
+from training.fields import rays_of
+from training.pixel_choice import (
+    Shares,
+    at_edge,
+    backdrop,
+    choose_pixels,
+    figure_box,
+    look_up,
+    true_background,
+    visible_behind,
+)
+from training.speaker_data import (
+    HEAD,
+    NECK,
+    STD_FLOOR,
+    SpeakerDataError,
+    load_speaker_data,
+    torso_plate,
+    window_rows,
+)
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_speaker.write_tiny_speaker(tmp_path_factory.mktemp("speaker"))
+
+
+@pytest.fixture(scope="module")
+def data(folder):
+    return load_speaker_data(folder, device=CPU)
+
+
+def test_frames_labels_and_split_are_the_videos(data):
+    assert data.pictures.shape == (44, 64, 64, 3)
+    assert data.train_frames == 40
+    picture, labels = tiny_speaker.draw(data.c2w[7].numpy(), 0.5 + 0.5 * np.sin(7))
+    np.testing.assert_array_equal(data.labels[7].numpy(), labels)
+    assert np.abs(data.pictures[7].numpy().astype(int) - picture).max() <= 1
+
+
+def test_landmarks_are_normalised_and_still_points_stay_small(data):
+    values = data.landmarks_normalized.view(44, 68, 3)
+    np.testing.assert_allclose(values.mean(0), 0, atol=1e-3)
+    assert data.landmark_std.min() == pytest.approx(STD_FLOOR)
+    moving = values[:, 57, 1]
+    assert float(moving.std(correction=0)) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_limit_on_the_frames_spreads_them(folder):
+    some = load_speaker_data(folder, device=CPU, frames=22)
+    assert some.frame_index.tolist() == list(range(0, 44, 2))
+    assert some.train_frames == 20
+
+
+def test_windows_hold_the_edge_row():
+    np.testing.assert_array_equal(
+        window_rows(np.array([0, 3, 9]), 10, 5, 2), [[0, 0, 0, 1, 2], [1, 2, 3, 4, 5], [7, 8, 9, 9, 9]]
+    )
+    with pytest.raises(ValueError, match="lookahead_frames"):
+        window_rows(np.array([0]), 10, 2, 2)
+
+
+def test_the_box_holds_the_ball_and_is_filled_by_it(data):
+    camera, aabb = data.box.camera, data.box.aabb
+    theta = np.linspace(0, 2 * np.pi, 100)
+    rim = np.stack((np.cos(theta), np.sin(theta), np.zeros(100)), -1) * tiny_speaker.RADIUS_DM
+    field = rim[:, [1, 2, 0]] * camera.scale + np.array(camera.offset)
+    assert (field > aabb[:3]).all()
+    assert (field < aabb[3:]).all()
+    assert np.abs(field[:, 0]).max() > 0.7  # the head fills the field
+    assert np.abs(aabb).max() <= 1
+
+
+def test_rays_through_landmarks_meet_them(data):
+    # The one convention that must hold: pixel of a landmark -> ray -> passes the landmark in field space.
+    poses = field_pose(data.c2w, data.box.camera)
+    frames = torch.tensor([3, 20])
+    points = data.landmarks_2d[frames]
+    pixels = look_up(data, frames, points[..., 1].long(), points[..., 0].long())
+    exact = dataclasses.replace(pixels, rows=points[..., 1] - 0.5, columns=points[..., 0] - 0.5)
+    rays_o, rays_d, frame = rays_of(exact, poses, data.box.camera)
+    std, mean = torch.from_numpy(data.landmark_std), torch.from_numpy(data.landmark_mean)
+    offsets = data.landmarks_normalized[frames].view(2, 68, 3) * std + mean
+    head = torch.from_numpy(data.mean_face) + offsets / 10
+    field = head[..., [1, 2, 0]] * data.box.camera.scale + torch.tensor(data.box.camera.offset)
+    toward = field.reshape(-1, 3) - rays_o
+    distance = (toward - (toward * rays_d).sum(-1, keepdim=True) * rays_d).norm(dim=-1)
+    assert frame.tolist() == [0] * 68 + [1] * 68
+    assert float(distance.max()) < 2e-3 * data.box.camera.scale
+
+
+def test_the_plate_shows_the_torso_and_goes_on_under_the_head(data):
+    assert (data.plate[60, 32].int() - torch.tensor([40, 60, 150])).abs().max() <= 1
+    assert data.plate_alpha[60, 32] == 1
+    assert (data.plate[40, 32].int() - torch.tensor([40, 60, 150])).abs().max() <= 1  # hidden in every frame
+    assert data.plate_alpha[5, 5] == 0
+    assert (data.plate[5, 5] == data.background[5, 5]).all()
+
+
+def test_the_plate_of_a_bare_head_is_the_background(data):
+    labels = torch.where(data.labels >= NECK, 0, data.labels)
+    plate, alpha = torso_plate(data.pictures, labels, data.background)
+    assert (plate == data.background).all()
+    assert float(alpha.max()) == 0
+
+
+def test_pixels_are_chosen_where_the_picture_is_hard(data):
+    torch.manual_seed(0)
+    box = figure_box(data.labels)
+    chosen = choose_pixels(data, box, frames=6, pixels=200, shares=Shares(mouth=0.2, eyes=0.1))
+    assert chosen.rows.shape == (6, 200)
+    assert chosen.frames.max() < data.train_frames
+    at = (chosen.frames[:, None], chosen.rows, chosen.columns)
+    assert (chosen.labels == data.labels[at]).all()
+    np.testing.assert_allclose(chosen.truth, data.pictures[at].float() / 255)
+    figure = chosen.labels[:, :140]
+    uniform = (data.labels[:, box[0] : box[0] + box[2], box[1] : box[1] + box[3]] == HEAD).float().mean()
+    assert (figure == HEAD).float().mean() > uniform - 0.05
+    assert chosen.edge[:, :140].float().mean() > 1.5 * at_edge(data.labels, *_everywhere(data)).float().mean()
+    mouth = data.landmarks_2d[chosen.frames, 48:68]
+    assert (chosen.rows[:, 140:180] >= mouth[..., 1].amin(1, keepdim=True) - 6).all()
+    assert (chosen.rows[:, 140:180] <= mouth[..., 1].amax(1, keepdim=True) + 6).all()
+
+
+def _everywhere(data):
+    rows, columns = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
+    return torch.tensor([0]), rows.reshape(1, -1), columns.reshape(1, -1)
+
+
+def test_behind_all_but_the_edge_stands_a_random_colour(data):
+    torch.manual_seed(0)
+    pixels = choose_pixels(data, figure_box(data.labels), frames=4, pixels=300, shares=Shares())
+    scene = backdrop(data, pixels)
+    inside = (pixels.labels == HEAD) & ~pixels.edge
+    outside = (pixels.labels != HEAD) & ~pixels.edge
+    assert torch.equal(scene.target[inside], pixels.truth[inside])
+    assert torch.equal(scene.target[outside], scene.behind[outside])
+    assert not torch.allclose(scene.behind[outside], pixels.truth[outside], atol=0.1)
+    assert torch.equal(scene.behind[pixels.edge], true_background(data, pixels)[pixels.edge])
+    assert torch.equal(scene.target[pixels.edge], pixels.truth[pixels.edge])
+
+
+def test_a_frame_without_its_head_keeps_its_torso(data):
+    truth = data.pictures[0].float() / 255
+    behind = visible_behind(data, data.labels[0], truth)
+    torso = data.labels[0] >= NECK
+    assert torch.equal(behind[torso], truth[torso])
+    assert torch.equal(behind[0, 0], data.background[0, 0].float() / 255)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "words"),
+    [
+        (lambda f: (f / "truth.npz").unlink(), "truth.npz: no such file"),
+        (lambda f: (f / "background.png").unlink(), "background.png: expected the empty background"),
+        (lambda f: (f / "video.mp4").unlink(), "video.mp4: no such file"),
+        (
+            lambda f: np.savez(f / "truth.npz", landmarks=np.zeros((44, 68, 3))),
+            "landmarks_2d: expected an array",
+        ),
+    ],
+)
+def test_a_broken_folder_is_refused_in_one_line(tmp_path, break_it, words):
+    folder = tiny_speaker.write_tiny_speaker(tmp_path / "speaker", frames=22)
+    break_it(folder)
+    with pytest.raises(ValueError, match=words) as caught:
+        load_speaker_data(folder, device=CPU)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_video_shorter_than_its_truth_is_refused(tmp_path):
+    folder = tiny_speaker.write_tiny_speaker(tmp_path / "speaker", frames=22)
+    long = tiny_speaker.write_tiny_speaker(tmp_path / "long", frames=44)
+    (long / "truth.npz").replace(folder / "truth.npz")
+    with pytest.raises(SpeakerDataError, match="end of the video"):
+        load_speaker_data(folder, device=CPU)
