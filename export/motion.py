@@ -153,7 +153,7 @@ def export_motion(
         _write(folded, (torch.zeros(1, width),), path, inputs=("pcm",), outputs=("landmarks",))
     with without_padding(chain):
         cases = _windows_to_try(width, audio)
-        error = max(_largest_error(path, chain, {"pcm": case}) for case in cases)
+        error = float(np.max([_largest_error(path, chain, {"pcm": case}) for case in cases]))
     _refuse_if_wrong(path, error)
     return MotionExportReport(
         path=path,
@@ -202,7 +202,8 @@ def export_syncnet(syncnet: SyncNet, *, path: Path) -> SyncNetExportReport:
     for batch in (1, 7):
         audio = random.normal(-2, 2, (batch, AUDIO_FRAMES, dimension)).astype(np.float32)
         mouth = random.normal(0, 0.5, (batch, MOTION_FRAMES, MOUTH_DIMENSION)).astype(np.float32)
-        error = max(error, _largest_error(path, syncnet, {"audio": audio, "mouth": mouth}))
+        # numpy's maximum keeps NaN, Python's may drop it
+        error = float(np.maximum(error, _largest_error(path, syncnet, {"audio": audio, "mouth": mouth})))
     _refuse_if_wrong(path, error)
     return SyncNetExportReport(
         path=path, bytes=path.stat().st_size, embedding=syncnet.config.audio_widths[-1], largest_error=error
@@ -250,7 +251,7 @@ def _largest_error(path: Path, module: nn.Module, feed: Mapping[str, F32]) -> fl
     with torch.no_grad():
         expected = module(*(torch.from_numpy(array) for array in feed.values()))
     expected = expected if isinstance(expected, tuple) else (expected,)
-    return max(float(np.abs(a - b.numpy()).max()) for a, b in zip(got, expected, strict=True))
+    return float(np.max([np.abs(a - b.numpy()).max() for a, b in zip(got, expected, strict=True)]))
 
 
 def _refuse_if_wrong(path: Path, error: float) -> None:

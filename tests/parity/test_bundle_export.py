@@ -297,6 +297,17 @@ def test_bad_input_is_one_line_and_leaves_nothing(sources, tmp_path, capsys, cha
     assert not out.exists()
 
 
+def test_a_network_that_has_diverged_is_refused(sources, tmp_path, capsys):
+    content = torch.load(sources / "syncnet" / "checkpoint_00001234.pt", weights_only=True)
+    content["state"]["model"]["mouth_encoder.3.conv_block.0.bias"][:] = torch.nan
+    (tmp_path / "syncnet").mkdir()
+    save_checkpoint(tmp_path / "syncnet" / "checkpoint_00001234.pt", content)
+    changes = {"syncnet": tmp_path / "syncnet", "postnet": None}
+    assert main(arguments(sources, tmp_path / "Tess", **changes)) == 2
+    assert "of torch, got nan; nothing was kept" in capsys.readouterr().err
+    assert not (tmp_path / "Tess").exists()
+
+
 def test_a_torso_of_another_field_space_is_refused(sources, tmp_path, capsys):
     content = torch.load(sources / "torso" / "checkpoint_00001234.pt", weights_only=True)
     content["state"]["speaker"]["camera"]["scale"] *= 1.1
