@@ -7,9 +7,9 @@ are, before a torso and a gradient.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 
 from cuda_kernels.scene import F32, I32, U8, Camera, Grid, HeadField, Scene, TorsoField
 
@@ -17,7 +17,9 @@ HEAD_RADII = (0.50, 0.45, 0.43)  # field space: up, towards the camera, across
 CAMERA_DISTANCE = 3.35  # field units, with a field of view of 21.24 degrees
 
 
-def grid_offsets(dimensions: int, levels: int, log2_rows: int, resolution: int, base_resolution: int = 16) -> I32:
+def grid_offsets(
+    dimensions: int, levels: int, log2_rows: int, resolution: int, base_resolution: int = 16
+) -> I32:
     """(levels + 1,) first rows of a grid's levels: dense up to 2**log2_rows, in multiples of eight."""
     growth = (resolution / base_resolution) ** (1 / max(1, levels - 1))
     offsets = [0]
@@ -59,7 +61,7 @@ def make_net(random: np.random.Generator, widths: tuple[int, ...]) -> tuple[F32,
     """Matrices that keep the size of what passes through ReLU."""
     return tuple(
         (random.normal(size=(rows, columns)) * math.sqrt(2 / columns)).astype(np.float32)
-        for columns, rows in zip(widths[:-1], widths[1:], strict=True)
+        for columns, rows in pairwise(widths)
     )
 
 
@@ -141,7 +143,7 @@ def make_scene(
     ambient_net[-1] *= np.float32(0.2)
     sigma_net = list(make_net(random, (2 * seen, *(hidden,) * (layers[1] - 1), 1 + geometry)))
     if layers[1] > 1:
-        # Hidden units are never negative, so weights that are all alike make the density high everywhere inside.
+        # Hidden units are never negative: weights that are all alike make the density high everywhere.
         # What the grids give is their noise, faint in fine levels and averaged between corners.
         fading = np.repeat(0.7 ** np.arange(levels), features)
         size = np.concatenate([0.54 * fading, 0.67 * 0.5 * fading])
@@ -193,9 +195,7 @@ def _make_torso(
     deform = list(make_net(random, (seen, *(hidden,) * (layers[0] - 1), 2)))
     deform[-1] *= np.float32(0.02)
     narrow = max(4, hidden // 2)
-    canonical = make_net(
-        random, (grid.table.shape[1] * levels + seen, *(narrow,) * (layers[1] - 1), 4)
-    )
+    canonical = make_net(random, (grid.table.shape[1] * levels + seen, *(narrow,) * (layers[1] - 1), 4))
     side = 128
     rows, columns = np.meshgrid(np.linspace(-1, 1, side), np.linspace(-1, 1, side), indexing="ij")
     occupancy = ((rows > 0.45) & (np.abs(columns) < 0.3 + 0.7 * (rows - 0.3))).astype(np.float32)
@@ -220,8 +220,10 @@ def make_pose(yaw: float = 0.0, pitch: float = 0.0, *, scale: float = 4.0) -> F3
     return pose.astype(np.float32)
 
 
-def make_condition(scene: Scene, seed: int = 0) -> npt.NDArray[np.float32]:
+def make_condition(scene: Scene, seed: int = 0) -> F32:
     """(C,) a random condition of the length that the scene's head takes."""
     grid = scene.head.position_grid
     seen = (len(grid.offsets) - 1) * grid.table.shape[1]
-    return np.random.default_rng(seed).normal(size=scene.head.ambient_net[0].shape[1] - seen).astype(np.float32)
+    length = scene.head.ambient_net[0].shape[1] - seen
+    condition: F32 = np.random.default_rng(seed).normal(size=length).astype(np.float32)
+    return condition

@@ -5,9 +5,10 @@ holds the outermost function. Sizes of networks and grids are ordinary arguments
 speaker. The two inner loops that decide the speed (a block of a dense layer, the corners of a grid cell) are
 written as vector instructions; the rest is left to LLVM's loop vectoriser.
 
-Fast maths: `contract` lets a multiply and an add fuse; `nsz` and `arcp` help a little. `reassoc` stays out: it
-would undo the argument reduction of exp, sin and cos, and no loop here sums over lanes; `nnan` and `ninf` too: a
-ray parallel to a box's side makes infinities that must compare right.
+Fast maths: `contract` lets a multiply and an add fuse, `nsz` ignores the sign of zero. `reassoc` stays out:
+it would undo the argument reduction of exp, sin and cos, and no loop here sums over lanes. `arcp` too:
+dividing by the image's side must give the twin's coordinate to the bit, or pixels on the torso's edge change
+hands. `nnan` and `ninf` too: a ray parallel to a box's side makes infinities that must compare right.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ TILE = 32  # pixels a side: as many rays as keep the chunks of later waves full
 RAYS = TILE * TILE
 BLOCK = 4  # outputs of a layer made together; folding.pack_net packs by it
 
-_FAST = {"contract", "nsz", "arcp"}
+FAST_MATHS = {"contract", "nsz"}
 
 
 def _float_lanes() -> int:
@@ -129,12 +130,12 @@ class FrameArrays(NamedTuple):
 class Scratch(NamedTuple):
     """One thread's working memory."""
 
-    rays: F32  # (16, RAYS): see _setup
-    steps: I32  # (4, RAYS)
-    points: F32  # (3 * RAYS + CHUNK,)
+    rays: F32  # (RAY_ROWS, RAYS)
+    steps: I32  # (STEP_ROWS, RAYS)
+    points: F32  # (3 * (RAYS + CHUNK),)
     buffers: F32  # (2 * largest layer + features, CHUNK) flat
-    index: U32  # (8, CHUNK)
-    weight: F32  # (8, CHUNK)
+    corners: U32  # (8 * CHUNK,) rows of a level
+    weights: F32  # (8 * CHUNK,)
 
 
 # ------------------------------------------------------------------------------------------- vector code
@@ -166,9 +167,20 @@ def _multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
     return builder.fadd(builder.fmul(a, b, flags=("contract",)), c, flags=("contract",))
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _dense_block(
-    typing: Any, x: Any, x_at: Any, inputs: Any, w: Any, w_at: Any, b: Any, b_at: Any, y: Any, y_at: Any, relu: Any, groups: Any
+    typing: Any,
+    x: Any,
+    x_at: Any,
+    inputs: Any,
+    w: Any,
+    w_at: Any,
+    b: Any,
+    b_at: Any,
+    y: Any,
+    y_at: Any,
+    relu: Any,
+    groups: Any,
 ) -> Any:
     """BLOCK outputs of a layer for `groups` (a literal) times GROUP samples.
 
@@ -216,11 +228,19 @@ def _dense_block(
     return signature, emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _blend_cells(
-    typing: Any, table: Any, start: Any, index: Any, weight: Any, out: Any, out_at: Any, groups: Any, pairs: Any
+    typing: Any,
+    table: Any,
+    start: Any,
+    index: Any,
+    weight: Any,
+    out: Any,
+    out_at: Any,
+    groups: Any,
+    pairs: Any,
 ) -> Any:
-    """Two features of `groups` times GROUP samples from `pairs` (2 or 4, a literal) pairs of neighbouring rows each.
+    """Two features of `groups` times GROUP samples, each from `pairs` (2 or 4, a literal) pairs of rows.
 
     index[p, s] counts rows from `start`; weight[p, s] is pair p's weight, weight[4, s] the part of x.
     """
@@ -268,7 +288,7 @@ def _blend_cells(
     return signature, emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _take_next(typing: Any, counter: Any) -> Any:
     """The counter's value before it is raised by one, for all threads in turn."""
     signature = types.int64(counter)
@@ -280,7 +300,7 @@ def _take_next(typing: Any, counter: Any) -> Any:
     return signature, emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _float_of_bits(typing: Any, bits: Any) -> Any:
     """The float32 that an int32's bits mean."""
     signature = types.float32(types.int32)
@@ -292,9 +312,9 @@ def _float_of_bits(typing: Any, bits: Any) -> Any:
 
 
 # ------------------------------------------------------------------------------------------- small maths
-@njit(fastmath=_FAST, error_model="numpy", forceinline=True)  # type: ignore[untyped-decorator]
-def _exp(x: np.float32) -> np.float32:
-    """exp to 2 units in the last place, in a form that vectorises; the argument is held within float32's range."""
+@njit(fastmath=FAST_MATHS, error_model="numpy", forceinline=True)
+def _exp(x: Any) -> Any:
+    """exp to 2 units in the last place, in a form that vectorises; the argument is held within range."""
     x = min(max(x, np.float32(-87.0)), np.float32(88.0))
     n = np.floor(x * np.float32(1.4426950408889634) + np.float32(0.5))
     r = (x - n * np.float32(0.693359375)) + n * np.float32(2.12194440e-4)
@@ -308,24 +328,26 @@ def _exp(x: np.float32) -> np.float32:
     return p * _float_of_bits(np.int32((np.int32(n) + np.int32(127)) << np.int32(23)))
 
 
-@njit(fastmath=_FAST, error_model="numpy", forceinline=True)  # type: ignore[untyped-decorator]
-def _sigmoid(x: np.float32) -> np.float32:
+@njit(fastmath=FAST_MATHS, error_model="numpy", forceinline=True)
+def _sigmoid(x: Any) -> Any:
     return np.float32(1.0) / (np.float32(1.0) + _exp(-x))
 
 
-@njit(fastmath=_FAST, error_model="numpy", forceinline=True)  # type: ignore[untyped-decorator]
-def _tanh(x: np.float32) -> np.float32:
+@njit(fastmath=FAST_MATHS, error_model="numpy", forceinline=True)
+def _tanh(x: Any) -> Any:
     return np.float32(1.0) - np.float32(2.0) / (np.float32(1.0) + _exp(x + x))
 
 
-@njit(fastmath=_FAST, error_model="numpy", forceinline=True)  # type: ignore[untyped-decorator]
-def _sin_cos(x: np.float32) -> tuple[np.float32, np.float32]:
+@njit(fastmath=FAST_MATHS, error_model="numpy", forceinline=True)
+def _sin_cos(x: Any) -> tuple[Any, Any]:
     """(sin x, cos x) to 2e-7 for |x| up to some thousands, in a form that vectorises.
 
     The argument is reduced by multiples of pi / 2 in three parts, then both are polynomials on [-pi/4, pi/4].
     """
     n = np.floor(x * np.float32(0.6366197723675814) + np.float32(0.5))
-    r = ((x - n * np.float32(1.5703125)) - n * np.float32(4.837512969970703e-4)) - n * np.float32(7.549789948768648e-8)
+    r = ((x - n * np.float32(1.5703125)) - n * np.float32(4.837512969970703e-4)) - n * np.float32(
+        7.549789948768648e-8
+    )
     q = r * r
     sine = r + r * q * (
         np.float32(-1.6666654611e-1) + q * (np.float32(8.3321608736e-3) - q * np.float32(1.9515295891e-4))
@@ -333,7 +355,12 @@ def _sin_cos(x: np.float32) -> tuple[np.float32, np.float32]:
     cosine = (
         np.float32(1.0)
         - np.float32(0.5) * q
-        + q * q * (np.float32(4.166664568298827e-2) + q * (np.float32(2.443315711809948e-5) * q - np.float32(1.388731625493765e-3)))
+        + q
+        * q
+        * (
+            np.float32(4.166664568298827e-2)
+            + q * (np.float32(2.443315711809948e-5) * q - np.float32(1.388731625493765e-3))
+        )
     )
     quadrant = np.int32(n) & np.int32(3)
     odd = (quadrant & np.int32(1)) != np.int32(0)
@@ -345,7 +372,7 @@ def _sin_cos(x: np.float32) -> tuple[np.float32, np.float32]:
 
 
 # ------------------------------------------------------------------------------------------- networks
-@njit(fastmath=_FAST, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(fastmath=FAST_MATHS, error_model="numpy")
 def _run_net(
     net: NetArrays, biases: F32, buffers: F32, at: int, even: int, odd: int, relu_layers: int, groups: int
 ) -> int:
@@ -373,17 +400,17 @@ def _run_net(
 
 
 # ------------------------------------------------------------------------------------------- grids
-@njit(fastmath=_FAST, error_model="numpy", forceinline=True)  # type: ignore[untyped-decorator]
-def _wrap(index: np.uint32, mask: np.uint32, rows: np.uint32) -> np.uint32:
+@njit(fastmath=FAST_MATHS, error_model="numpy", forceinline=True)
+def _wrap(index: Any, mask: Any, rows: Any) -> Any:
     return index & mask if mask != np.uint32(0) else index % rows
 
 
-@njit(fastmath=_FAST, error_model="numpy", forceinline=True)  # type: ignore[untyped-decorator]
-def _smooth(w: np.float32, smoothstep: bool) -> np.float32:
+@njit(fastmath=FAST_MATHS, error_model="numpy", forceinline=True)
+def _smooth(w: Any, smoothstep: bool) -> Any:
     return w * w * (np.float32(3.0) - np.float32(2.0) * w) if smoothstep else w
 
 
-@njit(fastmath=_FAST, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(fastmath=FAST_MATHS, error_model="numpy")
 def _encode_any(
     grid: GridArrays, level: int, dimensions: int, xs: F32, ys: F32, zs: F32, buffers: F32, at: int
 ) -> None:
@@ -419,12 +446,12 @@ def _encode_any(
                 buffers[(at + f) * CHUNK + s] += weight * grid.table[start + row * grid.features + f]
 
 
-@njit(fastmath=_FAST, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(fastmath=FAST_MATHS, error_model="numpy")
 def _encode(
     grid: GridArrays, dimensions: int, xs: F32, ys: F32, zs: F32, scratch: Scratch, at: int, groups: int
 ) -> None:
     """Features of a chunk's samples at coordinates in [0, 1], into buffer rows from `at`, level-major."""
-    index, weight, buffers = scratch.index, scratch.weight, scratch.buffers
+    index, weight, buffers = scratch.corners, scratch.weights, scratch.buffers
     half, one = np.float32(0.5), np.float32(1.0)
     for level in range(grid.scale.size):
         row = at + level * grid.features
@@ -487,13 +514,13 @@ def _encode(
 # ------------------------------------------------------------------------------------------- rays
 # Rows of Scratch.rays.
 _DX, _DY, _DZ, _NEAR, _T, _R, _G, _B = range(8)
-_RAY_ROWS = 8
+RAY_ROWS = 8
 # Rows of Scratch.steps.
 _K, _K_END, _COUNT, _ALIVE = range(4)
-_STEP_ROWS = 4
+STEP_ROWS = 4
 
 
-@njit(fastmath=_FAST, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(fastmath=FAST_MATHS, error_model="numpy")
 def _setup(head: HeadArrays, frame: FrameArrays, scratch: Scratch, left: int, top: int) -> None:
     """Ray directions, lattice starts and ends of a tile whose first pixel is (left, top)."""
     rays, steps, pose = scratch.rays, scratch.steps, frame.pose
@@ -523,7 +550,9 @@ def _setup(head: HeadArrays, frame: FrameArrays, scratch: Scratch, left: int, to
             # Lattice points before and after the box around all that is occupied are empty; one more is kept
             # on either side for rounding.
             start = np.int32(max(np.floor((first - near) * inverse_step), np.float32(0.0)))
-            end = np.int32(max(min(np.ceil((far - near) * inverse_step), np.floor((last - near) * inverse_step) + 2), 0))
+            end = np.int32(
+                max(min(np.ceil((far - near) * inverse_step), np.floor((last - near) * inverse_step) + 2), 0)
+            )
         rays[_NEAR, q] = near
         rays[_T, q] = one
         rays[_R, q] = rays[_G, q] = rays[_B, q] = np.float32(0.0)
@@ -532,8 +561,8 @@ def _setup(head: HeadArrays, frame: FrameArrays, scratch: Scratch, left: int, to
         steps[_COUNT, q] = np.int32(0)
 
 
-@njit(fastmath=_FAST, error_model="numpy", forceinline=True)  # type: ignore[untyped-decorator]
-def _next_occupied(head: HeadArrays, pose: F32, rays: F32, q: int, k: int, end: int) -> int:
+@njit(fastmath=FAST_MATHS, error_model="numpy", forceinline=True)
+def _next_occupied(head: HeadArrays, pose: F32, rays: F32, q: int, k: Any, end: Any) -> Any:
     """The first lattice step from k on whose point lies in an occupied cell, or -1."""
     side = np.int32(head.side)
     top = np.float32(side - 1)
@@ -568,7 +597,7 @@ def _next_occupied(head: HeadArrays, pose: F32, rays: F32, q: int, k: int, end: 
 
 
 # ------------------------------------------------------------------------------------------- head
-@njit(fastmath=_FAST, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(fastmath=FAST_MATHS, error_model="numpy")
 def _harmonics(rays: F32, steps: I32, first: int, count: int, buffers: F32, at: int) -> None:
     """SH of the directions of the rays of one chunk, 16 buffer rows from `at`."""
     b = at * CHUNK
@@ -591,14 +620,20 @@ def _harmonics(rays: F32, steps: I32, first: int, count: int, buffers: F32, at: 
         buffers[b + 8 * CHUNK + s] = np.float32(0.54627421529603959) * (xx - yy)
         buffers[b + 9 * CHUNK + s] = np.float32(0.59004358992664352) * y * (yy - np.float32(3.0) * xx)
         buffers[b + 10 * CHUNK + s] = np.float32(2.8906114426405538) * (x * y) * z
-        buffers[b + 11 * CHUNK + s] = np.float32(0.45704579946446572) * y * (np.float32(1.0) - np.float32(5.0) * zz)
-        buffers[b + 12 * CHUNK + s] = np.float32(0.3731763325901154) * z * (np.float32(5.0) * zz - np.float32(3.0))
-        buffers[b + 13 * CHUNK + s] = np.float32(0.45704579946446572) * x * (np.float32(1.0) - np.float32(5.0) * zz)
+        buffers[b + 11 * CHUNK + s] = (
+            np.float32(0.45704579946446572) * y * (np.float32(1.0) - np.float32(5.0) * zz)
+        )
+        buffers[b + 12 * CHUNK + s] = (
+            np.float32(0.3731763325901154) * z * (np.float32(5.0) * zz - np.float32(3.0))
+        )
+        buffers[b + 13 * CHUNK + s] = (
+            np.float32(0.45704579946446572) * x * (np.float32(1.0) - np.float32(5.0) * zz)
+        )
         buffers[b + 14 * CHUNK + s] = np.float32(1.4453057213202769) * z * (xx - yy)
         buffers[b + 15 * CHUNK + s] = np.float32(0.59004358992664352) * x * (np.float32(3.0) * yy - xx)
 
 
-@njit(fastmath=_FAST, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(fastmath=FAST_MATHS, error_model="numpy")
 def _draw_head(head: HeadArrays, frame: FrameArrays, scratch: Scratch) -> int:
     """Marches the tile's rays, wave by wave, each one sample a living ray; the number of samples taken."""
     rays, steps, points, buffers = scratch.rays, scratch.steps, scratch.points, scratch.buffers
@@ -640,7 +675,9 @@ def _draw_head(head: HeadArrays, frame: FrameArrays, scratch: Scratch) -> int:
             zs = points[2 * (RAYS + CHUNK) + first :]
             _encode(head.position_grid, 3, xs, ys, zs, scratch, 0, groups)
             relus = head.ambient_net.inputs.size - 1
-            at = _run_net(head.ambient_net, frame.ambient_biases, buffers, 0, even, odd, relus, groups) * CHUNK
+            at = (
+                _run_net(head.ambient_net, frame.ambient_biases, buffers, 0, even, odd, relus, groups) * CHUNK
+            )
             us, vs = buffers[at : at + CHUNK], buffers[at + CHUNK : at + 2 * CHUNK]
             for s in range(CHUNK):
                 us[s] = _tanh(us[s]) * half + half
@@ -649,8 +686,10 @@ def _draw_head(head: HeadArrays, frame: FrameArrays, scratch: Scratch) -> int:
             relus = head.sigma_net.inputs.size
             at = _run_net(head.sigma_net, head.sigma_biases, buffers, 0, even, odd, relus, groups)
             other = even if at == odd else odd
-            density = _run_net(head.density_net, head.density_biases, buffers, at, other, other, 0, groups) * CHUNK
-            sigma = scratch.weight
+            density = (
+                _run_net(head.density_net, head.density_biases, buffers, at, other, other, 0, groups) * CHUNK
+            )
+            sigma = scratch.weights
             for s in range(CHUNK):
                 sigma[s] = one - _exp(-head.step * _exp(buffers[density + s]))
             _harmonics(rays, steps, first, count, buffers, at + head.hidden_rows)
@@ -678,8 +717,8 @@ def _draw_head(head: HeadArrays, frame: FrameArrays, scratch: Scratch) -> int:
 
 
 # ------------------------------------------------------------------------------------------- torso
-@njit(fastmath=_FAST, error_model="numpy", forceinline=True)  # type: ignore[untyped-decorator]
-def _occupied_here(occupancy: F32, row: np.float32, column: np.float32) -> bool:
+@njit(fastmath=FAST_MATHS, error_model="numpy", forceinline=True)
+def _occupied_here(occupancy: F32, row: Any, column: Any) -> Any:
     """Whether the bilinear look-up at (row, column) in [-1, 1], outermost cells at +-1, is above zero."""
     side = occupancy.shape[0]
     half, one = np.float32(0.5), np.float32(1.0)
@@ -697,7 +736,7 @@ def _occupied_here(occupancy: F32, row: np.float32, column: np.float32) -> bool:
     return total > np.float32(0.0)
 
 
-@njit(fastmath=_FAST, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(fastmath=FAST_MATHS, error_model="numpy")
 def _draw_torso(
     torso: TorsoArrays, frame: FrameArrays, scratch: Scratch, left: int, top: int, width: int, height: int
 ) -> None:
@@ -709,7 +748,9 @@ def _draw_torso(
         i, j = q % TILE, q // TILE
         if i >= width or j >= height or rays[_T, q] <= np.float32(1.0 / 255.0):
             continue
-        column = ((np.float32(left + i) + half) * frame.pixel_px - half) / (frame.image_size_px - one) * two - one
+        column = ((np.float32(left + i) + half) * frame.pixel_px - half) / (
+            frame.image_size_px - one
+        ) * two - one
         row = ((np.float32(top + j) + half) * frame.pixel_px - half) / (frame.image_size_px - one) * two - one
         if _occupied_here(torso.occupancy, row, column):
             steps[_ALIVE, seen] = q
@@ -739,7 +780,10 @@ def _draw_torso(
                     buffers[at + axis * CHUNK + s] = sine
                     buffers[at + (2 + axis) * CHUNK + s] = cosine
         relus = torso.deform_net.inputs.size - 1
-        at = _run_net(torso.deform_net, frame.deform_biases, buffers, features, even, odd, relus, groups) * CHUNK
+        at = (
+            _run_net(torso.deform_net, frame.deform_biases, buffers, features, even, odd, relus, groups)
+            * CHUNK
+        )
         ys, xs = buffers[at : at + CHUNK], buffers[at + CHUNK : at + 2 * CHUNK]
         for s in range(CHUNK):
             y = min(max(buffers[wave + s] + ys[s], -one), one)
@@ -748,7 +792,10 @@ def _draw_torso(
             xs[s] = x * half + half
         _encode(torso.grid, 2, ys, xs, xs, scratch, 0, groups)
         relus = torso.canonical_net.inputs.size - 1
-        at = _run_net(torso.canonical_net, frame.canonical_biases, buffers, 0, even, odd, relus, groups) * CHUNK
+        at = (
+            _run_net(torso.canonical_net, frame.canonical_biases, buffers, 0, even, odd, relus, groups)
+            * CHUNK
+        )
         for s in range(4 * CHUNK):
             buffers[at + s] = _sigmoid(buffers[at + s])
         for s in range(count):
@@ -761,8 +808,8 @@ def _draw_torso(
 
 
 # ------------------------------------------------------------------------------------------- the whole
-@njit(fastmath=_FAST, error_model="numpy", forceinline=True)  # type: ignore[untyped-decorator]
-def _to_byte(value: np.float32) -> np.uint8:
+@njit(fastmath=FAST_MATHS, error_model="numpy", forceinline=True)
+def _to_byte(value: Any) -> Any:
     return np.uint8(min(max(value * np.float32(255.0) + np.float32(0.5), np.float32(0.0)), np.float32(255.0)))
 
 
@@ -778,7 +825,7 @@ def draw_tiles(
     tiles = across * ((height + TILE - 1) // TILE)
     taken = 0
     while True:
-        tile = _take_next(counter)
+        tile: int = _take_next(counter)
         if tile >= tiles:
             return taken
         x, y = (tile % across) * TILE, (tile // across) * TILE
@@ -803,7 +850,7 @@ def draw_tiles(
 
 
 def to_i420(image: U8, out: U8) -> None:
-    """Writes planar I420 (BT.601, limited range) of an (H, W, 3) RGB image with even sides into (H * 3 / 2, W).
+    """Writes planar I420 (BT.601, limited range) of an (H, W, 3) RGB image into (H * 3 / 2, W); even sides.
 
     Chroma is the mean of each 2 x 2 pixels.
     """
@@ -819,11 +866,17 @@ def to_i420(image: U8, out: U8) -> None:
                     pixel = image[y + j, x + i]
                     pr, pg, pb = np.int32(pixel[0]), np.int32(pixel[1]), np.int32(pixel[2])
                     # 65.481, 128.553, 24.966 of 255 in 16 fractional bits, with a half for rounding
-                    luma = (np.int32(16829) * pr + np.int32(33039) * pg + np.int32(6416) * pb + np.int32(1081344)) >> 16
+                    luma = (
+                        np.int32(16829) * pr + np.int32(33039) * pg + np.int32(6416) * pb + np.int32(1081344)
+                    ) >> 16
                     flat[(y + j) * width + x + i] = luma
                     r += pr
                     g += pg
                     b += pb
             at = (y // 2) * (width // 2) + x // 2
-            flat[u_at + at] = (np.int32(-9714) * r - np.int32(19071) * g + np.int32(28784) * b + (257 << 17)) >> 18
-            flat[v_at + at] = (np.int32(28784) * r - np.int32(24103) * g - np.int32(4681) * b + (257 << 17)) >> 18
+            flat[u_at + at] = (
+                np.int32(-9714) * r - np.int32(19071) * g + np.int32(28784) * b + (257 << 17)
+            ) >> 18
+            flat[v_at + at] = (
+                np.int32(28784) * r - np.int32(24103) * g - np.int32(4681) * b + (257 << 17)
+            ) >> 18

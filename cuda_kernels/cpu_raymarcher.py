@@ -53,7 +53,7 @@ def _compiled(name: str) -> Callable[..., Any]:
     Numba keeps its cache beside the source or, where that is read-only, in the user's cache directory
     (`NUMBA_CACHE_DIR` moves it); with neither writable it compiles anew in each process.
     """
-    options: dict[str, Any] = {"nogil": True, "fastmath": cpu_kernels._FAST, "error_model": "numpy"}
+    options: dict[str, Any] = {"nogil": True, "fastmath": cpu_kernels.FAST_MATHS, "error_model": "numpy"}
     function = getattr(cpu_kernels, name)
     try:
         compiled: Callable[..., Any] = numba.njit(cache=True, **options)(function)
@@ -105,10 +105,10 @@ def rgb_to_i420(image: U8, out: U8 | None = None) -> U8:
 class CpuRaymarcher:
     """Draws one scene; safe to call from several threads, which then wait for one another.
 
-    The work is shared by plain threads around one compiled function that holds no interpreter lock: the caller
+    The work is shared by plain threads around one compiled function that lets the interpreter go: the caller
     draws too, and whoever is free takes the next tile. Numba's own `parallel` is not used: of its threading
-    layers `workqueue` ends the process when two threads enter it, `omp` breaks in forked children, and `tbb` is
-    a further package.
+    layers `workqueue` ends the process when two threads enter it, `omp` breaks in forked children, and `tbb`
+    is a further package.
     """
 
     def __init__(self, scene: Scene, *, threads: int = 2) -> None:
@@ -200,12 +200,12 @@ class CpuRaymarcher:
             rows = max(rows, fixed + 2 * _widest(torso.deform_net, torso.canonical_net))
         rows = round_up(rows, 2)
         return Scratch(
-            rays=np.zeros((cpu_kernels._RAY_ROWS, RAYS), np.float32),
-            steps=np.zeros((cpu_kernels._STEP_ROWS, RAYS), np.int32),
+            rays=np.zeros((cpu_kernels.RAY_ROWS, RAYS), np.float32),
+            steps=np.zeros((cpu_kernels.STEP_ROWS, RAYS), np.int32),
             points=np.full(3 * (RAYS + CHUNK), 0.5, np.float32),
             buffers=np.zeros(rows * CHUNK, np.float32),
-            index=np.zeros(8 * CHUNK, np.uint32),
-            weight=np.zeros(8 * CHUNK, np.float32),
+            corners=np.zeros(8 * CHUNK, np.uint32),
+            weights=np.zeros(8 * CHUNK, np.float32),
         )
 
     def _background(self, size_px: int) -> F32:
@@ -231,8 +231,8 @@ class CpuRaymarcher:
             c2w: (4, 4) camera to head space, OpenGL axes.
             condition: (C,).
             size_px: side of the square picture, 8 to 2048.
-            region_px: (x0, y0, x1, y1) in pixels of that picture; the result is then (y1 - y0, x1 - x0, 3) and
-                equals the crop of the whole picture bit for bit.
+            region_px: (x0, y0, x1, y1) in pixels of that picture; the result is then (y1 - y0, x1 - x0, 3)
+                and equals the crop of the whole picture bit for bit.
             out: C-contiguous array of the result's shape to write into.
 
         Raises:
@@ -243,7 +243,12 @@ class CpuRaymarcher:
         shape = (y1 - y0, x1 - x0, 3)
         if out is None:
             out = np.empty(shape, np.uint8)
-        elif out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous or not out.flags.writeable:
+        elif (
+            out.shape != shape
+            or out.dtype != np.uint8
+            or not out.flags.c_contiguous
+            or not out.flags.writeable
+        ):
             raise RenderInputError(
                 f"out: expected a writeable C-contiguous uint8 array of shape {shape}, "
                 f"got {out.dtype} of shape {out.shape}"
@@ -282,7 +287,12 @@ class CpuRaymarcher:
         shape = (size_px * 3 // 2, size_px)
         if out is None:
             out = np.empty(shape, np.uint8)
-        elif out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous or not out.flags.writeable:
+        elif (
+            out.shape != shape
+            or out.dtype != np.uint8
+            or not out.flags.c_contiguous
+            or not out.flags.writeable
+        ):
             raise RenderInputError(
                 f"out: expected a writeable C-contiguous uint8 array of shape {shape}, "
                 f"got {out.dtype} of shape {out.shape}"
@@ -326,7 +336,7 @@ class CpuRaymarcher:
         x0, y0, x1, y1 = region_px
         if not (0 <= x0 < x1 <= size_px and 0 <= y0 < y1 <= size_px):
             raise RenderInputError(
-                f"region_px: expected 0 <= x0 < x1 <= {size_px} and 0 <= y0 < y1 <= {size_px}, got {region_px}"
+                f"region_px: expected x0 < x1 and y0 < y1 within 0 to {size_px}, got {region_px}"
             )
         return x0, y0, x1, y1
 

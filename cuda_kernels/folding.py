@@ -1,6 +1,6 @@
 """What a fused raymarcher reads: a scene's networks with every constant input folded away, and packed.
 
-Four identities, none of them an approximation (a Linear layer without bias is W x, and W [x, c] = Wx x + Wc c):
+Four identities, none an approximation (a Linear layer without bias is W x, and W [x, c] = Wx x + Wc c):
 
 * the condition is one vector per frame, so its columns of the ambient net's first layer become a bias;
 * the individual code is constant, and so becomes a bias of the colour net's first layer; the direction's
@@ -19,13 +19,12 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from .scene import F32, I32, U8, Camera, Grid, HeadField, Scene, TorsoField, level_scale
+from .scene import F32, U8, Camera, Grid, HeadField, Scene, TorsoField, level_scale
 
 U32 = npt.NDArray[np.uint32]
 F64 = npt.NDArray[np.float64]
 
 SH_TERMS = 16
-PRIMES = (1, 2654435761, 805459861)
 
 
 class SceneError(ValueError):
@@ -51,10 +50,12 @@ def _check_net(field: str, net: tuple[F32, ...], inputs: int | None, outputs: in
     if len(net) < 1:
         raise _refuse(field, "at least one layer", "none")
     width = net[0].shape[1] if inputs is None else inputs
-    first = width
+    first = int(width)
     for layer, weight in enumerate(net):
         if not isinstance(weight, np.ndarray) or weight.ndim != 2:
-            raise _refuse(f"{field}[{layer}]", "a matrix (outputs, inputs)", getattr(weight, "shape", type(weight)))
+            raise _refuse(
+                f"{field}[{layer}]", "a matrix (outputs, inputs)", getattr(weight, "shape", type(weight))
+            )
         last = layer == len(net) - 1
         _check_array(f"{field}[{layer}]", weight, (outputs if last else weight.shape[0], width), np.float32)
         width = weight.shape[0]
@@ -77,7 +78,7 @@ def _check_grid(field: str, grid: Grid, dimensions: int) -> int:
         raise _refuse(
             field, "base_resolution >= 1, log2_growth >= 0", (grid.base_resolution, grid.log2_growth)
         )
-    return (len(grid.offsets) - 1) * features
+    return (len(grid.offsets) - 1) * int(features)
 
 
 def check_scene(scene: Scene) -> None:
@@ -136,7 +137,7 @@ def _check_torso(torso: TorsoField) -> None:
 
 # ---------------------------------------------------------------------------------------------- folds
 def fold_condition(ambient_layer: F32, position_features: int) -> tuple[F32, F32]:
-    """The ambient net's first layer without its condition columns, and those columns: `bias = columns @ condition`."""
+    """The ambient net's first layer in two: position columns, and the rest: `bias = rest @ condition`."""
     return (
         np.ascontiguousarray(ambient_layer[:, :position_features]),
         np.ascontiguousarray(ambient_layer[:, position_features:]),
@@ -144,7 +145,7 @@ def fold_condition(ambient_layer: F32, position_features: int) -> tuple[F32, F32
 
 
 def fold_color(sigma_layer: F32, color_layer: F32, individual_code: F32) -> tuple[F32, F32, F32]:
-    """The colour net's first layer over the sigma net's last hidden layer: geometry, direction and code parts.
+    """The colour net's first layer over the sigma net's last hidden layer, with what direction and code add.
 
     Args:
         sigma_layer: (1 + G, H) last layer of the sigma net; row 0 is the density and stays there.
@@ -156,7 +157,9 @@ def fold_color(sigma_layer: F32, color_layer: F32, individual_code: F32) -> tupl
         `direction_weights @ SH(direction) + code_bias`.
     """
     geometry = sigma_layer.shape[0] - 1
-    merged = color_layer[:, SH_TERMS : SH_TERMS + geometry].astype(np.float64) @ sigma_layer[1:].astype(np.float64)
+    merged = color_layer[:, SH_TERMS : SH_TERMS + geometry].astype(np.float64) @ sigma_layer[1:].astype(
+        np.float64
+    )
     code_bias = color_layer[:, SH_TERMS + geometry :].astype(np.float64) @ individual_code.astype(np.float64)
     return (
         merged.astype(np.float32),
@@ -309,9 +312,7 @@ def pack_grid(grid: Grid) -> PackedGrid:
     total = 0
     for level in range(levels):
         size = int(rows[level])
-        scale[level] = level_scale(
-            level, log2_growth=grid.log2_growth, base_resolution=grid.base_resolution
-        )
+        scale[level] = level_scale(level, log2_growth=grid.log2_growth, base_resolution=grid.base_resolution)
         side = math.ceil(float(scale[level])) + 2
         # The reference adds an axis to the index only while its stride is within the table.
         stride, axes = 1, 0
@@ -344,7 +345,7 @@ def pack_grid(grid: Grid) -> PackedGrid:
 
 
 # ---------------------------------------------------------------------------------------------- occupancy
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, nogil=True)
 def _unpack_morton(bitfield: U8, side: int) -> U8:
     occupied = np.zeros((side, side, side), np.uint8)
     for x in range(side):
@@ -359,11 +360,9 @@ def _unpack_morton(bitfield: U8, side: int) -> U8:
     return occupied
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, nogil=True)
 def _chessboard_distance(occupied: U8) -> U8:
-    # The chessboard ball is a box, so the distance is separable: along each axis in turn, the least over the
-    # line of max(distance so far, steps), found exactly by one sweep each way per axis for a box structuring
-    # element grown one ring at a time. Two raster sweeps over the 13 earlier neighbours give the same in one go.
+    # Two raster sweeps, each over the 13 neighbours already seen: exact where all 26 count as one step away.
     side = occupied.shape[0]
     padded = np.full((side + 2, side + 2, side + 2), 255, np.uint8)
     for x in range(side):
@@ -400,7 +399,7 @@ def unpack_bitfield(bitfield: U8, side: int) -> U8:
 
 
 def distance_field(bitfield: U8, side: int) -> U8:
-    """(side, side, side) chessboard distance to the nearest occupied cell, [x, y, z]; 0 in it, 255 if far or none.
+    """(side, side, side) chessboard distance to the nearest occupied cell, [x, y, z]; 255 if far or none.
 
     From a cell of distance d, every cell fewer than d cells away on all axes is empty.
     """
@@ -428,7 +427,7 @@ class FoldedHead:
     @property
     def condition_size(self) -> int:
         """Length of the condition vector."""
-        return self.condition_weights.shape[1]
+        return int(self.condition_weights.shape[1])
 
     def ambient_biases(self, condition: F32) -> F32:
         """All biases of the ambient net for one frame's condition (C,)."""
@@ -544,24 +543,3 @@ def resize_by_area(image: U8, size_px: int) -> F32:
     rows = np.tensordot(weights, image.astype(np.float32), axes=(1, 0))  # (size, side, 3)
     resized: F32 = np.einsum("sc,rcd->rsd", weights, rows, optimize=True) / np.float32(255)
     return np.ascontiguousarray(resized, np.float32)
-
-
-__all__ = [
-    "F32",
-    "I32",
-    "FoldedHead",
-    "FoldedTorso",
-    "PackedGrid",
-    "PackedNet",
-    "SceneError",
-    "check_scene",
-    "distance_field",
-    "field_pose",
-    "fold_color",
-    "fold_condition",
-    "fold_head",
-    "fold_torso",
-    "pack_grid",
-    "pack_net",
-    "resize_by_area",
-]

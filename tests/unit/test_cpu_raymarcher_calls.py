@@ -44,7 +44,10 @@ def arguments(scene):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"condition": np.zeros(5, np.float32)}, r"condition: expected \(4,\) finite numbers, got shape \(5,\)"),
+        (
+            {"condition": np.zeros(5, np.float32)},
+            r"condition: expected \(4,\) finite numbers, got shape \(5,\)",
+        ),
         ({"condition": np.full(4, np.nan, np.float32)}, "condition: .* got NaN or infinity"),
         ({"c2w": np.full((4, 4), np.nan)}, r"c2w: expected \(4, 4\) finite numbers, got NaN or infinity"),
         ({"c2w": np.eye(3)}, r"c2w: .* got shape \(3, 3\)"),
@@ -52,7 +55,10 @@ def arguments(scene):
         ({"size_px": 5000}, "size_px: expected 8 to 2048, got 5000"),
         ({"region_px": (0, 0, 33, 32)}, r"region_px: .* got \(0, 0, 33, 32\)"),
         ({"region_px": (9, 0, 9, 32)}, "region_px"),
-        ({"out": np.zeros((32, 32), np.uint8)}, r"out: .* shape \(32, 32, 3\), got uint8 of shape \(32, 32\)"),
+        (
+            {"out": np.zeros((32, 32), np.uint8)},
+            r"out: .* shape \(32, 32, 3\), got uint8 of shape \(32, 32\)",
+        ),
         ({"out": np.zeros((32, 32, 3), np.float32)}, "out: .* got float32"),
         ({"out": np.zeros((32, 32, 6), np.uint8)[:, :, ::2]}, "out: "),
     ],
