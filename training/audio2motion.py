@@ -56,7 +56,7 @@ class MotionWeights:
     continuity: float = field(default=3.0, metadata={"help": "weight of frame differences"})
     opening: float = field(default=2.0, metadata={"help": "weight of the opening of the inner lips"})
     width: float = field(default=1.0, metadata={"help": "weight of the distance of the mouth's corners"})
-    closure: float = field(default=3.0, metadata={"help": "weight of b, p, m frames in the opening"})
+    closure: float = field(default=5.0, metadata={"help": "weight of b, p, m frames in the opening"})
     silence: float = field(default=2.0, metadata={"help": "weight of resting frames in the opening"})
 
 

@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from models.features import FRAME_SAMPLES, SAMPLE_RATE_HZ
 from preparation.media import read_pcm
@@ -506,15 +505,3 @@ def _fast_length(samples: int) -> int:
             size *= 2
         best = min(best, size)
     return best
-
-
-def mouth_aperture(landmarks: Tensor) -> Tensor:
-    """Distance of the inner lips, points 62 and 66, (...,) of positions (..., 204), in their unit."""
-    points = landmarks.reshape(*landmarks.shape[:-1], 68, 3)
-    return functional.pairwise_distance(points[..., 62, :], points[..., 66, :], eps=1e-8)
-
-
-def mouth_width(landmarks: Tensor) -> Tensor:
-    """Distance of the mouth's corners, points 48 and 54, (...,) of positions (..., 204), in their unit."""
-    points = landmarks.reshape(*landmarks.shape[:-1], 68, 3)
-    return functional.pairwise_distance(points[..., 48, :], points[..., 54, :], eps=1e-8)

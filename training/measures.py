@@ -15,28 +15,34 @@ F32 = npt.NDArray[np.float32]
 SYNC_WINDOW_FRAMES = 50  # 2 s
 SYNC_LARGEST_OFFSET = 15  # frames, to both sides
 SYNC_HOP_FRAMES = 25
-_POSITION_MM = 10.0  # one unit of landmarks is a tenth of a decimetre
 
 
 def aperture_mm(landmarks: F32, mean_face: F32) -> F32:
-    """Inner-lip aperture in mm (T,): the distance of points 62 and 66.
+    """Inner-lip aperture in mm (T,): how far point 62 of the upper lip lies above point 66 of the lower.
+
+    It has a sign. The points lie behind the lips' edges, so where lips are pressed together the upper lies
+    below the lower; an unsigned distance would call that more open than lips that barely touch.
 
     Args:
         landmarks: (T, 204), ten times the offset in dm.
         mean_face: (204,), dm.
     """
-    return _distance_mm(landmarks, mean_face, 62, 66)
+    points = _positions_mm(landmarks, mean_face)
+    aperture: F32 = points[:, 62, 1] - points[:, 66, 1]
+    return aperture
 
 
 def width_mm(landmarks: F32, mean_face: F32) -> F32:
     """Mouth width in mm (T,): the distance of the corners, points 48 and 54."""
-    return _distance_mm(landmarks, mean_face, 48, 54)
+    points = _positions_mm(landmarks, mean_face)
+    width: F32 = np.linalg.norm(points[:, 48] - points[:, 54], axis=-1)
+    return width
 
 
-def _distance_mm(landmarks: F32, mean_face: F32, first: int, second: int) -> F32:
-    positions = (10 * mean_face.reshape(204) + landmarks).reshape(-1, 68, 3)
-    distance: F32 = _POSITION_MM * np.linalg.norm(positions[:, first] - positions[:, second], axis=-1)
-    return distance
+def _positions_mm(landmarks: F32, mean_face: F32) -> F32:
+    """Head-space positions (T, 68, 3) in mm; one unit of landmarks is a tenth of a decimetre."""
+    positions: F32 = 10 * (10 * mean_face.reshape(204) + landmarks).reshape(-1, 68, 3)
+    return positions
 
 
 def pearson(x: F32, y: F32) -> float:

@@ -54,11 +54,11 @@ class PostNetSettings:
     generator_rate: float = field(default=3e-4, metadata={"help": "first rate of PostNet's RMSprop"})
     discriminator_rate: float = field(default=1e-4, metadata={"help": "first rate of the discriminator's"})
     last_rate_share: float = field(default=0.1, metadata={"help": "share of both that is left at the end"})
-    person_weight: float = field(default=0.05, metadata={"help": "weight of the speaker's own motion"})
-    adversarial_weight: float = field(default=0.85, metadata={"help": "weight of fooling the discriminator"})
+    person_weight: float = field(default=0.2, metadata={"help": "weight of the speaker's own motion"})
+    adversarial_weight: float = field(default=0.3, metadata={"help": "weight of fooling the discriminator"})
     sync_weight: float = field(default=0.1, metadata={"help": "weight of SyncNet's loss"})
     keep_weight: float = field(
-        default=0.01, metadata={"help": "weight of keeping the corpus's motion, each less its resting face"}
+        default=0.2, metadata={"help": "weight of keeping the corpus's motion, each less its resting face"}
     )
     instance_noise: float = field(
         default=0.02, metadata={"help": "noise on what the discriminator sees, the landmarks' unit"}
