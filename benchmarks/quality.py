@@ -9,11 +9,10 @@ own after silence.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -206,9 +205,9 @@ class SyncEmbeddings:
 
 def picture_rows(speaker: Speaker, data: Path) -> tuple[list[Row], dict[str, Any]]:
     """Rows of the picture against the validation frames of a speaker's video, and all figures for a file."""
-    module = importlib.import_module("benchmarks.quality_picture")
-    picture_quality: Callable[..., Mapping[str, float]] = module.picture_quality
-    figures = dict(picture_quality(speaker, data))
+    from .quality_picture import picture_quality  # what it imports is only needed here
+
+    figures = picture_quality(speaker, data)
     targets = {"psnr_db": 30.0, "mouth_psnr_db": 27.0}
     rows = [
         Row(
