@@ -242,7 +242,8 @@ def _blend_cells(
 ) -> Any:
     """Two features of `groups` times GROUP samples, each from `pairs` (2 or 4, a literal) pairs of rows.
 
-    index[p, s] counts rows from `start`; weight[p, s] is pair p's weight, weight[4, s] the part of x.
+    index[p, s] counts rows from `start`; weight[0, s], [1, s] and [2, s] are how far the sample lies along y, z
+    and x. Pairs come as y, y + 1, then the same at z + 1.
     """
     if not isinstance(pairs, types.IntegerLiteral):
         return None
@@ -262,20 +263,22 @@ def _blend_cells(
             first = builder.mul(loop.index, i64(4))
             rows = []
             for s in range(4):
-                total = None
+                corners = []
                 for p in range(count):
                     at = builder.add(first, i64(p * CHUNK + s))
                     row = builder.zext(builder.load(builder.gep(ip, [at])), i64)
-                    corner = _load_vector(builder, base, builder.shl(row, i64(1)), 4)
-                    w = _splat(builder, builder.load(builder.gep(wp, [at])), 4)
-                    if total is None:
-                        total = builder.fmul(w, corner)
-                    else:
-                        total = _multiply_add(builder, w, corner, total)
-                rows.append(total)
+                    corners.append(_load_vector(builder, base, builder.shl(row, i64(1)), 4))
+                for axis in range(count // 2):
+                    at = builder.add(first, i64(axis * CHUNK + s))
+                    along = _splat(builder, builder.load(builder.gep(wp, [at])), 4)
+                    corners = [
+                        _multiply_add(builder, along, builder.fsub(far, near), near)
+                        for near, far in zip(corners[::2], corners[1::2], strict=True)
+                    ]
+                rows.append(corners[0])
             low = [builder.shuffle_vector(rows[a], rows[a + 1], mask(0, 4, 1, 5)) for a in (0, 2)]
             high = [builder.shuffle_vector(rows[a], rows[a + 1], mask(2, 6, 3, 7)) for a in (0, 2)]
-            fraction = _load_vector(builder, wp, builder.add(first, i64(4 * CHUNK)), 4)
+            fraction = _load_vector(builder, wp, builder.add(first, i64(2 * CHUNK)), 4)
             for f in range(2):
                 lanes = mask(2 * f, 2 * f + 1, 4 + 2 * f, 5 + 2 * f)
                 near = builder.shuffle_vector(low[0], low[1], lanes)
@@ -472,9 +475,8 @@ def _encode(
                 i0 = np.uint32(ix + iy * sy)
                 index[s] = i0 & mask
                 index[CHUNK + s] = np.uint32(i0 + sy) & mask
-                weight[s] = one - fy
-                weight[CHUNK + s] = fy
-                weight[4 * CHUNK + s] = fx
+                weight[s] = fy
+                weight[2 * CHUNK + s] = fx
                 index[2 * CHUNK + s] = i0
             if mask == np.uint32(0):
                 for s in range(CHUNK):
@@ -495,11 +497,9 @@ def _encode(
                 index[CHUNK + s] = np.uint32(i0 + sy) & mask
                 index[2 * CHUNK + s] = np.uint32(i0 + sz) & mask
                 index[3 * CHUNK + s] = np.uint32(i0 + sy + sz) & mask
-                weight[s] = (one - fy) * (one - fz)
-                weight[CHUNK + s] = fy * (one - fz)
-                weight[2 * CHUNK + s] = (one - fy) * fz
-                weight[3 * CHUNK + s] = fy * fz
-                weight[4 * CHUNK + s] = fx
+                weight[s] = fy
+                weight[CHUNK + s] = fz
+                weight[2 * CHUNK + s] = fx
                 index[4 * CHUNK + s] = i0
             if mask == np.uint32(0):
                 for s in range(CHUNK):
@@ -520,45 +520,68 @@ _K, _K_END, _COUNT, _ALIVE = range(4)
 STEP_ROWS = 4
 
 
+@njit(fastmath=FAST_MATHS, error_model="numpy", forceinline=True)
+def _slab(low: Any, high: Any, origin: Any, inverse: Any, near: Any, far: Any) -> Any:
+    """(near, far) narrowed to where a ray is between two planes."""
+    a, b = (low - origin) * inverse, (high - origin) * inverse
+    return max(near, min(a, b)), min(far, max(a, b))
+
+
+@njit(fastmath=FAST_MATHS, error_model="numpy", forceinline=True)
+def _inverse(d: Any) -> Any:
+    """1 / d with zero moved away from the division, as the reference's slab test has it."""
+    return np.float32(1.0) / (np.float32(1e-15) if abs(d) < np.float32(1e-15) else d)
+
+
 @njit(fastmath=FAST_MATHS, error_model="numpy")
 def _setup(head: HeadArrays, frame: FrameArrays, scratch: Scratch, left: int, top: int) -> None:
-    """Ray directions, lattice starts and ends of a tile whose first pixel is (left, top)."""
+    """Ray directions, lattice starts and ends of a tile whose first pixel is (left, top).
+
+    Without branches or calls and with all that is read in local names, so that the loop vectorises.
+    """
     rays, steps, pose = scratch.rays, scratch.steps, frame.pose
-    half, one = np.float32(0.5), np.float32(1.0)
-    inverse_step = one / head.step
-    for q in range(RAYS):
-        u = (np.float32(left + q % TILE) + half - frame.cx_px) / frame.focal_px
-        v = (np.float32(top + q // TILE) + half - frame.cy_px) / frame.focal_px
-        length = one / np.float32(math.sqrt(u * u + v * v + one))
-        # The reference's slab test sees float32 directions; zero is moved away from a division by it.
-        near, far = np.float32(-3.0e38), np.float32(3.0e38)
-        first, last = near, far
-        for axis in range(3):
-            d = (pose[axis, 0] * u + pose[axis, 1] * v + pose[axis, 2]) * length
-            rays[_DX + axis, q] = d
-            if abs(d) < np.float32(1e-15):
-                d = np.float32(1e-15)
-            inverse = one / d
-            origin = pose[axis, 3]
-            a, b = (head.aabb[axis] - origin) * inverse, (head.aabb[3 + axis] - origin) * inverse
-            near, far = max(near, min(a, b)), min(far, max(a, b))
-            a, b = (head.box[axis] - origin) * inverse, (head.box[3 + axis] - origin) * inverse
-            first, last = max(first, min(a, b)), min(last, max(a, b))
-        start, end = np.int32(0), np.int32(0)
-        if near <= far and first <= last:
-            near = max(near, head.min_near)
-            # Lattice points before and after the box around all that is occupied are empty; one more is kept
-            # on either side for rounding.
-            start = np.int32(max(np.floor((first - near) * inverse_step), np.float32(0.0)))
-            end = np.int32(
-                max(min(np.ceil((far - near) * inverse_step), np.floor((last - near) * inverse_step) + 2), 0)
-            )
-        rays[_NEAR, q] = near
-        rays[_T, q] = one
-        rays[_R, q] = rays[_G, q] = rays[_B, q] = np.float32(0.0)
-        steps[_K, q] = start
-        steps[_K_END, q] = end
-        steps[_COUNT, q] = np.int32(0)
+    half, one, zero = np.float32(0.5), np.float32(1.0), np.float32(0.0)
+    least, most = np.float32(-3.0e38), np.float32(3.0e38)
+    step, min_near, focal_px = head.step, head.min_near, frame.focal_px
+    xx, xy, xz, ox = pose[0, 0], pose[0, 1], pose[0, 2], pose[0, 3]
+    yx, yy, yz, oy = pose[1, 0], pose[1, 1], pose[1, 2], pose[1, 3]
+    zx, zy, zz, oz = pose[2, 0], pose[2, 1], pose[2, 2], pose[2, 3]
+    ax, ay, az, bx, by, bz = head.aabb[0], head.aabb[1], head.aabb[2], head.aabb[3], head.aabb[4], head.aabb[5]
+    cx, cy, cz, ex, ey, ez = head.box[0], head.box[1], head.box[2], head.box[3], head.box[4], head.box[5]
+    for j in range(TILE):
+        v = (np.float32(top + j) + half - frame.cy_px) / focal_px
+        row = j * TILE
+        for i in range(TILE):
+            q = row + i
+            u = (np.float32(np.int32(left + i)) + half - frame.cx_px) / focal_px
+            length = one / np.float32(math.sqrt(u * u + v * v + one))
+            dx, dy = (xx * u + xy * v + xz) * length, (yx * u + yy * v + yz) * length
+            dz = (zx * u + zy * v + zz) * length
+            ix, iy, iz = _inverse(dx), _inverse(dy), _inverse(dz)
+            near, far = _slab(ax, bx, ox, ix, least, most)
+            near, far = _slab(ay, by, oy, iy, near, far)
+            near, far = _slab(az, bz, oz, iz, near, far)
+            first, last = _slab(cx, ex, ox, ix, least, most)
+            first, last = _slab(cy, ey, oy, iy, first, last)
+            first, last = _slab(cz, ez, oz, iz, first, last)
+            hit = (near <= far) & (first <= last)
+            near = max(near, min_near)
+            # Lattice points before and after the box around all that is occupied are empty; one more is kept on
+            # either side for rounding. Bounded before they become whole numbers: a miss may be far away.
+            start = min(max(np.floor((first - near) / step), zero), np.float32(1e6))
+            end = min(np.ceil((far - near) / step), np.floor((last - near) / step) + np.float32(2.0))
+            end = min(max(end, zero), np.float32(1e6)) if hit else zero
+            rays[_DX, q] = dx
+            rays[_DY, q] = dy
+            rays[_DZ, q] = dz
+            rays[_NEAR, q] = near
+            rays[_T, q] = one
+            rays[_R, q] = zero
+            rays[_G, q] = zero
+            rays[_B, q] = zero
+            steps[_K, q] = np.int32(start)
+            steps[_K_END, q] = np.int32(end)
+            steps[_COUNT, q] = np.int32(0)
 
 
 @njit(fastmath=FAST_MATHS, error_model="numpy", forceinline=True)
