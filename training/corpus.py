@@ -170,7 +170,9 @@ def load_clips(
 
 
 def load_speaker(folder: Path, mean_face: Tensor, *, device: str | torch.device = "cpu") -> Corpus:
-    """One speaker's sound and landmarks as one clip a split, from `audio.flac`, `truth.npz`, `phones.json`.
+    """One speaker's sound and landmarks as one clip a split, from `audio.flac` and `truth.npz`.
+
+    Pauses are known from `phones.json` or, without it, by their loudness.
 
     The speaker's landmarks are left whole: `rests` holds zeros, so `offsets` are landmarks in the speaker's
     domain, ten times the offset from `mean_face` in dm.
@@ -195,8 +197,16 @@ def load_speaker(folder: Path, mean_face: Tensor, *, device: str | torch.device 
             f"got {len(pcm)}; sound and landmarks are not of one recording"
         )
     pcm = np.pad(pcm, (0, max(0, FRAME_SAMPLES * frames - len(pcm))))[: FRAME_SAMPLES * frames]
-    phones = json.loads(phones_path.read_text())["phones"] if phones_path.is_file() else []
-    sounds = classify_frames(frames, phones, "speech")
+    if phones_path.is_file():
+        try:
+            phones = json.loads(phones_path.read_text())["phones"]
+        except (json.JSONDecodeError, KeyError) as error:
+            raise CorpusError(
+                f"{phones_path}: expected the key phones ({error}); or leave the file out"
+            ) from error
+        sounds = classify_frames(frames, phones, "speech")
+    else:
+        sounds = np.where(quiet_frames(pcm), Sound.REST, Sound.OTHER).astype(np.uint8)
     first_validation = round(frames * SPEAKER_TRAIN_SHARE)
 
     def part(first: int, last: int) -> Clips:
@@ -232,6 +242,14 @@ def classify_frames(frames: int, phones: Sequence[Sequence[Any]], kind: str) -> 
                 settled = (middle_s >= start_s + _REST_MARGIN_S) & (middle_s < end_s - _REST_MARGIN_S)
                 sounds[settled] = Sound.REST
     return sounds
+
+
+def quiet_frames(pcm: npt.NDArray[np.int16]) -> npt.NDArray[np.bool_]:
+    """Whether nobody speaks (T,) for 0.2 s around each frame of samples (640 T,): 30 dB below loud ones."""
+    level = np.sqrt(np.square(pcm.astype(np.float32).reshape(-1, FRAME_SAMPLES)).mean(axis=1))  # (T,)
+    around = np.lib.stride_tricks.sliding_window_view(np.pad(level, 2, mode="edge"), 5)  # (T, 5)
+    quiet: npt.NDArray[np.bool_] = around.max(axis=1) < np.percentile(level, 95) * 10 ** (-30 / 20)
+    return quiet
 
 
 def _read_index(path: Path) -> list[dict[str, Any]]:

@@ -40,7 +40,7 @@ MOUTH = slice(3 * MOUTH_POINTS.start, 3 * MOUTH_POINTS.stop)
 
 MATMUL_PRECISION = "highest"  # TF32 would fill the quiet bands of the log-mel with rounding noise
 LOOP = LoopSettings(
-    steps=3000, validate_every=500, checkpoint_every=500, log_every=50, keep_checkpoints=2, seed=9999
+    steps=2000, validate_every=500, checkpoint_every=500, log_every=50, keep_checkpoints=2, seed=9999
 )
 
 

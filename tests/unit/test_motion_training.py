@@ -217,7 +217,7 @@ def test_settings_out_of_range_are_refused(make, message):
         make()
 
 
-def test_postnet_needs_pauses_to_know_the_resting_face(corpus, speaker, trained, tmp_path):
+def test_the_resting_face_is_known_from_pauses_or_loudness_or_refused(corpus, speaker, trained, tmp_path):
     folder = tmp_path / "speaker"
     folder.mkdir()
     for name in ("audio.flac", "truth.npz"):
@@ -225,5 +225,9 @@ def test_postnet_needs_pauses_to_know_the_resting_face(corpus, speaker, trained,
     settings = postnet.PostNetSettings(
         corpus=corpus, audio2motion=trained / "audio2motion", syncnet=trained / "syncnet"
     )
-    with pytest.raises(ValueError, match=r"phones\.json: expected pauses"):
+    by_phones = postnet.make_task(speaker, settings, torch.device("cpu"))
+    by_loudness = postnet.make_task(folder, settings, torch.device("cpu"))
+    assert torch.allclose(by_phones.speaker_rest, by_loudness.speaker_rest, atol=0.05)
+    (folder / "phones.json").write_text(json.dumps({"phones": [["aa", 0.0, 22.0]]}))
+    with pytest.raises(ValueError, match="record some silence"):
         postnet.make_task(folder, settings, torch.device("cpu"))
