@@ -1,8 +1,9 @@
 """How fast the CPU raymarcher draws: `python -m benchmarks.render --speaker May --sizes 128 192 256 512`.
 
 Times are wall times of whole frames (head, torso, background, RGB out) along the speaker's path of poses;
-the cost of a sample is process time, which other programs on the machine hardly inflate. With torch installed,
-each size is also compared with the plain torch twin (PSNR) and timed against the reference's loop in eager torch.
+the cost of a sample is process time, which other programs on the machine hardly inflate. With torch
+installed, each size is also compared with the plain torch twin (PSNR) and timed against the reference's loop
+in eager torch.
 `--speaker synthetic` draws random weights of May's sizes.
 """
 

@@ -10,9 +10,9 @@ from export.graphs import GraphError, with_small_weights, without_notes
 
 
 def linear(weight, name="weight"):
-    node = helper.make_node("MatMul", ["x", name], ["y"], doc_string="made in /home/somebody")
+    node = helper.make_node("MatMul", ["x", name], ["y"], doc_string="made in /somebody")
     entry = node.metadata_props.add()
-    entry.key, entry.value = "trace", "/home/somebody/net.py"
+    entry.key, entry.value = "trace", "/somebody/net.py"
     graph = helper.make_graph(
         [node],
         "linear",
