@@ -34,6 +34,7 @@ from .fields import (
     draw_torso,
     field_values,
     head_config_of,
+    load_head,
     load_torso,
     rays_of,
     speaker_facts,
@@ -100,6 +101,12 @@ class HeadTraining:
     ambient_weight: float = field(default=1e-3, metadata={"help": "of ambient motion outside the face"})
     mouth_share: float = field(default=0.2, metadata={"help": "of the rays go to the mouth's box"})
     eyes_share: float = field(default=0.1, metadata={"help": "of the rays go to the eyes' boxes"})
+    edge_random_share: float = field(
+        default=0.5, metadata={"help": "of the edge's pixels must be all head or none of it"}
+    )
+    start: Path | None = field(
+        default=None, metadata={"help": "trained head of the same sizes (folder or checkpoint) to go on from"}
+    )
     precision: Precision = field(default="fp32", metadata={"help": "of the networks' arithmetic"})
     compile: bool = field(default=False, metadata={"help": "compile the field with torch.compile"})
     validation_frames: int = field(default=8, metadata={"help": "frames drawn at each validation"})
@@ -179,9 +186,29 @@ class HeadTask:
         self.open_cells = self._open_cells()
         self.seen = torch.ones(settings.grid_size**3, dtype=torch.bool, device=device)  # in Z-order
         self._occupy(self._open_mask())
+        self.warmup_steps = settings.warmup_steps
+        if settings.start is not None:
+            self._start_from(settings.start)
         self.head.points = min(self.head.points, self._longest_ray())
         self.capacity = settings.frames_per_step * settings.pixels_per_frame * settings.samples_per_ray
         self.torso = None if settings.torso is None else load_torso(settings.torso, device=device).torso
+
+    def _start_from(self, path: Path) -> None:
+        """Takes a trained head's weights and the cells it is drawn from, which are trusted from the start.
+
+        Raises:
+            ValueError: it has other sizes, or stands elsewhere in its field.
+        """
+        before = load_head(path, device=self.device).head
+        if before.config != self.head.config:
+            raise ValueError(f"{path}: config: expected {self.head.config}, got {before.config}")
+        self.head.load_state_dict(before.state_dict())
+        cells = torch.empty_like(self.seen)
+        cells[self.order] = self.head.occupancy.reshape(-1)
+        self.seen.copy_(cells)
+        self.head.density_grid.copy_(2 * self.head.config.density_threshold * cells.float())
+        self.average = Average(self.head, self.settings.average_decay)
+        self.warmup_steps = 0
 
     # --- steps
 
@@ -192,10 +219,10 @@ class HeadTask:
         rate = self.course.rate(step, share, settings.final_rate)
         for group in self.optimizer.param_groups:
             group["lr"] = group["rate"] * rate
-        warm = step < settings.warmup_steps
+        warm = step < self.warmup_steps
         if step % DENSITY_EVERY == 0:
             self._look_at_cells(believe=not warm)
-        if step >= 2 * settings.warmup_steps and step % SEEN_EVERY == 0:
+        if step >= 2 * self.warmup_steps and step > 0 and step % SEEN_EVERY == 0:
             self._look_what_is_seen()
 
         pixels = choose_pixels(
@@ -205,7 +232,7 @@ class HeadTask:
             pixels=settings.pixels_per_frame // (4 if warm else 1),
             shares=self.shares,
         )
-        scene = backdrop(data, pixels)
+        scene = backdrop(data, pixels, edge_random_share=settings.edge_random_share)
         rays_o, rays_d, frame = rays_of(pixels, self.poses, self.camera)
         condition = self.head.encode_condition(data.landmarks_normalized[pixels.frames])
         traced = trace(
@@ -262,12 +289,10 @@ class HeadTask:
     def _samples_allowed(self, step: int) -> int:
         """How many samples a ray may have: many until the occupancy is known, some more until it settles."""
         settings = self.settings
-        if step < settings.warmup_steps:
+        if step < self.warmup_steps:
             return WARM_SAMPLES
         return (
-            max(settings.max_steps, WARM_SAMPLES // 2)
-            if step < 2 * settings.warmup_steps
-            else settings.max_steps
+            max(settings.max_steps, WARM_SAMPLES // 2) if step < 2 * self.warmup_steps else settings.max_steps
         )
 
     def _make_room(self, wanted: int) -> None:

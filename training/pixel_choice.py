@@ -154,15 +154,17 @@ def true_background(data: SpeakerData, pixels: Pixels) -> Tensor:
     return torch.where(plain, data.background[at], data.plate[at]).float() / 255
 
 
-def backdrop(data: SpeakerData, pixels: Pixels) -> Backdrop:
+def backdrop(data: SpeakerData, pixels: Pixels, *, edge_random_share: float = 0.0) -> Backdrop:
     """Random colours behind all but the head's edge, so that it becomes solid within and nothing without.
 
     At the edge, where a pixel may be part hair, part background, the true background stands behind and
-    the picture itself is the target.
+    the picture itself is the target; there alone hair could be painted in the background's colour, so
+    `edge_random_share` of the edge's pixels, drawn anew in each step, are treated like all others.
     """
     random = torch.rand_like(pixels.truth)
     head = (pixels.labels == HEAD)[..., None]
-    edge = pixels.edge[..., None]
+    soft = torch.rand(pixels.edge.shape, device=pixels.edge.device) >= edge_random_share
+    edge = (pixels.edge & soft)[..., None]
     behind = torch.where(edge, true_background(data, pixels), random)
     target = torch.where(head | edge, pixels.truth, random)
     return Backdrop(behind=behind, target=target)

@@ -152,6 +152,20 @@ def test_behind_all_but_the_edge_stands_a_random_colour(data):
     assert torch.equal(scene.target[pixels.edge], pixels.truth[pixels.edge])
 
 
+def test_at_the_edge_some_pixels_are_treated_like_all_others(data):
+    torch.manual_seed(0)
+    pixels = choose_pixels(data, figure_box(data.labels), frames=4, pixels=300, shares=Shares())
+    none, half, every = (backdrop(data, pixels, edge_random_share=share) for share in (0.0, 0.5, 1.0))
+    bare = pixels.edge & (pixels.labels != HEAD)
+    kept = [
+        float((scene.target[bare] == pixels.truth[bare]).all(-1).float().mean())
+        for scene in (none, half, every)
+    ]
+    assert kept[0] == 1
+    assert 0.35 < kept[1] < 0.65
+    assert kept[2] < 0.01
+
+
 def test_a_frame_without_its_head_keeps_its_torso(data):
     truth = data.pictures[0].float() / 255
     behind = visible_behind(data, data.labels[0], truth)
