@@ -185,7 +185,7 @@ class PostNetTask:
         at_rest = speaker.train.sounds == Sound.REST
         if not bool(at_rest.any()):
             raise ValueError(
-                "speaker: expected pauses of 0.3 s or more in the train split, for the resting face, got none; "
+                "speaker: expected pauses of 0.3 s or more in the train split, to know its rest, got none; "
                 "record some silence"
             )
         self.speaker_rest = speaker.train.offsets[at_rest].mean(dim=0)  # (204,)
