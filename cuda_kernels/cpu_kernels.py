@@ -33,6 +33,9 @@ I32 = npt.NDArray[np.int32]
 CHUNK = 64  # samples that pass through the networks together
 TILE = 32  # pixels a side: as many rays as keep the chunks of later waves full
 RAYS = TILE * TILE
+LANES = np.uint64(CHUNK)
+"""CHUNK for loops over buffers. An index `at + s` of signed numbers could be negative for all that the compiler
+knows, and would then count from the end: that test keeps a loop from being vectorised."""
 BLOCK = 4  # outputs of a layer made together; folding.pack_net packs by it
 
 FAST_MATHS = {"contract", "nsz"}
@@ -136,6 +139,7 @@ class Scratch(NamedTuple):
     buffers: F32  # (2 * largest layer + features, CHUNK) flat
     corners: U32  # (8 * CHUNK,) rows of a level
     weights: F32  # (8 * CHUNK,)
+    where: F32  # (2 * CHUNK,) coordinates in a 2-D grid
 
 
 # ------------------------------------------------------------------------------------------- vector code
@@ -546,7 +550,14 @@ def _setup(head: HeadArrays, frame: FrameArrays, scratch: Scratch, left: int, to
     xx, xy, xz, ox = pose[0, 0], pose[0, 1], pose[0, 2], pose[0, 3]
     yx, yy, yz, oy = pose[1, 0], pose[1, 1], pose[1, 2], pose[1, 3]
     zx, zy, zz, oz = pose[2, 0], pose[2, 1], pose[2, 2], pose[2, 3]
-    ax, ay, az, bx, by, bz = head.aabb[0], head.aabb[1], head.aabb[2], head.aabb[3], head.aabb[4], head.aabb[5]
+    ax, ay, az, bx, by, bz = (
+        head.aabb[0],
+        head.aabb[1],
+        head.aabb[2],
+        head.aabb[3],
+        head.aabb[4],
+        head.aabb[5],
+    )
     cx, cy, cz, ex, ey, ez = head.box[0], head.box[1], head.box[2], head.box[3], head.box[4], head.box[5]
     for j in range(TILE):
         v = (np.float32(top + j) + half - frame.cy_px) / focal_px
@@ -623,37 +634,34 @@ def _next_occupied(head: HeadArrays, pose: F32, rays: F32, q: int, k: Any, end: 
 @njit(fastmath=FAST_MATHS, error_model="numpy")
 def _harmonics(rays: F32, steps: I32, first: int, count: int, buffers: F32, at: int) -> None:
     """SH of the directions of the rays of one chunk, 16 buffer rows from `at`."""
-    b = at * CHUNK
-    for s in range(count):
-        q = steps[_ALIVE, first + s]
+    b = np.uint64(at * CHUNK)
+    one, three, five = np.float32(1.0), np.float32(3.0), np.float32(5.0)
+    for s in range(np.uint64(count)):
+        q = steps[_ALIVE, first + np.int64(s)]
         buffers[b + s] = rays[_DX, q]
-        buffers[b + CHUNK + s] = rays[_DY, q]
-        buffers[b + 2 * CHUNK + s] = rays[_DZ, q]
-    for s in range(CHUNK):
-        x, y, z = buffers[b + s], buffers[b + CHUNK + s], buffers[b + 2 * CHUNK + s]
+        buffers[b + LANES + s] = rays[_DY, q]
+        buffers[b + np.uint64(2) * LANES + s] = rays[_DZ, q]
+    for s in range(LANES):
+        x, y, z = buffers[b + s], buffers[b + LANES + s], buffers[b + np.uint64(2) * LANES + s]
         xx, yy, zz = x * x, y * y, z * z
         buffers[b + s] = np.float32(0.28209479177387814)
-        buffers[b + CHUNK + s] = np.float32(-0.48860251190291987) * y
-        buffers[b + 2 * CHUNK + s] = np.float32(0.48860251190291987) * z
-        buffers[b + 3 * CHUNK + s] = np.float32(-0.48860251190291987) * x
-        buffers[b + 4 * CHUNK + s] = np.float32(1.0925484305920792) * (x * y)
-        buffers[b + 5 * CHUNK + s] = np.float32(-1.0925484305920792) * (y * z)
-        buffers[b + 6 * CHUNK + s] = np.float32(0.94617469575755997) * zz - np.float32(0.31539156525251999)
-        buffers[b + 7 * CHUNK + s] = np.float32(-1.0925484305920792) * (x * z)
-        buffers[b + 8 * CHUNK + s] = np.float32(0.54627421529603959) * (xx - yy)
-        buffers[b + 9 * CHUNK + s] = np.float32(0.59004358992664352) * y * (yy - np.float32(3.0) * xx)
-        buffers[b + 10 * CHUNK + s] = np.float32(2.8906114426405538) * (x * y) * z
-        buffers[b + 11 * CHUNK + s] = (
-            np.float32(0.45704579946446572) * y * (np.float32(1.0) - np.float32(5.0) * zz)
+        buffers[b + LANES + s] = np.float32(-0.48860251190291987) * y
+        buffers[b + np.uint64(2) * LANES + s] = np.float32(0.48860251190291987) * z
+        buffers[b + np.uint64(3) * LANES + s] = np.float32(-0.48860251190291987) * x
+        buffers[b + np.uint64(4) * LANES + s] = np.float32(1.0925484305920792) * (x * y)
+        buffers[b + np.uint64(5) * LANES + s] = np.float32(-1.0925484305920792) * (y * z)
+        buffers[b + np.uint64(6) * LANES + s] = np.float32(0.94617469575755997) * zz - np.float32(
+            0.31539156525251999
         )
-        buffers[b + 12 * CHUNK + s] = (
-            np.float32(0.3731763325901154) * z * (np.float32(5.0) * zz - np.float32(3.0))
-        )
-        buffers[b + 13 * CHUNK + s] = (
-            np.float32(0.45704579946446572) * x * (np.float32(1.0) - np.float32(5.0) * zz)
-        )
-        buffers[b + 14 * CHUNK + s] = np.float32(1.4453057213202769) * z * (xx - yy)
-        buffers[b + 15 * CHUNK + s] = np.float32(0.59004358992664352) * x * (np.float32(3.0) * yy - xx)
+        buffers[b + np.uint64(7) * LANES + s] = np.float32(-1.0925484305920792) * (x * z)
+        buffers[b + np.uint64(8) * LANES + s] = np.float32(0.54627421529603959) * (xx - yy)
+        buffers[b + np.uint64(9) * LANES + s] = np.float32(0.59004358992664352) * y * (yy - three * xx)
+        buffers[b + np.uint64(10) * LANES + s] = np.float32(2.8906114426405538) * (x * y) * z
+        buffers[b + np.uint64(11) * LANES + s] = np.float32(0.45704579946446572) * y * (one - five * zz)
+        buffers[b + np.uint64(12) * LANES + s] = np.float32(0.3731763325901154) * z * (five * zz - three)
+        buffers[b + np.uint64(13) * LANES + s] = np.float32(0.45704579946446572) * x * (one - five * zz)
+        buffers[b + np.uint64(14) * LANES + s] = np.float32(1.4453057213202769) * z * (xx - yy)
+        buffers[b + np.uint64(15) * LANES + s] = np.float32(0.59004358992664352) * x * (three * yy - xx)
 
 
 @njit(fastmath=FAST_MATHS, error_model="numpy")
@@ -663,6 +671,7 @@ def _draw_head(head: HeadArrays, frame: FrameArrays, scratch: Scratch) -> int:
     pose = frame.pose
     half, one = np.float32(0.5), np.float32(1.0)
     unit = half / head.bound
+    step, where = head.step, scratch.where
     levels = head.position_grid.scale.size * head.position_grid.features
     features = levels + head.ambient_grid.scale.size * head.ambient_grid.features
     # Buffer rows: the features, then two that layers alternate between; SH stands behind the hidden layer.
@@ -682,7 +691,7 @@ def _draw_head(head: HeadArrays, frame: FrameArrays, scratch: Scratch) -> int:
             if k >= 0:
                 steps[_K, q] = k
                 steps[_ALIVE, living] = q
-                t = rays[_NEAR, q] + np.float32(k) * head.step
+                t = rays[_NEAR, q] + np.float32(k) * step
                 for axis in range(3):
                     p = pose[axis, 3] + t * rays[_DX + axis, q]
                     p = min(max(p, -head.bound), head.bound)
@@ -698,37 +707,35 @@ def _draw_head(head: HeadArrays, frame: FrameArrays, scratch: Scratch) -> int:
             zs = points[2 * (RAYS + CHUNK) + first :]
             _encode(head.position_grid, 3, xs, ys, zs, scratch, 0, groups)
             relus = head.ambient_net.inputs.size - 1
-            at = (
-                _run_net(head.ambient_net, frame.ambient_biases, buffers, 0, even, odd, relus, groups) * CHUNK
-            )
-            us, vs = buffers[at : at + CHUNK], buffers[at + CHUNK : at + 2 * CHUNK]
-            for s in range(CHUNK):
-                us[s] = _tanh(us[s]) * half + half
-                vs[s] = _tanh(vs[s]) * half + half
-            _encode(head.ambient_grid, 2, us, vs, vs, scratch, levels, groups)
+            to = _run_net(head.ambient_net, frame.ambient_biases, buffers, 0, even, odd, relus, groups)
+            first_coordinate = np.uint64(to * CHUNK)
+            for s in range(np.uint64(2) * LANES):
+                where[s] = _tanh(buffers[first_coordinate + s]) * half + half
+            _encode(head.ambient_grid, 2, where, where[CHUNK:], where, scratch, levels, groups)
             relus = head.sigma_net.inputs.size
             at = _run_net(head.sigma_net, head.sigma_biases, buffers, 0, even, odd, relus, groups)
             other = even if at == odd else odd
-            density = (
-                _run_net(head.density_net, head.density_biases, buffers, at, other, other, 0, groups) * CHUNK
-            )
-            sigma = scratch.weights
-            for s in range(CHUNK):
-                sigma[s] = one - _exp(-head.step * _exp(buffers[density + s]))
+            to = _run_net(head.density_net, head.density_biases, buffers, at, other, other, 0, groups)
+            density = np.uint64(to * CHUNK)
+            opacity = scratch.weights
+            for s in range(LANES):
+                opacity[s] = one - _exp(-step * _exp(buffers[density + s]))
             _harmonics(rays, steps, first, count, buffers, at + head.hidden_rows)
             relus = head.color_net.inputs.size - 1
-            color = _run_net(head.color_net, head.color_biases, buffers, at, other, at, relus, groups) * CHUNK
-            for s in range(3 * CHUNK):
-                buffers[color + s] = _sigmoid(buffers[color + s])
+            to = _run_net(head.color_net, head.color_biases, buffers, at, other, at, relus, groups)
+            red = np.uint64(to * CHUNK)
+            green, blue = red + LANES, red + np.uint64(2) * LANES
+            for s in range(np.uint64(3) * LANES):
+                buffers[red + s] = _sigmoid(buffers[red + s])
             taken += count
-            for s in range(count):
-                q = steps[_ALIVE, first + s]
+            for s in range(np.uint64(count)):
+                q = steps[_ALIVE, first + np.int64(s)]
                 through = rays[_T, q]
-                weight = sigma[s] * through
+                weight = opacity[s] * through
                 through -= weight
-                rays[_R, q] += weight * buffers[color + s]
-                rays[_G, q] += weight * buffers[color + CHUNK + s]
-                rays[_B, q] += weight * buffers[color + 2 * CHUNK + s]
+                rays[_R, q] += weight * buffers[red + s]
+                rays[_G, q] += weight * buffers[green + s]
+                rays[_B, q] += weight * buffers[blue + s]
                 rays[_T, q] = through
                 steps[_K, q] += 1
                 steps[_COUNT, q] += 1
@@ -785,49 +792,41 @@ def _draw_torso(
     rows = (buffers.size // CHUNK - features - frequencies) // 2
     even = features + frequencies
     odd = even + rows
-    wave = features * CHUNK
+    wave = np.uint64(features * CHUNK)
+    where = scratch.where
     for first in range(0, seen, CHUNK):
         count = min(CHUNK, seen - first)
         groups = (count + GROUP - 1) // GROUP
-        for s in range(CHUNK):
-            r = points[first + s]
-            c = points[RAYS + CHUNK + first + s]
-            buffers[wave + s] = r
-            buffers[wave + CHUNK + s] = c
+        for s in range(LANES):
+            buffers[wave + s] = points[np.uint64(first) + s]
+            buffers[wave + LANES + s] = points[np.uint64(RAYS + CHUNK + first) + s]
         for octave in range(torso.octaves):
             factor = np.float32(1 << octave)
-            at = wave + (2 + 4 * octave) * CHUNK
-            for axis in range(2):
-                for s in range(CHUNK):
-                    sine, cosine = _sin_cos(buffers[wave + axis * CHUNK + s] * factor)
-                    buffers[at + axis * CHUNK + s] = sine
-                    buffers[at + (2 + axis) * CHUNK + s] = cosine
+            sines = wave + np.uint64(2 + 4 * octave) * LANES
+            cosines = sines + np.uint64(2) * LANES
+            for s in range(np.uint64(2) * LANES):  # both axes
+                sine, cosine = _sin_cos(buffers[wave + s] * factor)
+                buffers[sines + s] = sine
+                buffers[cosines + s] = cosine
         relus = torso.deform_net.inputs.size - 1
-        at = (
-            _run_net(torso.deform_net, frame.deform_biases, buffers, features, even, odd, relus, groups)
-            * CHUNK
-        )
-        ys, xs = buffers[at : at + CHUNK], buffers[at + CHUNK : at + 2 * CHUNK]
-        for s in range(CHUNK):
-            y = min(max(buffers[wave + s] + ys[s], -one), one)
-            x = min(max(buffers[wave + CHUNK + s] + xs[s], -one), one)
-            ys[s] = y * half + half
-            xs[s] = x * half + half
-        _encode(torso.grid, 2, ys, xs, xs, scratch, 0, groups)
+        to = _run_net(torso.deform_net, frame.deform_biases, buffers, features, even, odd, relus, groups)
+        moved = np.uint64(to * CHUNK)
+        for s in range(np.uint64(2) * LANES):
+            where[s] = min(max(buffers[wave + s] + buffers[moved + s], -one), one) * half + half
+        _encode(torso.grid, 2, where, where[CHUNK:], where, scratch, 0, groups)
         relus = torso.canonical_net.inputs.size - 1
-        at = (
-            _run_net(torso.canonical_net, frame.canonical_biases, buffers, 0, even, odd, relus, groups)
-            * CHUNK
-        )
-        for s in range(4 * CHUNK):
-            buffers[at + s] = _sigmoid(buffers[at + s])
-        for s in range(count):
-            q = steps[_ALIVE, first + s]
-            alpha = buffers[at + s] * rays[_T, q]
-            rays[_R, q] += alpha * buffers[at + CHUNK + s]
-            rays[_G, q] += alpha * buffers[at + 2 * CHUNK + s]
-            rays[_B, q] += alpha * buffers[at + 3 * CHUNK + s]
-            rays[_T, q] -= alpha
+        to = _run_net(torso.canonical_net, frame.canonical_biases, buffers, 0, even, odd, relus, groups)
+        alpha = np.uint64(to * CHUNK)
+        red, green, blue = alpha + LANES, alpha + np.uint64(2) * LANES, alpha + np.uint64(3) * LANES
+        for s in range(np.uint64(4) * LANES):
+            buffers[alpha + s] = _sigmoid(buffers[alpha + s])
+        for s in range(np.uint64(count)):
+            q = steps[_ALIVE, first + np.int64(s)]
+            weight = buffers[alpha + s] * rays[_T, q]
+            rays[_R, q] += weight * buffers[red + s]
+            rays[_G, q] += weight * buffers[green + s]
+            rays[_B, q] += weight * buffers[blue + s]
+            rays[_T, q] -= weight
 
 
 # ------------------------------------------------------------------------------------------- the whole

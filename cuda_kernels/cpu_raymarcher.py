@@ -206,6 +206,7 @@ class CpuRaymarcher:
             buffers=np.zeros(rows * CHUNK, np.float32),
             corners=np.zeros(8 * CHUNK, np.uint32),
             weights=np.zeros(8 * CHUNK, np.float32),
+            where=np.full(2 * CHUNK, 0.5, np.float32),
         )
 
     def _background(self, size_px: int) -> F32:
