@@ -258,7 +258,8 @@ def rays_of(pixels: Pixels, poses: Tensor, camera: Camera) -> tuple[Tensor, Tens
     )
     directions = torch.nn.functional.pad(directions, (0, 1), value=1.0)
     directions = directions / directions.norm(dim=-1, keepdim=True)
-    rays_d = torch.einsum("fnj,fij->fni", directions.view(frames, count, 3), pose[:, :3, :3])
+    # Not a matrix product: TF32, which is right for the networks, would bend the rays by half a pixel.
+    rays_d = (pose[:, None, :3, :3] * directions.view(frames, count, 1, 3)).sum(-1)
     rays_o = pose[:, None, :3, 3].expand_as(rays_d)
     return rays_o.reshape(-1, 3), rays_d.reshape(-1, 3), frame
 

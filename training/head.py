@@ -42,7 +42,7 @@ from .fields import (
 )
 from .loop import LoopSettings, Validation
 from .pixel_choice import Pixels, Shares, backdrop, choose_pixels, figure_box
-from .speaker_data import HEAD, SpeakerData, carve, load_speaker_data
+from .speaker_data import HEAD, FieldBox, SpeakerData, carve, load_speaker_data
 
 log = logging.getLogger(__name__)
 
@@ -507,6 +507,10 @@ def make_task(data: Path, settings: HeadTraining, device: torch.device) -> HeadT
         lookahead_frames=settings.lookahead_frames,
         mean_face=settings.mean_face,
     )
+    if settings.start is not None:
+        before = load_head(settings.start)
+        aabb = before.head.aabb_infer.numpy()
+        loaded = dataclasses.replace(loaded, box=FieldBox(camera=before.camera, aabb=aabb))
     return HeadTask(loaded, settings, device)
 
 

@@ -370,7 +370,7 @@ def carve(
         head = (labels[i] == HEAD).float()[None, None]
         head = functional.max_pool2d(head, 2 * margin_px + 1, 1, margin_px)[0, 0]
         rotation, position = c2w[i, :3, :3], c2w[i, :3, 3]
-        seen = (points - position) @ rotation  # (N, 3) in the camera's axes
+        seen = ((points - position)[:, :, None] * rotation).sum(1)  # (N, 3) in the camera's axes, not in TF32
         depth = (-seen[:, 2]).clamp(min=1e-6)
         column = (cx_px + focal_px * seen[:, 0] / depth).floor().long()
         row = (cy_px - focal_px * seen[:, 1] / depth).floor().long()

@@ -29,6 +29,7 @@ from .fields import (
     draw_torso,
     field_values,
     load_head,
+    load_torso,
     rays_of,
     speaker_facts,
     torso_config_of,
@@ -56,6 +57,10 @@ class TorsoTraining:
     mean_face: Path | None = field(default=None, metadata={"help": "npz with mean_face (68, 3)"})
     head: Path | None = field(
         default=None, metadata={"help": "trained head (folder or checkpoint) to draw over it, as in the end"}
+    )
+    start: Path | None = field(
+        default=None,
+        metadata={"help": "trained torso of the same sizes (folder or checkpoint) to go on from"},
     )
     hidden: int = field(default=32, metadata={"help": "width of both networks"})
     levels: int = field(default=10, metadata={"help": "levels of the grid"})
@@ -106,6 +111,16 @@ class TorsoTask:
             self.trained_head = load_head(settings.head, device=device)
             self.camera = self.trained_head.camera
         self.torso = Torso(settings.config()).to(device).train()
+        if settings.start is not None:
+            before = load_torso(settings.start, device=device)
+            if before.torso.config != self.torso.config:
+                raise ValueError(
+                    f"{settings.start}: config: expected {self.torso.config}, got {before.torso.config}"
+                )
+            self.torso.load_state_dict(before.torso.state_dict())
+            self.torso.mean_density = before.torso.mean_density
+            if self.trained_head is None:
+                self.camera = before.camera
         self.poses = field_pose(data.c2w, self.camera)
         self.pose6 = pose_vector(self.poses)  # (n, 6)
         self.box = _torso_box(data)
