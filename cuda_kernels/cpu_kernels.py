@@ -34,8 +34,8 @@ CHUNK = 64  # samples that pass through the networks together
 TILE = 32  # pixels a side: as many rays as keep the chunks of later waves full
 RAYS = TILE * TILE
 LANES = np.uint64(CHUNK)
-"""CHUNK for loops over buffers. An index `at + s` of signed numbers could be negative for all that the compiler
-knows, and would then count from the end: that test keeps a loop from being vectorised."""
+"""CHUNK for loops over buffers. An index `at + s` of signed numbers could be negative for all the compiler knows,
+and would then count from the end: that test keeps a loop from being vectorised."""
 BLOCK = 4  # outputs of a layer made together; folding.pack_net packs by it
 
 FAST_MATHS = {"contract", "nsz"}
@@ -459,7 +459,7 @@ def _encode(
 ) -> None:
     """Features of a chunk's samples at coordinates in [0, 1], into buffer rows from `at`, level-major."""
     index, weight, buffers = scratch.corners, scratch.weights, scratch.buffers
-    half, one = np.float32(0.5), np.float32(1.0)
+    half = np.float32(0.5)
     for level in range(grid.scale.size):
         row = at + level * grid.features
         if grid.features != 2 or grid.hashed[level]:
@@ -602,31 +602,25 @@ def _next_occupied(head: HeadArrays, pose: F32, rays: F32, q: int, k: Any, end: 
     top = np.float32(side - 1)
     cells = np.float32(0.5) * np.float32(side) / head.bound  # per unit length
     middle = np.float32(0.5) * np.float32(side)
-    dx, dy, dz = rays[_DX, q], rays[_DY, q], rays[_DZ, q]
-    near, step = rays[_NEAR, q], head.step
-    tiny = np.float32(1e-9)
-    vx, vy, vz = dx * cells * step, dy * cells * step, dz * cells * step
-    rx = np.float32(1.0) / (vx if abs(vx) > tiny else tiny)
-    ry = np.float32(1.0) / (vy if abs(vy) > tiny else tiny)
-    rz = np.float32(1.0) / (vz if abs(vz) > tiny else tiny)
+    # In cells: where the ray starts, and how far a step of the lattice takes it.
+    step = head.step * cells
+    vx, vy, vz = rays[_DX, q] * step, rays[_DY, q] * step, rays[_DZ, q] * step
+    lead = rays[_NEAR, q] * cells
+    x0 = pose[0, 3] * cells + middle + rays[_DX, q] * lead
+    y0 = pose[1, 3] * cells + middle + rays[_DY, q] * lead
+    z0 = pose[2, 3] * cells + middle + rays[_DZ, q] * lead
+    steps_a_cell = np.float32(1.0) / max(abs(vx), max(abs(vy), abs(vz)))
     while k < end:
-        t = near + np.float32(k) * step
-        x = (pose[0, 3] + t * dx) * cells + middle
-        y = (pose[1, 3] + t * dy) * cells + middle
-        z = (pose[2, 3] + t * dz) * cells + middle
-        ix = np.int32(min(max(x, np.float32(0.0)), top))
-        iy = np.int32(min(max(y, np.float32(0.0)), top))
-        iz = np.int32(min(max(z, np.float32(0.0)), top))
-        d = np.int32(head.distance[(np.int64(ix) * side + iy) * side + iz])
+        n = np.float32(k)
+        ix = np.int32(min(max(x0 + n * vx, np.float32(0.0)), top))
+        iy = np.int32(min(max(y0 + n * vy, np.float32(0.0)), top))
+        iz = np.int32(min(max(z0 + n * vz, np.float32(0.0)), top))
+        d = np.int32(head.distance[np.uint64((ix * side + iy) * side + iz)])
         if d == 0:
             return k
-        # Steps until the ray leaves the empty cube of 2 d - 1 cells around this one; a hair less, so that
+        # A point at most d - 1 cells further on any axis is still among the empty ones; a hair less, so that
         # rounding can cost a look at an empty cell but never skip an occupied one.
-        sx = (np.float32(ix + (d if rx > 0 else 1 - d)) - x) * rx
-        sy = (np.float32(iy + (d if ry > 0 else 1 - d)) - y) * ry
-        sz = (np.float32(iz + (d if rz > 0 else 1 - d)) - z) * rz
-        ahead = min(sx, min(sy, sz)) - np.float32(1e-3)
-        k += max(np.int32(1), np.int32(np.ceil(min(ahead, np.float32(1e4)))))
+        k += np.int32(1) + np.int32(np.float32(d - 1) * steps_a_cell * np.float32(0.9999))
     return -1
 
 
