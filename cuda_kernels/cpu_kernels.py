@@ -34,8 +34,8 @@ CHUNK = 64  # samples that pass through the networks together
 TILE = 32  # pixels a side: as many rays as keep the chunks of later waves full
 RAYS = TILE * TILE
 LANES = np.uint64(CHUNK)
-"""CHUNK for loops over buffers. An index `at + s` of signed numbers could be negative for all the compiler knows,
-and would then count from the end: that test keeps a loop from being vectorised."""
+"""CHUNK for loops over buffers. An index `at + s` of signed numbers could be negative for all that the
+compiler knows, and would then count from the end: that test keeps a loop from being vectorised."""
 BLOCK = 4  # outputs of a layer made together; folding.pack_net packs by it
 
 FAST_MATHS = {"contract", "nsz"}
@@ -188,13 +188,14 @@ def _dense_block(
 ) -> Any:
     """BLOCK outputs of a layer for `groups` (a literal) times GROUP samples.
 
-    y[o] = act(b[o] + sum_k w[k, o] x[k]); all flat float32. The sums stay in registers: with 512-bit ones
-    4 outputs x 4 vectors, enough to hide a multiply-add's latency and to read less than is multiplied.
+    y[o] = act(b[o] + sum_k w[k, o] x[k]); all flat float32. The sums stay in registers: with 32 registers
+    of 512 bits 4 outputs x 4 vectors, with 16 shorter ones 4 x 2: enough to hide a multiply-add's latency and to
+    read less than is multiplied.
     """
     if not isinstance(groups, types.IntegerLiteral):
         return None
     vectors = groups.literal_value * GROUP // _LANES
-    at_once = min(vectors, 4 if _LANES in (4, 16) else 2)
+    at_once = min(vectors, 4 if _LANES == 16 else 2)
     signature = types.void(
         x, types.int64, types.int64, w, types.int64, b, types.int64, y, types.int64, types.boolean, groups
     )
@@ -246,8 +247,8 @@ def _blend_cells(
 ) -> Any:
     """Two features of `groups` times GROUP samples, each from `pairs` (2 or 4, a literal) pairs of rows.
 
-    index[p, s] counts rows from `start`; weight[0, s], [1, s] and [2, s] are how far the sample lies along y, z
-    and x. Pairs come as y, y + 1, then the same at z + 1.
+    index[p, s] counts rows from `start`; weight[0, s], [1, s] and [2, s] are how far the sample lies along
+    y, z and x. Pairs come as y, y + 1, then the same at z + 1.
     """
     if not isinstance(pairs, types.IntegerLiteral):
         return None
@@ -577,8 +578,8 @@ def _setup(head: HeadArrays, frame: FrameArrays, scratch: Scratch, left: int, to
             first, last = _slab(cz, ez, oz, iz, first, last)
             hit = (near <= far) & (first <= last)
             near = max(near, min_near)
-            # Lattice points before and after the box around all that is occupied are empty; one more is kept on
-            # either side for rounding. Bounded before they become whole numbers: a miss may be far away.
+            # Lattice points before and after the box around all that is occupied are empty; one more is kept
+            # on either side for rounding. Bounded before they become whole numbers: a miss may be far away.
             start = min(max(np.floor((first - near) / step), zero), np.float32(1e6))
             end = min(np.ceil((far - near) / step), np.floor((last - near) / step) + np.float32(2.0))
             end = min(max(end, zero), np.float32(1e6)) if hit else zero
