@@ -189,8 +189,8 @@ def _dense_block(
     """BLOCK outputs of a layer for `groups` (a literal) times GROUP samples.
 
     y[o] = act(b[o] + sum_k w[k, o] x[k]); all flat float32. The sums stay in registers: with 32 registers
-    of 512 bits 4 outputs x 4 vectors, with 16 shorter ones 4 x 2: enough to hide a multiply-add's latency and to
-    read less than is multiplied.
+    of 512 bits 4 outputs x 4 vectors, with 16 shorter ones 4 x 2: enough to hide a multiply-add's latency and
+    to read less than is multiplied.
     """
     if not isinstance(groups, types.IntegerLiteral):
         return None
