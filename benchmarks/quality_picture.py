@@ -18,6 +18,7 @@ from cuda_kernels.cpu_raymarcher import CpuRaymarcher
 from models.speaker import Speaker
 from preparation.media import video_frames
 from streaming.engine import OnnxEngine
+from streaming.i420 import to_rgb
 from streaming.mouth import FEATHER_SHARE, mouth_boxes
 from streaming.renderer import FrameRenderer
 from training.pictures import ClosenessMeter, regions_of
@@ -84,7 +85,7 @@ def picture_quality(
             for drawn_px, renderer in renderers.items():
                 whole = renderer.draw_whole(c2w=c2w[i], condition=conditions[place])
                 mouth, box = renderer.draw_mouth(c2w=c2w[i], condition=conditions[place], pose=place)
-                meters[drawn_px].add(renderer.finish(whole, mouth, box), picture, regions)
+                meters[drawn_px].add(to_rgb(renderer.finish(whole, mouth, box)), picture, regions)
     finally:
         raymarcher.close()
 

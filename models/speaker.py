@@ -1,4 +1,4 @@
-"""A speaker bundle on disk: found, checked and read with numpy alone, no torch and no pickle.
+"""A speaker bundle on disk: found, checked and read without torch and without pickle.
 
 A bundle is a folder. `speaker.json` names every other file with its size and SHA-256 and holds the sizes
 and settings; arrays are safetensors, networks are ONNX, the background is a PNG. Whatever does not hold is
@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import typing
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -637,24 +638,54 @@ def _read_poses(file: Path, content: bytes) -> tuple[F32, F32]:
 
 
 def _read_background(file: Path, content: bytes, size_px: int) -> U8:
-    # The size stands at a fixed place in a PNG; it is checked before anything is unpacked.
-    if len(content) < 24 or not content.startswith(_PNG_SIGNATURE):
+    # Size and kind stand at fixed places in a PNG; they are checked before anything is unpacked.
+    if len(content) < 29 or not content.startswith(_PNG_SIGNATURE):
         raise BundleError(str(file), "content", "a PNG", "something else")
     width, height = (int.from_bytes(content[start : start + 4], "big") for start in (16, 20))
     if (width, height) != (size_px, size_px):
         raise BundleError(str(file), "size", f"{size_px}x{size_px} pixels", f"{width}x{height}")
-    import cv2
-
-    try:
-        decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error:
-        decoded = None
-    if decoded is None or decoded.shape != (size_px, size_px, 3):
+    if content[24:26] != b"\x08\x02" or content[28] != 0:
+        expected = "8 bits a channel, RGB, no alpha, not interlaced"
+        raise BundleError(str(file), "content", expected, "a PNG of another kind")
+    image = _decode_png(content) if _is_whole_png(content, size_px * (3 * size_px + 1)) else None
+    if image is None or image.shape != (size_px, size_px, 3):
         raise BundleError(
             str(file), "content", f"a {size_px}x{size_px} RGB PNG", "one that cannot be decoded"
         )
-    image: U8 = np.ascontiguousarray(decoded[:, :, ::-1]).astype(np.uint8, copy=False)  # (size, size, 3) RGB
     return image
+
+
+def _decode_png(content: bytes) -> U8 | None:
+    """Returns (H, W, 3) uint8 RGB, or None for what is not an RGB picture."""
+    import av
+    import av.error
+
+    decoder = av.CodecContext.create("png", "r")
+    assert isinstance(decoder, av.VideoCodecContext)
+    decoder.thread_count = 1
+    try:
+        frames = [*decoder.decode(av.Packet(content)), *decoder.decode(None)]
+    except av.error.FFmpegError:
+        return None
+    if len(frames) != 1 or frames[0].format.name != "rgb24":
+        return None
+    return frames[0].to_ndarray().astype(np.uint8, copy=False)
+
+
+def _is_whole_png(content: bytes, size_bytes: int) -> bool:
+    """Returns whether the pixels unpack to `size_bytes`; ffmpeg leaves what is missing as memory was."""
+    packed, at = [], len(_PNG_SIGNATURE)
+    while at < len(content):
+        length, kind = int.from_bytes(content[at : at + 4], "big"), content[at + 4 : at + 8]
+        checked, at = content[at + 4 : at + 8 + length], at + 12 + length
+        if content[at - 4 : at] != zlib.crc32(checked).to_bytes(4, "big"):
+            return False
+        if kind == b"IDAT":
+            packed.append(checked[4:])
+    try:
+        return len(zlib.decompressobj().decompress(b"".join(packed), size_bytes + 1)) == size_bytes
+    except zlib.error:
+        return False
 
 
 # Search ---------------------------------------------------------------------------------------------

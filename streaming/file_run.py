@@ -45,9 +45,13 @@ def make_renderer(speaker: Speaker, raymarcher: Raymarcher, render_px: int) -> F
     """Returns what draws a speaker at `render_px` and finishes at the bundle's size.
 
     Raises:
-        InputError: `render_px` is larger than the bundle's pictures.
+        InputError: `render_px` is larger than the bundle's pictures, or they are of an odd size.
     """
     output_px = speaker.image_size_px
+    if output_px % 2:
+        raise InputError(
+            f"{speaker.name}: expected pictures of an even size, got {output_px} px; export it anew"
+        )
     if render_px > output_px:
         raise InputError(
             f"--render-size: expected at most {output_px}, the size of {speaker.name}'s pictures, "

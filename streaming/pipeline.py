@@ -23,6 +23,7 @@ from models.speaker import Speaker
 from .clock import FRAME_SAMPLES, SAMPLE_RATE_HZ, MediaClock, samples_to_ms
 from .engine import Engine, OnnxEngine
 from .errors import Stopped
+from .i420 import Box, to_rgb
 from .landmarks import POINTS, BlinkSchedule, FrameWindows, LandmarkFilter
 from .motion import PcmRing, PcmWindow
 from .performance import PoseLoop
@@ -56,9 +57,13 @@ class Frame:
     """One finished frame."""
 
     index: int  # it belongs to samples [640 index, 640 (index + 1))
-    picture: U8  # (size, size, 3) RGB
+    picture: U8  # (size * 3 / 2, size) planar I420, BT.601, limited range: what encoders take
     sound: F32  # (640,) 16 kHz mono
     landmarks: F32  # (68, 3) as drawn: smoothed, with blinks
+
+    def rgb(self) -> U8:
+        """Returns the picture as (size, size, 3) uint8 RGB, to look at."""
+        return to_rgb(self.picture)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +89,7 @@ class _Drawn:
     of: _Conditioned
     whole: U8
     mouth: U8 | None
-    mouth_box: tuple[int, ...]
+    mouth_box: Box
 
 
 def open_engines(speaker: Speaker) -> tuple[Engine, Engine]:

@@ -13,21 +13,19 @@ from typing import Any
 
 import av
 import av.error
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from .audio_file import SoundFormat
 from .clock import FRAME_RATE_HZ, MonotonicClock
 from .errors import InputError
+from .i420 import BT601, LIMITED_RANGE, video_frame
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
 
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 _PRESET = "veryfast"
-_BT601 = 6  # SMPTE 170M in ITU-T H.273, for primaries, transfer and matrix
-_LIMITED_RANGE = 1
 
 
 def check_writable(path: Path, flag: str) -> None:
@@ -120,8 +118,8 @@ class VideoOutput:
             video.time_base = Fraction(1, FRAME_RATE_HZ)
             context = video.codec_context
             context.thread_count = 1  # the raymarcher has the cores
-            context.color_range = _LIMITED_RANGE
-            context.colorspace = context.color_primaries = context.color_trc = _BT601
+            context.color_range = LIMITED_RANGE
+            context.colorspace = context.color_primaries = context.color_trc = BT601
             self._video = video
             self._audio = self._container.add_stream(
                 "aac", rate=self._sound_format.rate_hz, layout=self._sound_format.layout
@@ -136,8 +134,8 @@ class VideoOutput:
         self.discard()
 
     def write_picture(self, picture: U8) -> None:
-        """Adds one frame (size, size, 3) uint8 RGB."""
-        frame = _video_frame(picture, self._pictures)
+        """Adds one frame (size * 3 / 2, size) uint8 I420, BT.601, limited range."""
+        frame = video_frame(picture, self._pictures)
         self._pictures += 1
         with writing_errors(self.path):
             self._mux(self._video.encode(frame))
@@ -193,8 +191,8 @@ class VideoOutput:
 
 
 def encode_ms(pictures: list[U8], clock: MonotonicClock) -> float:
-    """Returns the time that encoding one of these (size, size, 3) pictures takes, start and end left out."""
-    size_px = pictures[0].shape[0]
+    """Returns the time that encoding one of these I420 pictures takes, start and end left out."""
+    size_px = pictures[0].shape[1]
     context = av.CodecContext.create("libx264", "w")
     assert isinstance(context, av.VideoCodecContext)
     context.width = context.height = size_px
@@ -207,14 +205,6 @@ def encode_ms(pictures: list[U8], clock: MonotonicClock) -> float:
     repeats = 3
     start_s = clock.now_s()
     for number, picture in enumerate(pictures * repeats):
-        context.encode(_video_frame(picture, number))
+        context.encode(video_frame(picture, number))
     context.encode(None)
     return (clock.now_s() - start_s) * 1000 / (len(pictures) * repeats)
-
-
-def _video_frame(picture: U8, number: int) -> av.VideoFrame:
-    planes = cv2.cvtColor(picture, cv2.COLOR_RGB2YUV_I420)  # BT.601, limited range
-    frame = av.VideoFrame.from_ndarray(planes.astype(np.uint8, copy=False), format="yuv420p")
-    frame.pts = number
-    frame.time_base = Fraction(1, FRAME_RATE_HZ)
-    return frame

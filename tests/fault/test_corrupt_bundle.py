@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import struct
+import zlib
 
 import bundle_factory
 import cv2
@@ -343,19 +345,49 @@ def test_a_forged_safetensors_file(bundle, content, said):
     assert f"/head.safetensors: content: expected {said}" in refused(bundle)
 
 
+def png(image):
+    return cv2.imencode(".png", image)[1].tobytes()
+
+
+def forged_png(rows, *, packed=None, more=None):
+    """A 32 x 32 RGB PNG, sound but for what its pixels unpack to, or for one chunk more."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 32, 32, 8, 2, 0, 0, 0))
+    extra = chunk(*more) if more else b""
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + head
+        + extra
+        + chunk(b"IDAT", packed or zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
         (lambda: b"GIF89a" + b"x" * 100, "content: expected a PNG"),
         (lambda: b"\x89PNG", "content: expected a PNG"),
         (
-            lambda: cv2.imencode(".png", np.zeros((32, 40, 3), np.uint8))[1].tobytes(),
+            lambda: png(np.zeros((32, 40, 3), np.uint8)),
             "32x32 pixels, got 40x32",
         ),
         (
-            lambda: cv2.imencode(".png", np.zeros((32, 32, 3), np.uint8))[1].tobytes()[:40],
+            lambda: png(np.zeros((32, 32, 3), np.uint8))[:40],
             "cannot be decoded",
         ),
+        (lambda: png(np.zeros((32, 32, 3), np.uint8))[:-30], "cannot be decoded"),
+        (lambda: png(np.zeros((32, 32, 3), np.uint8))[:33] + b"\xff" * 200, "cannot be decoded"),
+        (lambda: forged_png(b"\0" * 97 * 31), "cannot be decoded"),  # the last row is missing
+        (lambda: forged_png(b"\0" * 97 * 33), "cannot be decoded"),
+        (lambda: forged_png(b"\0" * 97 * 32, more=(b"tRNS", b"\0" * 6)), "cannot be decoded"),
+        (lambda: forged_png(b"", packed=b"no zlib"), "cannot be decoded"),
+        (lambda: png(np.zeros((32, 32, 3), np.uint16)), "content: expected 8 bits a channel, RGB"),
+        (lambda: png(np.zeros((32, 32, 4), np.uint8)), "no alpha, not interlaced, got a PNG of another"),
+        (lambda: png(np.zeros((32, 32), np.uint8)), "got a PNG of another kind"),
     ],
 )
 def test_a_forged_background(bundle, make, said):

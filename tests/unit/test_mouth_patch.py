@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import stand_ins
 
+from cuda_kernels.cpu_raymarcher import rgb_to_i420
 from streaming.mouth import feathered_mask, mouth_boxes, project
 from streaming.renderer import FrameRenderer
 
@@ -86,21 +87,28 @@ def test_at_full_size_the_picture_is_the_raymarchers(parts):
     full = renderer(parts, 256, boxes_of(parts))
     assert not full.draws_mouth_apart
     about = {"c2w": parts.poses[3], "condition": np.ones(8, np.float32)}
-    assert np.array_equal(draw(full, parts), full.draw_whole(**about))
+    expected = rgb_to_i420(full.draw_whole(**about))
+    got = draw(full, parts)
+    assert np.abs(got[:256].astype(int) - expected[:256]).max() <= 1  # both round
+    assert np.abs(got[256:].astype(int) - expected[256:]).max() <= 2  # chroma: a cubic filter, a mean
 
 
 def test_the_mouth_is_drawn_at_full_resolution(parts):
     boxes = boxes_of(parts)
-    whole = draw(renderer(parts, 256, None), parts).astype(int)
+    whole = draw(renderer(parts, 256, None), parts).astype(int)  # (384, 256)
     patched = draw(renderer(parts, 96, boxes), parts).astype(int)
     x0, y0, x1, y1 = boxes[3]
-    assert np.abs(patched - whole)[y0 + 6 : y1 - 6, x0 + 6 : x1 - 6].max() <= 1
+    assert np.array_equal(patched[y0 + 6 : y1 - 6, x0 + 6 : x1 - 6], whole[y0 + 6 : y1 - 6, x0 + 6 : x1 - 6])
+    for plane in (256, 320):  # U and V
+        chroma, expected = (i420[plane : plane + 64].reshape(128, 128) for i420 in (patched, whole))
+        inner = np.s_[y0 // 2 + 3 : y1 // 2 - 3, x0 // 2 + 3 : x1 // 2 - 3]
+        assert np.array_equal(chroma[inner], expected[inner])
     assert np.abs(patched - whole).max() <= 12  # the rest is scaled: smooth, and in its place
 
 
 def test_scaling_moves_nothing(parts):
-    whole = draw(renderer(parts, 256, None), parts).astype(np.float32)[..., 0]
-    scaled = draw(renderer(parts, 96, None), parts).astype(np.float32)[..., 0]
+    whole = draw(renderer(parts, 256, None), parts).astype(np.float32)[:256]
+    scaled = draw(renderer(parts, 96, None), parts).astype(np.float32)[:256]
     inner = np.s_[16:-16, 16:-16]
     error = np.abs(whole - scaled)[inner].mean()
     for axis in (0, 1):

@@ -18,7 +18,17 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES: list[str] = PROJECT["tool"]["setuptools"]["packages"]
-TRAINING_ONLY = ("torch", "torchaudio", "onnx", "onnxscript", "matplotlib", "scipy", "tensorboard", "tqdm")
+TRAINING_ONLY = (
+    "torch",
+    "torchaudio",
+    "cv2",
+    "matplotlib",
+    "onnx",
+    "onnxscript",
+    "scipy",
+    "tensorboard",
+    "tqdm",
+)
 
 
 @pytest.mark.parametrize("name", PACKAGES)
@@ -50,6 +60,8 @@ def test_serving_imports_nothing_that_only_training_needs():
         *(m for m in modules if m != "streaming.__main__"),
         "models.speaker",
         "cuda_kernels.cpu_raymarcher",
+        "benchmarks.pipeline",
+        "benchmarks.render",
     ]
     program = (
         "import importlib, sys\n"

@@ -5,6 +5,7 @@ import stand_ins
 
 from streaming.audio_file import SoundFormat
 from streaming.errors import InputError
+from streaming.i420 import I420Converter
 from streaming.landmark_output import LandmarkOutput
 from streaming.video_output import VideoOutput
 
@@ -15,8 +16,9 @@ def output(path, sound=STEREO, crf=18):
     return VideoOutput(path, size_px=64, sound=sound, crf=crf)
 
 
-def picture(level):
-    return np.full((64, 64, 3), level, np.uint8)
+def picture(*colour):
+    """I420 of one colour; a single level is a grey."""
+    return I420Converter(width_px=64, height_px=64).convert(np.full((64, 64, 3), colour, np.uint8))
 
 
 def decoded(path, kind):
@@ -58,6 +60,9 @@ def test_the_stream_is_what_players_expect(tmp_path):
         video, audio = container.streams.video[0], container.streams.audio[0]
         assert (video.codec_context.name, video.pix_fmt, video.average_rate) == ("h264", "yuv420p", 25)
         assert (video.frames, video.width, video.height) == (25, 64, 64)
+        context = video.codec_context  # limited range; SMPTE 170M is BT.601
+        assert (context.color_range, context.colorspace) == (1, 6)
+        assert (context.color_primaries, context.color_trc) == (6, 6)
         assert (audio.codec_context.name, audio.rate, audio.layout.name) == ("aac", 48000, "stereo")
     content = path.read_bytes()
     assert content.index(b"moov") < content.index(b"mdat")  # plays while it is still loading
@@ -65,9 +70,9 @@ def test_the_stream_is_what_players_expect(tmp_path):
 
 def test_colours_come_back(tmp_path):
     path = tmp_path / "out.mp4"
-    colour = np.zeros((64, 64, 3), np.uint8) + np.array([200, 120, 90], np.uint8)
+    colour = np.array([200, 120, 90])
     with output(path, crf=5) as video:
-        video.write_picture(colour)
+        video.write_picture(picture(*colour))
         video.write_sound(np.zeros((2, 1920), np.float32))
         video.commit()
     assert np.abs(decoded(path, "video")[0].to_ndarray(format="rgb24").astype(int) - colour).max() <= 3
