@@ -16,10 +16,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
+import torch
 from torch import nn
 
-from models.audio2motion import Audio2Motion
+from models.audio2motion import LANDMARK_DIMENSION, Audio2Motion
 from models.features import LogMel
+from models.landmark_subspace import LandmarkSubspace
 from models.postnet import PostNet
 from models.settings import SettingsError, from_mapping
 from models.speaker import ConditionSettings, MotionSettings, OriginRecord, Speaker
@@ -50,7 +52,7 @@ U8 = npt.NDArray[np.uint8]
 TRAIN_SHARE = 10 / 11  # of the video's frames; the rest stays unseen
 FILES = {
     "speaker.json": "settings, sizes, origin, figures, size and hash of every other file",
-    "motion.onnx": "sound to landmarks: log-mel, Audio2Motion, PostNet in one graph",
+    "motion.onnx": "sound to landmarks in one graph: log-mel, Audio2Motion, PostNet, projection",
     "condition.onnx": "landmarks to what drives the head",
     "head.safetensors": "the head: grids, networks, occupancy",
     "torso.safetensors": "the torso: grid, networks, occupancy",
@@ -120,7 +122,14 @@ def make_bundle(request: BundleRequest) -> Speaker:
     blinks = mean_blink(files.landmarks)
     networks: dict[str, nn.Module] = {}
     with tempfile.TemporaryDirectory(prefix="geneface-export-") as folder:
-        motion_onnx, report = _export_motion(request, files.audio, Path(folder), networks, verification)
+        own = 10 * (files.landmarks - trained.mean_face).reshape(-1, LANDMARK_DIMENSION)
+        subspace = None
+        if request.unexplained > 0:
+            subspace = LandmarkSubspace.fit(torch.from_numpy(own), unexplained=request.unexplained)
+            log.info("motion: the face moves in %d ways", len(subspace.basis))
+        motion_onnx, report = _export_motion(
+            request, subspace, files.audio, Path(folder), networks, verification
+        )
         syncnet_onnx = _export_syncnet(request, Path(folder), networks, verification)
     log.info("motion.onnx: %d bytes, %.2f ms a frame here", len(motion_onnx), report.ms_per_call)
 
@@ -313,6 +322,7 @@ def _require_same_face(trained: TrainedHead, corpus: Path | None) -> None:
 
 def _export_motion(
     request: BundleRequest,
+    subspace: LandmarkSubspace | None,
     audio: F32 | None,
     folder: Path,
     networks: dict[str, nn.Module],
@@ -325,7 +335,7 @@ def _export_motion(
         postnet = load_postnet(request.postnet)
         networks["postnet"] = postnet
     path = folder / "motion.onnx"
-    report = export_motion(audio2motion, postnet, LogMel(), path=path, audio=audio)
+    report = export_motion(audio2motion, postnet, LogMel(), path=path, subspace=subspace, audio=audio)
     verification["motion_largest_error"] = report.largest_error
     random = np.random.default_rng(0)
     heard = random.normal(0, 0.1, report.window_samples * 8).astype(np.float32) if audio is None else audio

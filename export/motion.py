@@ -1,8 +1,8 @@
 """Writes the motion networks as ONNX, and proves that the graph says what the torch modules say.
 
-`motion.onnx` is one graph from samples to landmarks: front end, Audio2Motion, PostNet. It holds the causal
-layers without their padding, so that a window of the receptive field gives one frame and works out nothing
-that this frame does not need.
+`motion.onnx` is one graph from samples to landmarks: front end, Audio2Motion, PostNet, and the projection
+onto the speaker's own ways of moving. It holds the causal layers without their padding, so that a window of the
+receptive field gives one frame and works out nothing that this frame does not need.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from models.audio2motion import Audio2Motion, Audio2MotionConfig
 from models.features import FRAME_SAMPLES, AudioFeatures, LogMel
+from models.landmark_subspace import LandmarkSubspace
 from models.postnet import PostNet, PostNetConfig
 from models.syncnet import AUDIO_FRAMES, MOTION_FRAMES, MOUTH_DIMENSION, SyncNet
 from models.time_convolution import plain_copy, without_padding
@@ -65,16 +66,24 @@ class MotionExportReport:
 class MotionChain(nn.Module):
     """Samples of one window to the landmarks of the one frame it was cut for."""
 
-    def __init__(self, audio2motion: Audio2Motion, postnet: PostNet | None, features: LogMel) -> None:
+    def __init__(
+        self,
+        audio2motion: Audio2Motion,
+        postnet: PostNet | None,
+        features: LogMel,
+        subspace: LandmarkSubspace | None = None,
+    ) -> None:
         super().__init__()
         self.audio2motion, self.postnet, self.features = audio2motion, postnet, features
+        self.subspace = subspace
 
     def forward(self, pcm: Tensor) -> Tensor:
         """Returns (1, 204) of `pcm` (1, window_samples) in [-1, 1]."""
         landmarks = self.audio2motion.predict(self.features(pcm))  # (1, n, 204)
         if self.postnet is not None:
             landmarks = self.postnet(landmarks)  # (1, n, 204)
-        return landmarks[:, -1]
+        newest = landmarks[:, -1]  # (1, 204)
+        return newest if self.subspace is None else self.subspace(newest)
 
 
 def motion_window_frames(audio2motion: Audio2MotionConfig, postnet: PostNetConfig | None = None) -> int:
@@ -108,6 +117,7 @@ def export_motion(
     features: LogMel,
     *,
     path: Path,
+    subspace: LandmarkSubspace | None = None,
     window_frames: int | None = None,
     lookahead_frames: int | None = None,
     audio: F32 | None = None,
@@ -119,6 +129,7 @@ def export_motion(
         postnet: A causal network, or None for a speaker without one.
         features: The front end that both were trained on.
         path: Where the graph goes; one file.
+        subspace: What the speaker's face can do; absent, the networks' landmarks come out as they are.
         window_frames: Video frames of a window; the receptive field if absent, which is also the least.
         lookahead_frames: Must be the network's own; for a caller who wants it checked.
         audio: (samples,) at 16 kHz in [-1, 1] to compare on, besides noise, tones and silence.
@@ -146,7 +157,7 @@ def export_motion(
             f"motion.onnx: window_frames: expected at least the receptive field {least}, got "
             f"{window_frames}; leave it out to take that"
         )
-    chain = MotionChain(audio2motion, postnet, features).eval()
+    chain = MotionChain(audio2motion, postnet, features, subspace).eval()
     folded = plain_copy(chain)
     width = window_samples(window_frames, features)
     with without_padding(folded):

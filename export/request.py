@@ -28,6 +28,13 @@ class BundleRequest:
         default=(), metadata={"help": "JSON files of measured figures to put into bundle and card"}
     )
     max_mb: float = field(default=12.0, metadata={"help": "refuse a larger bundle"})
+    unexplained: float = field(
+        default=1e-4,
+        metadata={
+            "help": "predicted landmarks are projected onto the video's principal components; the share of "
+            "variance these may leave out, 0 for no projection"
+        },
+    )
     clamp_std: float = field(default=2.5, metadata={"help": "landmarks are held within so many deviations"})
     ema: float = field(default=0.2, metadata={"help": "weight of the previous frame's landmarks"})
     float32_networks: bool = field(
@@ -40,6 +47,8 @@ class BundleRequest:
         """Checks ranges."""
         if not self.max_mb > 0:
             raise ValueError(f"max_mb: expected more than 0, got {self.max_mb}")
+        if not 0 <= self.unexplained < 1:
+            raise ValueError(f"unexplained: expected 0 or more and less than 1, got {self.unexplained}")
         if self.check_poses < 1 or not 32 <= self.check_size_px <= 512:
             raise ValueError(
                 "check_poses, check_size_px: expected 1 or more and 32 to 512, got "
