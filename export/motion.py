@@ -1,8 +1,8 @@
 """Writes the motion networks as ONNX, and proves that the graph says what the torch modules say.
 
 `motion.onnx` is one graph from samples to landmarks: front end, Audio2Motion, PostNet, and the projection
-onto the speaker's own ways of moving. It holds the causal layers without their padding, so that a window of the
-receptive field gives one frame and works out nothing that this frame does not need.
+onto the speaker's own ways of moving. It holds the causal layers without their padding, so that a window of
+the receptive field gives one frame and works out nothing that this frame does not need.
 """
 
 from __future__ import annotations

@@ -470,7 +470,7 @@ def _read(file: Path, limit_bytes: int) -> bytes:
 
 
 def _read_files(path: Path, settings: SpeakerSettings) -> dict[str, bytes]:
-    """Returns the content of every listed file but the networks, each proven by size and hash."""
+    """Returns the content of every listed file, each proven by size and hash."""
     for entry in sorted(path.iterdir()):
         strange = entry.name not in settings.files and entry.name != SETTINGS_FILE
         if strange and not entry.name.startswith("."):
