@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from . import cpu_kernels
+from .compilation import compiled
 from .cpu_kernels import (
     CHUNK,
     RAYS,
@@ -46,20 +45,22 @@ class RenderInputError(ValueError):
     """An argument of a render call that cannot be drawn: what, expected, got."""
 
 
-@functools.cache
-def _compiled(name: str) -> Callable[..., Any]:
-    """A function of cpu_kernels, compiled at its first call, or read from the cache on disk.
+def _kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of cpu_kernels, compiled."""
+    return compiled(function, fast_maths=frozenset(cpu_kernels.FAST_MATHS))
 
-    Numba keeps its cache beside the source or, where that is read-only, in the user's cache directory
-    (`NUMBA_CACHE_DIR` moves it); with neither writable it compiles anew in each process.
-    """
-    options: dict[str, Any] = {"nogil": True, "fastmath": cpu_kernels.FAST_MATHS, "error_model": "numpy"}
-    function = getattr(cpu_kernels, name)
-    try:
-        compiled: Callable[..., Any] = numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # no locator available: nowhere to write
-        compiled = numba.njit(**options)(function)
-    return compiled
+
+def _output(shape: tuple[int, ...], out: U8 | None) -> U8:
+    """`out` if it is such an array, a new one if there is none; else RenderInputError."""
+    if out is None:
+        return np.empty(shape, np.uint8)
+    fits = out.shape == shape and out.dtype == np.uint8
+    if not (fits and out.flags.c_contiguous and out.flags.writeable):
+        raise RenderInputError(
+            f"out: expected a writeable C-contiguous uint8 array of shape {shape}, "
+            f"got {out.dtype} of shape {out.shape}"
+        )
+    return out
 
 
 def _net_arrays(net: PackedNet) -> NetArrays:
@@ -98,7 +99,7 @@ def rgb_to_i420(image: U8, out: U8 | None = None) -> U8:
     height, width = image.shape[:2]
     if out is None:
         out = np.empty((height * 3 // 2, width), np.uint8)
-    _compiled("to_i420")(image, out)
+    _kernel(cpu_kernels.to_i420)(image, out)
     return out
 
 
@@ -241,25 +242,13 @@ class CpuRaymarcher:
         """
         pose, vector = self._checked(c2w, condition)
         x0, y0, x1, y1 = self._checked_region(size_px, region_px)
-        shape = (y1 - y0, x1 - x0, 3)
-        if out is None:
-            out = np.empty(shape, np.uint8)
-        elif (
-            out.shape != shape
-            or out.dtype != np.uint8
-            or not out.flags.c_contiguous
-            or not out.flags.writeable
-        ):
-            raise RenderInputError(
-                f"out: expected a writeable C-contiguous uint8 array of shape {shape}, "
-                f"got {out.dtype} of shape {out.shape}"
-            )
+        out = _output((y1 - y0, x1 - x0, 3), out)
         with self._lock:
             if self._closed:
                 raise RuntimeError("the raymarcher is closed")
             frame = self._frame(pose, vector, size_px, x0, y0)
             counter = np.zeros(1, np.int64)
-            draw = _compiled("draw_tiles")
+            draw = _kernel(cpu_kernels.draw_tiles)
             head, torso = self._head_arrays, self._torso_arrays
             others = [
                 self._pool.submit(draw, head, torso, frame, scratch, counter, out)
@@ -285,26 +274,15 @@ class CpuRaymarcher:
         """
         if size_px % 2:
             raise RenderInputError(f"size_px: expected an even number for I420, got {size_px}")
-        shape = (size_px * 3 // 2, size_px)
-        if out is None:
-            out = np.empty(shape, np.uint8)
-        elif (
-            out.shape != shape
-            or out.dtype != np.uint8
-            or not out.flags.c_contiguous
-            or not out.flags.writeable
-        ):
-            raise RenderInputError(
-                f"out: expected a writeable C-contiguous uint8 array of shape {shape}, "
-                f"got {out.dtype} of shape {out.shape}"
-            )
+        self._checked_region(size_px, None)
+        out = _output((size_px * 3 // 2, size_px), out)
         return rgb_to_i420(self.render(c2w=c2w, condition=condition, size_px=size_px), out)
 
     def warm_up(self) -> float:
-        """Seconds that it took to compile the kernels, or to read them from the cache, and to draw once."""
+        """Seconds that it took to compile what `render` runs, or read it from the cache, and to draw once."""
         started = time.perf_counter()
         condition = np.zeros(self.condition_size, np.float32)
-        self.render_i420(c2w=np.eye(4, dtype=np.float32), condition=condition, size_px=32)
+        self.render(c2w=np.eye(4, dtype=np.float32), condition=condition, size_px=32)
         return time.perf_counter() - started
 
     def close(self) -> None:

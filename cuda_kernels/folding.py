@@ -15,10 +15,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from .compilation import compiled
+from .cpu_kernels import BLOCK
 from .scene import F32, U8, Camera, Grid, HeadField, Scene, TorsoField, level_scale
 
 U32 = npt.NDArray[np.uint32]
@@ -237,9 +238,6 @@ class PackedNet:
     blocks: npt.NDArray[np.int64]
 
 
-BLOCK = 4
-
-
 def round_up(count: int, multiple: int) -> int:
     """The smallest multiple of `multiple` that is not below `count`."""
     return -(-count // multiple) * multiple
@@ -345,7 +343,6 @@ def pack_grid(grid: Grid) -> PackedGrid:
 
 
 # ---------------------------------------------------------------------------------------------- occupancy
-@numba.njit(cache=True, nogil=True)
 def _unpack_morton(bitfield: U8, side: int) -> U8:
     occupied = np.zeros((side, side, side), np.uint8)
     for x in range(side):
@@ -360,7 +357,6 @@ def _unpack_morton(bitfield: U8, side: int) -> U8:
     return occupied
 
 
-@numba.njit(cache=True, nogil=True)
 def _chessboard_distance(occupied: U8) -> U8:
     # Two raster sweeps, each over the 13 neighbours already seen: exact where all 26 count as one step away.
     side = occupied.shape[0]
@@ -394,7 +390,7 @@ def _chessboard_distance(occupied: U8) -> U8:
 
 def unpack_bitfield(bitfield: U8, side: int) -> U8:
     """(side, side, side) of 0 and 1, indexed [x, y, z], of a Morton-ordered bitfield (lowest bit first)."""
-    occupied: U8 = _unpack_morton(bitfield, side)
+    occupied: U8 = compiled(_unpack_morton)(bitfield, side)
     return occupied
 
 
@@ -403,7 +399,7 @@ def distance_field(bitfield: U8, side: int) -> U8:
 
     From a cell of distance d, every cell fewer than d cells away on all axes is empty.
     """
-    distance: U8 = _chessboard_distance(unpack_bitfield(bitfield, side))
+    distance: U8 = compiled(_chessboard_distance)(unpack_bitfield(bitfield, side))
     return distance
 
 
