@@ -123,8 +123,9 @@ def _conditions(speaker: Speaker, landmarks: F32, rows: I64) -> list[F32]:
 
 def _frames_at(path: Path, pixel_format: Literal["rgb24", "gray"], rows: I64) -> Iterator[U8]:
     """Yields the pictures of a video at ascending `rows`."""
-    wanted, last = set(rows.tolist()), int(rows[-1])
-    for i, picture in enumerate(video_frames(_present(path), pixel_format)):
+    wanted, first, last = set(rows.tolist()), int(rows[0]), int(rows[-1])
+    pictures = video_frames(_present(path), pixel_format, first_frame=first)
+    for i, picture in enumerate(pictures, start=first):
         if i in wanted:
             yield picture
         if i >= last:

@@ -60,8 +60,10 @@ def read_pcm(path: Path) -> I16:
     return np.concatenate(parts)
 
 
-def video_frames(path: Path, pixel_format: Literal["rgb24", "gray"] = "rgb24") -> Iterator[U8]:
-    """Yields a video's pictures in order, uint8 (H, W, 3) for rgb24, (H, W) for gray.
+def video_frames(
+    path: Path, pixel_format: Literal["rgb24", "gray"] = "rgb24", *, first_frame: int = 0
+) -> Iterator[U8]:
+    """Yields a video's pictures in order from `first_frame` on, uint8 (H, W, 3) for rgb24, (H, W) for gray.
 
     Raises:
         MediaError: the file is absent, empty, undecodable or has no pictures.
@@ -74,8 +76,10 @@ def video_frames(path: Path, pixel_format: Literal["rgb24", "gray"] = "rgb24") -
         stream.thread_type = "AUTO"
         empty = True
         try:
-            for frame in container.decode(stream):
+            for i, frame in enumerate(container.decode(stream)):
                 empty = False
+                if i < first_frame:
+                    continue  # decoded, since others are built on it, but not converted, which takes longer
                 yield cast(U8, frame.to_ndarray(format=pixel_format))
         except (av.FFmpegError, ValueError) as error:
             raise MediaError(

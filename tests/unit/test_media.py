@@ -56,6 +56,14 @@ def test_pictures_come_back_lossless_in_rgb_and_gray(tmp_path):
     np.testing.assert_array_equal(np.stack(list(video_frames(tmp_path / "g.mkv", "gray"))), pictures[..., 0])
 
 
+def test_pictures_can_begin_later(tmp_path):
+    pictures = np.random.default_rng(1).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+    write_video(tmp_path / "a.mkv", pictures, "rgb24")
+    later = list(video_frames(tmp_path / "a.mkv", first_frame=3))
+    np.testing.assert_array_equal(later, pictures[3:])
+    assert list(video_frames(tmp_path / "a.mkv", first_frame=5)) == []
+
+
 def test_bad_files_are_refused_in_one_line(tmp_path):
     (tmp_path / "empty.wav").touch()
     (tmp_path / "text.wav").write_text("not a recording " * 100)
