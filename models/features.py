@@ -8,9 +8,9 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
+from torchaudio.functional import melscale_fbanks
 
 SAMPLE_RATE_HZ = 16000
 FRAME_SAMPLES = 640
@@ -70,27 +70,6 @@ class LogMelConfig:
             )
 
 
-def mel_filters(config: LogMelConfig) -> NDArray[np.float64]:
-    """Returns the triangular filters (window_samples / 2 + 1, bands), each of unit area over frequency.
-
-    Slaney's scale (Auditory Toolbox, 1998): 200/3 Hz a mel up to 1 kHz, above it 27 mels for a factor of 6.4.
-    """
-    linear_hz, knee_hz, steps = 200.0 / 3, 1000.0, np.log(6.4) / 27
-
-    def to_mel(hz: float) -> float:
-        return hz / linear_hz if hz < knee_hz else knee_hz / linear_hz + np.log(hz / knee_hz) / steps
-
-    mels = np.linspace(to_mel(config.lowest_hz), to_mel(config.highest_hz), config.bands + 2)
-    corners = np.where(  # (bands + 2,)
-        mels < knee_hz / linear_hz, mels * linear_hz, knee_hz * np.exp(steps * (mels - knee_hz / linear_hz))
-    )
-    bins = np.linspace(0, config.sample_rate_hz / 2, config.window_samples // 2 + 1)[:, None]  # (bins, 1)
-    low, peak, high = corners[:-2], corners[1:-1], corners[2:]  # (bands,)
-    triangles = np.minimum((bins - low) / (peak - low), (high - bins) / (high - peak))  # (bins, bands)
-    filters: NDArray[np.float64] = np.maximum(triangles, 0.0) * 2 / (high - low)
-    return filters
-
-
 class LogMel(nn.Module):
     """Log10 amplitude mel bands of 16 kHz audio, two frames to a video frame.
 
@@ -111,7 +90,15 @@ class LogMel(nn.Module):
         self.dimension = config.bands
         self.left_context_samples = config.window_samples - config.hop_samples
         size = config.window_samples
-        filters = mel_filters(config)  # (bins, bands)
+        filters = melscale_fbanks(  # (bins, bands), Slaney's scale, each of unit area over frequency
+            n_freqs=size // 2 + 1,
+            f_min=config.lowest_hz,
+            f_max=config.highest_hz,
+            n_mels=config.bands,
+            sample_rate=config.sample_rate_hz,
+            norm="slaney",
+            mel_scale="slaney",
+        ).numpy()
         heard = np.flatnonzero(filters.any(axis=1))
         n, k = np.arange(size), np.arange(heard[0], heard[-1] + 1)
         hann = 0.5 - 0.5 * np.cos(2 * np.pi * n / size)
