@@ -331,12 +331,12 @@ def pixel_centres(
 
 
 def rays_through(columns: Tensor, rows: Tensor, pose: Tensor, camera: Camera) -> tuple[Tensor, Tensor]:
-    """(rays_o, rays_d), each (N, 3), through points of the full-size image.
+    """(rays_o, rays_d), each (..., N, 3), through points of the full-size image.
 
     Args:
-        columns: (N,) in pixels; the centre of pixel 0 is 0.5.
-        rows: (N,) in pixels.
-        pose: (4, 4) field pose, or (N, 4, 4) one for each ray.
+        columns: (..., N) in pixels; the centre of pixel 0 is 0.5.
+        rows: (..., N) in pixels.
+        pose: (4, 4) field pose, or (..., N or 1, 4, 4).
         camera: intrinsics in the same pixels.
     """
     directions = torch.stack(

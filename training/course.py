@@ -1,4 +1,4 @@
-"""How a field's training goes on: the share done, the learning rate, the averaged weights."""
+"""How a field's training goes on: the share done, the learning rates, the averaged weights."""
 
 from __future__ import annotations
 
@@ -6,11 +6,32 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 RATE_WARMUP_STEPS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldTraining:
+    """What the trainings of a head and of a torso are both told."""
+
+    frames: int | None = field(default=None, metadata={"help": "train on that many frames, spread (all)"})
+    frames_per_step: int = field(default=32, metadata={"help": "frames that share a step"})
+    pixels_per_frame: int = field(default=2048, metadata={"help": "pixels of each"})
+    net_rate: float = field(default=2e-3, metadata={"help": "learning rate of the networks"})
+    grid_rate: float = field(default=1e-2, metadata={"help": "learning rate of the grids"})
+    final_rate: float = field(default=0.02, metadata={"help": "what is left of the rates at the end"})
+    anneal_steps: int = field(default=20_000, metadata={"help": "steps over which the rates fall"})
+    anneal_minutes: float | None = field(
+        default=None, metadata={"help": "let the rates fall over this time instead of over steps"}
+    )
+    average_decay: float = field(default=0.995, metadata={"help": "of the averaged weights that are kept"})
+    validation_frames: int = field(default=8, metadata={"help": "frames drawn at each validation"})
+    validate_only: bool = field(default=False, metadata={"help": "measure what --out holds, train nothing"})
 
 
 class Course:
@@ -77,3 +98,50 @@ class Average:
         """Takes back what `state_dict` gave."""
         for name, value in zip(self._names, self.values, strict=True):
             value.copy_(state[name])
+
+
+class Descent:
+    """Steps a field's weights: Adam with a rate for the networks and one for the grids, and the average."""
+
+    def __init__(self, module: torch.nn.Module, grids: list[Tensor], settings: FieldTraining) -> None:
+        """Starts at the module's weights; `grids` are those of its parameters that are tables."""
+        self.average = Average(module, settings.average_decay)
+        self.course = Course(settings.anneal_steps, settings.anneal_minutes)
+        self._final_rate = settings.final_rate
+        nets = [p for p in module.parameters() if all(p is not grid for grid in grids) and p.numel()]
+        self._optimizer = torch.optim.Adam(
+            [{"params": nets, "rate": settings.net_rate}, {"params": grids, "rate": settings.grid_rate}],
+            lr=settings.net_rate,
+            betas=(0.9, 0.99),
+            eps=1e-15,
+            fused=grids[0].is_cuda,
+        )
+
+    def begin(self, step: int) -> tuple[float, float]:
+        """(share done, what the rates are multiplied with) of a step, once the rates are set to it."""
+        share = self.course.tick(step)
+        rate = self.course.rate(step, share, self._final_rate)
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["rate"] * rate
+        return share, rate
+
+    def follow(self, loss: Tensor, step: int) -> None:
+        """Takes the step that the loss () asks for."""
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        self.average.update(step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Average, optimiser, time spent."""
+        return {
+            "average": self.average.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "spent_s": self.course.spent_s,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what `state_dict` gave; other keys are left alone."""
+        self.average.load_state_dict(state["average"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.course.spent_s = float(state["spent_s"])

@@ -58,6 +58,11 @@ class TrainedHead:
     landmark_std: F32  # (68, 3)
 
 
+def _camera_of(values: dict[str, Any]) -> Camera:
+    """The camera that `dataclasses.asdict` took apart."""
+    return Camera(**{**values, "offset": tuple(values["offset"])})
+
+
 def head_config_of(values: dict[str, Any]) -> HeadConfig:
     """The configuration that `dataclasses.asdict` took apart."""
     return HeadConfig(
@@ -81,10 +86,9 @@ def load_head(path: Path, *, device: torch.device | str = "cpu") -> TrainedHead:
     head.load_state_dict(state["model"] | state.get("average", {}))
     head.to(device).eval()
     speaker = state["speaker"]
-    camera = speaker["camera"]
     return TrainedHead(
         head=head,
-        camera=Camera(**{**camera, "offset": tuple(camera["offset"])}),
+        camera=_camera_of(speaker["camera"]),
         image_size_px=int(speaker["image_size_px"]),
         mean_face=speaker["mean_face"].cpu().numpy(),
         landmark_mean=speaker["landmark_mean"].cpu().numpy(),
@@ -117,10 +121,9 @@ def load_torso(path: Path, *, device: torch.device | str = "cpu") -> TrainedTors
     torso.load_state_dict(state["model"] | state.get("average", {}))
     torso.to(device).eval()
     torso.mean_density = float(torso.density_grid_torso.mean())
-    camera = state["speaker"]["camera"]
     return TrainedTorso(
         torso=torso,
-        camera=Camera(**{**camera, "offset": tuple(camera["offset"])}),
+        camera=_camera_of(state["speaker"]["camera"]),
         image_size_px=int(state["speaker"]["image_size_px"]),
     )
 
@@ -251,16 +254,8 @@ def rays_of(pixels: Pixels, poses: Tensor, camera: Camera) -> tuple[Tensor, Tens
     """(rays_o (N, 3), rays_d (N, 3), frame (N,)) of chosen pixels, N = F * n; `frame` counts within F."""
     frames, count = pixels.rows.shape
     frame = torch.arange(frames, device=poses.device).repeat_interleave(count)
-    columns, rows = pixels.columns.reshape(-1) + 0.5, pixels.rows.reshape(-1) + 0.5
-    pose = poses[pixels.frames]  # (F, 4, 4)
-    directions = torch.stack(
-        ((columns - camera.cx_px) / camera.focal_px, (rows - camera.cy_px) / camera.focal_px), -1
-    )
-    directions = torch.nn.functional.pad(directions, (0, 1), value=1.0)
-    directions = directions / directions.norm(dim=-1, keepdim=True)
-    # Not a matrix product: TF32, which is right for the networks, would bend the rays by half a pixel.
-    rays_d = (pose[:, None, :3, :3] * directions.view(frames, count, 1, 3)).sum(-1)
-    rays_o = pose[:, None, :3, 3].expand_as(rays_d)
+    pose = poses[pixels.frames][:, None]  # (F, 1, 4, 4)
+    rays_o, rays_d = rays_through(pixels.columns + 0.5, pixels.rows + 0.5, pose, camera)  # (F, n, 3)
     return rays_o.reshape(-1, 3), rays_d.reshape(-1, 3), frame
 
 

@@ -24,7 +24,7 @@ from models.density_grid import cell_positions, dilate, mean_density, pack_bits
 from models.encodings import GridConfig
 from models.head import Head, HeadConfig
 
-from .course import Average, Course
+from .course import Descent, FieldTraining
 from .field_validation import measure_and_slim, measure_frames, validation_rows
 from .fields import (
     Drawn,
@@ -59,10 +59,9 @@ LOOP = LoopSettings(steps=20_000, validate_every=2000, checkpoint_every=2000)
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadTraining:
+class HeadTraining(FieldTraining):
     """Sizes of the head and how it is trained."""
 
-    frames: int | None = field(default=None, metadata={"help": "train on that many frames, spread (all)"})
     mean_face: Path | None = field(
         default=None, metadata={"help": "npz with mean_face (68, 3) (../corpus/landmarks.npz, else own mean)"}
     )
@@ -84,18 +83,8 @@ class HeadTraining:
     hashed: bool = field(default=False, metadata={"help": "hash fine position levels instead of tiling them"})
     grid_size: int = field(default=128, metadata={"help": "occupancy cells along a side; sets the step"})
     max_steps: int = field(default=16, metadata={"help": "samples a ray may have"})
-    frames_per_step: int = field(default=32, metadata={"help": "frames that share a step"})
-    pixels_per_frame: int = field(default=2048, metadata={"help": "rays of each"})
     samples_per_ray: int = field(default=8, metadata={"help": "room for samples in a step, mean over rays"})
     warmup_steps: int = field(default=600, metadata={"help": "steps before the occupancy is believed"})
-    net_rate: float = field(default=2e-3, metadata={"help": "learning rate of the networks"})
-    grid_rate: float = field(default=1e-2, metadata={"help": "learning rate of the grids"})
-    final_rate: float = field(default=0.02, metadata={"help": "what is left of the rates at the end"})
-    anneal_steps: int = field(default=20_000, metadata={"help": "steps over which the rates fall"})
-    anneal_minutes: float | None = field(
-        default=None, metadata={"help": "let the rates fall over this time instead of over steps"}
-    )
-    average_decay: float = field(default=0.995, metadata={"help": "of the averaged weights that are kept"})
     entropy_weight: float = field(default=1e-4, metadata={"help": "of the opacity's entropy"})
     concentration_weight: float = field(default=1e-4, metadata={"help": "of the depth's spread, in steps"})
     ambient_weight: float = field(default=1e-3, metadata={"help": "of ambient motion outside the face"})
@@ -109,11 +98,9 @@ class HeadTraining:
     )
     precision: Precision = field(default="fp32", metadata={"help": "of the networks' arithmetic"})
     compile: bool = field(default=False, metadata={"help": "compile the field with torch.compile"})
-    validation_frames: int = field(default=8, metadata={"help": "frames drawn at each validation"})
     torso: Path | None = field(
         default=None, metadata={"help": "trained torso (folder or checkpoint) to stand behind in pictures"}
     )
-    validate_only: bool = field(default=False, metadata={"help": "measure what --out holds, train nothing"})
 
     def config(self, data: SpeakerData) -> HeadConfig:
         """The head's sizes, in the box where this speaker's head is."""
@@ -167,17 +154,6 @@ class HeadTask:
         self.head = Head(settings.config(data)).to(device).train()
         self.poses = field_pose(data.c2w, self.camera)  # (n, 4, 4)
         self.box = figure_box(data.labels[: data.train_frames])
-        self.average = Average(self.head, settings.average_decay)
-        self.course = Course(settings.anneal_steps, settings.anneal_minutes)
-        grids = [self.head.position_embedder.embeddings, self.head.ambient_embedder.embeddings]
-        nets = [p for p in self.head.parameters() if all(p is not grid for grid in grids) and p.numel()]
-        self.optimizer = torch.optim.Adam(
-            [{"params": nets, "rate": settings.net_rate}, {"params": grids, "rate": settings.grid_rate}],
-            lr=settings.net_rate,
-            betas=(0.9, 0.99),
-            eps=1e-15,
-            fused=device.type == "cuda",
-        )
         self.shares = Shares(mouth=settings.mouth_share, eyes=settings.eyes_share)
         self.values: Field = field_values(self.head)
         if settings.compile:
@@ -189,6 +165,11 @@ class HeadTask:
         self.warmup_steps = settings.warmup_steps
         if settings.start is not None:
             self._start_from(settings.start)
+        grids: list[Tensor] = [
+            self.head.position_embedder.embeddings,
+            self.head.ambient_embedder.embeddings,
+        ]
+        self.descent = Descent(self.head, grids, settings)
         self.head.points = min(self.head.points, self._longest_ray())
         self.capacity = settings.frames_per_step * settings.pixels_per_frame * settings.samples_per_ray
         self.torso = None if settings.torso is None else load_torso(settings.torso, device=device).torso
@@ -207,7 +188,6 @@ class HeadTask:
         cells[self.order] = self.head.occupancy.reshape(-1)
         self.seen.copy_(cells)
         self.head.density_grid.copy_(2 * self.head.config.density_threshold * cells.float())
-        self.average = Average(self.head, self.settings.average_decay)
         self.warmup_steps = 0
 
     # --- steps
@@ -215,10 +195,7 @@ class HeadTask:
     def training_step(self, step: int) -> dict[str, float | Tensor]:
         """Scalars of one step over rays of several frames."""
         settings, data = self.settings, self.data
-        share = self.course.tick(step)
-        rate = self.course.rate(step, share, settings.final_rate)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["rate"] * rate
+        share, rate = self.descent.begin(step)
         warm = step < self.warmup_steps
         if step % DENSITY_EVERY == 0:
             self._look_at_cells(believe=not warm)
@@ -268,10 +245,7 @@ class HeadTask:
             + settings.concentration_weight * share * (spread.clamp(max=64) * fits).sum() / rays
             + settings.ambient_weight * share * ambient
         )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        self.average.update(step)
+        self.descent.follow(loss, step)
 
         with torch.no_grad():
             inside = ((pixels.labels == HEAD) & ~pixels.edge).reshape(-1) & traced.fits
@@ -462,7 +436,7 @@ class HeadTask:
             return whole, torch.ones_like(drawn.weights_sum)
 
         self.head.eval()
-        with self.average.in_place():
+        with self.descent.average.in_place():
             rows = validation_rows(self.data, self.settings.validation_frames)
             scalars, pictures = measure_frames(self.data, rows, draw)
         self.head.train()
@@ -470,19 +444,17 @@ class HeadTask:
         scalars["samples_per_ray"] = float(sum(drawn.samples for drawn in counts)) / max(hit, 1.0)
         scalars["samples_per_ray_hundredth"] = float(sum(d.samples_hundredth for d in counts)) / max(hit, 1.0)
         scalars["occupied_cells"] = float(self.head.occupancy.sum())
-        scalars["minutes"] = self.course.spent_s / 60
+        scalars["minutes"] = self.descent.course.spent_s / 60
         return Validation(scalars=scalars, pictures=pictures)
 
     def state_dict(self) -> dict[str, Any]:
         """Head, average, optimiser, what the speaker needs to be driven."""
         return {
             "model": self.head.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
             "config": dataclasses.asdict(self.head.config),
             "speaker": speaker_facts(self.data),
             "seen": self.seen,
-            "spent_s": self.course.spent_s,
+            **self.descent.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -491,10 +463,8 @@ class HeadTask:
         if config != self.head.config:
             raise ValueError(f"config: expected {config}, got {self.head.config}")
         self.head.load_state_dict(state["model"])
-        self.average.load_state_dict({k: v.to(self.device) for k, v in state["average"].items()})
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.descent.load_state_dict(state)
         self.seen.copy_(state["seen"])
-        self.course.spent_s = float(state["spent_s"])
 
 
 def make_task(data: Path, settings: HeadTraining, device: torch.device) -> HeadTask:

@@ -20,7 +20,7 @@ from cuda_kernels.torch_reference import field_pose, image_coordinates, pose_vec
 from models.encodings import GridConfig
 from models.torso import Torso, TorsoConfig
 
-from .course import Average, Course
+from .course import Descent, FieldTraining
 from .field_validation import measure_and_slim, measure_frames, validation_rows
 from .fields import (
     Precision,
@@ -50,10 +50,9 @@ LOOP = LoopSettings(steps=10_000, validate_every=2000, checkpoint_every=2000)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TorsoTraining:
+class TorsoTraining(FieldTraining):
     """Sizes of the torso and how it is trained."""
 
-    frames: int | None = field(default=None, metadata={"help": "train on that many frames, spread (all)"})
     mean_face: Path | None = field(default=None, metadata={"help": "npz with mean_face (68, 3)"})
     head: Path | None = field(
         default=None, metadata={"help": "trained head (folder or checkpoint) to draw over it, as in the end"}
@@ -68,21 +67,10 @@ class TorsoTraining:
     resolution: int = field(default=768, metadata={"help": "finest cells along a side"})
     position_octaves: int = field(default=6, metadata={"help": "frequencies of the position"})
     pose_octaves: int = field(default=2, metadata={"help": "frequencies of the pose"})
-    frames_per_step: int = field(default=32, metadata={"help": "frames that share a step"})
-    pixels_per_frame: int = field(default=2048, metadata={"help": "pixels of each"})
-    net_rate: float = field(default=2e-3, metadata={"help": "learning rate of the networks"})
-    grid_rate: float = field(default=1e-2, metadata={"help": "learning rate of the grid"})
-    final_rate: float = field(default=0.02, metadata={"help": "what is left of the rates at the end"})
     anneal_steps: int = field(default=10_000, metadata={"help": "steps over which the rates fall"})
-    anneal_minutes: float | None = field(
-        default=None, metadata={"help": "let the rates fall over this time instead of over steps"}
-    )
-    average_decay: float = field(default=0.995, metadata={"help": "of the averaged weights that are kept"})
     hidden_weight: float = field(default=0.1, metadata={"help": "of what the head hides"})
     deform_weight: float = field(default=1e-4, metadata={"help": "of the deformation's size"})
     precision: Precision = field(default="fp32", metadata={"help": "of the head's arithmetic"})
-    validation_frames: int = field(default=8, metadata={"help": "frames drawn at each validation"})
-    validate_only: bool = field(default=False, metadata={"help": "measure what --out holds, train nothing"})
 
     def config(self) -> TorsoConfig:
         """The torso's sizes."""
@@ -125,25 +113,12 @@ class TorsoTask:
         self.pose6 = pose_vector(self.poses)  # (n, 6)
         self.box = _torso_box(data)
         self.possible = _possible_cells(data, self.torso.config.grid_size)
-        self.average = Average(self.torso, settings.average_decay)
-        self.course = Course(settings.anneal_steps, settings.anneal_minutes)
-        grid = self.torso.torso_embedder.embeddings
-        nets = [p for p in self.torso.parameters() if p is not grid and p.numel()]
-        self.optimizer = torch.optim.Adam(
-            [{"params": nets, "rate": settings.net_rate}, {"params": [grid], "rate": settings.grid_rate}],
-            lr=settings.net_rate,
-            betas=(0.9, 0.99),
-            eps=1e-15,
-            fused=device.type == "cuda",
-        )
+        self.descent = Descent(self.torso, [self.torso.torso_embedder.embeddings], settings)
 
     def training_step(self, step: int) -> dict[str, float | Tensor]:
         """Scalars of one step over pixels of several frames."""
         settings, data = self.settings, self.data
-        share = self.course.tick(step)
-        rate = self.course.rate(step, share, settings.final_rate)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["rate"] * rate
+        _, rate = self.descent.begin(step)
         if step % OCCUPANCY_EVERY == 0:
             i = torch.randint(data.train_frames, (1,), device=self.device)
             self.torso.update_density(self.pose6[i], decay=OCCUPANCY_DECAY)
@@ -183,10 +158,7 @@ class TorsoTask:
             whole = image + (1 - weights_sum)[:, None] * over
             whole_mse = (whole - truth.reshape(-1, 3)).square().mean()
             loss = loss + whole_mse
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        self.average.update(step)
+        self.descent.follow(loss, step)
         with torch.no_grad():
             seen = ((labels >= NECK) & ~pixels.edge).reshape(-1)
             torso_mse = (error * seen).sum() / seen.sum().clamp(min=1)
@@ -272,14 +244,14 @@ class TorsoTask:
             return whole, torch.ones(whole.shape[:2], device=whole.device)
 
         self.torso.eval()
-        with self.average.in_place():
+        with self.descent.average.in_place():
             rows = validation_rows(data, self.settings.validation_frames)
             scalars, pictures = measure_frames(data, rows, draw)
             alone = draw_torso(self.torso, data.c2w[rows[0]], self.camera, data.background)
         self.torso.train()
         pictures["torso_alone"] = (alone.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
         scalars["occupied_share"] = float((self.torso.density_grid_torso > 0.01).float().mean())
-        scalars["minutes"] = self.course.spent_s / 60
+        scalars["minutes"] = self.descent.course.spent_s / 60
         return Validation(scalars=scalars, pictures=pictures)
 
     def state_dict(self) -> dict[str, Any]:
@@ -288,12 +260,10 @@ class TorsoTask:
         facts["camera"] = dataclasses.asdict(self.camera)
         return {
             "model": self.torso.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
             "config": dataclasses.asdict(self.torso.config),
             "speaker": facts,
             "mean_density": float(self.torso.mean_density),
-            "spent_s": self.course.spent_s,
+            **self.descent.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -303,9 +273,7 @@ class TorsoTask:
             raise ValueError(f"config: expected {config}, got {self.torso.config}")
         self.torso.load_state_dict(state["model"])
         self.torso.mean_density = float(state["mean_density"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.course.spent_s = float(state["spent_s"])
+        self.descent.load_state_dict(state)
 
 
 def _torso_box(data: SpeakerData) -> tuple[int, int, int, int]:
