@@ -1,4 +1,4 @@
-"""What is promised of May, on the bundle that ships: look-ahead, silence, blinks, the head's path, quality."""
+"""What is promised of May, on the bundle that ships: look-ahead, silence, blinks, path of the head, looks."""
 
 from __future__ import annotations
 
