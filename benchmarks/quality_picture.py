@@ -22,12 +22,12 @@ from streaming.i420 import to_rgb
 from streaming.mouth import FEATHER_SHARE, mouth_boxes
 from streaming.renderer import FrameRenderer
 from training.pictures import ClosenessMeter, regions_of
+from training.speaker_data import training_frames, window_rows
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
 
-TRAIN_SHARE = (10, 11)  # the first so many frames were trained on
 REGIONS = ("whole", "head", "mouth", "torso")
 
 
@@ -51,9 +51,7 @@ def picture_quality(
         landmarks, points = truth["landmarks"], truth["landmarks_2d"]
         c2w = truth["c2w"].astype(np.float32)
     total = len(landmarks)
-    rows = np.unique(
-        np.linspace(total * TRAIN_SHARE[0] // TRAIN_SHARE[1], total - 1, frames).astype(np.int64)
-    )
+    rows = np.unique(np.linspace(training_frames(total), total - 1, frames).astype(np.int64))
     if speaker.motion.mean_face is None:
         raise PictureDataError(
             f"{speaker.path}: motion.mean_face: expected (68, 3), got none; true landmarks need it"
@@ -109,7 +107,6 @@ def _conditions(speaker: Speaker, landmarks: F32, rows: I64) -> list[F32]:
     window = condition.window_frames
     offsets = 10 * (landmarks - motion.mean_face)
     normalized = ((offsets - motion.landmark_mean) / motion.landmark_std).reshape(len(landmarks), -1)
-    span = np.arange(window) - (window - 1 - condition.lookahead_frames)
     engine = OnnxEngine(
         speaker.condition_onnx,
         input_name="window",
@@ -117,8 +114,8 @@ def _conditions(speaker: Speaker, landmarks: F32, rows: I64) -> list[F32]:
         output_name="condition",
         output_shape=(condition.size,),
     )
-    windows = normalized[np.clip(rows[:, None] + span, 0, len(landmarks) - 1)].astype(np.float32)
-    return [engine.run(np.ascontiguousarray(one)) for one in windows]
+    windows = normalized[window_rows(rows, len(landmarks), window, condition.lookahead_frames)]
+    return [engine.run(np.ascontiguousarray(one, np.float32)) for one in windows]
 
 
 def _frames_at(path: Path, pixel_format: Literal["rgb24", "gray"], rows: I64) -> Iterator[U8]:

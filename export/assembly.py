@@ -28,11 +28,12 @@ from models.speaker import ConditionSettings, MotionSettings, OriginRecord, Spea
 from models.syncnet import AUDIO_FRAMES, MOTION_FRAMES, MOUTH_DIMENSION, SyncNet
 from preparation.media import read_pcm
 from training.audio2motion import load_audio2motion
-from training.checkpoint_choice import CHOICE_FILE
+from training.checkpoint_choice import chosen_checkpoint
 from training.cli import settings_type_of
 from training.fields import TrainedHead, load_head, load_torso
 from training.loop import checkpoints, load_checkpoint
 from training.postnet import load_postnet
+from training.speaker_data import training_frames
 from training.syncnet import load_syncnet
 
 from .bundle import BundleParts, write_bundle
@@ -49,7 +50,6 @@ log = logging.getLogger(__name__)
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
 
-TRAIN_SHARE = 10 / 11  # of the video's frames; the rest stays unseen
 FILES = {
     "speaker.json": "settings, sizes, origin, figures, size and hash of every other file",
     "motion.onnx": "sound to landmarks in one graph: log-mel, Audio2Motion, PostNet, projection",
@@ -272,10 +272,7 @@ def _checkpoint_of(path: Path) -> Path:
     """Returns the file that the loaders of `training` take: itself, the chosen one, the newest."""
     if not path.is_dir():
         return path
-    choice = path / CHOICE_FILE
-    if choice.is_file():
-        return path / str(json.loads(choice.read_text(encoding="utf-8"))["checkpoint"])
-    return list(checkpoints(path).values())[-1]
+    return chosen_checkpoint(path) or list(checkpoints(path).values())[-1]
 
 
 def _read_speaker_files(data: Path) -> _SpeakerFiles:
@@ -287,7 +284,7 @@ def _read_speaker_files(data: Path) -> _SpeakerFiles:
             if key not in truth.files or truth[key].shape[1:] != shape or not np.isfinite(truth[key]).all():
                 expected = f"finite (frames, {', '.join(map(str, shape))})"
                 raise AssemblyError(f"{truth_file}: {key}: expected {expected}; prepare the set anew")
-        frames = int(len(truth["c2w"]) * TRAIN_SHARE)
+        frames = training_frames(len(truth["c2w"]))
         landmarks, c2w = (truth[key][:frames].astype(np.float32) for key in ("landmarks", "c2w"))
     decoded = cv2.imread(str(plate), cv2.IMREAD_COLOR)
     if decoded is None or decoded.shape[0] != decoded.shape[1]:

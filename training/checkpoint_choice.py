@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from .loop import CheckpointError, checkpoints, read_validations
+from .pictures import write_picture
 from .plots import draw_curves
 
 CHOICE_FILE = "choice.json"
@@ -187,9 +187,25 @@ def choose_checkpoint(out: Path, rule: Rule | None = None) -> Choice:
         x_label="step (dashed: chosen)",
         marks=[choice.step],
     )
-    if not cv2.imwrite(str(out / PICTURE_FILE), np.ascontiguousarray(picture[..., ::-1])):
-        raise OSError(f"{out / PICTURE_FILE}: could not be written; is the disk full?")
+    write_picture(out / PICTURE_FILE, picture)
     return choice
+
+
+def chosen_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint that was chosen in a PostNet training folder, None where nothing was chosen yet.
+
+    Raises:
+        CheckpointError: choice.json is not what `choose_checkpoint` writes.
+    """
+    file = folder / CHOICE_FILE
+    if not file.is_file():
+        return None
+    try:
+        return folder / str(json.loads(file.read_text())["checkpoint"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{file}: expected the key checkpoint ({error}); run postnet --choose-only"
+        ) from error
 
 
 def report(curves: Curves, choice: Choice, rule: Rule) -> str:

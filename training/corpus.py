@@ -24,9 +24,10 @@ from torch import Tensor
 from models.features import FRAME_SAMPLES, SAMPLE_RATE_HZ
 from preparation.media import read_pcm
 
+from .speaker_data import training_frames
+
 FRAMES_PER_S = 25
 COORDINATES = 204  # 68 landmarks of 3 coordinates
-SPEAKER_TRAIN_SHARE = 10 / 11  # of a speaker folder's frames; the rest is its validation split
 BILABIALS = frozenset({"b", "p", "m"})
 PAUSE = "pau"
 _REST_MARGIN_S = 0.1  # a pause's ends still move
@@ -207,7 +208,7 @@ def load_speaker(folder: Path, mean_face: Tensor, *, device: str | torch.device 
         sounds = classify_frames(frames, phones, "speech")
     else:
         sounds = np.where(quiet_frames(pcm), Sound.REST, Sound.OTHER).astype(np.uint8)
-    first_validation = round(frames * SPEAKER_TRAIN_SHARE)
+    first_validation = training_frames(frames)
 
     def part(first: int, last: int) -> Clips:
         return _clips(

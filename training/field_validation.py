@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from .fields import write_slim
 from .loop import Task, checkpoints, load_task_state
-from .pictures import ClosenessMeter, regions_of, side_by_side
+from .pictures import ClosenessMeter, regions_of, side_by_side, write_picture
 from .pixel_choice import visible_behind
 from .speaker_data import SpeakerData
 
@@ -67,14 +66,14 @@ def validation_rows(data: SpeakerData, count: int) -> list[int]:
 def measure_and_slim(task: Task, out: Path) -> dict[str, float]:
     """The figures of the newest checkpoint in `out`, also in `figures.json`; writes `slim.pt` beside it.
 
-    Pictures go to `out/pictures` under the name of the step.
+    Pictures go to `out/pictures`, their names beginning with `final_`.
     """
     task.load_state_dict(load_task_state(out, task.name))
     step = list(checkpoints(out))[-1]
     found = task.validate(step)
     (out / "pictures").mkdir(exist_ok=True)
     for name, picture in found.pictures.items():
-        cv2.imwrite(str(out / "pictures" / f"final_{name}.png"), np.ascontiguousarray(picture[..., ::-1]))
+        write_picture(out / "pictures" / f"final_{name}.png", picture)
     figures = {"step": float(step), **found.scalars}
     (out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
     slim = write_slim(out, task.name)

@@ -23,13 +23,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, Protocol
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # its stubs are a separate package
+
+from .pictures import write_picture
 
 log = logging.getLogger(__name__)
 
@@ -327,9 +328,7 @@ def _validate(
         board.add_image(name, picture, step, dataformats="HWC")
         folder = out / "pictures"
         folder.mkdir(exist_ok=True)
-        path = folder / f"{name}_{step:08d}.png"
-        if not cv2.imwrite(str(path), np.ascontiguousarray(picture[..., ::-1])):
-            raise OSError(f"{path}: could not be written; is the disk full?")
+        write_picture(folder / f"{name}_{step:08d}.png", picture)
     board.flush()
     line = "  ".join(f"{name} {value:.4g}" for name, value in found.scalars.items())
     bar.write(f"{task.name} step {step}: {line}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,6 +15,16 @@ F64 = npt.NDArray[np.float64]
 U8 = npt.NDArray[np.uint8]
 BOOL = npt.NDArray[np.bool_]
 PSNR_CEILING_DB = 100.0
+
+
+def write_picture(path: Path, picture: U8) -> None:
+    """Writes (H, W, 3) RGB to a file whose ending says the format.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    if not cv2.imwrite(str(path), np.ascontiguousarray(picture[..., ::-1])):
+        raise OSError(f"{path}: could not be written; is the disk full?")
 
 
 def psnr_of(mean_squared_error: float) -> float:

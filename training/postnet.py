@@ -10,7 +10,6 @@ so the discriminator is shown the speaker's mean there for both kinds. Which che
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,9 @@ from models.postnet import MotionDiscriminator, PostNet, PostNetConfig
 from models.syncnet import MOTION_FRAMES, SyncNet
 
 from .audio2motion import draw_track, load_audio2motion, motion_loss, motion_scalars
-from .checkpoint_choice import CHOICE_FILE, choose_checkpoint
+from .checkpoint_choice import choose_checkpoint, chosen_checkpoint
 from .corpus import Clips, Corpus, DegradeSettings, Sound, crops_at, degrade, load_corpus, load_speaker
-from .loop import CheckpointError, LoopSettings, Validation, load_task_state
+from .loop import LoopSettings, Validation, load_task_state
 from .measures import MotionTrack, compare_motion, measure_motion
 from .syncnet import MOUTH, audio_windows, load_syncnet, mouth_windows
 
@@ -103,14 +102,7 @@ def load_postnet(path: Path, *, device: str | torch.device = "cpu") -> PostNet:
         path: A checkpoint, or a training folder: the chosen checkpoint, or the newest if none was chosen.
         device: Where it goes.
     """
-    if path.is_dir() and (path / CHOICE_FILE).is_file():
-        try:
-            path = path / json.loads((path / CHOICE_FILE).read_text())["checkpoint"]
-        except (json.JSONDecodeError, KeyError) as error:
-            raise CheckpointError(
-                f"{path / CHOICE_FILE}: expected the key checkpoint ({error}); run postnet --choose-only"
-            ) from error
-    state = load_task_state(path, "postnet", device=device)
+    state = load_task_state(chosen_checkpoint(path) or path, "postnet", device=device)
     net = PostNet(PostNetConfig(**state["config"])).to(device)
     net.load_state_dict(state["model"])
     return net.eval().requires_grad_(False)

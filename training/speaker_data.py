@@ -96,7 +96,7 @@ def load_speaker_data(
     total = len(truth["landmarks"])
     step = 1 if frames is None else max(1, total // frames)
     index = np.arange(0, total, step)[: frames or total]
-    train_frames = int((index < total * 10 // 11).sum())
+    train_frames = int((index < training_frames(total)).sum())
     if not 0 < train_frames < len(index):
         raise SpeakerDataError(f"{folder}: expected 11 frames or more to split, got {len(index)}")
 
@@ -160,6 +160,11 @@ def load_speaker_data(
         landmark_std=std.astype(np.float32),
         box=box,
     )
+
+
+def training_frames(total: int) -> int:
+    """How many of a video's frames train: the first 10/11; the rest validates."""
+    return total * 10 // 11
 
 
 def window_rows(
