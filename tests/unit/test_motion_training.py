@@ -84,25 +84,6 @@ def test_a_resumed_run_ends_with_the_same_bits(task, corpus, speaker, trained, t
     assert list((tmp_path / "whole" / "pictures").glob("*.png"))
 
 
-def test_audio2motion_learns_that_loud_is_open(corpus, tmp_path):
-    flags = [
-        "--steps",
-        "60",
-        "--validate-every",
-        "20",
-        "--warm-frames",
-        "8",
-        "--frames",
-        "40",
-        "--batch",
-        "8",
-    ]
-    assert train("audio2motion", corpus, tmp_path, *flags) == 0
-    found = loop.read_validations(tmp_path)
-    assert found[-1]["aperture_error_mm"] < found[0]["aperture_error_mm"]
-    assert found[-1]["aperture_r"] > 0.5
-
-
 def test_postnet_leaves_the_frozen_networks_alone_and_its_checkpoint_is_chosen(
     corpus, speaker, trained, tmp_path, capsys
 ):

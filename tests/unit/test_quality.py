@@ -4,16 +4,12 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from bundle_factory import write_tiny_bundle
 from tiny_corpus import make_corpus, make_speaker
 
 from benchmarks import quality
-from benchmarks.quality import LiveMotion, Row, SyncEmbeddings, table
-from export.motion import export_syncnet
+from benchmarks.quality import LiveMotion, Row, table
 from models.speaker import load_speaker
-from models.syncnet import SyncNet, SyncNetConfig
-from training.syncnet import audio_windows, mouth_windows
 
 
 @pytest.fixture(scope="module")
@@ -49,21 +45,6 @@ def test_motion_has_a_frame_for_each_of_the_sound_and_keeps_the_clamp(bundle):
     bound = speaker.motion.clamp_std * speaker.motion.landmark_std.ravel() * 1.0001
     assert (np.abs(found - speaker.motion.landmark_mean.ravel()) <= bound).all()
     assert live.resting().shape == (204,)
-
-
-def test_embeddings_are_those_of_torch_window_by_window(tmp_path):
-    net = SyncNet(SyncNetConfig.streaming()).eval()
-    export_syncnet(net, path=tmp_path / "syncnet.onnx")
-    rng = np.random.default_rng(1)
-    features = rng.normal(-3, 1, (40, 80)).astype(np.float32)
-    offsets = rng.normal(0, 0.2, (20, 204)).astype(np.float32)
-    audio, mouth = SyncEmbeddings(tmp_path / "syncnet.onnx")(features, offsets)
-    with torch.no_grad():
-        expected_audio = net.embed_audio(audio_windows(torch.from_numpy(features)[None])[0])
-        expected_mouth = net.embed_mouth(mouth_windows(torch.from_numpy(offsets)[None])[0])
-    # two orders of float32 sums differ by some 1e-6; a window out of place by more than 1e-2
-    assert audio == pytest.approx(expected_audio.numpy(), abs=1e-4)
-    assert mouth == pytest.approx(expected_mouth.numpy(), abs=1e-4)
 
 
 def test_a_corpus_is_measured_and_written(bundle, corpus, tmp_path, capsys):
