@@ -25,6 +25,7 @@ from models.speaker import Speaker, find_speaker, load_speaker
 from streaming.engine import OnnxEngine
 from streaming.landmarks import LandmarkFilter
 from streaming.motion import PcmRing
+from training.cli import missing_extra
 
 F32 = npt.NDArray[np.float32]
 
@@ -99,7 +100,7 @@ def motion_rows(
         from training.corpus import load_speaker as load_speaker_folder
         from training.measures import compare_motion, measure_motion, measure_sync
     except ImportError as error:
-        raise ValueError(f"{error.name} is not installed; pip install 'geneface-stream[train]'") from error
+        raise ValueError(missing_extra(error)) from error
 
     is_corpus = (data / CORPUS_INDEX).is_file()
     if is_corpus:

@@ -15,7 +15,6 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import torch
 from torch import nn
 
@@ -38,7 +37,7 @@ from training.syncnet import load_syncnet
 
 from .bundle import BundleParts, write_bundle
 from .condition import ConditionExport, export_condition
-from .graphs import with_small_weights, without_notes
+from .graphs import open_graph, with_small_weights, without_notes
 from .head import measure_faithfulness, require_faithful, require_same_camera, scene_of, stored
 from .model_card import Card, Training, model_card
 from .motion import MotionExportReport, export_motion, export_syncnet
@@ -255,7 +254,13 @@ def training_of(task: str, path: Path, net: nn.Module) -> Training:
     settings_file = folder / "settings.json"
     if not settings_file.is_file():
         return Training(task=task, step=step, parameters=parameters)
-    content = json.loads(settings_file.read_text(encoding="utf-8"))
+    try:
+        content = json.loads(settings_file.read_text(encoding="utf-8"))
+    except ValueError:
+        raise AssemblyError(
+            f"{settings_file}: expected the JSON that training wrote, got something else; delete it to go "
+            "without"
+        ) from None
     defaults = dataclasses.asdict(settings_type_of(importlib.import_module(f"training.{task}"))())
     plain = json.loads(json.dumps(defaults, default=str))
     differing = {
@@ -376,7 +381,7 @@ def _small(
 
 def _conditions(trained: TrainedHead, exported: ConditionExport, landmarks: F32, count: int) -> list[F32]:
     """Returns what condition.onnx makes of `count` windows spread over the video."""
-    session = onnxruntime.InferenceSession(exported.content, providers=["CPUExecutionProvider"])
+    session = open_graph(exported.content)
     offsets = 10 * (landmarks - trained.mean_face)
     normalized = ((offsets - trained.landmark_mean) / trained.landmark_std).reshape(len(landmarks), -1)
     width = trained.head.config.condition.window_frames

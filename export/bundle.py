@@ -130,7 +130,10 @@ def seal(path: Path) -> Speaker:
     """
     file = path / SETTINGS_FILE
     before = file.read_bytes() if file.is_file() else b""
-    document = json.loads(before or b"{}")
+    try:
+        document = json.loads(before or b"{}")
+    except ValueError:
+        raise BundleError(str(file), "content", "JSON", "something else") from None
     if not isinstance(document, dict) or not isinstance(document.get("files"), dict):
         raise BundleError(str(file), "files", "an object", "none")
     for name in document["files"]:

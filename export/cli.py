@@ -6,15 +6,13 @@ import argparse
 import dataclasses
 import logging
 import sys
-import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from training.cli import Flag, add_flag, missing_extra
 
 from .request import BundleRequest
-
-_EXTRA = {"torch", "torchaudio", "onnx", "onnxscript", "tensorboard", "tqdm", "matplotlib"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,11 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = parsed.run(parsed)
     except ImportError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing not in _EXTRA:
-            raise
-        message = f"geneface-export: {missing} is not installed; pip install 'geneface-stream[train]'"
-        print(message, file=sys.stderr)
+        print(f"geneface-export: {missing_extra(error)}", file=sys.stderr)
         return 2
     except (ValueError, OSError) as error:
         print(f"geneface-export {parsed.command}: {' '.join(str(error).split())}", file=sys.stderr)
@@ -48,7 +42,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     hints = typing.get_type_hints(BundleRequest)
     for entry in dataclasses.fields(BundleRequest):
-        _add_flag(bundle, entry, hints[entry.name])
+        flag = Flag(
+            name=entry.name, kind=hints[entry.name], default=entry.default, help=entry.metadata["help"]
+        )
+        add_flag(bundle, flag)
     bundle.set_defaults(run=_bundle)
     verify = commands.add_parser("verify", help="check a bundle again, without its sources")
     verify.add_argument("bundle", type=Path, help="the bundle's folder")
@@ -61,26 +58,6 @@ def _parser() -> argparse.ArgumentParser:
     figures.add_argument("files", type=Path, nargs="+", help="JSON files with numbers")
     figures.set_defaults(run=_figures)
     return parser
-
-
-def _add_flag(parser: argparse.ArgumentParser, entry: dataclasses.Field[Any], hint: object) -> None:
-    """Adds the flag of a field: required without a default, several values for a tuple."""
-    option = "--" + entry.name.replace("_", "-")
-    shared: dict[str, Any] = {"dest": entry.name, "help": entry.metadata["help"]}
-    if entry.default is dataclasses.MISSING:
-        shared["required"] = True
-        shared["default"] = argparse.SUPPRESS
-    else:
-        shared["default"] = entry.default
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        hint = next(part for part in typing.get_args(hint) if part is not type(None))
-    if typing.get_origin(hint) is tuple:
-        shared |= {"nargs": "+", "type": typing.get_args(hint)[0]}
-    elif hint is bool:
-        shared["action"] = argparse.BooleanOptionalAction
-    else:
-        shared["type"] = hint
-    parser.add_argument(option, **shared)
 
 
 def _bundle(parsed: argparse.Namespace) -> int:

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from models.condition import ConditionConfig, FramePrenet, WindowAttention, encode_windows
+
+from .graphs import open_graph
 
 F32 = npt.NDArray[np.float32]
 
@@ -52,8 +53,13 @@ class _Graph:
         self.weights.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
 
-    def add(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:  # noqa: ANN401 -- ONNX attributes are of many types
-
+    def add(
+        self,
+        kind: str,
+        *inputs: str,
+        output: str | None = None,
+        **attributes: Any,  # noqa: ANN401 -- as onnx takes them: of many types
+    ) -> str:
         name = output or f"{kind.lower()}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, list(inputs), [name], **attributes))
         return name
@@ -105,9 +111,7 @@ def condition_error(
     content: bytes, config: ConditionConfig, prenet: FramePrenet, attention: WindowAttention | None
 ) -> float:
     """Returns the largest difference between the graph and torch over windows small to large."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    session = open_graph(content)
     random = np.random.default_rng(0)
     errors = []
     for scale in (0.0, 0.3, 1.0, 2.5):

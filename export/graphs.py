@@ -1,8 +1,9 @@
-"""ONNX graphs made small: weights held as float16, what the exporter noted for itself taken out."""
+"""ONNX graphs run, and made small: weights held as float16, what the exporter noted for itself taken out."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -86,7 +87,7 @@ def with_small_weights(content: bytes, feeds: list[dict[str, F32]]) -> SmallGrap
     graph.node.extend(nodes)
     onnx.checker.check_model(model, full_check=True)
     small: bytes = model.SerializeToString(deterministic=True)
-    before, after = _session(content), _session(small)
+    before, after = open_graph(content), open_graph(small)
     rounding = []
     for feed in feeds:
         for one, other in zip(before.run(None, feed), after.run(None, feed), strict=True):
@@ -100,7 +101,11 @@ def with_small_weights(content: bytes, feeds: list[dict[str, F32]]) -> SmallGrap
     return SmallGraph(content=small, rounding=largest)
 
 
-def _session(content: bytes) -> onnxruntime.InferenceSession:
+def open_graph(graph: bytes | Path, *, silent: bool = False) -> onnxruntime.InferenceSession:
+    """Returns a session that runs a graph on one core; `silent`: what is wrong is raised, not printed too."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    if silent:
+        options.log_severity_level = 4
+    content = graph if isinstance(graph, bytes) else graph.read_bytes()
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

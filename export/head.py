@@ -86,10 +86,11 @@ def measure_faithfulness(
             drawing.append(np.mean((drawn / np.float32(255) - truth) ** 2))
     finally:
         raymarcher.close()
-    return Faithfulness(float16_psnr_db=_psnr_db(rounding), raymarcher_psnr_db=_psnr_db(drawing))
+    return Faithfulness(float16_psnr_db=psnr_db(rounding), raymarcher_psnr_db=psnr_db(drawing))
 
 
-def _psnr_db(squares: list[np.floating]) -> float:
+def psnr_db(squares: list[np.floating]) -> float:
+    """Returns the PSNR of pictures in [0, 1] with these mean squared errors, at most 120."""
     mean = float(np.mean(squares))
     return min(120.0, -10 * float(np.log10(max(mean, 1e-12))))
 

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -27,6 +26,8 @@ from models.landmark_subspace import LandmarkSubspace
 from models.postnet import PostNet, PostNetConfig
 from models.syncnet import AUDIO_FRAMES, MOTION_FRAMES, MOUTH_DIMENSION, SyncNet
 from models.time_convolution import plain_copy, without_padding
+
+from .graphs import open_graph
 
 OPSET = 21
 """The newest operator set that every onnxruntime we allow (>= 1.20) runs; nothing here needs a newer one."""
@@ -251,14 +252,8 @@ def _write(
     onnx.checker.check_model(str(path), full_check=True)
 
 
-def _session(path: Path) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
 def _largest_error(path: Path, module: nn.Module, feed: Mapping[str, F32]) -> float:
-    got = _session(path).run(None, dict(feed))
+    got = open_graph(path).run(None, dict(feed))
     with torch.no_grad():
         expected = module(*(torch.from_numpy(array) for array in feed.values()))
     expected = expected if isinstance(expected, tuple) else (expected,)
@@ -291,7 +286,7 @@ def _windows_to_try(width: int, audio: F32 | None) -> list[F32]:
 
 
 def _ms_per_call(path: Path, feed: Mapping[str, F32], *, calls: int = 100) -> float:
-    session = _session(path)
+    session = open_graph(path)
     taken = []
     for _ in range(calls):
         start = time.perf_counter()

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 Settings = TypeVar("Settings")
 
+_EXTRA = {"torch", "torchaudio", "cv2", "matplotlib", "onnx", "onnxscript", "tensorboard", "tqdm"}
 TASKS = {
     "syncnet": "learns whether a sound and a mouth belong together",
     "audio2motion": "learns landmarks from sound",
@@ -47,17 +48,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _train(arguments[0], arguments[1:])
     except ImportError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing not in {"torch", "torchaudio", "tensorboard", "tqdm", "matplotlib", "onnx"}:
-            raise
-        print(
-            f"geneface-train: {missing} is not installed; pip install 'geneface-stream[train]'",
-            file=sys.stderr,
-        )
+        print(f"geneface-train: {missing_extra(error)}", file=sys.stderr)
         return 2
+    except FloatingPointError as error:  # training went astray: nothing that was given is to blame
+        print(f"geneface-train {arguments[0]}: {error}", file=sys.stderr)
+        return 1
     except (ValueError, OSError) as error:
         print(f"geneface-train {arguments[0]}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+
+
+def missing_extra(error: ImportError) -> str:
+    """What to say when a package of the extra [train] is absent; any other error is raised again."""
+    missing = (error.name or "").partition(".")[0]
+    if missing not in _EXTRA:
+        raise error
+    return f"{missing} is not installed; run pip install '.[train]' in the project's folder"
 
 
 def _parser_of_tasks() -> argparse.ArgumentParser:
@@ -163,12 +169,17 @@ def fields_of(settings_type: type[Any], instance: object = None, prefix: str = "
 
 
 def add_flag(parser: argparse.ArgumentParser, flag: Flag) -> None:
-    """Adds `--name` of the field's type; a bool also gets `--no-name`, a tuple takes several values."""
+    """Adds `--name` of the field's type; a bool also gets `--no-name`, a tuple takes several values.
+
+    A flag whose default is `dataclasses.MISSING` must be given.
+    """
     option = "--" + flag.name.replace("_", "-")
     kind = flag.kind
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         kind = next(part for part in typing.get_args(kind) if part is not type(None))
     shared: dict[str, Any] = {"dest": flag.name, "default": flag.default, "help": flag.help}
+    if flag.default is dataclasses.MISSING:
+        shared |= {"required": True, "default": argparse.SUPPRESS}
     if kind is bool:
         parser.add_argument(option, action=argparse.BooleanOptionalAction, **shared)
     elif typing.get_origin(kind) is typing.Literal:
