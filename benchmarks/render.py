@@ -4,7 +4,7 @@ Times are wall times of whole frames (head, torso, background, RGB out) along th
 the cost of a sample is process time, which other programs on the machine hardly inflate. With torch
 installed, each size is also compared with the plain torch twin (PSNR) and timed against the reference's loop
 in eager torch.
-`--speaker synthetic` draws random weights of May's sizes.
+`--speaker synthetic` draws random weights, 32 wide, with 12 levels.
 """
 
 from __future__ import annotations

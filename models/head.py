@@ -73,18 +73,19 @@ class HeadConfig:
 
     @classmethod
     def streaming(cls) -> HeadConfig:
-        """Sizes for two CPU cores: 32 wide, 12 levels, one frame of condition."""
+        """May's sizes, for two CPU cores: 32 wide, 12 levels, one frame of condition."""
         return cls(
             condition=ConditionConfig(
                 window_frames=1, lookahead_frames=0, hidden=(64, 64, 64, 64), outputs=32
             ),
-            position_grid=GridConfig(levels=12, log2_rows=14),
-            ambient_grid=GridConfig(levels=12, log2_rows=14),
+            position_grid=GridConfig(levels=12, desired_resolution=340, log2_rows=17),
+            ambient_grid=GridConfig(levels=12, desired_resolution=256, log2_rows=15),
             hidden_ambient=32,
             hidden_sigma=32,
             hidden_color=32,
             geometry_features=32,
             codes=1,
+            code_width=0,
         )
 
     def camera(self, *, focal_px: float, cx_px: float, cy_px: float) -> Camera:

@@ -36,8 +36,16 @@ class TorsoConfig:
 
     @classmethod
     def streaming(cls) -> TorsoConfig:
-        """Sizes for two CPU cores."""
-        return cls(grid=GridConfig(levels=12, log2_rows=16), hidden_deform=32, hidden_canonical=32, codes=1)
+        """May's sizes, for two CPU cores."""
+        return cls(
+            grid=GridConfig(levels=10, desired_resolution=768, log2_rows=16),
+            hidden_deform=32,
+            hidden_canonical=32,
+            position_octaves=6,
+            pose_octaves=2,
+            codes=1,
+            code_width=0,
+        )
 
 
 class TorsoRender(NamedTuple):

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from cuda_kernels.torch_reference import field_pose, morton_of_volume, near_far
-from models.condition import ConditionConfig
 from models.density_grid import cell_positions, dilate, mean_density, pack_bits
 from models.encodings import GridConfig
 from models.head import Head, HeadConfig
@@ -55,6 +54,7 @@ SEEN_PIXELS = 8192
 SEEN_WEIGHT = 2e-3  # a sample that gives less to every ray need not be drawn
 WARM_SAMPLES = 64  # a ray before the occupancy is known
 
+SIZES = HeadConfig.streaming()  # the defaults below
 LOOP = LoopSettings(steps=20_000, validate_every=2000, checkpoint_every=2000)
 
 
@@ -65,24 +65,38 @@ class HeadTraining(FieldTraining):
     mean_face: Path | None = field(
         default=None, metadata={"help": "npz with mean_face (68, 3) (../corpus/landmarks.npz, else own mean)"}
     )
-    window_frames: int = field(default=1, metadata={"help": "landmark frames that drive one picture"})
-    lookahead_frames: int = field(default=0, metadata={"help": "how many of them lie in the future"})
-    condition_size: int = field(default=32, metadata={"help": "width of the condition"})
-    hidden: int = field(default=32, metadata={"help": "width of the three networks"})
-    geometry_features: int = field(default=32, metadata={"help": "numbers from density to colour net"})
-    levels: int = field(default=12, metadata={"help": "levels of each grid"})
-    position_log2_rows: int = field(default=17, metadata={"help": "rows a level of the position grid, log2"})
+    window_frames: int = field(
+        default=SIZES.condition.window_frames, metadata={"help": "landmark frames that drive one picture"}
+    )
+    lookahead_frames: int = field(
+        default=SIZES.condition.lookahead_frames, metadata={"help": "how many of them lie in the future"}
+    )
+    condition_size: int = field(default=SIZES.condition.outputs, metadata={"help": "width of the condition"})
+    hidden: int = field(default=SIZES.hidden_sigma, metadata={"help": "width of the three networks"})
+    geometry_features: int = field(
+        default=SIZES.geometry_features, metadata={"help": "numbers from density to colour net"}
+    )
+    levels: int = field(default=SIZES.position_grid.levels, metadata={"help": "levels of each grid"})
+    position_log2_rows: int = field(
+        default=SIZES.position_grid.log2_rows, metadata={"help": "rows a level of the position grid, log2"}
+    )
     position_resolution: int = field(
-        default=340,
+        default=SIZES.position_grid.desired_resolution,
         metadata={
             "help": "finest cells along the field's side; tiling drops an axis above 2^(log2_rows / 2)"
         },
     )
-    ambient_log2_rows: int = field(default=15, metadata={"help": "rows a level of the ambient grid, log2"})
-    ambient_resolution: int = field(default=256, metadata={"help": "its finest cells along a side"})
+    ambient_log2_rows: int = field(
+        default=SIZES.ambient_grid.log2_rows, metadata={"help": "rows a level of the ambient grid, log2"}
+    )
+    ambient_resolution: int = field(
+        default=SIZES.ambient_grid.desired_resolution, metadata={"help": "its finest cells along a side"}
+    )
     hashed: bool = field(default=False, metadata={"help": "hash fine position levels instead of tiling them"})
-    grid_size: int = field(default=128, metadata={"help": "occupancy cells along a side; sets the step"})
-    max_steps: int = field(default=16, metadata={"help": "samples a ray may have"})
+    grid_size: int = field(
+        default=SIZES.grid_size, metadata={"help": "occupancy cells along a side; sets the step"}
+    )
+    max_steps: int = field(default=SIZES.max_steps, metadata={"help": "samples a ray may have"})
     samples_per_ray: int = field(default=8, metadata={"help": "room for samples in a step, mean over rays"})
     warmup_steps: int = field(default=600, metadata={"help": "steps before the occupancy is believed"})
     entropy_weight: float = field(default=1e-4, metadata={"help": "of the opacity's entropy"})
@@ -105,19 +119,19 @@ class HeadTraining(FieldTraining):
     def config(self, data: SpeakerData) -> HeadConfig:
         """The head's sizes, in the box where this speaker's head is."""
         box = data.box
-        low = self.position_log2_rows
         a, b, c, d, e, f = (float(edge) for edge in box.aabb)
-        return HeadConfig(
-            condition=ConditionConfig(
+        return dataclasses.replace(
+            SIZES,
+            condition=dataclasses.replace(
+                SIZES.condition,
                 window_frames=self.window_frames,
                 lookahead_frames=self.lookahead_frames,
-                hidden=(64, 64, 64, 64),
                 outputs=self.condition_size,
             ),
             position_grid=GridConfig(
                 levels=self.levels,
                 desired_resolution=self.position_resolution,
-                log2_rows=low,
+                log2_rows=self.position_log2_rows,
                 hashed=self.hashed,
             ),
             ambient_grid=GridConfig(
@@ -129,8 +143,6 @@ class HeadTraining(FieldTraining):
             hidden_sigma=self.hidden,
             hidden_color=self.hidden,
             geometry_features=self.geometry_features,
-            codes=1,
-            code_width=0,
             grid_size=self.grid_size,
             aabb=(a, b, c, d, e, f),
             camera_scale=box.camera.scale,

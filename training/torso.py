@@ -46,6 +46,7 @@ EDGE_WEIGHT = 3.0
 EMPTY_WEIGHT = 0.2
 HEAD_EDGE_SHARE = 0.3  # how much a pixel counts that may hold some of the head, while none is drawn over it
 
+SIZES = TorsoConfig.streaming()  # the defaults below
 LOOP = LoopSettings(steps=10_000, validate_every=2000, checkpoint_every=2000)
 
 
@@ -61,12 +62,16 @@ class TorsoTraining(FieldTraining):
         default=None,
         metadata={"help": "trained torso of the same sizes (folder or checkpoint) to go on from"},
     )
-    hidden: int = field(default=32, metadata={"help": "width of both networks"})
-    levels: int = field(default=10, metadata={"help": "levels of the grid"})
-    log2_rows: int = field(default=16, metadata={"help": "rows a level of the grid, log2"})
-    resolution: int = field(default=768, metadata={"help": "finest cells along a side"})
-    position_octaves: int = field(default=6, metadata={"help": "frequencies of the position"})
-    pose_octaves: int = field(default=2, metadata={"help": "frequencies of the pose"})
+    hidden: int = field(default=SIZES.hidden_deform, metadata={"help": "width of both networks"})
+    levels: int = field(default=SIZES.grid.levels, metadata={"help": "levels of the grid"})
+    log2_rows: int = field(default=SIZES.grid.log2_rows, metadata={"help": "rows a level of the grid, log2"})
+    resolution: int = field(
+        default=SIZES.grid.desired_resolution, metadata={"help": "finest cells along a side"}
+    )
+    position_octaves: int = field(
+        default=SIZES.position_octaves, metadata={"help": "frequencies of the position"}
+    )
+    pose_octaves: int = field(default=SIZES.pose_octaves, metadata={"help": "frequencies of the pose"})
     anneal_steps: int = field(default=10_000, metadata={"help": "steps over which the rates fall"})
     hidden_weight: float = field(default=0.1, metadata={"help": "of what the head hides"})
     deform_weight: float = field(default=1e-4, metadata={"help": "of the deformation's size"})
@@ -74,14 +79,13 @@ class TorsoTraining(FieldTraining):
 
     def config(self) -> TorsoConfig:
         """The torso's sizes."""
-        return TorsoConfig(
+        return dataclasses.replace(
+            SIZES,
             grid=GridConfig(levels=self.levels, log2_rows=self.log2_rows, desired_resolution=self.resolution),
             hidden_deform=self.hidden,
             hidden_canonical=self.hidden,
             position_octaves=self.position_octaves,
             pose_octaves=self.pose_octaves,
-            codes=1,
-            code_width=0,
         )
 
 

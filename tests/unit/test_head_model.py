@@ -27,7 +27,7 @@ SIZE = 24
 
 @pytest.fixture(scope="module")
 def config():
-    return dataclasses.replace(HeadConfig.streaming(), grid_size=32, codes=3)
+    return dataclasses.replace(HeadConfig.streaming(), grid_size=32, codes=3, code_width=4)
 
 
 @pytest.fixture
