@@ -75,10 +75,20 @@ class PcmRing:
         self._frame = sample // FRAME_SAMPLES
 
     def finish(self) -> Iterator[PcmWindow]:
-        """Yields the frames that still have sound, with silence after the end as their look-ahead."""
-        frames = frames_covering(self._written)
-        if frames:
-            yield from self.skip_to(first_sample(frames + self._lookahead_frames))
+        """Yields the frames that still have sound; their look-ahead is the sound's end, backwards.
+
+        A recording is cut in a room that is never silent. To the net a sudden silence after it is the hush
+        before a plosive, and the mouth would open over the last frames.
+        """
+        end, frames = self._written, frames_covering(self._written)
+        if not frames:
+            return
+        missing = first_sample(frames + self._lookahead_frames) - end
+        for window in self.push(self._last(missing)[::-1].copy()):
+            beyond = first_sample(window.frame + 1) - end
+            if beyond > 0:
+                window.sound[-beyond:] = 0  # heard is what was said
+            yield window
 
     def _due(self) -> int:
         return first_sample(self._frame + 1 + self._lookahead_frames)

@@ -23,8 +23,9 @@ def windows_of(pcm, chunks, *, window_samples=3 * 640 + 192, lookahead_frames=2)
 
 
 def expected(pcm, frame, window_samples, lookahead_frames):
-    padded = np.concatenate([np.zeros(window_samples), pcm, np.zeros(window_samples + 640 * 8)])
-    end = window_samples + 640 * (frame + 1 + lookahead_frames)
+    before = np.zeros(window_samples + 640 * 8)  # silence; after the end the sound runs backwards
+    padded = np.concatenate([before, pcm, pcm[::-1], before])
+    end = len(before) + 640 * (frame + 1 + lookahead_frames)
     return padded[end - window_samples : end].astype(np.float32)
 
 
