@@ -177,31 +177,6 @@ def frequency_row(values: F64, octaves: int) -> F64:
     return np.concatenate(parts)
 
 
-def spherical_harmonics_row(direction: F64) -> F64:
-    """(16,) real spherical harmonics of degree 0..3 of one unit direction, Condon-Shortley signs."""
-    x, y, z = (float(v) for v in direction)
-    return np.array(
-        [
-            0.28209479177387814,
-            -0.48860251190291987 * y,
-            0.48860251190291987 * z,
-            -0.48860251190291987 * x,
-            1.0925484305920792 * x * y,
-            -1.0925484305920792 * y * z,
-            0.94617469575755997 * z * z - 0.31539156525251999,
-            -1.0925484305920792 * x * z,
-            0.54627421529603959 * (x * x - y * y),
-            0.59004358992664352 * y * (y * y - 3 * x * x),
-            2.8906114426405538 * x * y * z,
-            0.45704579946446572 * y * (1 - 5 * z * z),
-            0.3731763325901154 * z * (5 * z * z - 3),
-            0.45704579946446572 * x * (1 - 5 * z * z),
-            1.4453057213202769 * z * (x * x - y * y),
-            0.59004358992664352 * x * (3 * y * y - x * x),
-        ]
-    )
-
-
 def field_pose(c2w: npt.NDArray[np.floating], camera: Camera) -> F64:
     """(3, 4) pose in the field's space of a camera-to-head pose (4, 4): the instant-ngp convention."""
     rows = np.asarray(c2w, np.float64)[[1, 2, 0]]

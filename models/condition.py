@@ -94,13 +94,3 @@ def encode_windows(windows: Tensor, prenet: FramePrenet, attention: WindowAttent
     features = prenet(windows.flatten(0, 1)).unflatten(0, windows.shape[:2])  # (B, W, C)
     out: Tensor = features[:, 0] if attention is None else attention(features)
     return out
-
-
-def window_rows(frame: Tensor, frames: int, config: ConditionConfig) -> tuple[Tensor, Tensor]:
-    """(B, W) rows of the windows of (B,) frames, held at the edges, and (B, W) whether they exist.
-
-    GeneFace puts zeros where a row does not exist in training and repeats the edge in inference.
-    """
-    offsets = torch.arange(config.window_frames, device=frame.device)
-    rows = frame[:, None] + offsets - (config.window_frames - 1 - config.lookahead_frames)
-    return rows.clamp(0, frames - 1), (rows >= 0) & (rows < frames)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Protocol
 
 import numpy as np
@@ -15,13 +14,6 @@ from torchaudio.functional import melscale_fbanks
 SAMPLE_RATE_HZ = 16000
 FRAME_SAMPLES = 640
 """Samples of one video frame: 16 kHz at 25 fps."""
-
-
-class FeatureKind(StrEnum):
-    """The front ends a speaker may name. Only `MEL` can run on a live stream and is built."""
-
-    MEL = "mel"
-    HUBERT = "hubert"
 
 
 class AudioFeatures(Protocol):

@@ -17,7 +17,7 @@ from cuda_kernels.torch_reference import (
     pose_vector,
     render_scene,
 )
-from models.condition import ConditionConfig, window_rows
+from models.condition import ConditionConfig
 from models.encodings import GridConfig
 from models.head import Head, HeadConfig
 from models.torso import Torso, TorsoConfig
@@ -171,14 +171,6 @@ def test_torso_pixels_of_several_poses_in_one_step():
     for n in range(2):
         alone = torso(x, poses[n : n + 1], background)
         torch.testing.assert_close(together.image[frame == n], alone.image[frame == n], rtol=0, atol=1e-5)
-
-
-def test_windows_hold_the_edges_and_know_it():
-    rows, exists = window_rows(torch.tensor([0, 4, 9]), 10, ConditionConfig())
-    assert rows.tolist() == [[0, 0, 0, 1, 2], [2, 3, 4, 5, 6], [7, 8, 9, 9, 9]]
-    assert exists.sum(1).tolist() == [3, 5, 3]
-    rows, _ = window_rows(torch.tensor([3]), 10, ConditionConfig(window_frames=1, lookahead_frames=0))
-    assert rows.tolist() == [[3]]
 
 
 @pytest.mark.parametrize(
