@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import TypedDict
 
 import numpy as np
 
@@ -15,6 +16,14 @@ from cuda_kernels.scene import F32, I32, U8, Camera, Grid, HeadField, Scene, Tor
 
 HEAD_RADII = (0.50, 0.45, 0.43)  # field space: up, towards the camera, across
 CAMERA_DISTANCE = 3.35  # field units, with a field of view of 21.24 degrees
+
+
+class GridKind(TypedDict):
+    """What all grids of a scene have in common."""
+
+    features: int
+    hashed: bool
+    smoothstep: bool
 
 
 def grid_offsets(
@@ -128,15 +137,15 @@ def make_scene(
     """
     random = np.random.default_rng(seed)
     geometry = hidden if geometry is None else geometry
-    kinds = {"features": features, "hashed": hashed, "smoothstep": smoothstep}
-    position = make_grid(random, dimensions=3, levels=levels, log2_rows=log2_rows, **kinds)  # type: ignore[arg-type]
+    kinds = GridKind(features=features, hashed=hashed, smoothstep=smoothstep)
+    position = make_grid(random, dimensions=3, levels=levels, log2_rows=log2_rows, **kinds)
     ambient = make_grid(
         random,
         dimensions=2,
         levels=levels,
         log2_rows=log2_rows if ambient_log2_rows is None else ambient_log2_rows,
         amplitude=0.5,
-        **kinds,  # type: ignore[arg-type]
+        **kinds,
     )
     seen = levels * features
     ambient_net = list(make_net(random, (seen + condition, *(hidden,) * (layers[0] - 1), 2)))
@@ -187,11 +196,11 @@ def _make_torso(
     layers: tuple[int, int],
     levels: int,
     log2_rows: int,
-    kinds: dict[str, bool | int],
+    kinds: GridKind,
 ) -> TorsoField:
     octaves, pose_octaves, code = 10, 4, 8
     seen = 2 * (1 + 2 * octaves) + 6 * (1 + 2 * pose_octaves) + code
-    grid = make_grid(random, dimensions=2, levels=levels, log2_rows=log2_rows, **kinds)  # type: ignore[arg-type]
+    grid = make_grid(random, dimensions=2, levels=levels, log2_rows=log2_rows, **kinds)
     deform = list(make_net(random, (seen, *(hidden,) * (layers[0] - 1), 2)))
     deform[-1] *= np.float32(0.02)
     narrow = max(4, hidden // 2)
