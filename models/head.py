@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from cuda_kernels.scene import Camera, HeadField
 from cuda_kernels.torch_reference import (
+    Packed,
+    Samples,
     WaveRender,
     composite,
     lattice_points,
@@ -93,6 +95,15 @@ class HeadConfig:
         return Camera(
             focal_px=focal_px, cx_px=cx_px, cy_px=cy_px, scale=self.camera_scale, offset=self.camera_offset
         )
+
+
+class Found(NamedTuple):
+    """The samples of N rays: M in one row, and their places among the S that each ray may have."""
+
+    samples: Samples  # (N, S)
+    packed: Packed  # (M,)
+    ray: Tensor  # (M,)
+    positions: Tensor  # (M, 3)
 
 
 class HeadRender(NamedTuple):
@@ -189,6 +200,43 @@ class Head(nn.Module):
 
     # --- drawing
 
+    @torch.no_grad()
+    def find_samples(
+        self,
+        rays_o: Tensor,
+        rays_d: Tensor,
+        *,
+        max_steps: int | None = None,
+        phase: Tensor | None = None,
+        capacity: int | None = None,
+        accumulate: bool = False,
+    ) -> Found:
+        """Where (N, 3) rays meet occupied cells; `max_steps` samples a ray, the head's own if None.
+
+        `phase`, `capacity` and `accumulate` are those of `forward`.
+        """
+        config = self.config
+        max_steps = config.max_steps if max_steps is None else max_steps
+        box = self.aabb_train if self.training else self.aabb_infer
+        near, far = near_far(rays_o, rays_d, box, min_near=config.min_near)
+        samples = march(
+            rays_o,
+            rays_d,
+            near,
+            far,
+            self.occupancy,
+            points=self.points,
+            max_steps=max_steps,
+            bound=config.bound,
+            phase=phase,
+            accumulate=accumulate,
+        )
+        packed = pack(samples.mask, capacity)
+        ray = packed.slots // max_steps
+        t = samples.t.reshape(-1)[packed.slots]
+        positions = (rays_o[ray] + t[:, None] * rays_d[ray]).clamp(-config.bound, config.bound)
+        return Found(samples, packed, ray, positions)
+
     def forward(
         self,
         rays_o: Tensor,
@@ -216,25 +264,9 @@ class Head(nn.Module):
             accumulate: form the lattice as the reference's kernel does, see `march`.
         """
         config = self.config
-        with torch.no_grad():
-            box = self.aabb_train if self.training else self.aabb_infer
-            near, far = near_far(rays_o, rays_d, box, min_near=config.min_near)
-            samples = march(
-                rays_o,
-                rays_d,
-                near,
-                far,
-                self.occupancy,
-                points=self.points,
-                max_steps=config.max_steps,
-                bound=config.bound,
-                phase=phase,
-                accumulate=accumulate,
-            )
-            packed = pack(samples.mask, capacity)
-            ray = packed.slots // config.max_steps  # (M,)
-            t = samples.t.reshape(-1)[packed.slots]
-            positions = (rays_o[ray] + t[:, None] * rays_d[ray]).clamp(-config.bound, config.bound)
+        samples, packed, ray, positions = self.find_samples(
+            rays_o, rays_d, phase=phase, capacity=capacity, accumulate=accumulate
+        )
         sigma, geometry, ambient = self.density(positions, condition, None if frame is None else frame[ray])
         if code is None:
             code = self.individual_embeddings[:1]

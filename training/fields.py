@@ -20,9 +20,6 @@ from cuda_kernels.torch_reference import (
     composite,
     field_pose,
     image_coordinates,
-    march,
-    near_far,
-    pack,
     pixel_centres,
     pose_vector,
     rays_through,
@@ -211,23 +208,10 @@ def trace(
     With a `capacity` all shapes are fixed and nothing waits for the host; rays without room do not `fits`.
     """
     config = head.config
+    samples, packed, ray, positions = head.find_samples(
+        rays_o, rays_d, max_steps=max_steps, capacity=capacity
+    )
     with torch.no_grad():
-        near, far = near_far(rays_o, rays_d, head.aabb_train, min_near=config.min_near)
-        samples = march(
-            rays_o,
-            rays_d,
-            near,
-            far,
-            head.occupancy,
-            points=head.points,
-            max_steps=max_steps,
-            bound=config.bound,
-        )
-        packed = pack(samples.mask, capacity)
-        at = packed[0]  # (M,) into the flattened (N, S)
-        ray = at // max_steps  # (M,)
-        t = samples.t.reshape(-1)[at]
-        positions = (rays_o[ray] + t[:, None] * rays_d[ray]).clamp(-config.bound, config.bound)
         wanted = samples.mask.sum(1, dtype=torch.int32).cumsum(0)
         fits = torch.ones_like(wanted, dtype=torch.bool) if capacity is None else wanted <= capacity
     with torch.autocast(rays_o.device.type, torch.bfloat16, enabled=precision == "bf16"):
