@@ -84,13 +84,14 @@ def look_up(data: SpeakerData, frames: Tensor, rows: Tensor, columns: Tensor) ->
         columns=columns,
         truth=data.pictures[at].float() / 255,
         labels=data.labels[at],
-        edge=at_edge(data.labels, *at_frames(frames, rows, columns)),
+        edge=at_edge(data.labels, frames, rows, columns),
     )
 
 
-def at_frames(frames: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Its arguments, rows and columns as int64."""
-    return frames, rows.long(), columns.long()
+def drawn_by_weight(weight: Tensor, count: int) -> Tensor:
+    """(F, count) places drawn from each row of weights (F, n), without repeating one (Gumbel's top k)."""
+    gumbel = -torch.log(-torch.log(torch.rand_like(weight).clamp(1e-9, 1 - 1e-7)))
+    return (weight.log() + gumbel).topk(count, dim=1, sorted=False).indices
 
 
 def choose_pixels(
@@ -121,8 +122,7 @@ def choose_pixels(
     inside = data.labels[chosen[:, None], rows, columns] == HEAD
     edge = at_edge(data.labels, chosen, rows, columns)
     weight = torch.where(inside, 1.0, EMPTY_WEIGHT).masked_fill(edge, EDGE_WEIGHT)
-    gumbel = -torch.log(-torch.log(torch.rand_like(weight).clamp(1e-9, 1 - 1e-7)))
-    best = (weight.log() + gumbel).topk(rest, dim=1, sorted=False).indices
+    best = drawn_by_weight(weight, rest)
     rows, columns = rows.gather(1, best), columns.gather(1, best)
 
     points = data.landmarks_2d[chosen]  # (F, 68, 2)

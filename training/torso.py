@@ -36,7 +36,7 @@ from .fields import (
     trace,
 )
 from .loop import LoopSettings, Validation
-from .pixel_choice import Pixels, figure_box, look_up
+from .pixel_choice import Pixels, drawn_by_weight, figure_box, look_up
 from .speaker_data import BACKGROUND, HEAD, NECK, SpeakerData, load_speaker_data
 
 OCCUPANCY_EVERY = 16
@@ -185,8 +185,7 @@ class TorsoTask:
         labels = data.labels[frames[:, None], rows, columns]
         weight = torch.where(labels >= NECK, 1.0, EMPTY_WEIGHT)
         weight = weight.masked_fill(self._differs(frames, rows, columns, labels), EDGE_WEIGHT)
-        gumbel = -torch.log(-torch.log(torch.rand_like(weight).clamp(1e-9, 1 - 1e-7)))
-        best = (weight.log() + gumbel).topk(settings.pixels_per_frame, dim=1, sorted=False).indices
+        best = drawn_by_weight(weight, settings.pixels_per_frame)
         return look_up(data, frames, rows.gather(1, best), columns.gather(1, best))
 
     def _differs(self, frames: Tensor, rows: Tensor, columns: Tensor, labels: Tensor) -> Tensor:
