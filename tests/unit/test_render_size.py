@@ -51,6 +51,22 @@ def test_a_size_is_believed_only_once_it_was_timed():
     assert choose(worse_than_foretold).size_px == 192
 
 
+def test_one_busy_moment_does_not_cost_a_size():
+    quiet = Machine(450)
+    busy_once = [True]
+
+    def busy_at_256(size_px):
+        cost = quiet(size_px)
+        if size_px == 256 and busy_once.pop():
+            busy_once.append(False)
+            return FrameCost(render_ms=3 * cost.render_ms, other_ms=cost.other_ms)
+        return cost
+
+    chosen = choose(busy_at_256)
+    assert (chosen.size_px, chosen.keeps_up) == (256, True)
+    assert quiet.timed.count(256) == 2
+
+
 def test_nothing_larger_than_the_bundle_is_drawn():
     assert choose(Machine(1), largest_px=256).size_px == 256
     assert choose(Machine(1), largest_px=96).size_px == 96
