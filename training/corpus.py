@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from models.features import FRAME_SAMPLES, SAMPLE_RATE_HZ
 from preparation.media import read_pcm
@@ -455,10 +456,11 @@ class DegradeSettings:
     room_share: float = field(default=0.4, metadata={"help": "share with reverberation"})
     room_longest_s: float = field(default=0.5, metadata={"help": "longest time to fall by 60 dB"})
     babble_share: float = field(default=0.12, metadata={"help": "share with another voice far behind"})
+    gate_share: float = field(default=0.2, metadata={"help": "share with a noise gate: zeros between words"})
 
 
 def degrade(pcm: Tensor, settings: DegradeSettings | None = None) -> Tensor:
-    """The sound (B, N) as a microphone in a room may deliver it: tone, room, noise, babble, gain, clipping.
+    """The sound (B, N) as a microphone in a room may deliver it: tone, room, noise, gate, gain, clipping.
 
     The direct path stays at its time, so lips and sound stay in step.
     """
@@ -511,8 +513,21 @@ def degrade(pcm: Tensor, settings: DegradeSettings | None = None) -> Tensor:
     noise_level = torch.where(level > 1e-3, level * ratio, quiet)
     mixed = mixed + chosen(settings.noise_share) * noise_level * noise
 
+    mixed = mixed * (1 - chosen(settings.gate_share) * (1 - _gate(pcm)))
+
     loud = 10 ** (uniform(settings.gain_low_db, settings.gain_high_db, 1) / 20)
     return torch.lerp(pcm, (mixed * loud).clamp(-1, 1), chosen(settings.share))
+
+
+def _gate(clean: Tensor) -> Tensor:
+    """(B, N) 1 while somebody makes a sound in (B, N) and some 50 to 300 ms around it, else 0."""
+    hop = SAMPLE_RATE_HZ // 50
+    batch, samples = clean.shape
+    hops = functional.pad(clean.abs(), (0, -samples % hop)).view(batch, -1, hop).amax(2)  # (B, hops)
+    loud = (hops > 0.03 * hops.amax(1, keepdim=True).clamp(min=1e-3)).float()
+    around = int(torch.randint(2, 16, ()))
+    open_ = functional.max_pool1d(loud[:, None], 2 * around + 1, stride=1, padding=around)[:, 0]
+    return open_.repeat_interleave(hop, 1)[:, :samples]
 
 
 def _fast_length(samples: int) -> int:

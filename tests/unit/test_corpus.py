@@ -135,6 +135,24 @@ def test_digital_silence_becomes_noise_at_most():
     assert 0 < dirty.square().mean().sqrt() < 0.1
 
 
+def test_a_gate_leaves_nothing_between_words_and_words_alone():
+    clean = torch.zeros(4, 32000)
+    clean[:, 12800:16000] = 0.5 * torch.sin(torch.arange(3200) * 0.3)
+    only_noise = {
+        "tone_db": 0.0,
+        "band_share": 0.0,
+        "room_share": 0.0,
+        "babble_share": 0.0,
+        "noise_share": 1.0,
+    }
+    gated = degrade(clean, DegradeSettings(share=1.0, gate_share=1.0, **only_noise))
+    assert gated[:, :7000].abs().max() == 0
+    assert gated[:, 22000:].abs().max() == 0
+    assert gated[:, 12500:12800].abs().amin(1).max() > 0  # it opens before the word, noise is heard
+    voice = (gated[:, 12800:16000] * clean[:, 12800:16000]).sum(1)
+    assert (voice / gated[:, 12800:16000].norm(dim=1) / clean[0, 12800:16000].norm() > 0.7).all()
+
+
 def test_a_share_of_zero_degrades_nothing(corpus):
     clean = corpus.train.clip_pcm(1)[None]
     assert torch.equal(degrade(clean, DegradeSettings(share=0.0)), clean)
