@@ -46,8 +46,8 @@ def choose_render_size(
 ) -> RenderSize:
     """Returns the largest size whose frames fit the budget, else the smallest.
 
-    One size is timed, the others are foretold from it by their pixels, and the one chosen is timed
-    before it is believed; so slow sizes are never drawn.
+    One size is timed, the others are foretold by their pixels from the nearest one that was, and the one
+    chosen is timed before it is believed; so slow sizes are never drawn, and one busy moment costs no size.
 
     Args:
         measure: draws a few frames at a size and says what they take.
@@ -59,20 +59,25 @@ def choose_render_size(
     """
     sizes = [size for size in sizes_px if size <= largest_px] or [largest_px]
     probe = min(sizes, key=lambda size: abs(size - _PROBE_PX))
-    probed = measure(probe)
+
+    def quieter_of_two(size: int) -> FrameCost:  # a moment's noise is not the machine
+        return min(measure(size), measure(size), key=lambda cost: cost.frame_ms(threads=threads, cores=cores))
+
+    timed = {probe: quieter_of_two(probe)}
 
     def foretold_ms(size: int) -> float:
-        scaled = FrameCost(render_ms=probed.render_ms * (size / probe) ** 2, other_ms=probed.other_ms)
+        nearest = min(timed, key=lambda other: abs(other - size))
+        cost = timed[nearest]
+        scaled = FrameCost(render_ms=cost.render_ms * (size / nearest) ** 2, other_ms=cost.other_ms)
         return scaled.frame_ms(threads=threads, cores=cores)
 
-    for size in sizes:
-        last = size == sizes[-1]
-        if not last and foretold_ms(size) > budget_ms * 1.15:  # what is a little over is worth a look
-            continue
-        cost = probed if size == probe else measure(size)
-        frame_ms = cost.frame_ms(threads=threads, cores=cores)
-        if frame_ms > budget_ms >= foretold_ms(size):  # a busy moment, perhaps: it gets a second chance
-            frame_ms = min(frame_ms, measure(size).frame_ms(threads=threads, cores=cores))
-        if frame_ms <= budget_ms or last:
-            return RenderSize(size_px=size, frame_ms=frame_ms, keeps_up=frame_ms <= FRAME_BUDGET_MS)
-    raise AssertionError("the smallest size is always taken")
+    while True:
+        for size in sizes:
+            last = size == sizes[-1]
+            if size in timed:
+                frame_ms = foretold_ms(size)  # its own
+                if frame_ms <= budget_ms or last:
+                    return RenderSize(size_px=size, frame_ms=frame_ms, keeps_up=frame_ms <= FRAME_BUDGET_MS)
+            elif last or foretold_ms(size) <= budget_ms * 1.15:  # what is a little over is worth a look
+                timed[size] = quieter_of_two(size)
+                break  # what is known now may foretell larger ones better

@@ -67,6 +67,16 @@ def test_one_busy_moment_does_not_cost_a_size():
     assert quiet.timed.count(256) == 2
 
 
+def test_a_busy_moment_at_the_first_look_does_not_cost_a_size():
+    quiet = Machine(450)
+
+    def busy_at_first(size_px):
+        cost = quiet(size_px)
+        return cost if len(quiet.timed) > 1 else FrameCost(render_ms=1.9 * cost.render_ms, other_ms=0.0)
+
+    assert choose(busy_at_first).size_px == 256
+
+
 def test_nothing_larger_than_the_bundle_is_drawn():
     assert choose(Machine(1), largest_px=256).size_px == 256
     assert choose(Machine(1), largest_px=96).size_px == 96
