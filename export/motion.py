@@ -97,21 +97,6 @@ def window_samples(window_frames: int, features: AudioFeatures) -> int:
     return FRAME_SAMPLES * window_frames + features.left_context_samples
 
 
-def motion_windows(pcm: F32, *, window_frames: int, lookahead_frames: int, left_context_samples: int) -> F32:
-    """Returns the windows (T, window_samples) for each whole frame of `pcm` (samples,), silence around it.
-
-    The window of frame i ends at sample 640 (i + 1 + lookahead_frames).
-    """
-    frames = len(pcm) // FRAME_SAMPLES
-    width = FRAME_SAMPLES * window_frames + left_context_samples
-    left = width - FRAME_SAMPLES * (1 + lookahead_frames)
-    padded = np.pad(
-        pcm[: frames * FRAME_SAMPLES], (max(0, left), FRAME_SAMPLES * lookahead_frames)
-    )  # (samples,)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, width)[::FRAME_SAMPLES]
-    return np.ascontiguousarray(windows[:frames])
-
-
 def export_motion(
     audio2motion: Audio2Motion,
     postnet: PostNet | None,

@@ -59,7 +59,6 @@ class FrameRenderer:
         self._raymarcher = raymarcher
         self.output_px = output_px
         self.render_px = render_px
-        # On May's video swscale's cubic filter is as close to the full size as OpenCV's, in less time.
         self._converter = I420Converter(width_px=output_px, height_px=output_px)
         self._boxes = mouth_boxes if render_px < output_px else None
         if self._boxes is not None:

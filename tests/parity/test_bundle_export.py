@@ -11,10 +11,11 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from causal_networks import motion_windows
 
 from cuda_kernels.torch_reference import render_scene
 from export.cli import main
-from export.motion import motion_window_frames, motion_windows
+from export.motion import motion_window_frames
 from export.performance import rotations_of
 from models.audio2motion import Audio2Motion, Audio2MotionConfig
 from models.condition import ConditionConfig

@@ -7,6 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from causal_networks import motion_windows, unsettled
 from torch import nn
 
 from export.motion import (
@@ -15,26 +16,12 @@ from export.motion import (
     export_motion,
     export_syncnet,
     motion_window_frames,
-    motion_windows,
 )
 from models.audio2motion import Audio2Motion, Audio2MotionConfig
 from models.features import FRAME_SAMPLES, LogMel, LogMelConfig
 from models.postnet import PostNet, PostNetConfig
 from models.syncnet import SyncNet, SyncNetConfig
 from preparation.media import read_pcm
-
-
-def unsettled(module: nn.Module, seed: int) -> nn.Module:
-    """Returns the module in evaluation mode, weights that begin at zero drawn anew."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in module.parameters():
-        if not parameter.any():
-            nn.init.normal_(parameter, 0, 0.1, generator=generator)
-    for layer in module.modules():
-        if isinstance(layer, nn.BatchNorm1d):
-            layer.running_mean.normal_(0, 0.3, generator=generator)
-            layer.running_var.uniform_(0.5, 2, generator=generator)
-    return module.eval()
 
 
 @pytest.fixture(scope="module")

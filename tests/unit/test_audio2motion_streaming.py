@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from causal_networks import unsettled
 
 from models.audio2motion import Audio2Motion, Audio2MotionConfig, Audio2MotionOutput, latent_noise
 from models.features import FRAME_SAMPLES, LogMel
@@ -17,29 +17,16 @@ TOLERANCE = 1e-5
 """The same sums in another order: float32 leaves some 1e-6 on values around 1."""
 
 
-def stirred(module: nn.Module) -> nn.Module:
-    """Returns the module in evaluation mode with no weight at zero and batch norms that do something."""
-    generator = torch.Generator().manual_seed(1)
-    for parameter in module.parameters():
-        if not parameter.any():
-            nn.init.normal_(parameter, 0, 0.1, generator=generator)
-    for layer in module.modules():
-        if isinstance(layer, nn.BatchNorm1d):
-            layer.running_mean.normal_(0, 0.3, generator=generator)
-            layer.running_var.uniform_(0.5, 2, generator=generator)
-    return module.eval()
-
-
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return stirred(Audio2Motion(Audio2MotionConfig.streaming()))
+    return unsettled(Audio2Motion(Audio2MotionConfig.streaming()))
 
 
 @pytest.fixture(scope="module")
 def postnet():
     torch.manual_seed(0)
-    return stirred(PostNet(PostNetConfig.streaming()))
+    return unsettled(PostNet(PostNetConfig.streaming()))
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +44,7 @@ def landmarks_of(model, postnet, pcm):
 @pytest.mark.parametrize("frame", [0, 10, 50])
 def test_hears_nothing_later_than_the_lookahead(postnet, pcm, lookahead_frames, frame):
     torch.manual_seed(0)
-    model = stirred(Audio2Motion(Audio2MotionConfig.streaming(lookahead_frames=lookahead_frames)))
+    model = unsettled(Audio2Motion(Audio2MotionConfig.streaming(lookahead_frames=lookahead_frames)))
     changed = pcm.clone()
     changed[:, FRAME_SAMPLES * (frame + 1 + lookahead_frames) :] = 0.5
     before, after = landmarks_of(model, postnet, pcm), landmarks_of(model, postnet, changed)
@@ -117,7 +104,7 @@ def test_weight_norm_worked_out_says_the_same(model, pcm):
 
 def test_frames_out_of_the_mask_change_neither_the_rest_nor_the_kl():
     torch.manual_seed(0)
-    model = stirred(Audio2Motion(Audio2MotionConfig(feature_dimension=8, hidden_channels=16)))
+    model = unsettled(Audio2Motion(Audio2MotionConfig(feature_dimension=8, hidden_channels=16)))
     features, motion = torch.randn(1, 48, 8), torch.randn(1, 24, 204)
     mask = torch.ones(1, 24)
     mask[:, 16:] = 0
@@ -184,7 +171,7 @@ def test_kl_of_a_standard_normal_is_nought_and_of_a_shifted_one_half_its_square(
 def test_gradients_reach_every_part():
     torch.manual_seed(0)
     model = Audio2Motion(Audio2MotionConfig.streaming())
-    stirred(model).train()
+    unsettled(model).train()
     features, motion = torch.randn(2, 2 * 24, 80), torch.randn(2, 20, 204)
     out = model(features, motion)
     (out.kl() + (out.reconstruction - motion).square().mean()).backward()
