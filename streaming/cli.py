@@ -1,4 +1,4 @@
-"""`geneface-stream`: a recording in, a video of the speaker saying it out."""
+"""`geneface-stream`: a live server, a recording into a video, or a microphone into a window."""
 
 from __future__ import annotations
 
@@ -35,20 +35,37 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog=PROGRAM,
-        description="Turns speech into a video of a trained speaker saying it.",
+        description="A trained speaker says what you say: live in a browser, from a recording, in a window.",
         epilog="Every flag can also be set as a variable, --render-size as GENEFACE_RENDER_SIZE.",
         allow_abbrev=False,
     )
     defaults = StreamSettings()
+    groups: dict[str, argparse._ArgumentGroup] = {}
     for name, option in options().items():
         default = getattr(defaults, name)
-        text = option.help if default in (None, False) else f"{option.help} (default: {default})"
-        if option.metavar:
-            parser.add_argument(flag(name), metavar=option.metavar, default=argparse.SUPPRESS, help=text)
-        else:
-            parser.add_argument(
+        text = option.help if default in (None, False, ()) else f"{option.help} (default: {default})"
+        group = groups.setdefault(option.group, parser.add_argument_group(option.group))
+        if not option.metavar:
+            group.add_argument(
                 flag(name), action="store_const", const="true", default=argparse.SUPPRESS, help=text
             )
+        elif option.several:
+            group.add_argument(
+                flag(name), action="append", metavar=option.metavar, default=argparse.SUPPRESS, help=text
+            )
+        elif option.without_value is not None:
+            group.add_argument(
+                flag(name),
+                nargs="?",
+                const=option.without_value,
+                metavar=option.metavar,
+                default=argparse.SUPPRESS,
+                help=text,
+            )
+        else:
+            group.add_argument(flag(name), metavar=option.metavar, default=argparse.SUPPRESS, help=text)
+    parser.add_argument("--check", action="store_true", help="say what works on this machine, and end")
+    parser.add_argument("--list-devices", action="store_true", help="show the microphones here, and end")
     parser.add_argument("--list-speakers", action="store_true", help="show the speakers there are, and end")
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {_version()}")
     return parser
@@ -101,17 +118,23 @@ class _Interruption:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit code: 0 done, 2 bad input or usage, 1 anything else."""
     given = vars(_parser().parse_args(arguments))
-    list_them = given.pop("list_speakers")
+    only = [name for name in ("check", "list_devices", "list_speakers") if given.pop(name)]
+    # A flag that was given several times is one text, as its variable is.
+    texts = {name: ",".join(text) if isinstance(text, list) else text for name, text in given.items()}
     logging.basicConfig(level=logging.WARNING, format=f"{PROGRAM}: %(message)s")
     interruption = _Interruption()
     try:
         with interruption.installed():
-            settings = resolve_settings(given, os.environ)
-            if list_them:
-                return _list_speakers(settings)
-            return _speak(settings, interruption)
+            settings = resolve_settings(texts, os.environ)
+            if only:
+                return _ONLY[only[0]](settings)
+            if settings.mic is not None:
+                return _speak_here(settings, interruption)
+            if settings.input is not None or settings.output is not None:
+                return _speak(settings, interruption)
+            return _serve(settings)
     except Stopped:
-        print(f"{PROGRAM}: stopped by {interruption.name}; nothing was written", file=sys.stderr)
+        print(f"{PROGRAM}: stopped by {interruption.name}", file=sys.stderr)
         return FAILED
     except Exception as error:
         if _is_bad_input(error):
@@ -145,10 +168,7 @@ def _list_speakers(settings: StreamSettings) -> int:
 
 def _speak(settings: StreamSettings, interruption: _Interruption) -> int:
     if settings.input is None:
-        raise InputError(
-            "the live server is not part of this version yet; "
-            "give a recording with --input speech.wav --output talking.mp4"
-        )
+        raise InputError("--input is missing; say what is to be spoken, for example --input speech.wav")
     if settings.output is None:
         raise InputError("--output is missing; say where the video goes, for example --output talking.mp4")
     targets = [path.resolve() for path in (settings.output, settings.landmarks) if path is not None]
@@ -218,6 +238,50 @@ def _speak(settings: StreamSettings, interruption: _Interruption) -> int:
         f"in {report.spent_s:.1f} s (real-time factor {report.real_time_factor:.2f}) on {device}"
     )
     return DONE
+
+
+def _serve(settings: StreamSettings) -> int:
+    from .server import serve
+
+    logging.getLogger("streaming").setLevel(logging.INFO)
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    try:
+        serve(settings, say=say)
+    except Stopped:  # the server has ended in order; its signal comes again afterwards
+        say(f"{PROGRAM}: ended")
+    return DONE
+
+
+def _speak_here(settings: StreamSettings, interruption: _Interruption) -> int:
+    from .local_run import LiveRun
+
+    with LiveRun(settings) as live:
+        print(live.describe(), file=sys.stderr)
+        with interruption.polled():
+            report = live.run(stopped=interruption.received)
+    print(report.summary())
+    return DONE
+
+
+def _check(settings: StreamSettings) -> int:
+    from .check import exit_code, run_checks, table
+
+    results = run_checks(settings)
+    print(table(results))
+    return exit_code(results)
+
+
+def _list_devices(_: StreamSettings) -> int:
+    from .local_microphone import list_devices
+
+    print(list_devices())
+    return DONE
+
+
+_ONLY = {"check": _check, "list_devices": _list_devices, "list_speakers": _list_speakers}
 
 
 if __name__ == "__main__":

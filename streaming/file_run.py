@@ -13,25 +13,23 @@ import numpy.typing as npt
 from models.speaker import Speaker
 
 from .audio_file import AudioFile
-from .clock import FRAME_RATE_HZ, MonotonicClock, SystemClock
+from .clock import FRAME_RATE_HZ, MonotonicClock
 from .engine import Engine
 from .errors import InputError, Stopped
+from .frame_cost import FrameCostMeter
 from .landmark_output import LandmarkOutput
-from .landmarks import LandmarkFilter
 from .mouth import FEATHER_SHARE, mouth_boxes
-from .performance import PoseLoop
 from .pipeline import Frame, Pipeline
 from .queues import Overflow
-from .render_size import FRAME_BUDGET_MS, FrameCost, RenderSize, choose_render_size
+from .render_size import FRAME_BUDGET_MS, RenderSize, choose_render_size
 from .renderer import FrameRenderer, Raymarcher
 from .stage_times import StageTimes
-from .video_output import VideoOutput, encode_ms
+from .video_output import VideoOutput
 
 F32 = npt.NDArray[np.float32]
 
 MOST_THREADS = 8
 _POLL_S = 0.2
-_PROBES = 3  # frames drawn at each size that is timed
 
 
 def open_raymarcher(speaker: Speaker, *, threads: int) -> Raymarcher:
@@ -80,54 +78,10 @@ def size_that_keeps_up(
     clock: MonotonicClock | None = None,
 ) -> RenderSize:
     """Returns the render size for this machine, from drawing, scaling and encoding a few real frames."""
-    clock = clock or SystemClock()
-    motion, condition = engines
-    silence = np.zeros((1, speaker.motion.window_samples), np.float32)
-    settle = LandmarkFilter(
-        mean=speaker.motion.landmark_mean,
-        std=speaker.motion.landmark_std,
-        clamp_std=speaker.motion.clamp_std,
-        ema=0.0,
+    meter = FrameCostMeter(
+        speaker, engines, lambda size_px: make_renderer(speaker, raymarcher, size_px), clock=clock
     )
-    poses = PoseLoop(speaker.poses)
-    spread = [len(poses) * i // _PROBES for i in range(_PROBES)]
-
-    def timed(work: Callable[[], object]) -> float:
-        start_s = clock.now_s()
-        work()
-        return (clock.now_s() - start_s) * 1000
-
-    def condition_of_silence() -> F32:
-        row = settle.step(motion.run(silence)).reshape(1, -1)
-        return condition.run(np.repeat(row, speaker.condition.window_frames, axis=0))
-
-    nets_ms = min(timed(condition_of_silence) for _ in range(_PROBES))
-    neutral = condition_of_silence()
-    encoder_ms: list[float] = []
-
-    def measure(size_px: int) -> FrameCost:
-        renderer = make_renderer(speaker, raymarcher, size_px)
-        draw_ms, finish_ms, pictures = [], [], []
-        for pose, c2w in (poses.at(frame) for frame in spread):
-            costs = []
-            for _ in range(2):  # the faster counts: a moment's noise is not the machine
-                start_s = clock.now_s()
-                whole = renderer.draw_whole(c2w=c2w, condition=neutral)
-                mouth, box = renderer.draw_mouth(c2w=c2w, condition=neutral, pose=pose)
-                drawn_s = clock.now_s()
-                picture = renderer.finish(whole, mouth, box)
-                costs.append((drawn_s - start_s, clock.now_s() - drawn_s))
-            pictures.append(picture)
-            draw_ms.append(min(cost[0] for cost in costs) * 1000)
-            finish_ms.append(min(cost[1] for cost in costs) * 1000)
-        if not encoder_ms:
-            encoder_ms.append(encode_ms(pictures, clock))
-        return FrameCost(
-            render_ms=float(np.median(draw_ms)),
-            other_ms=nets_ms + float(np.median(finish_ms)) + encoder_ms[0],
-        )
-
-    return choose_render_size(measure, largest_px=speaker.image_size_px, threads=threads, cores=cores)
+    return choose_render_size(meter.measure, largest_px=speaker.image_size_px, threads=threads, cores=cores)
 
 
 @dataclass(frozen=True, kw_only=True)

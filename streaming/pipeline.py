@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from models.speaker import Speaker
 
-from .clock import FRAME_SAMPLES, SAMPLE_RATE_HZ, MediaClock, samples_to_ms
+from .clock import FRAME_SAMPLES, SAMPLE_RATE_HZ, MediaClock, MonotonicClock, SystemClock, samples_to_ms
 from .engine import Engine, OnnxEngine
 from .errors import Stopped
 from .i420 import Box, to_rgb
@@ -60,6 +60,10 @@ class Frame:
     picture: U8  # (size * 3 / 2, size) planar I420, BT.601, limited range: what encoders take
     sound: F32  # (640,) 16 kHz mono
     landmarks: F32  # (68, 3) as drawn: smoothed, with blinks
+    windowed_s: float  # when the last sound that it looks ahead to was there, on the pipeline's clock
+    finished_s: float  # when the picture was done
+    draw_ms: float  # what the raymarcher took, whole and mouth
+    render_px: int  # side of what the raymarcher drew
 
     def rgb(self) -> U8:
         """Returns the picture as (size, size, 3) uint8 RGB, to look at."""
@@ -82,11 +86,14 @@ class _Conditioned:
     condition: F32
     sound: F32
     landmarks: F32
+    windowed_s: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Drawn:
     of: _Conditioned
+    renderer: FrameRenderer
+    draw_ms: float
     whole: U8
     mouth: U8 | None
     mouth_box: Box
@@ -128,6 +135,7 @@ class Pipeline:
         bounds: QueueBounds | None = None,
         seed: int = 0,
         times: StageTimes | None = None,
+        clock: MonotonicClock | None = None,
     ) -> None:
         """Builds the stages; `start` sets them going.
 
@@ -139,10 +147,13 @@ class Pipeline:
             bounds: how much may wait between stages.
             seed: picks the blinks.
             times: where working times are added up.
+            clock: tells when a frame passed a stage.
         """
         bounds = bounds or QueueBounds()
         self.times = times or StageTimes()
-        self._renderer = renderer
+        self.renderer = renderer
+        """Draws the next frame; may be changed between any two, from any thread."""
+        self._now = clock or SystemClock()
         self._motion_engine, self._condition_engine = engines or open_engines(speaker)
         self._filter = LandmarkFilter(
             mean=speaker.motion.landmark_mean,
@@ -160,9 +171,12 @@ class Pipeline:
         self._poses = PoseLoop(speaker.poses)
         self._blink = self._filter.scale(speaker.blinks)  # (F, 68, 3) in standard deviations
         self._blinks = BlinkSchedule(seed=seed, blink_frames=len(self._blink))
-        self._waiting: list[tuple[int, F32, F32]] = []  # frames whose condition window is not whole yet
+        self._waiting: list[
+            tuple[PcmWindow, F32, float]
+        ] = []  # frames whose condition window is not whole yet
         self._clock = MediaClock()
         self._epoch = 0
+        self._window_came_s = 0.0
         self._audio: BoundedQueue[_Chunk] = BoundedQueue(
             name="audio",
             bound_ms=bounds.audio_ms,
@@ -331,6 +345,7 @@ class Pipeline:
                 self._windows.reset()
                 self._waiting.clear()
             # Live sound that was dropped leaves a gap: silence takes its place, and the clock stays true.
+            self._window_came_s = self._now.now_s()
             for window in self._ring.skip_to(chunk.start_sample):
                 self._draw_motion(epoch, window)
             for window in self._ring.push(chunk.samples):
@@ -350,12 +365,13 @@ class Pipeline:
             if phase is not None:
                 # After clamp and smoothing: both are for noise, and would leave the lids half open.
                 normalized = normalized + self._blink[phase]
-        self._waiting.append((window.frame, normalized, window.sound))
+        self._waiting.append((window, normalized, self._window_came_s))
         for ready in self._windows.push(normalized):
             self._condition(epoch, ready)
 
     def _condition(self, epoch: int, window: F32) -> None:
-        index, normalized, sound = self._waiting.pop(0)
+        of, normalized, windowed_s = self._waiting.pop(0)
+        index = of.frame
         with self.times.of("condition"):
             condition = self._condition_engine.run(np.ascontiguousarray(window, np.float32))
         pose, c2w = self._poses.at(index)
@@ -366,8 +382,9 @@ class Pipeline:
                 pose=pose,
                 c2w=c2w,
                 condition=condition,
-                sound=sound,
+                sound=of.sound,
                 landmarks=self._filter.restore(normalized),
+                windowed_s=windowed_s,
             )
         )
 
@@ -379,11 +396,15 @@ class Pipeline:
                 return
             if item.epoch != self._epoch:
                 continue
+            renderer, start_s = self.renderer, self._now.now_s()
             with self.times.of("render"):
-                whole = self._renderer.draw_whole(c2w=item.c2w, condition=item.condition)
+                whole = renderer.draw_whole(c2w=item.c2w, condition=item.condition)
             with self.times.of("mouth"):
-                mouth, box = self._renderer.draw_mouth(c2w=item.c2w, condition=item.condition, pose=item.pose)
-            self._drawings.put(_Drawn(of=item, whole=whole, mouth=mouth, mouth_box=box))
+                mouth, box = renderer.draw_mouth(c2w=item.c2w, condition=item.condition, pose=item.pose)
+            draw_ms = (self._now.now_s() - start_s) * 1000
+            self._drawings.put(
+                _Drawn(of=item, renderer=renderer, draw_ms=draw_ms, whole=whole, mouth=mouth, mouth_box=box)
+            )
 
     def _run_finish(self) -> None:
         while True:
@@ -395,6 +416,15 @@ class Pipeline:
             if item.epoch != self._epoch:
                 continue
             with self.times.of("upscale"):
-                picture = self._renderer.finish(drawn.whole, drawn.mouth, drawn.mouth_box)
-            frame = Frame(index=item.index, picture=picture, sound=item.sound, landmarks=item.landmarks)
+                picture = drawn.renderer.finish(drawn.whole, drawn.mouth, drawn.mouth_box)
+            frame = Frame(
+                index=item.index,
+                picture=picture,
+                sound=item.sound,
+                landmarks=item.landmarks,
+                windowed_s=item.windowed_s,
+                finished_s=self._now.now_s(),
+                draw_ms=drawn.draw_ms,
+                render_px=drawn.renderer.render_px,
+            )
             self._frames.put((item.epoch, frame))

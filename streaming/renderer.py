@@ -32,6 +32,9 @@ class Raymarcher(Protocol):
     def warm_up(self) -> float:
         """Gets the kernels ready; returns the seconds it took."""
 
+    def close(self) -> None:
+        """Ends what it has running; drawing is over."""
+
 
 class FrameRenderer:
     """Draws a frame at `render_px`, and the mouth at full resolution on top when that is smaller."""

@@ -8,15 +8,30 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from .errors import InputError
 
 ENVIRONMENT_PREFIX = "GENEFACE_"
 SMALLEST_RENDER_PX = 96
+SHORTEST_TOKEN = 8
 
 
 def _render_size(text: str) -> int | None:
     return None if text == "auto" else int(text)
+
+
+def _texts(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _port_range(text: str) -> tuple[int, int]:
+    first, _, last = text.partition("-")
+    return int(first), int(last)
+
+
+def _codec(text: str) -> str:
+    return {"auto": "auto", "h264": "H264", "vp8": "VP8"}[text.lower()]
 
 
 def _switch(text: str) -> bool:
@@ -30,6 +45,16 @@ class Option:
     parse: Callable[[str], object]
     help: str
     metavar: str = ""  # empty: a switch, which takes no value as a flag
+    group: str = "who speaks, and how it is drawn"
+    several: bool = False  # the flag may be given several times; as a variable, separated by commas
+    without_value: str | None = None  # what the flag means when no value follows it
+
+
+VIDEO_FILE = "a recording into a video"
+SERVER = "the live server"
+LOCAL = "this machine's own microphone"
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
+DEFAULT_MICROPHONE = "default"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,21 +73,30 @@ class StreamSettings:
             parse=Path,
             help="the recording to speak: anything ffmpeg decodes, sound or video",
             metavar="FILE",
+            group=VIDEO_FILE,
         ),
     ] = None
     output: Annotated[
         Path | None,
-        Option(parse=Path, help="the video to write (.mp4, .m4v, .mov or .mkv)", metavar="FILE"),
+        Option(
+            parse=Path, help="the video to write (.mp4, .m4v, .mov or .mkv)", metavar="FILE", group=VIDEO_FILE
+        ),
     ] = None
     landmarks: Annotated[
-        Path | None, Option(parse=Path, help="also write the motion that was drawn, as .npz", metavar="FILE")
+        Path | None,
+        Option(
+            parse=Path,
+            help="also write the motion that was drawn, as .npz",
+            metavar="FILE",
+            group=VIDEO_FILE,
+        ),
     ] = None
     render_size: Annotated[
         int | None,
         Option(
             parse=_render_size,
-            help="pixels a side that the raymarcher draws, or auto: the largest that keeps up here "
-            "(default: auto)",
+            help="pixels a side that the raymarcher draws, or auto: the largest that keeps up here; live, "
+            "it follows the machine's load (default: auto)",
             metavar="N|auto",
         ),
     ] = None
@@ -78,9 +112,100 @@ class StreamSettings:
         int, Option(parse=int, help="threads of the raymarcher; 0: one a core, at most 8", metavar="N")
     ] = 0
     crf: Annotated[
-        int, Option(parse=int, help="quality of the video, 0 (best) to 51 (worst)", metavar="N")
+        int,
+        Option(parse=int, help="quality of the video, 0 (best) to 51 (worst)", metavar="N", group=VIDEO_FILE),
     ] = 20
     quiet: Annotated[bool, Option(parse=_switch, help="show no progress")] = False
+    host: Annotated[
+        str,
+        Option(
+            parse=str,
+            help="the address to listen on; any but this machine's own needs --token (or --allow-anonymous) "
+            "and TLS",
+            metavar="ADDRESS",
+            group=SERVER,
+        ),
+    ] = "127.0.0.1"
+    port: Annotated[
+        int, Option(parse=int, help="the TCP port of page and API; 0: any", metavar="N", group=SERVER)
+    ] = 8010
+    token: Annotated[
+        str | None,
+        Option(parse=str, help="who wants a session must know it (bearer)", metavar="SECRET", group=SERVER),
+    ] = None
+    allow_anonymous: Annotated[
+        bool, Option(parse=_switch, help="let everybody in who reaches --host", group=SERVER)
+    ] = False
+    allow_origin: Annotated[
+        tuple[str, ...],
+        Option(
+            parse=_texts,
+            help="another site, https://example.org, whose pages may show the avatar; several may be given",
+            metavar="ORIGIN",
+            group=SERVER,
+            several=True,
+        ),
+    ] = ()
+    tls_cert: Annotated[
+        Path | None, Option(parse=Path, help="certificate chain, PEM", metavar="FILE", group=SERVER)
+    ] = None
+    tls_key: Annotated[
+        Path | None, Option(parse=Path, help="its private key, PEM", metavar="FILE", group=SERVER)
+    ] = None
+    tls_self_signed: Annotated[
+        bool, Option(parse=_switch, help="make a certificate for this run; browsers will warn", group=SERVER)
+    ] = False
+    ice_server: Annotated[
+        tuple[str, ...],
+        Option(
+            parse=_texts,
+            help="stun:HOST[:PORT] or turn:USER:PASSWORD@HOST[:PORT][?transport=tcp]; several may be given; "
+            "none is asked unless given",
+            metavar="URL",
+            group=SERVER,
+            several=True,
+        ),
+    ] = ()
+    udp_port_range: Annotated[
+        tuple[int, int] | None,
+        Option(
+            parse=_port_range, help="UDP ports for sound and pictures", metavar="FIRST-LAST", group=SERVER
+        ),
+    ] = None
+    codec: Annotated[
+        str,
+        Option(
+            parse=_codec,
+            help="auto: the first of h264 and vp8 that the browser knows",
+            metavar="auto|h264|vp8",
+            group=SERVER,
+        ),
+    ] = "auto"
+    bitrate_kbps: Annotated[
+        int, Option(parse=int, help="of the video, at most", metavar="N", group=SERVER)
+    ] = 1200
+    max_sessions: Annotated[
+        int,
+        Option(
+            parse=int,
+            help="at most so many at once; 0: as many as this machine draws",
+            metavar="N",
+            group=SERVER,
+        ),
+    ] = 0
+    mic: Annotated[
+        str | None,
+        Option(
+            parse=str,
+            help="speak into this machine's microphone: a number or a part of its name (--list-devices)",
+            metavar="DEVICE",
+            group=LOCAL,
+            without_value=DEFAULT_MICROPHONE,
+        ),
+    ] = None
+    preview: Annotated[
+        bool, Option(parse=_switch, help="show the speaker in a window; with --mic", group=LOCAL)
+    ] = False
 
     def __post_init__(self) -> None:
         """Refuses values out of range.
@@ -100,8 +225,68 @@ class StreamSettings:
             raise InputError(f"--threads: expected 0 (one a core) to 64, got {self.threads}; leave it out")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"--seed: expected 0 to 2**63 - 1, got {self.seed}; leave it out")
+        self._check_server()
+        if self.preview and self.mic is None:
+            raise InputError("--preview: expected --mic with it, got none; give --mic, or leave both out")
+        if self.mic is not None and not self.preview:
+            raise InputError("--mic: expected --preview with it, the window to show the speaker in, got none")
+        if self.mic is not None and (self.input or self.output):
+            raise InputError("--mic: expected no --input or --output beside it; give one or the other")
         if not self.speaker:
             raise InputError("--speaker: expected a name or a path, got nothing; --list-speakers shows names")
+
+    @property
+    def listens_beyond_this_machine(self) -> bool:
+        """Whether others than this machine can reach the server."""
+        return self.host not in LOOPBACK_HOSTS and not self.host.startswith("127.")
+
+    def _check_server(self) -> None:
+        if not self.host:
+            raise InputError("--host: expected an address, got nothing; 127.0.0.1 is the default")
+        if not 0 <= self.port <= 65535:
+            raise InputError(f"--port: expected 0 (any) to 65535, got {self.port}; 8010 is the default")
+        if self.udp_port_range is not None:
+            first, last = self.udp_port_range
+            if not 1024 <= first <= last <= 65535:
+                raise InputError(
+                    f"--udp-port-range: expected FIRST-LAST within 1024-65535, got {first}-{last}; "
+                    "40000-40100 would do"
+                )
+        if self.token is not None and len(self.token) < SHORTEST_TOKEN:
+            raise InputError(
+                f"--token: expected at least {SHORTEST_TOKEN} characters, got {len(self.token)}; "
+                'python -c "import secrets; print(secrets.token_urlsafe())" makes one'
+            )
+        if self.listens_beyond_this_machine and not (self.token or self.allow_anonymous):
+            raise InputError(
+                f"--host {self.host}: others can reach it; give --token SECRET, or --allow-anonymous to let "
+                "everybody in"
+            )
+        with_tls = self.tls_self_signed or self.tls_cert is not None
+        if self.listens_beyond_this_machine and not with_tls:
+            raise InputError(
+                f"--host {self.host}: browsers give no microphone without TLS; give --tls-cert and "
+                "--tls-key, or --tls-self-signed"
+            )
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise InputError("--tls-cert, --tls-key: expected both or neither, got one; give the other too")
+        if self.tls_cert is not None and self.tls_self_signed:
+            raise InputError("--tls-self-signed: expected no --tls-cert beside it; give one or the other")
+        for origin in self.allow_origin:
+            parts = urlsplit(origin)
+            if parts.scheme not in ("http", "https") or not parts.netloc or parts.path or parts.query:
+                raise InputError(
+                    f"--allow-origin: expected a site like https://example.org, got {origin}; "
+                    "leave out the path"
+                )
+        if not 150 <= self.bitrate_kbps <= 20000:
+            raise InputError(
+                f"--bitrate-kbps: expected 150 to 20000, got {self.bitrate_kbps}; 1200 is the default"
+            )
+        if self.max_sessions < 0:
+            raise InputError(
+                f"--max-sessions: expected 0 (by measured cost) or more, got {self.max_sessions}"
+            )
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, str]) -> StreamSettings:

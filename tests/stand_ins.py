@@ -36,6 +36,9 @@ class StandInRaymarcher:
     def warm_up(self) -> float:
         return 0.0
 
+    def close(self) -> None:
+        self.closed = True
+
 
 def write_wav(path: Path, samples: np.ndarray, rate_hz: int = 16000) -> Path:
     """Writes samples (n,) or (n, channels): float32 as IEEE float, anything else as 16-bit PCM."""

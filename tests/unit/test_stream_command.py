@@ -158,9 +158,9 @@ def test_version_and_help(capsys):
         assert said in capsys.readouterr().out
 
 
-def test_without_input_it_says_what_this_version_does_not_do(quick, capsys):
-    assert cli.main([]) == 2
-    assert "the live server is not part of this version yet" in one_line(capsys)
+def test_an_output_needs_an_input(quick, capsys):
+    assert cli.main(["--output", "talking.mp4"]) == 2
+    assert "--input is missing" in one_line(capsys)
 
 
 @pytest.mark.parametrize("given", [["--sead", "1"], ["speech.wav"], ["--seed"], ["--speak", "May"]])

@@ -1,0 +1,95 @@
+"""Who may talk to the server: token, origin, host name, and how often."""
+
+from __future__ import annotations
+
+import hmac
+from collections import OrderedDict
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from .clock import MonotonicClock, SystemClock
+from .settings import LOOPBACK_HOSTS
+
+OFFERS_AT_ONCE = 20
+OFFERS_PER_S = 0.5
+_ADDRESSES_KEPT = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denial:
+    """Why a request is turned away, and by which HTTP status."""
+
+    status: int
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """What is asked of a request before anything is done for it."""
+
+    token: str | None
+    origins: frozenset[str]  # of other sites whose pages may call
+    loopback_only: bool  # the server listens on this machine's own address
+
+    def check_host(self, host: str) -> Denial | None:
+        """Refuses a foreign `Host` on a server that only this machine reaches.
+
+        A page of any site could otherwise point a name of its own at 127.0.0.1 and pass as the same origin.
+        """
+        if not self.loopback_only or _host_name(f"//{host}") in LOOPBACK_HOSTS:
+            return None
+        return Denial(status=403, detail=f"Host: expected {' or '.join(LOOPBACK_HOSTS)}, got {host[:80]}")
+
+    def check_origin(self, origin: str | None, host: str) -> Denial | None:
+        """Refuses pages of other sites. No `Origin`: no page, or one of ours."""
+        if origin is None or origin in self.origins:
+            return None
+        if urlsplit(origin).netloc == host and origin.startswith(("http://", "https://")):
+            return None
+        return Denial(
+            status=403,
+            detail=f"Origin: expected this server's own or one of --allow-origin, got {origin[:80]}",
+        )
+
+    def check_token(self, authorization: str | None) -> Denial | None:
+        """Refuses who does not know the token; takes the same time however much of it is right."""
+        if self.token is None:
+            return None
+        scheme, _, given = (authorization or "").partition(" ")
+        known = hmac.compare_digest(given.strip().encode(), self.token.encode())
+        if scheme.lower() == "bearer" and known:
+            return None
+        return Denial(status=401, detail="Authorization: expected `Bearer` and the server's --token")
+
+
+def _host_name(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
+class RateLimit:
+    """A bucket of offers for each address: some at once, then at a steady rate."""
+
+    def __init__(
+        self,
+        *,
+        at_once: float = OFFERS_AT_ONCE,
+        per_s: float = OFFERS_PER_S,
+        clock: MonotonicClock | None = None,
+    ) -> None:
+        self._at_once, self._per_s = at_once, per_s
+        self._clock = clock or SystemClock()
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # left, when
+
+    def take(self, address: str) -> float:
+        """Returns 0 and counts an offer, or the seconds to wait."""
+        now_s = self._clock.now_s()
+        left, since_s = self._buckets.pop(address, (self._at_once, now_s))
+        left = min(self._at_once, left + (now_s - since_s) * self._per_s)
+        wait_s = 0.0 if left >= 1 else (1 - left) / self._per_s
+        self._buckets[address] = (left if wait_s else left - 1, now_s)
+        if len(self._buckets) > _ADDRESSES_KEPT:
+            self._buckets.popitem(last=False)
+        return wait_s

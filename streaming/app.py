@@ -1,0 +1,424 @@
+"""The HTTP side: the page, the offers, what a page is told meanwhile, health and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from importlib import resources
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from cuda_kernels.folding import SceneError
+from models.speaker import BundleError, UnknownSpeakerError
+
+from .access import Access, Denial, RateLimit
+from .engine import EngineError
+from .errors import InputError
+from .ice import IceServer
+from .metrics import CONTENT_TYPE, Metrics
+from .offer import LARGEST_OFFER_BYTES, NotAcceptableError, Offer, OfferError
+from .session import Session
+from .sessions import FullError, Sessions
+
+log = logging.getLogger(__name__)
+
+TELEMETRY_S = 0.2
+_MESSAGES_PER_S = 20  # a page sends about one
+_LARGEST_MESSAGE_BYTES = 16 * 1024
+_MEDIA_TYPES = {".js": "text/javascript", ".css": "text/css", ".html": "text/html", ".svg": "image/svg+xml"}
+# The page needs nothing from elsewhere; blob: is for what a page shows of its own streams.
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; connect-src 'self' ws: wss:; media-src 'self' blob:; "
+    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'self'",
+    "Permissions-Policy": "microphone=(self)",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-cache",
+}
+
+
+class Problem(Exception):  # noqa: N818 - what RFC 9457 calls it
+    """A request that is not done: its status and one line for people."""
+
+    def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None) -> None:
+        """Keeps status, detail and further headers."""
+        self.status, self.detail, self.headers = status, detail, headers or {}
+        super().__init__(detail)
+
+    def response(self) -> Response:
+        """Returns it as RFC 9457 writes it."""
+        content = {
+            "type": "about:blank",
+            "title": HTTPStatus(self.status).phrase,
+            "status": self.status,
+            "detail": self.detail,
+        }
+        headers = {"WWW-Authenticate": "Bearer", **self.headers} if self.status == 401 else self.headers
+        return JSONResponse(content, self.status, headers=headers, media_type="application/problem+json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppSettings:
+    """What the HTTP side is told."""
+
+    access: Access
+    ice_servers: tuple[IceServer, ...] = ()
+
+
+class AvatarApp:
+    """The routes and what they share."""
+
+    def __init__(self, sessions: Sessions, metrics: Metrics, settings: AppSettings) -> None:
+        self.sessions = sessions
+        self.metrics = metrics
+        self._settings = settings
+        self._access = settings.access
+        self._offers = RateLimit()
+
+    def asgi(self) -> ASGIApp:
+        """Returns the application."""
+        routes: list[BaseRoute] = [
+            Route("/", self._open(self._page)),
+            Route("/client/{name}", self._open(self._client_file)),
+            Route("/favicon.ico", self._open(self._no_icon)),
+            Route("/healthz", self._open(self._health)),
+            Route("/readyz", self._open(self._ready)),
+            Route("/speakers", self._guarded(self._speakers)),
+            Route("/ice", self._guarded(self._ice)),
+            Route("/metrics", self._guarded(self._metrics_text)),
+            Route("/offer", self._guarded(self._offer), methods=["POST"]),
+            Route("/whip/{speaker}", self._guarded(self._whip), methods=["POST"]),
+            Route("/whip/{speaker}", self._open(self._whip_options), methods=["OPTIONS"]),
+            Route("/sessions/{session_id}", self._guarded(self._delete), methods=["DELETE"]),
+            WebSocketRoute("/ws/{session_id}", self._socket),
+        ]
+        middleware = [
+            Middleware(
+                CORSMiddleware,
+                allow_origins=sorted(self._access.origins),
+                allow_methods=["GET", "POST", "DELETE"],
+                allow_headers=["Authorization", "Content-Type"],
+                expose_headers=["Location", "ETag", "Retry-After"],
+            )
+        ]
+        app = Starlette(
+            routes=routes,
+            middleware=middleware,
+            lifespan=self._lifespan,
+            exception_handlers={404: _not_found, 405: _not_allowed, Exception: _fault},
+        )
+        return _BodyLimit(app, LARGEST_OFFER_BYTES)
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        self.sessions.start()
+        try:
+            yield
+        finally:
+            await self.sessions.aclose()
+
+    # Guards -------------------------------------------------------------------------------------------
+
+    def _open(self, endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[..., Awaitable[Response]]:
+        """An endpoint that needs no token."""
+
+        async def answered(request: Request) -> Response:
+            try:
+                self._refuse(self._access.check_host(request.headers.get("host", "")))
+                return await endpoint(request)
+            except Problem as problem:
+                if request.method == "POST":
+                    self.metrics.refused.labels(str(problem.status)).inc()
+                return problem.response()
+
+        return answered
+
+    def _guarded(
+        self, endpoint: Callable[[Request], Awaitable[Response]]
+    ) -> Callable[..., Awaitable[Response]]:
+        """An endpoint for pages of allowed origins that know the token."""
+
+        async def checked(request: Request) -> Response:
+            self._refuse(self._check_origin(request))
+            self._refuse(self._access.check_token(request.headers.get("authorization")))
+            return await endpoint(request)
+
+        return self._open(checked)
+
+    def _check_origin(self, connection: HTTPConnection) -> Denial | None:
+        headers = connection.headers
+        return self._access.check_origin(headers.get("origin"), headers.get("host", ""))
+
+    @staticmethod
+    def _refuse(denial: Denial | None) -> None:
+        if denial is not None:
+            raise Problem(denial.status, denial.detail)
+
+    # The page -----------------------------------------------------------------------------------------
+
+    async def _page(self, _: Request) -> Response:
+        return _file("index.html")
+
+    async def _client_file(self, request: Request) -> Response:
+        return _file(request.path_params["name"])
+
+    async def _no_icon(self, _: Request) -> Response:
+        return Response(status_code=204)
+
+    async def _speakers(self, _: Request) -> Response:
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(None, self.sessions.speakers)
+        names = dict.fromkeys([self.sessions.default_speaker, *(speaker.name for speaker in found)])
+        return JSONResponse(
+            {"speakers": [{"name": name} for name in names], "default": self.sessions.default_speaker}
+        )
+
+    async def _ice(self, _: Request) -> Response:
+        servers = [server.for_browser() for server in self._settings.ice_servers]
+        return JSONResponse({"iceServers": servers}, headers={"Cache-Control": "no-store"})
+
+    # Sessions -----------------------------------------------------------------------------------------
+
+    async def _offer(self, request: Request) -> Response:
+        self._slow_down(request)
+        text = await _body(request)
+        try:
+            given = json.loads(text)
+            sdp, kind = given["sdp"], given["type"]
+            speaker = given.get("speaker") or self.sessions.default_speaker
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise Problem(
+                400, 'body: expected JSON {"sdp", "type", "speaker"?}, got something else'
+            ) from None
+        if kind != "offer" or not isinstance(sdp, str) or not isinstance(speaker, str):
+            raise Problem(400, 'body: expected "type": "offer" and texts for "sdp" and "speaker"')
+        session, answer = await self._open_session(speaker, sdp)
+        return JSONResponse({"sdp": answer, "type": "answer", "session_id": session.id})
+
+    async def _whip(self, request: Request) -> Response:
+        self._slow_down(request)
+        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if content_type != "application/sdp":
+            raise Problem(
+                415,
+                f"Content-Type: expected application/sdp, got {content_type[:60] or 'none'}",
+                {"Accept-Post": "application/sdp"},
+            )
+        session, answer = await self._open_session(request.path_params["speaker"], await _body(request))
+        headers = {"Location": f"/sessions/{session.id}", "ETag": f'"{session.label}"', **self._ice_links()}
+        return Response(answer, 201, headers=headers, media_type="application/sdp")
+
+    async def _whip_options(self, _: Request) -> Response:
+        return Response(status_code=204, headers={"Accept-Post": "application/sdp", **self._ice_links()})
+
+    def _ice_links(self) -> dict[str, str]:
+        links = []
+        for server in self._settings.ice_servers:
+            link = f'<{server.url}>; rel="ice-server"'
+            if server.username and server.password:
+                link += f'; username="{server.username}"; credential="{server.password}"'
+                link += '; credential-type="password"'
+            links.append(link)
+        return {"Link": ", ".join(links)} if links else {}
+
+    async def _delete(self, request: Request) -> Response:
+        if not await self.sessions.end(request.path_params["session_id"], "ended by the peer"):
+            raise Problem(404, "session: expected one that runs, got an unknown or ended one")
+        return Response(status_code=200)
+
+    def _slow_down(self, request: Request) -> None:
+        wait_s = self._offers.take(request.client.host if request.client else "")
+        if wait_s > 0:
+            seconds = math.ceil(wait_s)
+            raise Problem(
+                429, f"offers: too many from one address; try in {seconds} s", {"Retry-After": str(seconds)}
+            )
+
+    async def _open_session(self, speaker: str, sdp: str) -> tuple[Session, str]:
+        try:
+            offer = Offer.parse(sdp)
+            return await self.sessions.open(speaker, offer)
+        except NotAcceptableError as error:
+            raise Problem(406, str(error)) from None
+        except OfferError as error:
+            raise Problem(422, str(error)) from None
+        except FullError as error:
+            refusal = error.refusal
+            raise Problem(503, refusal.reason, {"Retry-After": str(refusal.retry_after_s)}) from None
+        except UnknownSpeakerError as error:
+            raise Problem(404, f"speaker: {error}") from None
+        except (BundleError, EngineError, SceneError, InputError) as error:
+            log.warning("speaker %s cannot be used: %s", speaker, error)
+            raise Problem(
+                500, f"speaker {speaker}: its bundle cannot be used; the server's log says why"
+            ) from None
+        except (OSError, TimeoutError) as error:
+            log.warning("an offer found no way out: %s", error)
+            raise Problem(503, f"network: {error or 'no answer in time'}", {"Retry-After": "10"}) from None
+
+    # What a page is told ------------------------------------------------------------------------------
+
+    async def _socket(self, socket: WebSocket) -> None:
+        session = self.sessions.get(socket.path_params["session_id"])
+        denial = self._access.check_host(socket.headers.get("host", "")) or self._check_origin(socket)
+        if denial is not None:
+            await socket.close(1008, denial.detail[:100])
+            return
+        if session is None:
+            await socket.close(1008, "no such session")
+            return
+        await socket.accept()
+        session.socket_opened()
+        telling = asyncio.create_task(self._tell(socket, session), name=f"telemetry-{session.label}")
+        hearing = asyncio.create_task(self._hear(socket, session), name=f"control-{session.label}")
+        try:
+            await asyncio.wait({telling, hearing}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            session.socket_closed()
+            for task in (telling, hearing):
+                task.cancel()
+            for result in await asyncio.gather(telling, hearing, return_exceptions=True):
+                expected = (asyncio.CancelledError, WebSocketDisconnect, RuntimeError, OSError)
+                if isinstance(result, Exception) and not isinstance(result, expected):
+                    log.error("session %s: its socket failed", session.label, exc_info=result)
+            with contextlib.suppress(RuntimeError, OSError):
+                await socket.close()
+
+    async def _tell(self, socket: WebSocket, session: Session) -> None:
+        await socket.send_json(session.hello())
+        last = -1
+        while not session.ended:
+            await asyncio.sleep(TELEMETRY_S)
+            message, last = session.telemetry(last)
+            await socket.send_json(message)
+        await socket.send_json({"type": "ended", "reason": session.ended})
+
+    async def _hear(self, socket: WebSocket, session: Session) -> None:
+        loop = asyncio.get_running_loop()
+        second, messages = loop.time(), 0
+        while True:
+            text = await socket.receive_text()
+            if loop.time() - second >= 1:
+                second, messages = loop.time(), 0
+            messages += 1
+            if messages > _MESSAGES_PER_S or len(text) > _LARGEST_MESSAGE_BYTES:
+                await socket.close(1008, "too many or too long messages")
+                return
+            try:
+                message = json.loads(text)
+                kind = message["type"]
+            except (ValueError, KeyError, TypeError, RecursionError):
+                await socket.close(1003, "expected JSON with a type")
+                return
+            if kind == "ping":
+                pong = {"type": "pong", "id": message.get("id"), "server_ms": session.now_unix_ms()}
+                await socket.send_json(pong)
+            elif kind == "report":
+                self._report(message)
+            elif kind == "end":
+                await self.sessions.end(session.id, "ended by the peer")
+                return
+
+    def _report(self, message: dict[str, Any]) -> None:
+        """Takes a browser's own figures into the metrics, as far as they are plausible."""
+        delay = message.get("mic_to_glass_ms")
+        median_ms = delay.get("p50") if isinstance(delay, dict) else None
+        if isinstance(median_ms, int | float) and 0 < median_ms < 60_000:
+            self.metrics.mic_to_glass.observe(median_ms / 1000)
+        offset_ms = message.get("av_offset_ms")
+        if isinstance(offset_ms, int | float) and abs(offset_ms) < 60_000:
+            self.metrics.av_skew.observe(offset_ms / 1000)
+
+    # Health -------------------------------------------------------------------------------------------
+
+    async def _health(self, _: Request) -> Response:
+        return JSONResponse({"status": "up"})
+
+    async def _ready(self, _: Request) -> Response:
+        # The default speaker drew its first frames before the server began to listen.
+        return JSONResponse({"status": "ready", "speaker": self.sessions.default_speaker})
+
+    async def _metrics_text(self, _: Request) -> Response:
+        return Response(self.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+
+
+def _file(name: str) -> Response:
+    """Returns a file of the client, no other."""
+    suffix = name[name.rfind(".") :] if "." in name else ""
+    file = resources.files("web_client").joinpath(name)
+    if suffix not in _MEDIA_TYPES or "/" in name or "\\" in name or not file.is_file():
+        raise Problem(404, "no such file")
+    return Response(file.read_bytes(), headers=_PAGE_HEADERS, media_type=_MEDIA_TYPES[suffix])
+
+
+async def _body(request: Request) -> str:
+    try:
+        return (await request.body()).decode()
+    except UnicodeDecodeError:
+        raise Problem(400, "body: expected UTF-8 text, got other bytes") from None
+    except ClientDisconnect:
+        raise Problem(400, "body: expected all of it, got a part") from None
+
+
+class _BodyLimit:
+    """Turns away a body over the limit before it is in memory."""
+
+    def __init__(self, app: ASGIApp, largest_bytes: int) -> None:
+        self._app, self._largest_bytes = app, largest_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        problem = Problem(413, f"body: expected at most {self._largest_bytes} bytes, got more")
+        lengths = [value for key, value in scope["headers"] if key == b"content-length"]
+        if lengths and (not lengths[0].isdigit() or int(lengths[0]) > self._largest_bytes):
+            await problem.response()(scope, receive, send)
+            return
+        came_bytes, started = 0, False
+
+        async def counted() -> Message:
+            nonlocal came_bytes
+            message = await receive()
+            if message["type"] == "http.request":
+                came_bytes += len(message.get("body", b""))
+                if came_bytes > self._largest_bytes:
+                    raise problem
+            return message
+
+        async def noted(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, counted, noted)
+        except Problem:
+            if not started:
+                await problem.response()(scope, receive, send)
+
+
+async def _not_found(request: Request, _: Exception) -> Response:
+    return Problem(404, f"{request.url.path[:80]}: no such route").response()
+
+
+async def _not_allowed(request: Request, _: Exception) -> Response:
+    return Problem(405, f"{request.url.path[:80]}: not by {request.method}").response()
+
+
+async def _fault(request: Request, error: Exception) -> Response:
+    return Problem(500, "the request met a fault of the server; its log has the traceback").response()

@@ -1,0 +1,462 @@
+"""What works on this machine, one line each, with the way out where something does not."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import platform
+import re
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from models.speaker import Speaker, find_speaker, load_speaker
+
+from . import file_run
+from .clock import MonotonicClock, SystemClock
+from .cores import usable_cores
+from .engine import Engine
+from .errors import InputError
+from .frame_cost import FrameCostMeter
+from .local_microphone import input_devices
+from .opus import BLOCK_SAMPLES, OpusDecoder, OpusEncoder, find_libopus
+from .pipeline import open_engines
+from .preview import open_pygame
+from .render_size import FRAME_BUDGET_MS
+from .renderer import Raymarcher
+from .settings import StreamSettings
+from .tls import server_ssl_context
+from .video_encoder import H264VideoEncoder, Vp8VideoEncoder
+
+Status = Literal["ok", "warn", "fail"]
+
+PROGRAM_PACKAGE = "geneface-stream"
+OLDEST_PYTHON = (3, 11)
+LEAST_FREE_BYTES = 1 << 30
+SOON_DAYS = 14
+_PROBE_PX = 256
+_COMPILED_S = 5.0  # reading the kernels from the cache is quicker
+_REPEATS = 3
+_MOST_PORTS = 200
+_ANY_HOST = "0.0.0.0"
+_COLOURS = {"ok": "\033[32m", "warn": "\033[33m", "fail": "\033[31m"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckResult:
+    """What came of one check."""
+
+    name: str
+    status: Status  # a warning stops nothing
+    detail: str
+    way_out: str = ""
+
+
+class _NotTriedError(Exception):
+    """A check needs what another one did not get."""
+
+
+def run_checks(settings: StreamSettings, *, clock: MonotonicClock | None = None) -> list[CheckResult]:
+    """Returns a result for each check; what fails in one keeps no other from being tried.
+
+    Args:
+        settings: speaker, threads, render size, addresses and certificates that are to work.
+        clock: measures.
+    """
+    with contextlib.closing(_Checks(settings, clock or SystemClock())) as checks:
+        return [
+            _isolated(name, check)
+            for name, check in (
+                ("python", checks.python),
+                ("cores", checks.cores),
+                ("memory", checks.memory),
+                ("gpu", checks.gpu),
+                ("speaker", checks.speaker),
+                ("networks", checks.networks),
+                ("kernels", checks.kernels),
+                ("frame", checks.frame),
+                ("video H.264", checks.h264),
+                ("video VP8", checks.vp8),
+                ("sound Opus", checks.opus),
+                ("port", checks.port),
+                ("UDP ports", checks.udp_ports),
+                ("TLS", checks.tls),
+                ("microphone", checks.microphone),
+                ("preview", checks.preview),
+            )
+        ]
+
+
+def exit_code(results: Sequence[CheckResult]) -> int:
+    """Returns 1 if a check failed, else 0."""
+    return int(any(result.status == "fail" for result in results))
+
+
+def table(results: Sequence[CheckResult], *, colour: bool | None = None) -> str:
+    """Returns the results in lines: status, name, detail; the way out below it.
+
+    Args:
+        results: of the checks.
+        colour: of the status; None: where standard output is a terminal and NO_COLOR is not set.
+    """
+    if colour is None:
+        colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    width = max((len(result.name) for result in results), default=0)
+    lines = []
+    for result in results:
+        mark = result.status.ljust(4)
+        if colour:
+            mark = f"{_COLOURS[result.status]}{mark}\033[0m"
+        lines.append(f"{mark}  {result.name.ljust(width)}  {result.detail}")
+        if result.way_out:
+            lines.append(f"{' ' * (width + 8)}-> {result.way_out}")
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """A result that has no name yet."""
+
+    status: Status
+    detail: str
+    way_out: str = ""
+
+
+def _isolated(name: str, check: Callable[[], _Found]) -> CheckResult:
+    try:
+        found = check()
+    except _NotTriedError as reason:
+        found = _Found(status="warn", detail=f"not tried: {reason}")
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is this check's result
+        found = _failure(error)
+    return CheckResult(name=name, status=found.status, detail=found.detail, way_out=found.way_out)
+
+
+def _failure(error: Exception) -> _Found:
+    """Returns what an error says: ours name the way out after the last semicolon."""
+    text = " ".join(str(error).split())
+    detail, semicolon, way_out = text.rpartition("; ")
+    if isinstance(error, ValueError) and semicolon:
+        return _Found(status="fail", detail=detail, way_out=way_out)
+    return _Found(status="fail", detail=f"{type(error).__name__}: {text}" if text else type(error).__name__)
+
+
+class _Checks:
+    """The checks, in the order in which one uses what another found."""
+
+    def __init__(self, settings: StreamSettings, clock: MonotonicClock) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._cores = usable_cores()
+        self._threads = settings.threads or min(self._cores, file_run.MOST_THREADS)
+        self._speaker: Speaker | None = None
+        self._engines: tuple[Engine, Engine] | None = None
+        self._raymarcher: Raymarcher | None = None
+
+    def close(self) -> None:
+        """Ends the raymarcher's threads."""
+        close = getattr(self._raymarcher, "close", None)
+        if close is not None:
+            close()
+
+    # The machine -------------------------------------------------------------------------------------
+
+    def python(self) -> _Found:
+        """The interpreter, and the packages that serving needs."""
+        names = _required_packages()
+        versions, missing = [], []
+        for name in names:
+            try:
+                versions.append(f"{name} {metadata.version(name)}")
+            except metadata.PackageNotFoundError:
+                missing.append(name)
+        if sys.version_info < OLDEST_PYTHON:
+            oldest = ".".join(str(part) for part in OLDEST_PYTHON)
+            return _Found(
+                status="fail",
+                detail=f"Python {platform.python_version()}, expected {oldest} or newer",
+                way_out="install a newer one and make the environment anew",
+            )
+        if missing:
+            return _Found(
+                status="fail",
+                detail=f"not installed: {', '.join(missing)}",
+                way_out=f"pip install {' '.join(missing)}",
+            )
+        return _Found(status="ok", detail=f"Python {platform.python_version()}, {', '.join(versions)}")
+
+    def cores(self) -> _Found:
+        """What the raymarcher may use."""
+        detail = f"{self._cores} usable, drawing on {self._threads} thread{'s' if self._threads > 1 else ''}"
+        if self._cores < 2:
+            return _Found(
+                status="warn",
+                detail=detail,
+                way_out="expect small pictures or lost frames; two cores or more are meant for a stream",
+            )
+        return _Found(status="ok", detail=detail)
+
+    def memory(self) -> _Found:
+        """What is free, for the machine and for this container."""
+        free_bytes = free_memory_bytes()
+        if free_bytes is None:
+            return _Found(status="ok", detail="this system does not say what is free")
+        detail = f"{free_bytes / (1 << 30):.1f} GiB free"
+        if free_bytes < LEAST_FREE_BYTES:
+            return _Found(status="warn", detail=detail, way_out="1 GiB should be free; close other programs")
+        return _Found(status="ok", detail=detail)
+
+    def gpu(self) -> _Found:
+        """Whether one draws."""
+        return _Found(status="ok", detail="not used by this version: the CPU draws")
+
+    # The speaker -------------------------------------------------------------------------------------
+
+    def speaker(self) -> _Found:
+        """The bundle, read whole and checked."""
+        settings = self._settings
+        self._speaker = speaker = load_speaker(
+            find_speaker(settings.speaker, speakers_dir=settings.speakers_dir)
+        )
+        size = f"{speaker.image_size_px} x {speaker.image_size_px}"
+        return _Found(status="ok", detail=f"{speaker.name}, {size}, {speaker.path}")
+
+    def networks(self) -> _Found:
+        """Motion and condition network, run on silence."""
+        speaker = self._need_speaker()
+        self._engines = open_engines(speaker)
+        motion, _ = self._engines
+        silence = np.zeros((1, speaker.motion.window_samples), np.float32)
+        spent_ms = min(self._timed_ms(lambda: motion.run(silence)) for _ in range(_REPEATS))
+        return _Found(status="ok", detail=f"motion takes {spent_ms:.1f} ms a frame")
+
+    def kernels(self) -> _Found:
+        """The raymarcher's kernels, compiled or read from the cache."""
+        raymarcher = file_run.open_raymarcher(self._need_speaker(), threads=self._threads)
+        spent_s = raymarcher.warm_up()
+        self._raymarcher = raymarcher
+        compiled = "compiled, the next start is quick: " if spent_s > _COMPILED_S else ""
+        return _Found(status="ok", detail=f"{compiled}ready in {spent_s:.1f} s")
+
+    def frame(self) -> _Found:
+        """One frame, drawn, finished and encoded."""
+        speaker = self._need_speaker()
+        if self._engines is None or self._raymarcher is None:
+            raise _NotTriedError("it needs the networks and the kernels")
+        raymarcher = self._raymarcher
+        size_px = self._settings.render_size or min(_PROBE_PX, speaker.image_size_px)
+        meter = FrameCostMeter(
+            speaker,
+            self._engines,
+            lambda size: file_run.make_renderer(speaker, raymarcher, size),
+            clock=self._clock,
+        )
+        cost = meter.measure(size_px)
+        frame_ms = cost.frame_ms(threads=self._threads, cores=self._cores)
+        detail = (
+            f"drawn at {size_px} px in {cost.render_ms:.0f} ms, all else {cost.other_ms:.0f} ms: one every "
+            f"{frame_ms:.0f} of {FRAME_BUDGET_MS:.0f} ms"
+        )
+        if frame_ms > FRAME_BUDGET_MS:
+            return _Found(
+                status="warn", detail=detail, way_out="--render-size auto draws as small as it must"
+            )
+        return _Found(status="ok", detail=detail)
+
+    def _need_speaker(self) -> Speaker:
+        if self._speaker is None:
+            raise _NotTriedError("it needs the speaker")
+        return self._speaker
+
+    def _timed_ms(self, work: Callable[[], object]) -> float:
+        start_s = self._clock.now_s()
+        work()
+        return (self._clock.now_s() - start_s) * 1000
+
+    # The codecs --------------------------------------------------------------------------------------
+
+    def h264(self) -> _Found:
+        """libx264, on one picture."""
+        return _encoded(H264VideoEncoder)
+
+    def vp8(self) -> _Found:
+        """libvpx, on one picture."""
+        return _encoded(Vp8VideoEncoder)
+
+    def opus(self) -> _Found:
+        """libopus, there and back, and whether it conceals what was lost."""
+        packet = OpusEncoder().encode(np.zeros(BLOCK_SAMPLES, np.float32))
+        samples = OpusDecoder().decode(packet)
+        if len(samples) != BLOCK_SAMPLES:
+            raise RuntimeError(f"expected {BLOCK_SAMPLES} samples back, got {len(samples)}")
+        if find_libopus() is None:
+            return _Found(
+                status="warn",
+                detail="works, but sound that is lost on the way is not concealed well",
+                way_out="install libopus (on Debian: apt-get install libopus0)",
+            )
+        return _Found(status="ok", detail="works, and conceals what is lost on the way")
+
+    # The network -------------------------------------------------------------------------------------
+
+    def port(self) -> _Found:
+        """Whether page and API can listen."""
+        host, port = self._settings.host, self._settings.port
+        try:
+            _bind(host, port, socket.SOCK_STREAM)
+        except OSError as error:
+            way_out = (
+                "give another with --host"
+                if isinstance(error, socket.gaierror)
+                else "give another with --port"
+            )
+            return _Found(status="fail", detail=f"{host}:{port}: {_reason(error)}", way_out=way_out)
+        return _Found(status="ok", detail=f"{host}:{port or 'any'} is free")
+
+    def udp_ports(self) -> _Found:
+        """Whether sound and pictures have ports to come and go by."""
+        ports = self._settings.udp_port_range
+        if ports is None:
+            _bind(_ANY_HOST, 0, socket.SOCK_DGRAM)
+            return _Found(status="ok", detail="any that the system gives; a firewall needs --udp-port-range")
+        first, last = ports
+        tried = range(first, min(last + 1, first + _MOST_PORTS))
+        refused: OSError | None = None
+        free = 0
+        for port in tried:
+            try:
+                _bind(_ANY_HOST, port, socket.SOCK_DGRAM)
+                free += 1
+            except OSError as error:
+                refused = refused or error
+        detail = f"{free} of {len(tried)} tried in {first}-{last} are free"
+        if refused is None:
+            return _Found(status="ok", detail=detail)
+        return _Found(
+            status="warn" if free else "fail",
+            detail=f"{detail}: {_reason(refused)}",
+            way_out="give other ports with --udp-port-range",
+        )
+
+    def tls(self) -> _Found:
+        """The certificate: a browser gives a microphone to https and to localhost only."""
+        settings = self._settings
+        context = server_ssl_context(
+            settings.tls_cert, settings.tls_key, settings.tls_self_signed, settings.host
+        )
+        if context is None and settings.listens_beyond_this_machine:
+            return _Found(
+                status="warn",
+                detail="none: browsers on other machines give no microphone to http",
+                way_out="give --tls-cert and --tls-key, or --tls-self-signed",
+            )
+        if context is None:
+            return _Found(
+                status="ok", detail="none: http, to which browsers on this machine give a microphone"
+            )
+        if settings.tls_self_signed:
+            return _Found(status="ok", detail="self-signed, new in each run: browsers warn")
+        return _validity(
+            context.certificate.not_valid_before_utc,
+            context.certificate.not_valid_after_utc,
+            datetime.datetime.now(datetime.UTC),
+        )
+
+    # Local use ---------------------------------------------------------------------------------------
+
+    def microphone(self) -> _Found:
+        """Whether --mic has something to hear."""
+        try:
+            devices = input_devices()
+        except InputError as error:
+            return _only_for("--mic", error)
+        if not devices:
+            return _Found(status="warn", detail="none on this machine; only --mic needs one")
+        default = next((device for device in devices if device.is_default), devices[0])
+        more = f", and {len(devices) - 1} more (--list-devices)" if len(devices) > 1 else ""
+        return _Found(status="ok", detail=f"{default}{more}")
+
+    def preview(self) -> _Found:
+        """Whether --preview can open a window."""
+        try:
+            pygame = open_pygame()
+        except InputError as error:
+            return _only_for("--preview", error)
+        driver = pygame.display.get_driver()
+        pygame.display.quit()
+        return _Found(status="ok", detail=f"pygame-ce {pygame.version.ver} on {driver}")
+
+
+def free_memory_bytes(
+    meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")
+) -> int | None:
+    """Returns what this process may still take, None where the system does not say."""
+    free = []
+    with contextlib.suppress(OSError):
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text(), re.MULTILINE)
+        free += [int(found[1]) * 1024] if found else []
+    with contextlib.suppress(OSError, ValueError):  # "max": no limit
+        limit = int((cgroup / "memory.max").read_text())
+        free.append(limit - int((cgroup / "memory.current").read_text()))
+    return min(free) if free else None
+
+
+def _required_packages() -> list[str]:
+    """Returns the names of the packages that this one asks for, extras left out."""
+    try:
+        requirements = metadata.requires(PROGRAM_PACKAGE) or []
+    except metadata.PackageNotFoundError:
+        raise InputError(
+            f"{PROGRAM_PACKAGE} is not installed in this environment; pip install -e . in its folder"
+        ) from None
+    plain = [requirement for requirement in requirements if "extra ==" not in requirement]
+    return sorted(re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0] for requirement in plain)
+
+
+def _encoded(encoder_type: type[H264VideoEncoder] | type[Vp8VideoEncoder]) -> _Found:
+    size_px = 512
+    picture = np.full((size_px * 3 // 2, size_px), 128, np.uint8)
+    payloads = encoder_type(size_px=size_px, bitrate=1_000_000).encode(picture, 0)
+    if not payloads:
+        raise RuntimeError("the encoder gave nothing for a picture")
+    return _Found(status="ok", detail=f"encodes {size_px} x {size_px}")
+
+
+def _bind(host: str, port: int, kind: socket.SocketKind) -> None:
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=kind)[0]
+    with socket.socket(family, kind) as bound:
+        if kind is socket.SOCK_STREAM and os.name == "posix":  # as the server does
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+        if kind is socket.SOCK_STREAM:
+            bound.listen(1)
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
+
+
+def _validity(begins: datetime.datetime, ends: datetime.datetime, now: datetime.datetime) -> _Found:
+    way_out = "give a certificate that is valid, with --tls-cert and --tls-key"
+    if now < begins:
+        return _Found(status="fail", detail=f"valid only from {begins:%Y-%m-%d %H:%M} UTC", way_out=way_out)
+    if now >= ends:
+        return _Found(status="fail", detail=f"expired on {ends:%Y-%m-%d %H:%M} UTC", way_out=way_out)
+    days = (ends - now).days
+    detail = f"certificate valid until {ends:%Y-%m-%d}, {days} day{'s' if days != 1 else ''} from now"
+    if days < SOON_DAYS:
+        return _Found(status="warn", detail=detail, way_out="renew it, then start the server anew")
+    return _Found(status="ok", detail=detail)
+
+
+def _only_for(flag: str, error: InputError) -> _Found:
+    found = _failure(error)
+    detail = found.detail.removeprefix(f"{flag}: ")
+    return _Found(status="warn", detail=f"{detail} (only {flag} needs it)", way_out=found.way_out)

@@ -1,0 +1,266 @@
+"""Packets on their way from the network to the decoder: put in order, counted, and timed.
+
+How long to wait is learnt from the transit of each packet, its time of arrival less its place in the media:
+the least of the last two seconds is the network at rest, and what nearly every packet stays below is what a
+player has to wait. Sequence numbers and timestamps are unwrapped (RFC 3550, appendix A.1).
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+
+from .opus import BLOCK_SAMPLES, LONGEST_PACKET_SAMPLES, OPUS_RATE_HZ, packet_samples
+
+START_TARGET_S = 0.040  # until enough packets were seen
+LEAST_TARGET_S = 0.010
+MOST_TARGET_S = 0.120
+BOUND_S = 2.0  # media that may wait; then the oldest is dropped
+
+_WINDOW_S = 2.0
+_FEWEST_EVENTS = 10  # what is learnt from less is chance
+_IN_TIME = 0.95  # so many arrivals of a hundred are waited for
+_MARGIN_S = 0.003
+_BURST = 0.75  # packets that come quicker than this share of their playing time belong to one stall
+_PAUSE_S = 1.0
+_FALLING_S = 0.060
+_MOST_AHEAD = 3000  # RFC 3550's MAX_DROPOUT and MAX_MISORDER, in packets
+_MOST_BEHIND = 100
+_SAME_CLOCK_S = 1.0
+_REMEMBERED_LOSSES = 512
+
+
+def unwrap(wire: int, *, near: int, bits: int) -> int:
+    """Returns the number nearest to `near` whose last `bits` bits are `wire`."""
+    half = 1 << (bits - 1)
+    return near + (wire - near + half) % (1 << bits) - half
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AudioPacket:
+    """One packet of Opus."""
+
+    sequence: int  # unwrapped
+    timestamp: int  # unwrapped, 48 kHz, of the first sample
+    payload: bytes
+    samples: int  # at 48 kHz, as the payload's head says
+    arrived_s: float
+
+    @property
+    def end(self) -> int:
+        """The timestamp after its last sample."""
+        return self.timestamp + self.samples
+
+    @property
+    def transit_s(self) -> float:
+        """Arrival less place in the media; only differences mean something."""
+        return self.arrived_s - self.timestamp / OPUS_RATE_HZ
+
+
+@dataclass(kw_only=True, slots=True)
+class _Event:
+    least_s: float
+    most_s: float
+    arrived_s: float
+
+
+class TransitWindow:
+    """How late packets came in the last two seconds.
+
+    What counts is events: packets that come in a rush after a stall are one, so that a single stall of the
+    network, however many packets it held up, does not make everyone wait from then on.
+    """
+
+    def __init__(self) -> None:
+        self.target_s = START_TARGET_S
+        self._events: deque[_Event] = deque()
+        self._last: AudioPacket | None = None
+        self._base_s = 0.0
+
+    @property
+    def known(self) -> bool:
+        """Whether any packet was seen since the beginning or the last `forget`."""
+        return bool(self._events)
+
+    @property
+    def base_s(self) -> float:
+        """The least transit: the network at rest."""
+        return self._base_s
+
+    @property
+    def wait_s(self) -> float:
+        """The transit that a player has to allow for."""
+        return self._base_s + self.target_s
+
+    def forget(self) -> None:
+        """Starts anew, as after a pause; the target stays until more is known."""
+        self._events.clear()
+        self._last = None
+
+    def add(self, packet: AudioPacket) -> None:
+        """Takes note of one arrival."""
+        transit_s = packet.transit_s
+        last, self._last = self._last, packet
+        if last is not None and packet.arrived_s - last.arrived_s > _PAUSE_S:
+            self._events.clear()  # clocks drift and routes change; a pause may also stop the sender's clock
+        if self._events and last is not None and _same_stall(last, packet):
+            event = self._events[-1]
+            event.least_s = min(event.least_s, transit_s)
+            event.most_s = max(event.most_s, transit_s)
+        else:
+            self._events.append(_Event(least_s=transit_s, most_s=transit_s, arrived_s=packet.arrived_s))
+            self._follow_shift()
+        oldest_s = packet.arrived_s - _WINDOW_S
+        while len(self._events) > _FEWEST_EVENTS and self._events[0].arrived_s < oldest_s:
+            self._events.popleft()
+        self._base_s = min(event.least_s for event in self._events)
+        if len(self._events) >= _FEWEST_EVENTS:
+            ordered = sorted(event.most_s for event in self._events)
+            late_s = ordered[int(_IN_TIME * (len(ordered) - 1))] - self._base_s + _MARGIN_S
+            self.target_s = min(max(late_s, LEAST_TARGET_S), MOST_TARGET_S)
+
+    def _follow_shift(self) -> None:
+        # A route that became longer than any target: without this nothing would be in time until the window
+        # has moved on. A queue that empties looks the same at first, but its transits fall.
+        if len(self._events) <= _FEWEST_EVENTS:
+            return
+        newest = list(self._events)[-_FEWEST_EVENTS:]
+        if (
+            min(event.least_s for event in newest) > self._base_s + MOST_TARGET_S
+            and newest[-1].least_s > newest[0].least_s - _FALLING_S
+        ):
+            self._events = deque(newest)
+
+
+def _same_stall(last: AudioPacket, packet: AudioPacket) -> bool:
+    played_s = (packet.timestamp - last.timestamp) / OPUS_RATE_HZ
+    return played_s > 0 and packet.arrived_s - last.arrived_s < _BURST * played_s
+
+
+class JitterBuffer:
+    """The packets that wait, by sequence number, at most two seconds of them: then the oldest is dropped.
+
+    Not safe for several threads by itself: its owner holds a lock around each call.
+    """
+
+    def __init__(self) -> None:
+        self.transit = TransitWindow()
+        self.generation = 0  # goes up when the sender began anew with other numbers
+        self.lost = 0  # given up when later ones were played, or not decodable; never goes back
+        self.late = 0  # came when its place had been played, given up before or not
+        self._packets: list[AudioPacket] = []
+        self._newest: AudioPacket | None = None  # by sequence
+        self._stray: AudioPacket | None = None
+        self._next_sequence: int | None = None  # what is older than this was played or given up
+        self._missing: OrderedDict[int, None] = OrderedDict()  # given up, and may still come late
+
+    @property
+    def next_sequence(self) -> int | None:
+        """The number after the packet that was taken last."""
+        return self._next_sequence
+
+    def put(self, *, sequence: int, timestamp: int, payload: bytes, arrived_s: float) -> None:
+        """Takes a packet as it came: `sequence` of 16 bits, `timestamp` of 32. What is no Opus is lost."""
+        samples = packet_samples(payload)
+        if not samples:
+            return
+
+        def packet(near: AudioPacket | None) -> AudioPacket:
+            return AudioPacket(
+                sequence=sequence if near is None else unwrap(sequence, near=near.sequence, bits=16),
+                timestamp=timestamp if near is None else unwrap(timestamp, near=near.timestamp, bits=32),
+                payload=payload,
+                samples=samples,
+                arrived_s=arrived_s,
+            )
+
+        arrived = packet(self._newest)
+        if self._newest is None or _belongs(self._newest, arrived):
+            self._accept(arrived)
+        elif self._stray is not None and _follows(self._stray, follower := packet(self._stray)):
+            self._begin_anew(self._stray, follower)
+        else:
+            self._stray = arrived  # believed when a second one follows it (RFC 3550, appendix A.1)
+
+    def peek(self) -> AudioPacket | None:
+        """Returns the oldest packet and leaves it."""
+        return self._packets[0] if self._packets else None
+
+    def take(self) -> AudioPacket:
+        """Returns the oldest packet and removes it; numbers skipped on the way are lost."""
+        packet = self._packets.pop(0)
+        self._pass(packet.sequence)
+        return packet
+
+    def drop_before(self, position: int) -> None:
+        """Drops packets that end at or before the timestamp `position`: they are late."""
+        while self._packets and self._packets[0].end <= position:
+            self.take()
+            self.late += 1
+
+    def drop_stale(self, *, before: int) -> None:
+        """Drops packets that begin before the timestamp `before`: to start nearer to now."""
+        while self._packets and self._packets[0].timestamp < before:
+            self.take()
+            self.late += 1
+
+    def clear(self) -> None:
+        """Throws away what waits."""
+        self._packets.clear()
+
+    def _accept(self, packet: AudioPacket) -> None:
+        self._stray = None
+        if self._next_sequence is not None and packet.sequence < self._next_sequence:
+            if packet.sequence in self._missing:
+                del self._missing[packet.sequence]
+                self.late += 1
+                self.transit.add(packet)
+            return  # else a duplicate of what was played
+        at = bisect.bisect_left(self._packets, packet.sequence, key=lambda waiting: waiting.sequence)
+        if at < len(self._packets) and self._packets[at].sequence == packet.sequence:
+            return
+        self._packets.insert(at, packet)
+        self.transit.add(packet)
+        if self._newest is None or packet.sequence > self._newest.sequence:
+            self._newest = packet
+        while sum(waiting.samples for waiting in self._packets) > BOUND_S * OPUS_RATE_HZ:
+            self.take()
+            self.late += 1
+
+    def _begin_anew(self, *packets: AudioPacket) -> None:
+        self.generation += 1
+        self._packets.clear()
+        self._missing.clear()
+        self._newest = None
+        self._next_sequence = None
+        self.transit.forget()
+        for packet in packets:
+            self._accept(packet)
+
+    def _pass(self, sequence: int) -> None:
+        if self._next_sequence is not None and sequence > self._next_sequence:
+            self.lost += sequence - self._next_sequence
+            for missing in range(max(self._next_sequence, sequence - _REMEMBERED_LOSSES), sequence):
+                self._missing[missing] = None
+            while len(self._missing) > _REMEMBERED_LOSSES:
+                self._missing.popitem(last=False)
+        self._next_sequence = sequence + 1
+
+
+def _belongs(known: AudioPacket, packet: AudioPacket) -> bool:
+    steps = packet.sequence - known.sequence
+    if not -_MOST_BEHIND <= steps <= _MOST_AHEAD:
+        return False
+    # A network that held packets back moves the clock, not the numbers; a sender that paused, the reverse.
+    by_numbers = abs(packet.timestamp - known.timestamp) <= (abs(steps) + 1) * LONGEST_PACKET_SAMPLES
+    return by_numbers or abs(packet.transit_s - known.transit_s) <= _SAME_CLOCK_S
+
+
+def _follows(stray: AudioPacket, packet: AudioPacket) -> bool:
+    return packet.sequence > stray.sequence and _belongs(stray, packet)
+
+
+def read_offset_s(packet_length_samples: int) -> float:
+    """Returns how much earlier than a block's own deadline its last packet begins, for short packets."""
+    return max(0, BLOCK_SAMPLES - packet_length_samples) / OPUS_RATE_HZ

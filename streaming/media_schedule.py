@@ -1,0 +1,78 @@
+"""When each sample and frame of a live stream is due: one clock for ticks, sound, pictures and reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .clock import FRAME_RATE_HZ, FRAME_SAMPLES, SAMPLE_RATE_HZ
+
+TICK_S = 0.02
+TICK_SAMPLES = SAMPLE_RATE_HZ // 50  # 320: what one tick takes from the microphone, at 16 kHz
+TICKS_PER_FRAME = FRAME_SAMPLES // TICK_SAMPLES
+SOUND_RATE_HZ = 48_000  # RTP clock of Opus, RFC 7587
+VIDEO_CLOCK_HZ = 90_000  # RTP clock of video, RFC 3551
+_NTP_EPOCH_S = 2_208_988_800  # from 1900, where NTP counts from, to 1970
+SMALLEST_ALLOWANCE_TICKS, LARGEST_ALLOWANCE_TICKS = 2, 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaSchedule:
+    """Maps media time to the machine's monotonic clock and to wall time; nothing ever moves it.
+
+    Tick k takes the samples [320 k, 320 (k + 1)) from the microphone. Frame i can be drawn once its
+    look-ahead was taken; it is due `allowance_ticks` later, and the sound of its samples with it.
+    """
+
+    start_s: float  # monotonic clock at tick 0
+    start_unix_s: float  # wall time at the same moment
+    lookahead_frames: int
+    allowance_ticks: int  # time for networks, raymarcher and encoder
+
+    @property
+    def delay_ticks(self) -> int:
+        """From a tick that takes sound to the tick that gives it back."""
+        return TICKS_PER_FRAME * (1 + self.lookahead_frames) - 1 + self.allowance_ticks
+
+    @property
+    def delay_ms(self) -> float:
+        """The same from a frame's first sample, which came in up to one tick before it was taken."""
+        return self.delay_ticks * TICK_S * 1000
+
+    def tick_s(self, tick: int) -> float:
+        """Returns when a tick is due, on the monotonic clock."""
+        return self.start_s + tick * TICK_S
+
+    def ticks_by(self, now_s: float) -> int:
+        """Returns how many ticks are due by `now_s`."""
+        return max(0, int((now_s - self.start_s) / TICK_S + 1e-6) + 1)
+
+    def frame_due_s(self, frame: int) -> float:
+        """Returns when a frame is due to leave, on the monotonic clock."""
+        return self.tick_s(TICKS_PER_FRAME * frame + self.delay_ticks)
+
+    def unix_s(self, monotonic_s: float) -> float:
+        """Returns the wall time of a moment of the monotonic clock."""
+        return self.start_unix_s + monotonic_s - self.start_s
+
+    def ntp_at(self, media_s: float) -> int:
+        """Returns the 64-bit NTP time at which media of this time is due: what sender reports carry.
+
+        RFC 3550, 6.4.1: the receiver aligns streams by it, so it must be media time, not sending time.
+        """
+        seconds = self.unix_s(self.tick_s(self.delay_ticks)) + media_s + _NTP_EPOCH_S
+        whole = int(seconds)
+        return (whole << 32) | int((seconds - whole) * (1 << 32))
+
+
+def allowance_ticks_for(serial_ms: float) -> int:
+    """Returns the ticks to allow for a frame whose stages take `serial_ms`, one after the other, undisturbed.
+
+    Half as much again and half a tick, for a machine that others use too.
+    """
+    ticks = round((1.5 * serial_ms + TICK_S * 500) / (TICK_S * 1000) + 0.5)
+    return min(max(ticks, SMALLEST_ALLOWANCE_TICKS), LARGEST_ALLOWANCE_TICKS)
+
+
+def video_timestamp(frame: int) -> int:
+    """Returns a frame's RTP timestamp before the random offset, unwrapped."""
+    return frame * (VIDEO_CLOCK_HZ // FRAME_RATE_HZ)

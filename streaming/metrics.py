@@ -1,0 +1,89 @@
+"""What the server measures of itself, for Prometheus: base units, `geneface_` in front."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+STAGES = ("uplink", "jitter_buffer", "lookahead", "render", "encode", "wait")
+_STAGE_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.16, 0.2, 0.3, 0.5, 1.0)
+_GLASS_BUCKETS_S = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.8, 1.0, 1.5, 2.0)
+_SKEW_BUCKETS_S = (-0.2, -0.1, -0.06, -0.04, -0.02, 0.0, 0.02, 0.04, 0.06, 0.1, 0.2)
+
+
+class Metrics:
+    """One server's metrics, in a registry of their own; every thread may add."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        registry = self.registry
+        self.sessions_active = Gauge("geneface_sessions_active", "Sessions now.", registry=registry)
+        self.sessions = Counter(
+            "geneface_sessions_total", "Sessions by how they ended.", ["end"], registry=registry
+        )
+        self.refused = Counter(
+            "geneface_offers_refused_total", "Offers refused, by HTTP status.", ["status"], registry=registry
+        )
+        self.frames_rendered = Counter(
+            "geneface_frames_rendered_total", "Frames drawn and sent.", ["speaker"], registry=registry
+        )
+        self.frames_dropped = Counter(
+            "geneface_frames_dropped_total",
+            "Frames not sent: late by more than a frame, or pushed out of a queue.",
+            ["speaker", "reason"],
+            registry=registry,
+        )
+        self.render_size_px = Gauge(
+            "geneface_render_size_pixels",
+            "Side of what the raymarcher draws.",
+            ["session"],
+            registry=registry,
+        )
+        self.render_size_changes = Counter(
+            "geneface_render_size_changes_total", "Changes of it.", ["direction"], registry=registry
+        )
+        self.stage = Histogram(
+            "geneface_stage_duration_seconds",
+            "Time from one stage of a frame to the next.",
+            ["stage"],
+            buckets=_STAGE_BUCKETS_S,
+            registry=registry,
+        )
+        self.microphone_depth = Gauge(
+            "geneface_microphone_depth_seconds", "Sound in the jitter buffer.", ["session"], registry=registry
+        )
+        self.microphone_lost = Counter(
+            "geneface_microphone_packets_lost_total", "Packets lost on the way in.", registry=registry
+        )
+        self.microphone_concealed = Counter(
+            "geneface_microphone_concealed_seconds_total",
+            "Sound made up for what was lost.",
+            registry=registry,
+        )
+        self.mic_to_glass = Histogram(
+            "geneface_mic_to_glass_seconds",
+            "From the microphone to the screen, medians as browsers report them.",
+            buckets=_GLASS_BUCKETS_S,
+            registry=registry,
+        )
+        self.av_skew = Histogram(
+            "geneface_av_skew_seconds",
+            "Pictures behind sound, as browsers report it.",
+            buckets=_SKEW_BUCKETS_S,
+            registry=registry,
+        )
+        self.round_trip = Gauge(
+            "geneface_round_trip_seconds", "To the peer and back.", ["session"], registry=registry
+        )
+
+    def forget(self, session: str) -> None:
+        """Removes what was said of one session."""
+        for gauge in (self.render_size_px, self.microphone_depth, self.round_trip):
+            try:
+                gauge.remove(session)
+            except KeyError:
+                continue
+
+    def text(self) -> bytes:
+        """Returns everything in Prometheus' text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,154 @@
+"""The live server: opens the speaker, listens, serves until a signal comes."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import socket
+import sys
+from collections.abc import Callable
+
+import uvicorn
+
+from models.speaker import list_speakers
+
+from . import file_run
+from .access import Access
+from .admission import Admission
+from .app import AppSettings, AvatarApp
+from .cores import usable_cores
+from .errors import InputError
+from .ice import IceServer
+from .metrics import Metrics
+from .peer import PeerSettings
+from .session import SessionSettings
+from .sessions import Sessions
+from .settings import StreamSettings
+from .speaker_host import SpeakerHost
+from .tls import server_ssl_context
+from .video_encoder import CODECS
+
+log = logging.getLogger(__name__)
+
+_BACKLOG = 128
+
+
+def serve(settings: StreamSettings, *, say: Callable[[str], None]) -> None:
+    """Serves until SIGINT or SIGTERM.
+
+    Args:
+        settings: of the run.
+        say: told what a person wants to read, line by line.
+
+    Raises:
+        InputError: what was given cannot be used.
+    """
+    ice_servers = tuple(IceServer.parse(text) for text in settings.ice_server)
+    tls = server_ssl_context(settings.tls_cert, settings.tls_key, settings.tls_self_signed, settings.host)
+    listener = _listen(settings)  # before the slow part: a port in use is said at once
+    with listener:
+        cores = usable_cores()
+        threads = settings.threads or min(cores, file_run.MOST_THREADS)
+        open_host = functools.partial(SpeakerHost.open, settings, threads=threads, cores=cores)
+        host = open_host(settings.speaker)
+        codecs = tuple(codec for codec in CODECS if settings.codec in ("auto", codec.name))
+        metrics = Metrics()
+        port = listener.getsockname()[1]
+        app_settings = AppSettings(
+            access=Access(
+                token=settings.token,
+                origins=frozenset(settings.allow_origin),
+                loopback_only=not settings.listens_beyond_this_machine,
+            ),
+            ice_servers=ice_servers,
+        )
+
+        async def run() -> None:
+            sessions = Sessions(
+                open_host,
+                host,
+                SessionSettings(
+                    peer=PeerSettings(
+                        ice_servers=ice_servers, port_range=settings.udp_port_range, codecs=codecs
+                    ),
+                    bitrate=settings.bitrate_kbps * 1000,
+                ),
+                Admission(cores=cores, most_sessions=settings.max_sessions or None),
+                metrics,
+                find=functools.partial(list_speakers, speakers_dir=settings.speakers_dir),
+            )
+            app = AvatarApp(sessions, metrics, app_settings).asgi()
+            config = uvicorn.Config(
+                app,
+                ws="websockets-sansio",
+                ws_max_size=64 * 1024,
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=1,
+                backlog=_BACKLOG,
+            )
+            config.load()
+            if tls is not None:
+                config.ssl = tls
+            await _Server(config, sessions).serve(sockets=[listener])
+
+        for line in _greeting(settings, host, port, tls is not None):
+            say(line)
+        asyncio.run(run())
+
+
+class _Server(uvicorn.Server):
+    """Ends the sessions first: their pages hear why before their sockets close."""
+
+    def __init__(self, config: uvicorn.Config, sessions: Sessions) -> None:
+        super().__init__(config)
+        self._sessions = sessions
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Ends the sessions, then the connections."""
+        await self._sessions.aclose()
+        await super().shutdown(sockets)
+
+
+def _listen(settings: StreamSettings) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise InputError(
+            f"--host {settings.host}: expected an address of this machine, got: {error.strerror or error}"
+        ) from None
+    try:
+        if sys.platform != "win32":  # there it would let two servers share a port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise InputError(
+            f"--port {settings.port}: could not listen on {settings.host}:{settings.port} "
+            f"({(error.strerror or str(error)).lower()}); end what listens there, or give another --port"
+        ) from None
+    listener.setblocking(False)
+    return listener
+
+
+def _greeting(settings: StreamSettings, host: SpeakerHost, port: int, tls: bool) -> list[str]:
+    shown = "localhost" if settings.host in ("0.0.0.0", "::") else settings.host
+    shown = f"[{shown}]" if ":" in shown else shown
+    address = f"{'https' if tls else 'http'}://{shown}:{port}/"
+    if settings.token:
+        address += f"#token={settings.token}"
+    threads = f"{host.threads} thread{'s' if host.threads > 1 else ''}"
+    renderer = host.make_renderer(host.start_px)
+    lines = [
+        f"{host.name} on CPU, {threads}, {file_run.describe(renderer, None)}",
+        f"Open {address} in a browser and speak. Ctrl+C ends the server.",
+    ]
+    if settings.tls_self_signed:
+        lines.append("The certificate was made for this run: the browser will warn once.")
+    return lines

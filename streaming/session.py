@@ -1,0 +1,465 @@
+"""One peer's stay: its microphone in, its speaker's sound and pictures out, all by one media clock.
+
+    packets -> jitter buffer -> [media thread, every 20 ms] -> pipeline -> [video thread] -> packets
+                                      | sound, kept until its frame is due -> Opus -> packets
+
+The event loop moves packets and nothing else; what computes has a thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .clock import FRAME_RATE_HZ, MonotonicClock, SystemClock
+from .decimation import Decimator
+from .errors import Stopped
+from .frame_log import FrameLog, FrameRecord, TickLog, TickRecord
+from .governor import Governor
+from .media_schedule import (
+    SOUND_RATE_HZ,
+    TICK_S,
+    TICKS_PER_FRAME,
+    MediaSchedule,
+    video_timestamp,
+)
+from .metrics import Metrics
+from .microphone import MicrophoneStream
+from .offer import Offer
+from .opus import OpusEncoder
+from .peer import Peer, PeerSettings
+from .pipeline import Frame, Pipeline, QueueBounds
+from .queues import Overflow
+from .renderer import FrameRenderer
+from .speaker_host import SpeakerHost
+from .video_encoder import VideoEncoder
+
+F32 = npt.NDArray[np.float32]
+
+log = logging.getLogger(__name__)
+
+CONNECT_S = 15.0  # an offer that leads to no connection holds its place no longer
+SILENT_S = 4.0  # a peer sends sound, reports or checks far more often
+LEFT_S = 1.5  # the same once its page has gone
+_FRAME_S = 1 / FRAME_RATE_HZ
+_TICK_SOUND_SAMPLES = round(SOUND_RATE_HZ * TICK_S)
+_JOIN_S = 2.0
+_POLL_S = 0.2
+# What waits is late: two frames are enough to keep every stage busy.
+_LIVE_BOUNDS = QueueBounds(audio_ms=400, conditions_ms=80, drawings_ms=80, frames_ms=80)
+_QUIETEST_DB = -100.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionSettings:
+    """What every session of a server is made with."""
+
+    peer: PeerSettings
+    bitrate: int  # of the video, bit/s, at most
+
+
+class _SessionLog(logging.LoggerAdapter[logging.Logger]):
+    def process(self, msg: str, kwargs: MutableMapping[str, Any]) -> tuple[str, MutableMapping[str, Any]]:
+        return f"session {(self.extra or {})['session']}: {msg}", kwargs
+
+
+class Session:
+    """One peer and everything that serves it. Its methods belong to the event loop."""
+
+    def __init__(
+        self,
+        host: SpeakerHost,
+        settings: SessionSettings,
+        metrics: Metrics,
+        *,
+        on_end: Callable[[Session, str], None],
+        clock: MonotonicClock | None = None,
+    ) -> None:
+        """Prepares a session; `answer` starts it.
+
+        Args:
+            host: who speaks.
+            settings: what every session is made with.
+            metrics: where figures go.
+            on_end: told once, on the event loop, that the session wants to end, and why; must call `aclose`.
+            clock: paces everything.
+        """
+        self.id = secrets.token_urlsafe(18)
+        self.host = host
+        self.label = self.id[:6]  # for logs and metrics: the id itself is a permission
+        self.ended = ""  # why, once it has
+        self.last_report: dict[str, Any] = {}
+        self._settings = settings
+        self._metrics = metrics
+        self._on_end = on_end
+        self._clock = clock or SystemClock()
+        self._log = _SessionLog(log, {"session": self.label})
+        self._loop = asyncio.get_running_loop()
+        self.schedule = MediaSchedule(
+            start_s=self._clock.now_s(),
+            start_unix_s=time.time(),
+            lookahead_frames=host.speaker.lookahead_frames,
+            allowance_ticks=host.allowance_ticks,
+        )
+        self.microphone = MicrophoneStream()
+        self.governor = Governor(sizes_px=host.sizes_px, start_px=host.start_px)
+        self._renderers: dict[int, FrameRenderer] = {}
+        self.pipeline = Pipeline(
+            host.speaker,
+            self._renderer(host.start_px),
+            engines=host.engines,
+            overflow=Overflow.DROP_OLDEST,
+            bounds=_LIVE_BOUNDS,
+            seed=secrets.randbits(32),
+            clock=self._clock,
+        )
+        self.peer = Peer(
+            settings.peer,
+            self.schedule,
+            on_packet=self._take_packet,
+            on_keyframe_wanted=self._want_keyframe,
+            on_bandwidth=self._limit_bitrate,
+            on_state=self._peer_state,
+        )
+        self._encoder: VideoEncoder | None = None
+        self._ticks = TickLog()
+        self._frames = FrameLog()
+        self._level_db = _QUIETEST_DB
+        self._rendered = 0
+        self._dropped = {"late": 0, "backlog": 0}
+        self._sent_times_s: deque[float] = deque(maxlen=4 * FRAME_RATE_HZ)
+        self._stopping = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._created_s = self._heard_s = self._clock.now_s()
+        self._packets_seen = 0
+        self._sockets = 0
+        self._had_socket = False
+        self._was_connected = False
+        self._end_asked = False
+        self._closing: asyncio.Future[None] | None = None
+        self._lost_told = 0
+        self._concealed_told_ms = 0.0
+
+    # The event loop's side ----------------------------------------------------------------------------
+
+    async def answer(self, offer: Offer) -> str:
+        """Starts the session and returns the answer's SDP.
+
+        Raises:
+            OfferError: the offer cannot be answered; close the session.
+            OSError: no port.
+        """
+        self._spawn("media", self._run_media)
+        self.pipeline.start()
+        sdp = await self.peer.answer(offer)
+        self._encoder = self.peer.codec.open(
+            size_px=self.host.speaker.image_size_px, bitrate=self._settings.bitrate
+        )
+        self._spawn("video", self._run_video)
+        self._log.info(
+            "%s for a new peer, %s, %d px, delay %.0f ms",
+            self.host.name,
+            self.peer.codec.name,
+            self.governor.size_px,
+            self.schedule.delay_ms,
+        )
+        return sdp
+
+    def check(self, now_s: float) -> str | None:
+        """Returns why the session is over, None while its peer shows signs of life; ask twice a second."""
+        packets = self.peer.packets_received
+        if packets != self._packets_seen:
+            self._packets_seen, self._heard_s = packets, now_s
+        if not self._was_connected:
+            return "no connection came about" if now_s - self._created_s > CONNECT_S else None
+        page_left = self._had_socket and not self._sockets
+        if now_s - self._heard_s > (LEFT_S if page_left else SILENT_S):
+            return "the peer left" if page_left else "the peer fell silent"
+        return None
+
+    def socket_opened(self) -> None:
+        """Notes that the peer's page listens."""
+        self._sockets += 1
+        self._had_socket = True
+
+    def socket_closed(self) -> None:
+        """Notes that it does no longer."""
+        self._sockets -= 1
+
+    def hello(self) -> dict[str, Any]:
+        """Returns what a page is told first."""
+        return {
+            "type": "hello",
+            "session_id": self.id,
+            "speaker": self.host.name,
+            "server_ms": self.now_unix_ms(),
+            "fps": FRAME_RATE_HZ,
+            "image_size_px": self.host.speaker.image_size_px,
+            "render_px": self.governor.size_px,
+            "render_sizes_px": list(self.host.sizes_px),
+            "lookahead_ms": self.host.speaker.lookahead_frames * 1000 / FRAME_RATE_HZ,
+            "delay_ms": self.schedule.delay_ms,
+            "codec": self.peer.codec.name,
+        }
+
+    def telemetry(self, after_frame: int) -> tuple[dict[str, Any], int]:
+        """Returns what a page is told five times a second, and the last frame in it."""
+        records = self._frames.after(after_frame)
+        now_s = self._clock.now_s()
+        recent = [at_s for at_s in list(self._sent_times_s) if now_s - at_s <= 2.0]
+        microphone = self.microphone
+        message = {
+            "type": "telemetry",
+            "server_ms": self.now_unix_ms(),
+            "fps": round((len(recent) - 1) / (recent[-1] - recent[0]), 2) if len(recent) > 2 else 0.0,
+            "render_px": self.governor.size_px,
+            "render_note": self.governor.note,
+            "frames_rendered": self._rendered,
+            "frames_dropped": dict(self._dropped),
+            "microphone": {
+                "depth_ms": round(microphone.depth_ms, 1),
+                "target_ms": round(microphone.target_ms, 1),
+                "lost": microphone.packets_lost,
+                "concealed_ms": round(microphone.concealed_ms),
+                "level_db": round(self._level_db, 1),
+            },
+            "frames": [self._described(record) for record in records],
+        }
+        return message, records[-1].index if records else after_frame
+
+    def now_unix_ms(self) -> float:
+        """Returns the wall time by the session's clock, which all its times are told by."""
+        return self.schedule.unix_s(self._clock.now_s()) * 1000
+
+    def core_ms(self) -> float:
+        """Returns about what one of its frames takes now, in core-milliseconds."""
+        return self.host.core_ms(self.governor.size_px)
+
+    def update_metrics(self) -> None:
+        """Brings gauges and counters up to date; ask about once a second."""
+        metrics, microphone = self._metrics, self.microphone
+        metrics.render_size_px.labels(self.label).set(self.governor.size_px)
+        metrics.microphone_depth.labels(self.label).set(microphone.depth_ms / 1000)
+        if self.peer.video is not None and self.peer.video.round_trip_s is not None:
+            metrics.round_trip.labels(self.label).set(self.peer.video.round_trip_s)
+        lost, concealed_ms = microphone.packets_lost, microphone.concealed_ms
+        metrics.microphone_lost.inc(lost - self._lost_told)
+        metrics.microphone_concealed.inc((concealed_ms - self._concealed_told_ms) / 1000)
+        self._lost_told, self._concealed_told_ms = lost, concealed_ms
+
+    async def aclose(self, reason: str) -> None:
+        """Ends the session and waits until nothing of it is left; a second time, or unstarted, it is safe."""
+        if self._closing is not None:
+            await asyncio.shield(self._closing)
+            return
+        self._closing = self._loop.create_future()
+        self.ended = reason
+        self._stopping.set()
+        try:
+            await self.peer.aclose()
+            await self._loop.run_in_executor(None, self._join)
+        finally:
+            self._metrics.forget(self.label)
+            self._closing.set_result(None)
+        self._log.info("ended: %s (%d frames, dropped %s)", reason, self._rendered, self._dropped)
+
+    def _join(self) -> None:
+        self.pipeline.close()
+        for thread in self._threads:
+            thread.join(_JOIN_S)
+            if thread.is_alive():
+                self._log.error("thread %s did not end within %.0f s", thread.name, _JOIN_S)
+        self._threads.clear()
+        self.microphone.close()
+
+    def _peer_state(self, state: str) -> None:
+        self._log.debug("connection %s", state)
+        if state == "connected":
+            self._was_connected, self._heard_s = True, self._clock.now_s()
+        elif state in ("failed", "closed"):
+            self._ask_end("the connection failed" if state == "failed" else "the peer left")
+
+    def _ask_end(self, reason: str) -> None:
+        if not self._end_asked and not self.ended:
+            self._end_asked = True
+            self._on_end(self, reason)
+
+    def _take_packet(self, sequence: int, timestamp: int, payload: bytes, arrived_s: float) -> None:
+        self.microphone.put(sequence=sequence, timestamp=timestamp, payload=payload, arrived_s=arrived_s)
+
+    def _want_keyframe(self) -> None:
+        if self._encoder is not None:
+            self._encoder.want_keyframe()
+
+    def _limit_bitrate(self, bitrate: int) -> None:
+        if self._encoder is not None:
+            self._encoder.limit_bitrate(bitrate)
+
+    def _described(self, record: FrameRecord) -> dict[str, Any]:
+        def unix_ms(at_s: float | None) -> float | None:
+            return None if at_s is None else round(self.schedule.unix_s(at_s) * 1000, 2)
+
+        captured_s = None
+        if record.sound_timestamp is not None and self.peer.microphone is not None:
+            captured_s = self.peer.microphone.captured_unix_s(record.sound_timestamp)
+        return {
+            "rtp": record.rtp,
+            "captured_ms": None if captured_s is None else round(captured_s * 1000, 2),
+            "arrived_ms": unix_ms(record.arrived_s),
+            "buffered_ms": unix_ms(record.buffered_s),
+            "windowed_ms": unix_ms(record.windowed_s),
+            "rendered_ms": unix_ms(record.finished_s),
+            "encoded_ms": unix_ms(record.encoded_s),
+            "sent_ms": unix_ms(record.sent_s),
+        }
+
+    # The threads' side --------------------------------------------------------------------------------
+
+    def _spawn(self, name: str, work: Callable[[], None]) -> None:
+        def guarded() -> None:
+            try:
+                work()
+            except Stopped:
+                pass
+            except Exception:  # noqa: BLE001 - a thread's outermost frame
+                self._log.exception("the %s thread failed", name)
+                self._on_loop(self._ask_end, f"the {name} thread failed")
+
+        thread = threading.Thread(target=guarded, name=f"geneface-{name}-{self.label}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _on_loop(self, call: Callable[..., None], *arguments: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the program ends
+            self._loop.call_soon_threadsafe(call, *arguments)
+
+    def _renderer(self, size_px: int) -> FrameRenderer:
+        if size_px not in self._renderers:
+            self._renderers[size_px] = self.host.make_renderer(size_px)
+        return self._renderers[size_px]
+
+    def _run_media(self) -> None:
+        decimator, encoder = Decimator(), OpusEncoder()
+        waiting: deque[F32] = deque()  # sound until its frame is due: `delay_ticks` of it
+        tick = 0
+        while True:
+            due_s = self.schedule.tick_s(tick)
+            if self._stopping.wait(max(0.0, due_s - self._clock.now_s())):
+                return
+            block = self.microphone.read(due_s)
+            self._ticks.add(
+                TickRecord(
+                    timestamp=block.timestamp, arrived_s=block.arrived_s, buffered_s=self._clock.now_s()
+                )
+            )
+            self.pipeline.push_audio(decimator.step(block.samples))
+            self._level_db = _level_db(block.samples)
+            waiting.append(block.samples)
+            if len(waiting) > self.schedule.delay_ticks:
+                sound = waiting.popleft()
+                sender = self.peer.sound
+                if sender is not None and sender.connected:
+                    self._on_loop(
+                        sender.push,
+                        [encoder.encode(sound)],
+                        (tick - self.schedule.delay_ticks) * _TICK_SOUND_SAMPLES,
+                        TICK_S * 1000,
+                        _level_db(sound),
+                    )
+            tick += 1
+
+    def _run_video(self) -> None:
+        last = -1
+        while not self._stopping.is_set():
+            try:
+                frame = self.pipeline.next_frame(_POLL_S)
+            except TimeoutError:
+                continue
+            if frame is None:
+                return
+            self._lose(frame.index - last - 1, "backlog")
+            last = frame.index
+            due_s = self.schedule.frame_due_s(frame.index)
+            if self._clock.now_s() > due_s + _FRAME_S:
+                self._lose(1, "late")
+                continue
+            if self.peer.video is not None and self.peer.video.connected:
+                self._send(frame, due_s)
+
+    def _send(self, frame: Frame, due_s: float) -> None:
+        sender, encoder = self.peer.video, self._encoder
+        assert sender is not None
+        assert encoder is not None
+        payloads = encoder.encode(frame.picture, frame.index)
+        encoded_s = self._clock.now_s()
+        if self._stopping.wait(max(0.0, due_s - encoded_s)):
+            return
+        sent_s = self._clock.now_s()
+        timestamp = video_timestamp(frame.index)
+        if payloads:
+            self._on_loop(sender.push, payloads, timestamp, _FRAME_S * 1000)
+        self._rendered += 1
+        self._sent_times_s.append(sent_s)
+        self._metrics.frames_rendered.labels(self.host.name).inc()
+        self._note(frame, sender.wire_timestamp(timestamp), encoded_s, sent_s)
+        if frame.render_px != self.governor.size_px:
+            return  # drawn before the last change
+        slack_ms = (due_s - encoded_s) * 1000
+        if self.governor.frame_done(now_s=sent_s, draw_ms=frame.draw_ms, slack_ms=slack_ms):
+            self._change_size()
+
+    def _note(self, frame: Frame, rtp: int, encoded_s: float, sent_s: float) -> None:
+        tick = self._ticks.at(frame.index * TICKS_PER_FRAME)
+        if tick is None:
+            return
+        self._frames.add(
+            FrameRecord(
+                index=frame.index,
+                rtp=rtp,
+                sound_timestamp=tick.timestamp,
+                arrived_s=tick.arrived_s,
+                buffered_s=tick.buffered_s,
+                windowed_s=frame.windowed_s,
+                finished_s=frame.finished_s,
+                encoded_s=encoded_s,
+                sent_s=sent_s,
+            )
+        )
+        stage = self._metrics.stage
+        if tick.arrived_s is not None:
+            stage.labels("jitter_buffer").observe(tick.buffered_s - tick.arrived_s)
+        stage.labels("lookahead").observe(frame.windowed_s - tick.buffered_s)
+        stage.labels("render").observe(frame.finished_s - frame.windowed_s)
+        stage.labels("encode").observe(encoded_s - frame.finished_s)
+        stage.labels("wait").observe(sent_s - encoded_s)
+
+    def _lose(self, frames: int, reason: str) -> None:
+        if frames <= 0:
+            return
+        self._dropped[reason] += frames
+        self._metrics.frames_dropped.labels(self.host.name, reason).inc(frames)
+        if self._was_connected and self.governor.frame_lost(now_s=self._clock.now_s()):
+            self._change_size()
+
+    def _change_size(self) -> None:
+        before_px, size_px = self.pipeline.renderer.render_px, self.governor.size_px
+        self._metrics.render_size_changes.labels("down" if size_px < before_px else "up").inc()
+        self._log.info("draws %d px, %d before (%s)", size_px, before_px, self.governor.note or "room again")
+        self.pipeline.renderer = self._renderer(size_px)
+
+
+def _level_db(samples: F32) -> float:
+    """Returns the loudness of samples in dBFS, -100 for silence."""
+    mean_square = float(np.dot(samples, samples)) / max(len(samples), 1)
+    return max(10 * float(np.log10(mean_square)), _QUIETEST_DB) if mean_square > 1e-10 else _QUIETEST_DB

@@ -1,0 +1,104 @@
+"""A speaker ready to speak: networks open, kernels compiled, costs known; shared by its sessions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from models.speaker import Speaker, find_speaker, load_speaker
+
+from . import file_run
+from .engine import Engine
+from .frame_cost import FrameCostMeter
+from .media_schedule import allowance_ticks_for
+from .pipeline import open_engines
+from .render_size import FRAME_BUDGET_MS, RENDER_SIZES_PX, FrameCost, choose_render_size
+from .renderer import FrameRenderer, Raymarcher
+from .settings import SMALLEST_RENDER_PX, StreamSettings
+
+_LIVE_SHARE = 0.6  # of a frame's time: the rest is for WebRTC, and for a browser on the same machine
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeakerHost:
+    """What the sessions of one speaker share; nothing in it changes."""
+
+    speaker: Speaker
+    engines: tuple[Engine, Engine]
+    raymarcher: Raymarcher
+    sizes_px: tuple[int, ...]  # that may be drawn, largest first
+    start_px: int
+    costs: dict[int, FrameCost]  # measured, by size; the smallest and `start_px` among them
+    threads: int
+
+    @classmethod
+    def open(cls, settings: StreamSettings, name: str, *, threads: int, cores: int) -> SpeakerHost:
+        """Returns a host of the speaker of that name, after drawing a few frames.
+
+        Raises:
+            UnknownSpeakerError: no such speaker.
+            BundleError, EngineError, SceneError, InputError: the bundle cannot be used.
+        """
+        speaker = load_speaker(find_speaker(name, speakers_dir=settings.speakers_dir))
+        engines = open_engines(speaker)
+        raymarcher = file_run.open_raymarcher(speaker, threads=threads)
+        raymarcher.warm_up()
+        meter = FrameCostMeter(
+            speaker, engines, lambda size_px: file_run.make_renderer(speaker, raymarcher, size_px)
+        )
+        costs: dict[int, FrameCost] = {}
+
+        def measure(size_px: int) -> FrameCost:
+            costs[size_px] = meter.measure(size_px)
+            return costs[size_px]
+
+        if settings.render_size is not None:
+            sizes: tuple[int, ...] = (settings.render_size,)
+            measure(settings.render_size)
+            start_px = settings.render_size
+        else:
+            sizes = tuple(
+                size for size in RENDER_SIZES_PX if SMALLEST_RENDER_PX <= size <= speaker.image_size_px
+            ) or (speaker.image_size_px,)
+            start_px = choose_render_size(
+                measure,
+                largest_px=speaker.image_size_px,
+                threads=threads,
+                cores=cores,
+                budget_ms=FRAME_BUDGET_MS * _LIVE_SHARE,
+            ).size_px
+            if sizes[-1] not in costs:
+                measure(sizes[-1])
+        return cls(
+            speaker=speaker,
+            engines=engines,
+            raymarcher=raymarcher,
+            sizes_px=sizes,
+            start_px=start_px,
+            costs=costs,
+            threads=threads,
+        )
+
+    @property
+    def name(self) -> str:
+        """The speaker's name."""
+        return self.speaker.name
+
+    @property
+    def allowance_ticks(self) -> int:
+        """Ticks between a frame's last look-ahead and its leaving."""
+        cost = self.costs[self.start_px]
+        return allowance_ticks_for(cost.render_ms + cost.other_ms)
+
+    def core_ms(self, size_px: int) -> float:
+        """Returns the core-milliseconds of a frame at a size, by the nearest one that was measured."""
+        nearest = min(self.costs, key=lambda known: abs(known - size_px))
+        cost = self.costs[nearest]
+        return cost.render_ms * self.threads * (size_px / nearest) ** 2 + cost.other_ms
+
+    def make_renderer(self, size_px: int) -> FrameRenderer:
+        """Returns a renderer of its own for one session."""
+        return file_run.make_renderer(self.speaker, self.raymarcher, size_px)
+
+    def close(self) -> None:
+        """Ends the raymarcher's threads."""
+        self.raymarcher.close()

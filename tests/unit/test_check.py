@@ -1,0 +1,304 @@
+import datetime
+import socket
+import sys
+from dataclasses import replace
+from importlib import metadata
+from types import SimpleNamespace
+
+import bundle_factory
+import pytest
+import stand_ins
+from cryptography.hazmat.primitives import serialization
+from test_local_microphone import WEBCAM, FakePortAudio
+
+from streaming import check, file_run, tls
+from streaming.check import CheckResult, exit_code, free_memory_bytes, run_checks, table
+from streaming.errors import InputError
+from streaming.settings import StreamSettings
+
+
+@pytest.fixture
+def settings(tmp_path, monkeypatch):
+    """A machine on which everything works."""
+    bundle_factory.write_tiny_bundle(tmp_path / "Tiny", image_size_px=128)
+    monkeypatch.setattr(file_run, "open_raymarcher", lambda speaker, threads: stand_ins.StandInRaymarcher())
+    monkeypatch.setattr(check, "usable_cores", lambda: 2)
+    monkeypatch.setattr(check, "free_memory_bytes", lambda: 3 << 30)
+    monkeypatch.setitem(sys.modules, "sounddevice", FakePortAudio(WEBCAM, default=0))
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    return StreamSettings(speaker="Tiny", speakers_dir=tmp_path, port=0)
+
+
+class SteadyClock:
+    """Every look at it is a millisecond later."""
+
+    def __init__(self, step_ms=1.0):
+        self._step_s, self._time_s = step_ms / 1000, 0.0
+
+    def now_s(self):
+        self._time_s += self._step_s
+        return self._time_s
+
+
+def results_of(settings, **options):
+    found = run_checks(settings, clock=options.pop("clock", SteadyClock()))
+    return {result.name: result for result in found}
+
+
+def test_a_machine_where_everything_works_has_no_complaint(settings):
+    found = results_of(settings)
+    assert {name: result.status for name, result in found.items()} == dict.fromkeys(found, "ok")
+    assert len(found) == 16
+    assert not any(result.way_out for result in found.values())
+    assert all("\n" not in result.detail for result in found.values())
+    assert exit_code(list(found.values())) == 0
+    assert found["python"].detail.startswith(f"Python {sys.version_info.major}.")
+    assert "numpy 2" in found["python"].detail
+    assert "pytest" not in found["python"].detail
+    assert found["speaker"].detail.startswith("Tiny, 128 x 128, ")
+    assert found["frame"].detail.startswith("drawn at 128 px in 1 ms, all else ")
+    assert found["microphone"].detail == "0: Webcam, ALSA"
+    assert found["preview"].detail.endswith("on dummy")
+
+
+def test_a_check_that_breaks_is_one_line_and_the_others_go_on(settings, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr(check, "H264VideoEncoder", broken)
+    found = results_of(settings)
+    assert found["video H.264"].status == "fail"
+    assert found["video H.264"].detail == "RuntimeError: two lines"
+    assert found["video VP8"].status == "ok"
+    assert exit_code(list(found.values())) == 1
+
+
+def test_without_the_speaker_what_needs_it_is_not_tried(settings):
+    found = results_of(replace(settings, speaker="Nobody"))
+    assert found["speaker"].status == "fail"
+    assert 'got "Nobody"' in found["speaker"].detail
+    assert found["speaker"].way_out.startswith("put a bundle into ")
+    for name in ("networks", "kernels", "frame"):
+        assert (found[name].status, found[name].detail) == ("warn", "not tried: it needs the speaker")
+    assert found["port"].status == "ok"
+
+
+def test_without_kernels_no_frame_is_tried(settings, monkeypatch):
+    def broken(*_, **__):
+        raise InputError("kernels: no compiler; install one")
+
+    monkeypatch.setattr(file_run, "open_raymarcher", broken)
+    found = results_of(settings)
+    assert (found["kernels"].detail, found["kernels"].way_out) == ("kernels: no compiler", "install one")
+    assert found["frame"].detail == "not tried: it needs the networks and the kernels"
+
+
+def test_kernels_that_had_to_be_compiled_say_so(settings, monkeypatch):
+    slow = stand_ins.StandInRaymarcher()
+    slow.warm_up = lambda: 31.0
+    monkeypatch.setattr(file_run, "open_raymarcher", lambda speaker, threads: slow)
+    assert results_of(settings)["kernels"].detail == "compiled, the next start is quick: ready in 31.0 s"
+
+
+def test_the_raymarcher_is_closed_at_the_end(settings, monkeypatch):
+    closed = []
+    raymarcher = stand_ins.StandInRaymarcher()
+    raymarcher.close = lambda: closed.append(True)
+    monkeypatch.setattr(file_run, "open_raymarcher", lambda speaker, threads: raymarcher)
+    results_of(settings)
+    assert closed == [True]
+
+
+def test_a_slow_frame_is_a_warning(settings):
+    found = results_of(replace(settings, render_size=96), clock=SteadyClock(60.0))
+    assert found["frame"].status == "warn"
+    assert found["frame"].detail.startswith("drawn at 96 px in 60 ms")
+    assert exit_code(list(found.values())) == 0
+
+
+def test_few_cores_and_little_memory_are_warnings(settings, monkeypatch):
+    monkeypatch.setattr(check, "usable_cores", lambda: 1)
+    monkeypatch.setattr(check, "free_memory_bytes", lambda: 700 << 20)
+    found = results_of(settings)
+    assert (found["cores"].status, found["cores"].detail) == ("warn", "1 usable, drawing on 1 thread")
+    assert (found["memory"].status, found["memory"].detail) == ("warn", "0.7 GiB free")
+
+
+def test_free_memory_is_the_lesser_of_machine_and_container(tmp_path):
+    meminfo, cgroup = tmp_path / "meminfo", tmp_path / "cgroup"
+    assert free_memory_bytes(meminfo, cgroup) is None
+    meminfo.write_text("MemTotal: 9 kB\nMemAvailable:    2048 kB\n")
+    assert free_memory_bytes(meminfo, cgroup) == 2 << 20
+    cgroup.mkdir()
+    (cgroup / "memory.max").write_text("max\n")
+    assert free_memory_bytes(meminfo, cgroup) == 2 << 20
+    (cgroup / "memory.max").write_text(f"{3 << 20}\n")
+    (cgroup / "memory.current").write_text(f"{2 << 20}\n")
+    assert free_memory_bytes(meminfo, cgroup) == 1 << 20
+
+
+def test_a_package_that_is_missing_is_named(settings, monkeypatch):
+    version = metadata.version
+
+    def some(name):
+        if name == "aiortc":
+            raise metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(metadata, "version", some)
+    monkeypatch.setattr(
+        metadata, "requires", lambda name: ["aiortc<2,>=1.16", "av>=18", 'torch; extra == "t"']
+    )
+    found = results_of(settings)["python"]
+    assert (found.status, found.detail, found.way_out) == (
+        "fail",
+        "not installed: aiortc",
+        "pip install aiortc",
+    )
+
+
+def test_a_python_that_is_too_old_is_a_failure(settings, monkeypatch):
+    monkeypatch.setattr(check, "OLDEST_PYTHON", (4, 0))
+    found = results_of(settings)["python"]
+    assert found.status == "fail"
+    assert found.detail.endswith("expected 4.0 or newer")
+
+
+def test_opus_without_its_library_is_a_warning(settings, monkeypatch):
+    monkeypatch.setattr(check, "find_libopus", lambda: None)
+    found = results_of(settings)["sound Opus"]
+    assert found.status == "warn"
+    assert "libopus0" in found.way_out
+
+
+# The network ----------------------------------------------------------------------------------------
+
+
+def test_a_port_in_use_is_a_failure(settings):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen(1)
+        port = other.getsockname()[1]
+        found = results_of(replace(settings, port=port))["port"]
+    assert (found.status, found.way_out) == ("fail", "give another with --port")
+    assert found.detail.startswith(f"127.0.0.1:{port}: ")
+    assert results_of(replace(settings, port=port))["port"].status == "ok"
+
+
+def test_a_host_that_is_none_is_a_failure(settings, monkeypatch):
+    def unknown(*_, **__):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    found = results_of(settings)["port"]
+    assert (found.status, found.way_out) == ("fail", "give another with --host")
+
+
+def test_udp_ports_are_tried_one_by_one(settings):
+    with socket.socket(type=socket.SOCK_DGRAM) as other:
+        other.bind(("0.0.0.0", 0))
+        taken = other.getsockname()[1]
+        taken_only = results_of(replace(settings, udp_port_range=(taken, taken)))["UDP ports"]
+    assert taken_only.status == "fail"
+    assert taken_only.detail.startswith(f"0 of 1 tried in {taken}-{taken} are free: ")
+    assert taken_only.way_out == "give other ports with --udp-port-range"
+    assert results_of(replace(settings, udp_port_range=(taken, taken)))["UDP ports"].status == "ok"
+
+
+# TLS ------------------------------------------------------------------------------------------------
+
+
+def certificate_files(folder, begins):
+    certificate, key_pem = tls.make_self_signed(["avatar.example"], now=begins)
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    cert.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    key.write_bytes(key_pem)
+    return {"tls_cert": cert, "tls_key": key}
+
+
+@pytest.mark.parametrize(
+    ("age_days", "status", "said"),
+    [
+        (1, "ok", "28 days from now"),
+        (20, "warn", "9 days from now"),
+        (40, "fail", "expired on "),
+        (-5, "fail", "valid only from "),
+    ],
+)
+def test_a_certificate_is_judged_by_its_time(settings, tmp_path, age_days, status, said):
+    begins = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=age_days)
+    found = results_of(replace(settings, **certificate_files(tmp_path, begins)))["TLS"]
+    assert found.status == status
+    assert said in found.detail
+
+
+def test_certificate_files_that_cannot_be_used_are_a_failure(settings, tmp_path):
+    files = certificate_files(tmp_path, datetime.datetime.now(datetime.UTC))
+    files["tls_key"].unlink()
+    found = results_of(replace(settings, **files))["TLS"]
+    assert found.status == "fail"
+    assert found.detail.startswith("--tls-key: ")
+    assert found.way_out == "give both in PEM form, or --tls-self-signed"
+
+
+def test_without_tls_it_depends_on_who_is_to_come(settings):
+    assert "browsers on this machine" in results_of(settings)["TLS"].detail
+    assert results_of(replace(settings, tls_self_signed=True))["TLS"].detail.startswith("self-signed")
+    open_to_all = SimpleNamespace(
+        tls_cert=None, tls_key=None, tls_self_signed=False, host="0.0.0.0", listens_beyond_this_machine=True
+    )
+    checks = check._Checks(SimpleNamespace(**vars(open_to_all), threads=0), SteadyClock())
+    assert checks.tls().status == "warn"
+
+
+# Local use ------------------------------------------------------------------------------------------
+
+
+def test_what_only_local_use_needs_is_a_warning(settings, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    monkeypatch.setitem(sys.modules, "pygame", None)
+    found = results_of(settings)
+    assert found["microphone"].status == found["preview"].status == "warn"
+    assert found["microphone"].detail == "the package sounddevice is not installed (only --mic needs it)"
+    assert found["preview"].way_out == "pip install 'geneface-stream[preview]'"
+    monkeypatch.setitem(sys.modules, "sounddevice", FakePortAudio())
+    assert results_of(settings)["microphone"].detail == "none on this machine; only --mic needs one"
+
+
+def test_several_microphones_are_counted(settings, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sounddevice", FakePortAudio(WEBCAM, WEBCAM, WEBCAM, default=1))
+    assert results_of(settings)["microphone"].detail == "1: Webcam, ALSA, and 2 more (--list-devices)"
+
+
+# The table ------------------------------------------------------------------------------------------
+
+THREE = [
+    CheckResult(name="cores", status="ok", detail="2 usable"),
+    CheckResult(name="frame", status="warn", detail="slow", way_out="draw smaller"),
+    CheckResult(name="TLS", status="fail", detail="expired", way_out="renew it"),
+]
+
+
+def test_the_table_is_aligned_and_says_the_way_out():
+    assert table(THREE, colour=False).splitlines() == [
+        "ok    cores  2 usable",
+        "warn  frame  slow",
+        "             -> draw smaller",
+        "fail  TLS    expired",
+        "             -> renew it",
+    ]
+    assert table([], colour=False) == ""
+
+
+def test_colour_is_for_terminals_that_want_it(monkeypatch):
+    assert "\033[" not in table(THREE)
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert "\033[31mfail\033[0m  TLS    expired" in table(THREE)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\033[" not in table(THREE)
+
+
+def test_only_a_failure_fails():
+    assert exit_code(THREE) == 1
+    assert exit_code(THREE[:2]) == 0
