@@ -1,4 +1,4 @@
-# make run | test | check | bench | clean. Each sets up what it needs; the second time that takes no time.
+# make run | video | test | check | bench | clean. Each sets up what it needs; the second time that takes no time.
 #
 # Two environments: .venv-run holds what the program needs to speak (no torch),
 # .venv what it takes to train, test and measure.
@@ -18,29 +18,36 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 pytho
 	$(if $(shell command -v $(p) >/dev/null 2>&1 && \
 		$(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo yes),$(p))))
 
-.PHONY: help run test check bench clean
+.PHONY: help run video test check bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: $(RUN_ENV)/.installed ## set up, then let the speaker say the example recording
-	$(RUN_ENV)/bin/geneface-stream --speaker $(SPEAKER) --input $(INPUT) --output $(OUTPUT)
+run: $(RUN_ENV)/.installed ## set up, then serve: open the address it prints and speak
+	$(RUN_ENV)/bin/geneface-stream --speaker $(SPEAKER) $(ARGS)
+
+video: $(RUN_ENV)/.installed ## set up, then turn INPUT (a recording) into OUTPUT (a video)
+	$(RUN_ENV)/bin/geneface-stream --speaker $(SPEAKER) --input $(INPUT) --output $(OUTPUT) $(ARGS)
 
 test: $(DEV_ENV)/.installed ## set up, then run every test
 	$(DEV_ENV)/bin/python -m pytest
 
-check: $(DEV_ENV)/.installed ## lint, format, types, layers
+check: $(DEV_ENV)/.installed ## lint, format, types, layers, the types of the page
 	$(DEV_ENV)/bin/ruff check .
 	$(DEV_ENV)/bin/ruff format --check .
 	$(DEV_ENV)/bin/mypy
 	$(DEV_ENV)/bin/lint-imports
+	@command -v npm >/dev/null || { echo "npm was not found; on Debian: apt-get install npm" >&2; exit 2; }
+	@[ -x node_modules/.bin/tsc ] || npm install --no-package-lock --no-audit --no-fund --loglevel=error
+	npm run --silent check
 
-bench: $(DEV_ENV)/.installed ## measure the renderer and the pipeline on this machine
+bench: $(DEV_ENV)/.installed ## measure renderer, pipeline and live latency on this machine
 	$(DEV_ENV)/bin/python -m benchmarks.render --speaker $(SPEAKER) --sizes 128 192 256 512
 	$(DEV_ENV)/bin/python -m benchmarks.pipeline --speaker $(SPEAKER) --audio $(INPUT)
+	$(DEV_ENV)/bin/python -m benchmarks.latency --speaker $(SPEAKER) --audio $(INPUT)
 
 clean: ## remove the environments and what tools left behind
-	rm -rf $(RUN_ENV) $(DEV_ENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(RUN_ENV) $(DEV_ENV) node_modules build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
 $(RUN_ENV)/.installed: pyproject.toml
 	$(call install,$(RUN_ENV),.)

@@ -282,22 +282,3 @@ class LiveRun:
         """Closes it."""
         self.close()
 
-
-def speak_live(
-    settings: StreamSettings, *, stopped: Callable[[], bool], say: Callable[[str], None]
-) -> LiveReport:
-    """Shows the speaker saying what this machine's microphone hears, and returns what was shown.
-
-    Args:
-        settings: as for `LiveRun`.
-        stopped: asked at least every 0.02 s, once everything is ready.
-        say: told one line at the start and one at the end.
-
-    Raises:
-        InputError, UnknownSpeakerError, BundleError, EngineError, SceneError: as for `LiveRun`.
-    """
-    with LiveRun(settings) as live:
-        say(live.describe())
-        report = live.run(stopped=stopped)
-    say(report.summary())
-    return report

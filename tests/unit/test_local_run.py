@@ -10,7 +10,7 @@ from test_local_microphone import WEBCAM, FakePortAudio
 from streaming import file_run, local_run
 from streaming.errors import InputError
 from streaming.governor import Governor
-from streaming.local_run import LiveReport, LiveRun, PlayoutClock, show_frames, speak_live
+from streaming.local_run import LiveReport, LiveRun, PlayoutClock, show_frames
 from streaming.pipeline import Frame
 from streaming.settings import StreamSettings
 
@@ -269,13 +269,13 @@ def test_the_microphone_moves_the_speaker_in_the_window(settings, monkeypatch):
     assert not pygame.display.get_init()
 
 
-def test_one_line_is_said_at_the_start_and_one_at_the_end(settings, monkeypatch):
+def test_a_run_that_is_stopped_at_once_says_so_in_one_line(settings, monkeypatch):
     monkeypatch.setitem(sys.modules, "sounddevice", TalkingPortAudio())
-    said = []
-    report = speak_live(settings, stopped=lambda: True, say=said.append)
-    assert said[0].startswith("Tiny on CPU, ")
-    assert said[1:] == [report.summary()]
+    with LiveRun(settings) as live:
+        report = live.run(stopped=lambda: True)
     assert report.shown == 0
+    assert ": 0 frames shown" in report.summary()
+    assert report.summary().count("\n") == 0
 
 
 def test_a_microphone_that_is_pulled_out_ends_it_in_one_line(settings, monkeypatch):
