@@ -351,7 +351,7 @@ class Session:
 
     def _run_media(self) -> None:
         decimator, encoder = Decimator(), OpusEncoder()
-        waiting: deque[F32] = deque()  # sound until its frame is due: `delay_ticks` of it
+        waiting: deque[F32] = deque()  # sound until it is due: `sound_delay_ticks` of it
         tick = 0
         while True:
             due_s = self.schedule.tick_s(tick)
@@ -366,14 +366,14 @@ class Session:
             self.pipeline.push_audio(decimator.step(block.samples))
             self._level_db = _level_db(block.samples)
             waiting.append(block.samples)
-            if len(waiting) > self.schedule.delay_ticks:
+            if len(waiting) > self.schedule.sound_delay_ticks:
                 sound = waiting.popleft()
                 sender = self.peer.sound
                 if sender is not None and sender.connected:
                     self._on_loop(
                         sender.push,
                         [encoder.encode(sound)],
-                        (tick - self.schedule.delay_ticks) * _TICK_SOUND_SAMPLES,
+                        (tick - self.schedule.sound_delay_ticks) * _TICK_SOUND_SAMPLES,
                         TICK_S * 1000,
                         _level_db(sound),
                     )
