@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from .clock import MonotonicClock, SystemClock
-from .settings import LOOPBACK_HOSTS
+from .settings import LOOPBACK_HOSTS, is_loopback
 
 OFFERS_AT_ONCE = 20
 OFFERS_PER_S = 0.5
@@ -36,7 +36,7 @@ class Access:
 
         A page of any site could otherwise point a name of its own at 127.0.0.1 and pass as the same origin.
         """
-        if not self.loopback_only or _host_name(f"//{host}") in LOOPBACK_HOSTS:
+        if not self.loopback_only or is_loopback(_host_name(host)):
             return None
         return Denial(status=403, detail=f"Host: expected {' or '.join(LOOPBACK_HOSTS)}, got {host[:80]}")
 
@@ -44,7 +44,7 @@ class Access:
         """Refuses pages of other sites. No `Origin`: no page, or one of ours."""
         if origin is None or origin in self.origins:
             return None
-        if urlsplit(origin).netloc == host and origin.startswith(("http://", "https://")):
+        if host and origin in (f"http://{host}", f"https://{host}"):
             return None
         return Denial(
             status=403,
@@ -62,9 +62,9 @@ class Access:
         return Denial(status=401, detail="Authorization: expected `Bearer` and the server's --token")
 
 
-def _host_name(url: str) -> str:
+def _host_name(host: str) -> str:
     try:
-        return urlsplit(url).hostname or ""
+        return urlsplit(f"//{host}").hostname or ""
     except ValueError:
         return ""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import logging
 import math
@@ -11,15 +12,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from importlib import resources
-from typing import Any
+from typing import Any, TypeGuard
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from cuda_kernels.folding import SceneError
@@ -32,13 +34,15 @@ from .ice import IceServer
 from .metrics import CONTENT_TYPE, Metrics
 from .offer import LARGEST_OFFER_BYTES, NotAcceptableError, Offer, OfferError
 from .session import Session
-from .sessions import FullError, Sessions
+from .sessions import EndedError, FullError, Sessions
 
 log = logging.getLogger(__name__)
 
 TELEMETRY_S = 0.2
 _MESSAGES_PER_S = 20  # a page sends about one
 _LARGEST_MESSAGE_BYTES = 16 * 1024
+_BODY_S = 10.0  # an offer comes at once; who takes longer holds a connection
+_TAKE_S = 5.0  # a page that does not take what it is told for so long is not there
 _MEDIA_TYPES = {".js": "text/javascript", ".css": "text/css", ".html": "text/html", ".svg": "image/svg+xml"}
 # The page needs nothing from elsewhere; blob: is for what a page shows of its own streams.
 _PAGE_HEADERS = {
@@ -101,8 +105,7 @@ class AvatarApp:
             Route("/ice", self._guarded(self._ice)),
             Route("/metrics", self._guarded(self._metrics_text)),
             Route("/offer", self._guarded(self._offer), methods=["POST"]),
-            Route("/whip/{speaker}", self._guarded(self._whip), methods=["POST"]),
-            Route("/whip/{speaker}", self._open(self._whip_options), methods=["OPTIONS"]),
+            Route("/whip/{speaker}", self._whip_endpoint(), methods=["POST", "OPTIONS"]),
             Route("/sessions/{session_id}", self._guarded(self._delete), methods=["DELETE"]),
             WebSocketRoute("/ws/{session_id}", self._socket),
         ]
@@ -115,13 +118,12 @@ class AvatarApp:
                 expose_headers=["Location", "ETag", "Retry-After"],
             )
         ]
-        app = Starlette(
+        return Starlette(
             routes=routes,
             middleware=middleware,
             lifespan=self._lifespan,
-            exception_handlers={404: _not_found, 405: _not_allowed, Exception: _fault},
+            exception_handlers={HTTPException: _no_route, Exception: _fault},
         )
-        return _BodyLimit(app, LARGEST_OFFER_BYTES)
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
@@ -180,12 +182,8 @@ class AvatarApp:
         return Response(status_code=204)
 
     async def _speakers(self, _: Request) -> Response:
-        loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(None, self.sessions.speakers)
-        names = dict.fromkeys([self.sessions.default_speaker, *(speaker.name for speaker in found)])
-        return JSONResponse(
-            {"speakers": [{"name": name} for name in names], "default": self.sessions.default_speaker}
-        )
+        speakers = [dataclasses.asdict(entry) for entry in await self.sessions.speakers()]
+        return JSONResponse({"speakers": speakers, "default": self.sessions.default_speaker})
 
     async def _ice(self, _: Request) -> Response:
         servers = [server.for_browser() for server in self._settings.ice_servers]
@@ -204,9 +202,9 @@ class AvatarApp:
             raise Problem(
                 400, 'body: expected JSON {"sdp", "type", "speaker"?}, got something else'
             ) from None
-        if kind != "offer" or not isinstance(sdp, str) or not isinstance(speaker, str):
+        if kind != "offer" or not _is_text(sdp) or not _is_text(speaker):
             raise Problem(400, 'body: expected "type": "offer" and texts for "sdp" and "speaker"')
-        session, answer = await self._open_session(speaker, sdp)
+        session, answer = await self._open_session(request, speaker, sdp)
         return JSONResponse({"sdp": answer, "type": "answer", "session_id": session.id})
 
     async def _whip(self, request: Request) -> Response:
@@ -218,21 +216,34 @@ class AvatarApp:
                 f"Content-Type: expected application/sdp, got {content_type[:60] or 'none'}",
                 {"Accept-Post": "application/sdp"},
             )
-        session, answer = await self._open_session(request.path_params["speaker"], await _body(request))
+        sdp = await _body(request)
+        session, answer = await self._open_session(request, request.path_params["speaker"], sdp)
         headers = {"Location": f"/sessions/{session.id}", "ETag": f'"{session.label}"', **self._ice_links()}
         return Response(answer, 201, headers=headers, media_type="application/sdp")
 
-    async def _whip_options(self, _: Request) -> Response:
-        return Response(status_code=204, headers={"Accept-Post": "application/sdp", **self._ice_links()})
+    async def _whip_options(self, request: Request) -> Response:
+        # The links may hold a password: they are for who knows the token.
+        known = self._access.check_token(request.headers.get("authorization")) is None
+        links = self._ice_links() if known else {}
+        return Response(status_code=204, headers={"Accept-Post": "application/sdp", **links})
+
+    def _whip_endpoint(self) -> Callable[..., Awaitable[Response]]:
+        post, options = self._guarded(self._whip), self._open(self._whip_options)
+
+        async def endpoint(request: Request) -> Response:
+            return await (options if request.method == "OPTIONS" else post)(request)
+
+        return endpoint
 
     def _ice_links(self) -> dict[str, str]:
         links = []
         for server in self._settings.ice_servers:
             link = f'<{server.url}>; rel="ice-server"'
             if server.username and server.password:
-                link += f'; username="{server.username}"; credential="{server.password}"'
+                link += f"; username={_quoted(server.username)}; credential={_quoted(server.password)}"
                 link += '; credential-type="password"'
-            links.append(link)
+            if link.isascii():  # what else a password may hold, no header can carry; /ice can
+                links.append(link)
         return {"Link": ", ".join(links)} if links else {}
 
     async def _delete(self, request: Request) -> Response:
@@ -248,10 +259,10 @@ class AvatarApp:
                 429, f"offers: too many from one address; try in {seconds} s", {"Retry-After": str(seconds)}
             )
 
-    async def _open_session(self, speaker: str, sdp: str) -> tuple[Session, str]:
+    async def _open_session(self, request: Request, speaker: str, sdp: str) -> tuple[Session, str]:
         try:
             offer = Offer.parse(sdp)
-            return await self.sessions.open(speaker, offer)
+            session, answer = await self.sessions.open(speaker, offer)
         except NotAcceptableError as error:
             raise Problem(406, str(error)) from None
         except OfferError as error:
@@ -261,14 +272,21 @@ class AvatarApp:
             raise Problem(503, refusal.reason, {"Retry-After": str(refusal.retry_after_s)}) from None
         except UnknownSpeakerError as error:
             raise Problem(404, f"speaker: {error}") from None
+        except EndedError as error:
+            raise Problem(500, f"session: {error}; the server's log says why") from None
         except (BundleError, EngineError, SceneError, InputError) as error:
             log.warning("speaker %s cannot be used: %s", speaker, error)
             raise Problem(
                 500, f"speaker {speaker}: its bundle cannot be used; the server's log says why"
             ) from None
         except (OSError, TimeoutError) as error:
-            log.warning("an offer found no way out: %s", error)
-            raise Problem(503, f"network: {error or 'no answer in time'}", {"Retry-After": "10"}) from None
+            log.warning("an offer found no way out: %s", str(error) or "no answer in time")
+            raise Problem(
+                503, f"network: {str(error) or 'no answer in time'}", {"Retry-After": "10"}
+            ) from None
+        if await request.is_disconnected():  # only the answer, which nobody gets, would say which to end
+            self.sessions.end_soon(session, "the peer left")
+        return session, answer
 
     # What a page is told ------------------------------------------------------------------------------
 
@@ -281,7 +299,10 @@ class AvatarApp:
         if session is None:
             await socket.close(1008, "no such session")
             return
-        await socket.accept()
+        try:
+            await socket.accept()
+        except (RuntimeError, OSError):
+            return  # it has gone meanwhile
         session.socket_opened()
         telling = asyncio.create_task(self._tell(socket, session), name=f"telemetry-{session.label}")
         hearing = asyncio.create_task(self._hear(socket, session), name=f"control-{session.label}")
@@ -291,56 +312,66 @@ class AvatarApp:
             session.socket_closed()
             for task in (telling, hearing):
                 task.cancel()
+            code = 1000
             for result in await asyncio.gather(telling, hearing, return_exceptions=True):
-                expected = (asyncio.CancelledError, WebSocketDisconnect, RuntimeError, OSError)
-                if isinstance(result, Exception) and not isinstance(result, expected):
+                if isinstance(result, Exception) and not isinstance(result, WebSocketDisconnect):
+                    code = 1011
                     log.error("session %s: its socket failed", session.label, exc_info=result)
-            with contextlib.suppress(RuntimeError, OSError):
-                await socket.close()
+            with contextlib.suppress(WebSocketDisconnect):
+                await _close(socket, code, session.ended)
 
     async def _tell(self, socket: WebSocket, session: Session) -> None:
-        await socket.send_json(session.hello())
+        await _say(socket, session.hello())
         last = -1
-        while not session.ended:
-            await asyncio.sleep(TELEMETRY_S)
+        while not await session.wait_ended(TELEMETRY_S):
             message, last = session.telemetry(last)
-            await socket.send_json(message)
-        await socket.send_json({"type": "ended", "reason": session.ended})
+            await _say(socket, message)
+        await _say(socket, {"type": "ended", "reason": session.ended})
 
     async def _hear(self, socket: WebSocket, session: Session) -> None:
         loop = asyncio.get_running_loop()
         second, messages = loop.time(), 0
         while True:
-            text = await socket.receive_text()
+            came = await socket.receive()
+            if came["type"] != "websocket.receive":
+                return
+            text = came.get("text")
             if loop.time() - second >= 1:
                 second, messages = loop.time(), 0
             messages += 1
-            if messages > _MESSAGES_PER_S or len(text) > _LARGEST_MESSAGE_BYTES:
-                await socket.close(1008, "too many or too long messages")
+            if messages > _MESSAGES_PER_S or len(text or "") > _LARGEST_MESSAGE_BYTES:
+                await _close(socket, 1008, "too many or too long messages")
                 return
             try:
-                message = json.loads(text)
+                message = json.loads(text or "")
                 kind = message["type"]
             except (ValueError, KeyError, TypeError, RecursionError):
-                await socket.close(1003, "expected JSON with a type")
+                await _close(socket, 1003, "expected JSON text with a type")
                 return
+            session.socket_heard()
             if kind == "ping":
-                pong = {"type": "pong", "id": message.get("id"), "server_ms": session.now_unix_ms()}
-                await socket.send_json(pong)
+                number = message.get("id")
+                await _say(
+                    socket,
+                    {
+                        "type": "pong",
+                        "id": number if _is_number(number) else None,
+                        "server_ms": session.now_unix_ms(),
+                    },
+                )
             elif kind == "report":
                 self._report(message)
             elif kind == "end":
-                await self.sessions.end(session.id, "ended by the peer")
-                return
+                self.sessions.end_soon(session, "ended by the peer")
 
     def _report(self, message: dict[str, Any]) -> None:
         """Takes a browser's own figures into the metrics, as far as they are plausible."""
         delay = message.get("mic_to_glass_ms")
         median_ms = delay.get("p50") if isinstance(delay, dict) else None
-        if isinstance(median_ms, int | float) and 0 < median_ms < 60_000:
+        if _is_number(median_ms) and 0 < median_ms < 60_000:
             self.metrics.mic_to_glass.observe(median_ms / 1000)
         offset_ms = message.get("av_offset_ms")
-        if isinstance(offset_ms, int | float) and abs(offset_ms) < 60_000:
+        if _is_number(offset_ms) and abs(offset_ms) < 60_000:
             self.metrics.av_skew.observe(offset_ms / 1000)
 
     # Health -------------------------------------------------------------------------------------------
@@ -349,7 +380,9 @@ class AvatarApp:
         return JSONResponse({"status": "up"})
 
     async def _ready(self, _: Request) -> Response:
-        # The default speaker drew its first frames before the server began to listen.
+        # The default speaker drew its first frames before the server began to answer.
+        if self.sessions.closed:
+            raise Problem(503, "the server is stopping", {"Retry-After": "30"})
         return JSONResponse({"status": "ready", "speaker": self.sessions.default_speaker})
 
     async def _metrics_text(self, _: Request) -> Response:
@@ -359,65 +392,75 @@ class AvatarApp:
 def _file(name: str) -> Response:
     """Returns a file of the client, no other."""
     suffix = name[name.rfind(".") :] if "." in name else ""
-    file = resources.files("web_client").joinpath(name)
-    if suffix not in _MEDIA_TYPES or "/" in name or "\\" in name or not file.is_file():
+    # By what the folder lists: a name that leads elsewhere, on any system, is not in it.
+    file = next((entry for entry in resources.files("web_client").iterdir() if entry.name == name), None)
+    if file is None or suffix not in _MEDIA_TYPES:
         raise Problem(404, "no such file")
     return Response(file.read_bytes(), headers=_PAGE_HEADERS, media_type=_MEDIA_TYPES[suffix])
 
 
 async def _body(request: Request) -> str:
+    """Returns the body's text, at most `LARGEST_OFFER_BYTES` of UTF-8 that came within `_BODY_S`."""
+    too_large = Problem(413, f"body: expected at most {LARGEST_OFFER_BYTES} bytes, got more")
+    length = request.headers.get("content-length", "0")
+    if length.isdigit() and int(length) > LARGEST_OFFER_BYTES:
+        raise too_large
+    body = bytearray()
     try:
-        return (await request.body()).decode()
+        async with asyncio.timeout(_BODY_S):
+            async for part in request.stream():
+                body += part
+                if len(body) > LARGEST_OFFER_BYTES:
+                    raise too_large
+        return body.decode()
     except UnicodeDecodeError:
         raise Problem(400, "body: expected UTF-8 text, got other bytes") from None
     except ClientDisconnect:
         raise Problem(400, "body: expected all of it, got a part") from None
+    except TimeoutError:
+        raise Problem(408, f"body: expected all of it within {_BODY_S:.0f} s, got a part") from None
 
 
-class _BodyLimit:
-    """Turns away a body over the limit before it is in memory."""
-
-    def __init__(self, app: ASGIApp, largest_bytes: int) -> None:
-        self._app, self._largest_bytes = app, largest_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        problem = Problem(413, f"body: expected at most {self._largest_bytes} bytes, got more")
-        lengths = [value for key, value in scope["headers"] if key == b"content-length"]
-        if lengths and (not lengths[0].isdigit() or int(lengths[0]) > self._largest_bytes):
-            await problem.response()(scope, receive, send)
-            return
-        came_bytes, started = 0, False
-
-        async def counted() -> Message:
-            nonlocal came_bytes
-            message = await receive()
-            if message["type"] == "http.request":
-                came_bytes += len(message.get("body", b""))
-                if came_bytes > self._largest_bytes:
-                    raise problem
-            return message
-
-        async def noted(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        try:
-            await self._app(scope, counted, noted)
-        except Problem:
-            if not started:
-                await problem.response()(scope, receive, send)
+def _quoted(text: str) -> str:
+    """Returns a quoted string of RFC 9110, section 5.6.4."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-async def _not_found(request: Request, _: Exception) -> Response:
-    return Problem(404, f"{request.url.path[:80]}: no such route").response()
+def _is_text(value: object) -> TypeGuard[str]:
+    """Whether it can be written as UTF-8; JSON can also say half a character."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
-async def _not_allowed(request: Request, _: Exception) -> Response:
-    return Problem(405, f"{request.url.path[:80]}: not by {request.method}").response()
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**53
+
+
+async def _say(socket: WebSocket, message: dict[str, Any]) -> None:
+    await _taken(socket.send_json(message))
+
+
+async def _close(socket: WebSocket, code: int, reason: str) -> None:
+    await _taken(socket.close(code, reason))
+
+
+async def _taken(sending: Awaitable[None]) -> None:
+    """Waits for the other side to take something.
+
+    Raises:
+        WebSocketDisconnect: it does not, it has gone, or the socket is closed already.
+    """
+    try:
+        async with asyncio.timeout(_TAKE_S):
+            await sending
+    except (RuntimeError, OSError) as error:  # a TimeoutError is an OSError
+        raise WebSocketDisconnect(1006, str(error)) from None
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    what = f"not by {request.method}" if error.status_code == 405 else "no such route"
+    path = request.url.path[:80]
+    return Problem(error.status_code, f"{path}: {what}", dict(error.headers or {})).response()
 
 
 async def _fault(request: Request, error: Exception) -> Response:

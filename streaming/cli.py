@@ -117,6 +117,8 @@ class _Interruption:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit code: 0 done, 2 bad input or usage, 1 anything else."""
+    # ONNX Runtime's builds for Linux report to their maker, unless this is said before they are imported.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     given = vars(_parser().parse_args(arguments))
     only = [name for name in ("check", "list_devices", "list_speakers") if given.pop(name)]
     # A flag that was given several times is one text, as its variable is.
@@ -132,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _speak_here(settings, interruption)
             if settings.input is not None or settings.output is not None:
                 return _speak(settings, interruption)
-            return _serve(settings)
+            return _serve(settings, interruption)
     except Stopped:
         print(f"{PROGRAM}: stopped by {interruption.name}", file=sys.stderr)
         return FAILED
@@ -240,7 +242,7 @@ def _speak(settings: StreamSettings, interruption: _Interruption) -> int:
     return DONE
 
 
-def _serve(settings: StreamSettings) -> int:
+def _serve(settings: StreamSettings, interruption: _Interruption) -> int:
     from .server import serve
 
     logging.getLogger("streaming").setLevel(logging.INFO)
@@ -249,7 +251,7 @@ def _serve(settings: StreamSettings) -> int:
         print(line, file=sys.stderr, flush=True)
 
     try:
-        serve(settings, say=say)
+        serve(settings, say=say, stopped=interruption.received)
     except Stopped:  # the server has ended in order; its signal comes again afterwards
         say(f"{PROGRAM}: ended")
     return DONE

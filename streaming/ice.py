@@ -11,7 +11,7 @@ from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from aioice import ice
+from aioice import ice, stun
 from aioice.candidate import Candidate, candidate_foundation, candidate_priority
 from aiortc.rtcicetransport import RTCIceTransport, parse_stun_turn_uri
 
@@ -20,6 +20,7 @@ from .errors import InputError
 log = logging.getLogger(__name__)
 
 _RECEIVE_BUFFER_BYTES = 1 << 20  # a burst of packets must survive a moment in which the loop is busy
+_MOST_WAITING = 1024  # datagrams, seconds of a call, that nobody has taken yet; what comes then is lost
 _GATHER_S = 3.0  # a STUN or TURN server that does not answer holds the answer back no longer
 LOOPBACK = "127.0.0.1"
 
@@ -41,17 +42,18 @@ class IceServer:
         """
         scheme, _, rest = text.partition(":")
         credentials, at, host = rest.rpartition("@")
-        username, colon, password = credentials.partition(":")
+        username, _, password = credentials.partition(":")
         url = f"{scheme}:{host}"
         try:
-            parse_stun_turn_uri(url)
-            valid = bool(username and colon and password) if scheme.startswith("turn") else not at
+            valid = _is_supported(url) and (bool(username and password) if scheme != "stun" else not at)
         except ValueError:
             valid = False
         if not valid:
+            # What does not parse is not shown beyond its scheme: any part of it may be the password.
+            known = scheme if scheme in ("stun", "stuns", "turn", "turns") else ""
             raise InputError(
-                "--ice-server: expected stun:HOST[:PORT] or turn:USER:PASSWORD@HOST[:PORT], perhaps with "
-                f"?transport=tcp, got {scheme}:{'...@' if at else ''}{host}"
+                "--ice-server: expected stun:HOST[:PORT] or turn:USER:PASSWORD@HOST[:PORT], turns: likewise, "
+                f"perhaps with ?transport=tcp, got {f'{known}: and something else' if known else 'neither'}"
             )
         return cls(url=url, username=username or None, password=password or None)
 
@@ -63,8 +65,30 @@ class IceServer:
         return described
 
 
+def _is_supported(url: str) -> bool:
+    """Whether aioice can use a server; ValueError: it is not even one."""
+    where = parse_stun_turn_uri(url)
+    transports = {"stun": (None,), "turn": ("udp", "tcp"), "turns": ("tcp",)}.get(where["scheme"], ())
+    return (
+        0 < where["port"] < 65536
+        and where.get("transport") in transports
+        and not any(character.isspace() for character in url)
+    )
+
+
+class _Socket(ice.StunProtocol):
+    """One UDP port; what strangers send to it does no harm."""
+
+    def datagram_received(self, data: bytes | str, addr: tuple[Any, ...]) -> None:
+        """Takes a datagram from anyone."""
+        try:
+            super().datagram_received(data, addr)
+        except Exception:  # noqa: BLE001 - aioice's parser meets garbage with whatever comes
+            log.debug("a datagram from %s was no STUN message", addr)
+
+
 class IceConnection(ice.Connection):
-    """aioice's connection, but for how local candidates come about."""
+    """aioice's connection, but for how local candidates come about and how much may wait to be taken."""
 
     def __init__(
         self, *, servers: tuple[IceServer, ...] = (), port_range: tuple[int, int] | None = None
@@ -78,34 +102,93 @@ class IceConnection(ice.Connection):
         super().__init__(ice_controlling=False)
         self._servers = servers
         self._port_range = port_range
+        self.checks_received = 0
+        """Connectivity checks of the peer, which it repeats as long as it lives (RFC 7675)."""
+        self._asked: list[asyncio.Task[tuple[Candidate, ice.StunProtocol | None]]] = []
+        self._checked = asyncio.Event()  # set while no `connect` is under way
+        self._checked.set()
 
     async def get_component_candidates(
         self, component: int, addresses: list[str], timeout: int = 5
     ) -> list[Candidate]:
         """Returns host candidates within the port range, then what the servers say in time."""
-        hosts = [
-            protocol
-            for address in addresses or [LOOPBACK]
-            if (protocol := await self._listen(component, address)) is not None
-        ]
-        self._protocols += hosts
+        hosts = []
+        for address in addresses or [LOOPBACK]:
+            protocol = await self._listen(component, address)
+            if protocol is not None:
+                hosts.append(protocol)
+                await self._own(protocol)
+        if self._closing:
+            return []
         candidates = [protocol.local_candidate for protocol in hosts]
-        asked = [asyncio.ensure_future(work) for work in self._ask_servers(component, hosts)]
-        if asked:
-            done, pending = await asyncio.wait(asked, timeout=_GATHER_S)
-            for task in pending:
+        asked = self._asked = [asyncio.create_task(work) for work in self._ask_servers(component, hosts)]
+        try:
+            if asked:
+                await asyncio.wait(asked, timeout=_GATHER_S)
+        finally:  # the answer may have been called off, too
+            for task in asked:
                 task.cancel()
-            for task in done:
-                if (error := task.exception()) is not None:
-                    log.warning("an ICE server gave no candidate: %s", error or type(error).__name__)
-                    continue
-                candidate, relay = task.result()
-                candidates.append(candidate)
-                if relay is not None:
-                    self._protocols.append(relay)
-            if pending:
-                log.warning("%d ICE servers did not answer within %.0f s", len(pending), _GATHER_S)
-        return candidates
+            answers = await asyncio.gather(*asked, return_exceptions=True)
+            for answer in answers:
+                if not isinstance(answer, BaseException) and answer[1] is not None:
+                    await self._own(answer[1])
+        if self._closing:
+            return []
+        for answer in answers:
+            if isinstance(answer, asyncio.CancelledError):
+                log.warning("an ICE server did not answer within %.0f s", _GATHER_S)
+            elif isinstance(answer, BaseException):
+                log.warning("an ICE server gave no candidate: %s", str(answer) or type(answer).__name__)
+            else:
+                candidates.append(answer[0])
+        places: dict[tuple[str, int], Candidate] = {}  # the same one said twice is one (RFC 8445, 5.1.3)
+        for candidate in candidates:
+            places.setdefault((candidate.host, candidate.port), candidate)
+        return list(places.values())
+
+    async def connect(self) -> None:
+        """Finds a way to the peer.
+
+        Raises:
+            ConnectionError: there is none, or closed meanwhile.
+        """
+        self._checked.clear()
+        try:
+            await super().connect()
+            if self._closing and self._query_consent_task is not None:
+                # Begun after `close` looked for it, it would go on without end.
+                self._query_consent_task.cancel()
+                raise ConnectionError("closed while it connected")
+        finally:
+            self._checked.set()
+
+    async def close(self) -> None:
+        """Closes the connection, stops asking, and waits until no `connect` is under way."""
+        for task in self._asked:
+            task.cancel()
+        await super().close()
+        await self._checked.wait()
+
+    def check_incoming(
+        self, message: stun.Message, addr: tuple[str, int], protocol: ice.StunProtocol
+    ) -> None:
+        """Takes a check that has proved to be the peer's."""
+        self.checks_received += 1
+        super().check_incoming(message, addr, protocol)
+
+    def data_received(self, data: bytes, component: int) -> None:
+        """Keeps a datagram that is no STUN message, for who reads the connection."""
+        if not data:
+            return  # aiortc looks at the first byte, and would end the connection
+        if self._queue.qsize() < _MOST_WAITING:
+            super().data_received(data, component)
+
+    async def _own(self, protocol: ice.StunProtocol) -> None:
+        """Leaves it to `close` to close `protocol`; closes it at once where that is over."""
+        if self._closing:
+            await protocol.close()
+        else:
+            self._protocols.append(protocol)
 
     def _ports(self) -> Iterator[int]:
         if self._port_range is None:
@@ -119,10 +202,11 @@ class IceConnection(ice.Connection):
 
     async def _listen(self, component: int, address: str) -> ice.StunProtocol | None:
         loop = asyncio.get_running_loop()
+        reason: OSError | None = None
         for port in self._ports():
             try:
                 transport, protocol = await loop.create_datagram_endpoint(
-                    lambda: ice.StunProtocol(self), local_addr=(address, port)
+                    lambda: _Socket(self), local_addr=(address, port)
                 )
             except OSError as error:
                 reason = error

@@ -281,4 +281,3 @@ class LiveRun:
     def __exit__(self, *_: object) -> None:
         """Closes it."""
         self.close()
-

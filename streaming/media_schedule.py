@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from .clock import FRAME_RATE_HZ, FRAME_SAMPLES, SAMPLE_RATE_HZ
@@ -11,16 +12,18 @@ TICK_SAMPLES = SAMPLE_RATE_HZ // 50  # 320: what one tick takes from the microph
 TICKS_PER_FRAME = FRAME_SAMPLES // TICK_SAMPLES
 SOUND_RATE_HZ = 48_000  # RTP clock of Opus, RFC 7587
 VIDEO_CLOCK_HZ = 90_000  # RTP clock of video, RFC 3551
-_NTP_EPOCH_S = 2_208_988_800  # from 1900, where NTP counts from, to 1970
+NTP_EPOCH_S = 2_208_988_800  # from 1900, where NTP counts from, to 1970
 # Receivers hold sound back longer than pictures that they were told to show at once (Chromium, measured on
 # one machine: by 24 ms and more). Sound that leaves a little earlier is heard when its frame is seen.
-SOUND_LEAD_TICKS = 1
+SOUND_LEAD_TICKS = 2
 SMALLEST_ALLOWANCE_TICKS, LARGEST_ALLOWANCE_TICKS = 2, 8
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class MediaSchedule:
-    """Maps media time to the machine's monotonic clock and to wall time; nothing ever moves it.
+    """Maps media time to the machine's monotonic clock and to wall time.
+
+    Nothing moves it but a change of `allowance_ticks`, which moves sound, pictures and reports alike.
 
     Tick k takes the samples [320 k, 320 (k + 1)) from the microphone. Frame i can be drawn once its
     look-ahead was taken; it is due `allowance_ticks` later, and the sound of its samples at about that time.
@@ -29,7 +32,7 @@ class MediaSchedule:
     start_s: float  # monotonic clock at tick 0
     start_unix_s: float  # wall time at the same moment
     lookahead_frames: int
-    allowance_ticks: int  # time for networks, raymarcher and encoder
+    allowance_ticks: int  # time for networks, raymarcher and encoder; one thread may change it
 
     @property
     def delay_ticks(self) -> int:
@@ -50,10 +53,6 @@ class MediaSchedule:
         """Returns when a tick is due, on the monotonic clock."""
         return self.start_s + tick * TICK_S
 
-    def ticks_by(self, now_s: float) -> int:
-        """Returns how many ticks are due by `now_s`."""
-        return max(0, int((now_s - self.start_s) / TICK_S + 1e-6) + 1)
-
     def frame_due_s(self, frame: int) -> float:
         """Returns when a frame is due to leave, on the monotonic clock."""
         return self.tick_s(TICKS_PER_FRAME * frame + self.delay_ticks)
@@ -67,7 +66,7 @@ class MediaSchedule:
 
         RFC 3550, 6.4.1: the receiver aligns streams by it, so it must be media time, not sending time.
         """
-        seconds = self.unix_s(self.tick_s(self.delay_ticks)) + media_s + _NTP_EPOCH_S
+        seconds = self.unix_s(self.tick_s(self.delay_ticks)) + media_s + NTP_EPOCH_S
         whole = int(seconds)
         return (whole << 32) | int((seconds - whole) * (1 << 32))
 
@@ -77,7 +76,7 @@ def allowance_ticks_for(serial_ms: float) -> int:
 
     Half as much again and half a tick, for a machine that others use too.
     """
-    ticks = round((1.5 * serial_ms + TICK_S * 500) / (TICK_S * 1000) + 0.5)
+    ticks = math.ceil((1.5 * serial_ms + TICK_S * 500) / (TICK_S * 1000))
     return min(max(ticks, SMALLEST_ALLOWANCE_TICKS), LARGEST_ALLOWANCE_TICKS)
 
 

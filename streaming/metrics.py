@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-STAGES = ("uplink", "jitter_buffer", "lookahead", "render", "encode", "wait")
+STAGES = ("jitter_buffer", "lookahead", "render", "encode", "wait")
 _STAGE_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.16, 0.2, 0.3, 0.5, 1.0)
 _GLASS_BUCKETS_S = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.8, 1.0, 1.5, 2.0)
 _SKEW_BUCKETS_S = (-0.2, -0.1, -0.06, -0.04, -0.02, 0.0, 0.02, 0.04, 0.06, 0.1, 0.2)
@@ -29,7 +29,7 @@ class Metrics:
         )
         self.frames_dropped = Counter(
             "geneface_frames_dropped_total",
-            "Frames not sent: late by more than a frame, or pushed out of a queue.",
+            "Frames not sent: late by more than a frame, pushed out of a queue, or too much for the line.",
             ["speaker", "reason"],
             registry=registry,
         )
@@ -68,7 +68,7 @@ class Metrics:
         )
         self.av_skew = Histogram(
             "geneface_av_skew_seconds",
-            "Pictures behind sound, as browsers report it.",
+            "Pictures ahead of their sound, as browsers report it; negative: behind.",
             buckets=_SKEW_BUCKETS_S,
             registry=registry,
         )

@@ -70,6 +70,8 @@ class Peer:
         configuration = RTCConfiguration(iceServers=[], bundlePolicy=RTCBundlePolicy.MAX_BUNDLE)
         self._connection = RTCPeerConnection(configuration)
         self._connection.on("connectionstatechange", lambda: on_state(self._connection.connectionState))
+        self._on_state = on_state
+        self._ice: IceConnection | None = None
         self._closed = False
         self.sound: MediaSender | None = None
         self.video: MediaSender | None = None
@@ -85,11 +87,12 @@ class Peer:
     @property
     def packets_received(self) -> int:
         """Packets of any kind that came from the peer so far: its sign of life."""
+        checks = self._ice.checks_received if self._ice is not None else 0
         for transceiver in self._connection.getTransceivers():
             for report in transceiver.receiver.transport._get_stats().values():
                 received: int = report.packetsReceived
-                return received
-        return 0
+                return received + checks
+        return checks
 
     async def answer(self, offer: Offer) -> str:
         """Returns the answer's SDP, all candidates in it.
@@ -97,6 +100,7 @@ class Peer:
         Raises:
             NotAcceptableError: no codec in common.
             OfferError: what aiortc cannot make sense of.
+            OSError: no UDP port, or closed meanwhile.
         """
         connection = self._connection
         stream_id = str(uuid.uuid4())
@@ -104,14 +108,15 @@ class Peer:
         for kind in offer.kinds:
             direction = "sendrecv" if kind == "audio" else "sendonly"
             transceivers[kind] = self._add_transceiver(kind, direction, stream_id)
-        replace_connection(
-            transceivers[offer.kinds[0]].receiver.transport.transport,
-            IceConnection(servers=self._settings.ice_servers, port_range=self._settings.port_range),
-        )
+        ice_transport = transceivers[offer.kinds[0]].receiver.transport.transport
+        self._ice = IceConnection(servers=self._settings.ice_servers, port_range=self._settings.port_range)
+        replace_connection(ice_transport, self._ice)
         try:
             async with asyncio.timeout(_ANSWER_S):
                 await connection.setRemoteDescription(RTCSessionDescription(sdp=offer.sdp, type="offer"))
                 self._agree(offer, transceivers)
+                for candidate in offer.candidates:
+                    await ice_transport.addRemoteCandidate(candidate)
                 await connection.setLocalDescription(await connection.createAnswer())
         except OperationError:
             wanted = " or ".join(codec.name for codec in self._settings.codecs)
@@ -121,11 +126,15 @@ class Peer:
         except (OSError, TimeoutError):
             raise
         except Exception as error:
+            self._check_open()
             log.debug("an offer that aiortc refused", exc_info=True)
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:100]
             raise OfferError(f"sdp: the offer could not be applied ({reason})") from None
+        self._check_open()
         sdp: str = connection.localDescription.sdp
         if "a=candidate:" not in sdp:
+            if self._settings.port_range is None:
+                raise OSError("no UDP port could be opened; the log says why")
             raise OSError("no UDP port is left in --udp-port-range; widen it, or end other sessions")
         return sdp
 
@@ -138,6 +147,10 @@ class Peer:
             async with asyncio.timeout(_CLOSE_S):
                 await self._connection.close()
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise OSError("the connection was closed before it was answered")
+
     def _add_transceiver(self, kind: str, direction: str, stream_id: str) -> RTCRtpTransceiver:
         transceiver = self._connection.addTransceiver(kind, direction)
         transport = transceiver.receiver.transport
@@ -149,7 +162,11 @@ class Peer:
             ntp_at=self._schedule.ntp_at,
             on_keyframe_wanted=self._on_keyframe_wanted if kind == "video" else lambda: None,
             on_bandwidth=self._on_bandwidth if kind == "video" else lambda _: None,
+            on_failure=lambda: self._on_state("failed"),
         )
+        # The one transport is shared from the start. Unmarked, the first transceiver would have it stopped
+        # where the offer's BUNDLE group begins with another section.
+        transceiver._bundled = True
         # aiortc makes sender and receiver itself and has no place to hand in others.
         transceiver._RTCRtpTransceiver__sender = sender  # type: ignore[attr-defined]
         if kind == "audio":

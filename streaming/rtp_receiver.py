@@ -15,11 +15,10 @@ from aiortc.rtp import AnyRtcpPacket, RtcpReceiverInfo, RtcpRrPacket, RtcpSrPack
 from aiortc.stats import RTCStatsReport
 
 from .clock import MonotonicClock, SystemClock
-from .media_schedule import SOUND_RATE_HZ
+from .media_schedule import NTP_EPOCH_S, SOUND_RATE_HZ
 
 log = logging.getLogger(__name__)
 
-_NTP_EPOCH_S = 2_208_988_800
 _MOST_SOURCES = 4  # a peer that keeps changing its SSRC gets no more statistics than this
 OnPacket = Callable[[int, int, bytes, float], None]
 
@@ -60,6 +59,7 @@ class MicrophoneReceiver:
         self._capture: tuple[int, float] | None = None  # an RTP timestamp and its time on the peer's clock
         self._capture_ssrc: int | None = None
         self._report_task: asyncio.Task[None] | None = None
+        self._stopped = False
 
     def captured_unix_s(self, timestamp: int) -> float | None:
         """Returns when the peer, by its own clock, sent off the sound of an RTP timestamp; None if unknown.
@@ -79,8 +79,8 @@ class MicrophoneReceiver:
         self.transport = transport
 
     async def receive(self, parameters: RTCRtpReceiveParameters) -> None:
-        """Starts taking packets; a second time it does nothing."""
-        if self._report_task is not None:
+        """Starts taking packets; a second time, or after `stop`, it does nothing."""
+        if self._report_task is not None or self._stopped:
             return
         self._payload_types = frozenset(
             codec.payloadType
@@ -91,7 +91,8 @@ class MicrophoneReceiver:
         self._report_task = asyncio.create_task(self._send_reports(), name="rtcp-microphone")
 
     async def stop(self) -> None:
-        """Takes no more packets."""
+        """Takes no more packets, for good; a second time, or unstarted, it is safe."""
+        self._stopped = True
         task, self._report_task = self._report_task, None
         if task is not None:
             self.transport._unregister_rtp_receiver(self)
@@ -112,8 +113,8 @@ class MicrophoneReceiver:
         if isinstance(packet, RtcpSrPacket) and packet.ssrc in self._sources:
             ntp = packet.sender_info.ntp_timestamp
             self._reports[packet.ssrc] = ((ntp >> 16) & 0xFFFFFFFF, self._clock.now_s())
-            if packet.ssrc == self._capture_ssrc:
-                unix_s = (ntp >> 32) - _NTP_EPOCH_S + (ntp & 0xFFFFFFFF) / (1 << 32)
+            if packet.ssrc == self._capture_ssrc and ntp:  # zero: the peer has no clock (RFC 3550, 6.4.1)
+                unix_s = (ntp >> 32) - NTP_EPOCH_S + (ntp & 0xFFFFFFFF) / (1 << 32)
                 self._capture = (packet.sender_info.rtp_timestamp, unix_s)
 
     async def _handle_rtp_packet(self, packet: RtpPacket, arrival_time_ms: int) -> None:
@@ -145,8 +146,8 @@ class MicrophoneReceiver:
                         ssrc=ssrc,
                         fraction_lost=source.fraction_lost,
                         packets_lost=source.packets_lost,
-                        highest_sequence=source.max_seq or 0,
-                        jitter=source.jitter,
+                        highest_sequence=(source.cycles + (source.max_seq or 0)) & 0xFFFFFFFF,
+                        jitter=min(source.jitter, 0xFFFFFFFF),
                         lsr=key,
                         dlsr=int(since_s * 65536) if since_s < 65536 else 0,
                     )

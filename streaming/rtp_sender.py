@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import logging
 import random
+import struct
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from aiortc import clock, rtp
 from aiortc.codecs import is_rtx
@@ -48,6 +49,7 @@ _RTT_WEIGHT = 0.15
 @dataclass(frozen=True)
 class _Frame:
     payloads: list[bytes]
+    sequence: int  # of the first of them
     timestamp: int
     duration_ms: float
     level_db: float | None
@@ -71,6 +73,7 @@ class MediaSender:
         bound_ms: float = 400.0,
         on_keyframe_wanted: Callable[[], None] = lambda: None,
         on_bandwidth: Callable[[int], None] = lambda _: None,
+        on_failure: Callable[[], None] = lambda: None,
     ) -> None:
         """Prepares the stream; aiortc calls `send` once the transport is up.
 
@@ -80,9 +83,10 @@ class MediaSender:
             stream_id: the same for sound and pictures that belong together.
             clock_rate_hz: of the RTP timestamps.
             ntp_at: the NTP time at which media of a time in seconds is due.
-            bound_ms: how much may wait to be sent; the oldest makes room.
-            on_keyframe_wanted: the receiver lost a picture.
+            bound_ms: how much may wait to be sent; the oldest makes room, and is lost as if on the way.
+            on_keyframe_wanted: the receiver lost a picture, or will.
             on_bandwidth: the receiver's estimate of what it can take, bit/s.
+            on_failure: nothing more will be sent, for a fault of ours that the log tells.
         """
         self.kind = kind
         self.track: MediaStreamTrack | None = None  # aiortc looks at it; nothing is pulled from here
@@ -102,6 +106,7 @@ class MediaSender:
         self._bound_ms = bound_ms
         self._on_keyframe_wanted = on_keyframe_wanted
         self._on_bandwidth = on_bandwidth
+        self._on_failure = on_failure
         self._extensions = ExtensionsMap(largest_delay_ms=LARGEST_PLAYOUT_DELAY_MS)
         self._mid = ""
         self._cname = ""
@@ -120,6 +125,7 @@ class MediaSender:
         self._waiting_ms = 0.0
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._stopped = False
 
     def push(
         self, payloads: list[bytes], timestamp: int, duration_ms: float, level_db: float | None = None
@@ -134,10 +140,15 @@ class MediaSender:
         """
         if not (self.connected and self._enabled):
             return
-        frame = _Frame(payloads, timestamp, duration_ms, level_db)
+        # Numbered before anything is dropped: the receiver sees the gap, and shows nothing that leans on it.
+        frame = _Frame(payloads, self._sequence, timestamp, duration_ms, level_db)
+        self._sequence = uint16_add(self._sequence, len(payloads))
+        before = self.dropped
         while self._waiting and self._waiting_ms + frame.duration_ms > self._bound_ms:
             self._waiting_ms -= self._waiting.popleft().duration_ms
             self.dropped += 1
+        if self.dropped > before:
+            self._on_keyframe_wanted()
         self._waiting.append(frame)
         self._waiting_ms += frame.duration_ms
         self._wake.set()
@@ -154,8 +165,8 @@ class MediaSender:
         self.transport = transport
 
     async def send(self, parameters: RTCRtpSendParameters) -> None:
-        """Starts sending; a second time it does nothing."""
-        if self._tasks:
+        """Starts sending; a second time, or after `stop`, it does nothing."""
+        if self._tasks or self._stopped:
             return
         codec = parameters.codecs[0]
         self._cname, self._mid = parameters.rtcp.cname or "", parameters.muxId
@@ -166,21 +177,22 @@ class MediaSender:
                 self._rtx_payload_type = other.payloadType
                 break
         self._tasks = [
-            asyncio.create_task(self._guard(self._send_frames(codec)), name=f"rtp-{self.kind}"),
-            asyncio.create_task(self._guard(self._send_reports()), name=f"rtcp-{self.kind}"),
+            asyncio.create_task(self._guard(lambda: self._send_frames(codec)), name=f"rtp-{self.kind}"),
+            asyncio.create_task(self._guard(self._send_reports), name=f"rtcp-{self.kind}"),
         ]
         self.connected = True
         self._on_keyframe_wanted()
 
     async def stop(self) -> None:
-        """Ends the stream."""
+        """Ends the stream for good; a second time, or unstarted, it is safe."""
+        self._stopped, self.connected = True, False
         tasks, self._tasks = self._tasks, []
-        was_connected, self.connected = self.connected, False
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._waiting.clear()
-        if was_connected:
+        self._waiting_ms = 0.0
+        if tasks:
             self.transport._unregister_rtp_sender(self)
             await self._send_rtcp([RtcpByePacket(sources=[self._ssrc])])
 
@@ -197,29 +209,33 @@ class MediaSender:
                     if report.dlsr and report.lsr == self._report_key:
                         round_trip_s = time.monotonic() - self._report_sent_s - report.dlsr / 65536
                         known_s = self.round_trip_s if self.round_trip_s is not None else round_trip_s
-                        self.round_trip_s = known_s + _RTT_WEIGHT * (round_trip_s - known_s)
+                        if round_trip_s >= 0:  # less: it answers an earlier report of the same media time
+                            self.round_trip_s = known_s + _RTT_WEIGHT * (round_trip_s - known_s)
         elif isinstance(packet, RtcpRtpfbPacket) and packet.fmt == RTCP_RTPFB_NACK:
             for sequence in packet.lost:
-                await self._retransmit(sequence)
+                await self._retransmit(sequence & 0xFFFF)  # aiortc's parser counts on past the wrap
         elif isinstance(packet, RtcpPsfbPacket) and packet.fmt in (RTCP_PSFB_FIR, RTCP_PSFB_PLI):
             self._on_keyframe_wanted()
         elif isinstance(packet, RtcpPsfbPacket) and packet.fmt == RTCP_PSFB_APP:
             try:
                 bitrate, ssrcs = rtp.unpack_remb_fci(packet.fci)
-            except ValueError:
+            except (ValueError, struct.error):
                 return  # another application's message
             if self._ssrc in ssrcs:
                 self._on_bandwidth(bitrate)
 
     # Ours ---------------------------------------------------------------------------------------------
 
-    async def _guard(self, work: Coroutine[None, None, None]) -> None:
+    async def _guard(self, work: Callable[[], Coroutine[None, None, None]]) -> None:
         try:
-            await work
+            await work()
         except ConnectionError:
             pass  # the peer is gone; its session notices by itself
         except Exception:  # a task's outermost frame
             log.exception("the %s sender failed", self.kind)
+            self._on_failure()
+        finally:
+            self.connected = False
 
     async def _send_frames(self, codec: RTCRtpCodecParameters) -> None:
         while True:
@@ -232,18 +248,17 @@ class MediaSender:
             for number, payload in enumerate(frame.payloads):
                 packet = RtpPacket(
                     payload_type=codec.payloadType or 0,
-                    sequence_number=self._sequence,
+                    sequence_number=uint16_add(frame.sequence, number),
                     timestamp=self.wire_timestamp(frame.timestamp),
                 )
                 packet.ssrc = self._ssrc
                 packet.payload = payload
                 packet.marker = int(number == last and self.kind == "video")
-                packet.extensions.abs_send_time = (clock.current_ntp_time() >> 14) & 0x00FFFFFF
+                packet.extensions.abs_send_time = _abs_send_time()
                 packet.extensions.mid = self._mid
                 if frame.level_db is not None:  # RFC 6464: dB below full scale, 0 to 127
                     packet.extensions.audio_level = (False, min(max(round(-frame.level_db), 0), 127))
-                self._history[self._sequence % RTP_HISTORY_SIZE] = packet
-                self._sequence = uint16_add(self._sequence, 1)
+                self._history[packet.sequence_number % RTP_HISTORY_SIZE] = packet
                 await self.transport._send_rtp(packet.serialize(self._extensions))
                 self._packets += 1
                 self._octets += len(payload)
@@ -260,6 +275,9 @@ class MediaSender:
                 sequence_number=self._rtx_sequence,
                 ssrc=self._rtx_ssrc,
             )
+            # Its own time: by the old one the line would look slow. Only here: the same packet sent again
+            # with other bytes would reuse a nonce of AES-GCM.
+            packet.extensions = replace(packet.extensions, abs_send_time=_abs_send_time())
             self._rtx_sequence = uint16_add(self._rtx_sequence, 1)
         await self.transport._send_rtp(packet.serialize(self._extensions))
 
@@ -288,3 +306,8 @@ class MediaSender:
     async def _send_rtcp(self, packets: list[AnyRtcpPacket]) -> None:
         with contextlib.suppress(ConnectionError):  # closed meanwhile
             await self.transport._send_rtp(b"".join(bytes(packet) for packet in packets))
+
+
+def _abs_send_time() -> int:
+    """Returns now as the header extension says it: 24 bits, 6 of them whole seconds."""
+    return (int(clock.current_ntp_time()) >> 14) & 0x00FFFFFF

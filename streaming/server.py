@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import logging
 import socket
 import sys
 from collections.abc import Callable
+from urllib.parse import quote
 
 import uvicorn
 
@@ -18,14 +20,16 @@ from .access import Access
 from .admission import Admission
 from .app import AppSettings, AvatarApp
 from .cores import usable_cores
-from .errors import InputError
+from .errors import InputError, Stopped
 from .ice import IceServer
 from .metrics import Metrics
+from .opus import find_libopus
 from .peer import PeerSettings
 from .session import SessionSettings
 from .sessions import Sessions
 from .settings import StreamSettings
 from .speaker_host import SpeakerHost
+from .speaker_list import SpeakerList
 from .tls import server_ssl_context
 from .video_encoder import CODECS
 
@@ -34,24 +38,29 @@ log = logging.getLogger(__name__)
 _BACKLOG = 128
 
 
-def serve(settings: StreamSettings, *, say: Callable[[str], None]) -> None:
-    """Serves until SIGINT or SIGTERM.
+def serve(settings: StreamSettings, *, say: Callable[[str], None], stopped: Callable[[], bool]) -> None:
+    """Serves until SIGINT or SIGTERM, which the caller handles before and after.
 
     Args:
         settings: of the run.
         say: told what a person wants to read, line by line.
+        stopped: whether one of the signals came while the speaker was opened.
 
     Raises:
         InputError: what was given cannot be used.
+        Stopped: one of the signals came.
     """
     ice_servers = tuple(IceServer.parse(text) for text in settings.ice_server)
     tls = server_ssl_context(settings.tls_cert, settings.tls_key, settings.tls_self_signed, settings.host)
     listener = _listen(settings)  # before the slow part: a port in use is said at once
     with listener:
+        find_libopus()  # may ask another program: not on the event loop, when the first session begins
         cores = usable_cores()
         threads = settings.threads or min(cores, file_run.MOST_THREADS)
         open_host = functools.partial(SpeakerHost.open, settings, threads=threads, cores=cores)
         host = open_host(settings.speaker)
+        if stopped():  # what was raised for it may have come where exceptions are swallowed
+            raise Stopped
         codecs = tuple(codec for codec in CODECS if settings.codec in ("auto", codec.name))
         metrics = Metrics()
         port = listener.getsockname()[1]
@@ -76,7 +85,7 @@ def serve(settings: StreamSettings, *, say: Callable[[str], None]) -> None:
                 ),
                 Admission(cores=cores, most_sessions=settings.max_sessions or None),
                 metrics,
-                find=functools.partial(list_speakers, speakers_dir=settings.speakers_dir),
+                speakers=SpeakerList(functools.partial(list_speakers, speakers_dir=settings.speakers_dir)),
             )
             app = AvatarApp(sessions, metrics, app_settings).asgi()
             config = uvicorn.Config(
@@ -127,11 +136,21 @@ def _listen(settings: StreamSettings) -> socket.socket:
         if sys.platform != "win32":  # there it would let two servers share a port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen(_BACKLOG)  # two that only bind could share a port
     except OSError as error:
         listener.close()
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise InputError(
+                f"--host {settings.host}: expected an address of this machine, got another's; "
+                "127.0.0.1 is for this machine alone, 0.0.0.0 for all its addresses"
+            ) from None
+        privileged = error.errno == errno.EACCES
+        way_out = (
+            "give a --port above 1023" if privileged else "end what listens there, or give another --port"
+        )
         raise InputError(
             f"--port {settings.port}: could not listen on {settings.host}:{settings.port} "
-            f"({(error.strerror or str(error)).lower()}); end what listens there, or give another --port"
+            f"({(error.strerror or str(error)).lower()}); {way_out}"
         ) from None
     listener.setblocking(False)
     return listener
@@ -142,7 +161,7 @@ def _greeting(settings: StreamSettings, host: SpeakerHost, port: int, tls: bool)
     shown = f"[{shown}]" if ":" in shown else shown
     address = f"{'https' if tls else 'http'}://{shown}:{port}/"
     if settings.token:
-        address += f"#token={settings.token}"
+        address += f"#token={quote(settings.token, safe='')}"
     threads = f"{host.threads} thread{'s' if host.threads > 1 else ''}"
     renderer = host.make_renderer(host.start_px)
     lines = [

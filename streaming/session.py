@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .allowance import Allowance
+from .background import in_background
 from .clock import FRAME_RATE_HZ, MonotonicClock, SystemClock
 from .decimation import Decimator
 from .errors import Stopped
@@ -42,6 +44,7 @@ from .peer import Peer, PeerSettings
 from .pipeline import Frame, Pipeline, QueueBounds
 from .queues import Overflow
 from .renderer import FrameRenderer
+from .rtp_sender import MediaSender
 from .speaker_host import SpeakerHost
 from .video_encoder import VideoEncoder
 
@@ -49,8 +52,8 @@ F32 = npt.NDArray[np.float32]
 
 log = logging.getLogger(__name__)
 
-CONNECT_S = 15.0  # an offer that leads to no connection holds its place no longer
-SILENT_S = 4.0  # a peer sends sound, reports or checks far more often
+CONNECT_S = 15.0  # an offer that leads to no connection holds its place no longer; in silence, SILENT_S
+SILENT_S = 4.0  # without a packet or a word: a peer sends sound and reports, its page pings
 LEFT_S = 1.5  # the same once its page has gone
 _FRAME_S = 1 / FRAME_RATE_HZ
 _TICK_SOUND_SAMPLES = round(SOUND_RATE_HZ * TICK_S)
@@ -79,6 +82,7 @@ class Session:
 
     def __init__(
         self,
+        session_id: str,
         host: SpeakerHost,
         settings: SessionSettings,
         metrics: Metrics,
@@ -89,17 +93,17 @@ class Session:
         """Prepares a session; `answer` starts it.
 
         Args:
+            session_id: unguessable: knowing it is the permission to watch the session.
             host: who speaks.
             settings: what every session is made with.
             metrics: where figures go.
             on_end: told once, on the event loop, that the session wants to end, and why; must call `aclose`.
             clock: paces everything.
         """
-        self.id = secrets.token_urlsafe(18)
+        self.id = session_id
         self.host = host
         self.label = self.id[:6]  # for logs and metrics: the id itself is a permission
         self.ended = ""  # why, once it has
-        self.last_report: dict[str, Any] = {}
         self._settings = settings
         self._metrics = metrics
         self._on_end = on_end
@@ -112,6 +116,7 @@ class Session:
             lookahead_frames=host.speaker.lookahead_frames,
             allowance_ticks=host.allowance_ticks,
         )
+        self.allowance = Allowance(host.allowance_ticks)
         self.microphone = MicrophoneStream()
         self.governor = Governor(sizes_px=host.sizes_px, start_px=host.start_px)
         self._renderers: dict[int, FrameRenderer] = {}
@@ -137,9 +142,10 @@ class Session:
         self._frames = FrameLog()
         self._level_db = _QUIETEST_DB
         self._rendered = 0
-        self._dropped = {"late": 0, "backlog": 0}
+        self._dropped = {"late": 0, "backlog": 0, "bandwidth": 0}
         self._sent_times_s: deque[float] = deque(maxlen=4 * FRAME_RATE_HZ)
-        self._stopping = threading.Event()
+        self._stopping = threading.Event()  # for the threads; the event loop waits for `_over`
+        self._over = asyncio.Event()
         self._threads: list[threading.Thread] = []
         self._created_s = self._heard_s = self._clock.now_s()
         self._packets_seen = 0
@@ -147,7 +153,7 @@ class Session:
         self._had_socket = False
         self._was_connected = False
         self._end_asked = False
-        self._closing: asyncio.Future[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._lost_told = 0
         self._concealed_told_ms = 0.0
 
@@ -163,9 +169,8 @@ class Session:
         self._spawn("media", self._run_media)
         self.pipeline.start()
         sdp = await self.peer.answer(offer)
-        self._encoder = self.peer.codec.open(
-            size_px=self.host.speaker.image_size_px, bitrate=self._settings.bitrate
-        )
+        if self.ended:
+            return sdp
         self._spawn("video", self._run_video)
         self._log.info(
             "%s for a new peer, %s, %d px, delay %.0f ms",
@@ -177,15 +182,20 @@ class Session:
         return sdp
 
     def check(self, now_s: float) -> str | None:
-        """Returns why the session is over, None while its peer shows signs of life; ask twice a second."""
+        """Returns why the session is over, None while its peer shows signs of life.
+
+        Args:
+            now_s: on the session's clock; to be asked about twice a second.
+        """
         packets = self.peer.packets_received
         if packets != self._packets_seen:
             self._packets_seen, self._heard_s = packets, now_s
         if not self._was_connected:
-            return "no connection came about" if now_s - self._created_s > CONNECT_S else None
+            given_up = now_s - self._created_s > CONNECT_S or now_s - self._heard_s > SILENT_S
+            return "no connection came about" if given_up else None
         page_left = self._had_socket and not self._sockets
         if now_s - self._heard_s > (LEFT_S if page_left else SILENT_S):
-            return "the peer left" if page_left else "the peer fell silent"
+            return "the peer left" if page_left else "timed out"
         return None
 
     def socket_opened(self) -> None:
@@ -193,9 +203,20 @@ class Session:
         self._sockets += 1
         self._had_socket = True
 
+    def socket_heard(self) -> None:
+        """Notes that it said something."""
+        self._heard_s = self._clock.now_s()
+
     def socket_closed(self) -> None:
-        """Notes that it does no longer."""
+        """Notes that it listens no longer."""
         self._sockets -= 1
+
+    async def wait_ended(self, timeout_s: float) -> bool:
+        """Returns whether the session is over; waits for that, but no longer than `timeout_s`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._over.wait()
+        return self._over.is_set()
 
     def hello(self) -> dict[str, Any]:
         """Returns what a page is told first."""
@@ -225,6 +246,7 @@ class Session:
             "fps": round((len(recent) - 1) / (recent[-1] - recent[0]), 2) if len(recent) > 2 else 0.0,
             "render_px": self.governor.size_px,
             "render_note": self.governor.note,
+            "delay_ms": self.schedule.delay_ms,
             "frames_rendered": self._rendered,
             "frames_dropped": dict(self._dropped),
             "microphone": {
@@ -254,24 +276,33 @@ class Session:
         if self.peer.video is not None and self.peer.video.round_trip_s is not None:
             metrics.round_trip.labels(self.label).set(self.peer.video.round_trip_s)
         lost, concealed_ms = microphone.packets_lost, microphone.concealed_ms
-        metrics.microphone_lost.inc(lost - self._lost_told)
-        metrics.microphone_concealed.inc((concealed_ms - self._concealed_told_ms) / 1000)
+        metrics.microphone_lost.inc(max(lost - self._lost_told, 0))  # a late packet was not lost after all
+        metrics.microphone_concealed.inc(max(concealed_ms - self._concealed_told_ms, 0) / 1000)
         self._lost_told, self._concealed_told_ms = lost, concealed_ms
 
     async def aclose(self, reason: str) -> None:
-        """Ends the session and waits until nothing of it is left; a second time, or unstarted, it is safe."""
-        if self._closing is not None:
-            await asyncio.shield(self._closing)
-            return
-        self._closing = self._loop.create_future()
-        self.ended = reason
-        self._stopping.set()
+        """Ends the session and waits until nothing of it is left; a second time, or unstarted, it is safe.
+
+        Who waits may be cancelled: it is ended all the same.
+        """
+        if self._closing is None:
+            self.ended = reason
+            self._over.set()
+            self._stopping.set()
+            self._closing = asyncio.create_task(self._close(reason), name=f"close-{self.label}")
+        await asyncio.shield(self._closing)
+
+    async def _close(self, reason: str) -> None:
         try:
             await self.peer.aclose()
-            await self._loop.run_in_executor(None, self._join)
+        except Exception:  # noqa: BLE001 - its threads must end, whatever became of its connection
+            self._log.exception("the connection did not close well")
+        try:
+            # `Pipeline.close` waits for a frame that is being drawn.
+            await in_background(f"close-{self.label}", self._join)
         finally:
+            self._encoder = None
             self._metrics.forget(self.label)
-            self._closing.set_result(None)
         self._log.info("ended: %s (%d frames, dropped %s)", reason, self._rendered, self._dropped)
 
     def _join(self) -> None:
@@ -366,21 +397,23 @@ class Session:
             self.pipeline.push_audio(decimator.step(block.samples))
             self._level_db = _level_db(block.samples)
             waiting.append(block.samples)
-            if len(waiting) > self.schedule.sound_delay_ticks:
-                sound = waiting.popleft()
-                sender = self.peer.sound
-                if sender is not None and sender.connected:
-                    self._on_loop(
-                        sender.push,
-                        [encoder.encode(sound)],
-                        (tick - self.schedule.sound_delay_ticks) * _TICK_SOUND_SAMPLES,
-                        TICK_S * 1000,
-                        _level_db(sound),
-                    )
+            # One block a tick, but none or two where the allowance has just changed.
+            while len(waiting) > self.schedule.sound_delay_ticks:
+                taken_tick = tick + 1 - len(waiting)
+                self._send_sound(waiting.popleft(), taken_tick, encoder)
             tick += 1
 
+    def _send_sound(self, sound: F32, tick: int, encoder: OpusEncoder) -> None:
+        sender = self.peer.sound
+        if sender is not None and sender.connected:
+            timestamp = tick * _TICK_SOUND_SAMPLES
+            self._on_loop(sender.push, [encoder.encode(sound)], timestamp, TICK_S * 1000, _level_db(sound))
+
     def _run_video(self) -> None:
-        last = -1
+        encoder = self._encoder = self.peer.codec.open(
+            size_px=self.host.speaker.image_size_px, bitrate=self._settings.bitrate
+        )
+        last: int | None = None
         while not self._stopping.is_set():
             try:
                 frame = self.pipeline.next_frame(_POLL_S)
@@ -388,34 +421,38 @@ class Session:
                 continue
             if frame is None:
                 return
-            self._lose(frame.index - last - 1, "backlog")
+            sender = self.peer.video
+            if sender is None or not sender.connected:
+                continue  # nobody looks yet: nothing is lost
+            if last is not None:
+                self._lose(frame.index - last - 1, "backlog")
             last = frame.index
             due_s = self.schedule.frame_due_s(frame.index)
             if self._clock.now_s() > due_s + _FRAME_S:
                 self._lose(1, "late")
-                continue
-            if self.peer.video is not None and self.peer.video.connected:
-                self._send(frame, due_s)
+            else:
+                self._send(frame, due_s, sender, encoder)
 
-    def _send(self, frame: Frame, due_s: float) -> None:
-        sender, encoder = self.peer.video, self._encoder
-        assert sender is not None
-        assert encoder is not None
+    def _send(self, frame: Frame, due_s: float, sender: MediaSender, encoder: VideoEncoder) -> None:
         payloads = encoder.encode(frame.picture, frame.index)
         encoded_s = self._clock.now_s()
         if self._stopping.wait(max(0.0, due_s - encoded_s)):
             return
         sent_s = self._clock.now_s()
-        timestamp = video_timestamp(frame.index)
         if payloads:
+            timestamp = video_timestamp(frame.index)
             self._on_loop(sender.push, payloads, timestamp, _FRAME_S * 1000)
-        self._rendered += 1
-        self._sent_times_s.append(sent_s)
-        self._metrics.frames_rendered.labels(self.host.name).inc()
-        self._note(frame, sender.wire_timestamp(timestamp), encoded_s, sent_s)
+            self._rendered += 1
+            self._sent_times_s.append(sent_s)
+            self._metrics.frames_rendered.labels(self.host.name).inc()
+            self._note(frame, sender.wire_timestamp(timestamp), encoded_s, sent_s)
+        else:
+            self._count_dropped(1, "bandwidth")
+        slack_ms = (due_s - encoded_s) * 1000
+        if self.allowance.frame_done(now_s=sent_s, slack_ms=slack_ms):
+            self._change_allowance()
         if frame.render_px != self.governor.size_px:
             return  # drawn before the last change
-        slack_ms = (due_s - encoded_s) * 1000
         if self.governor.frame_done(now_s=sent_s, draw_ms=frame.draw_ms, slack_ms=slack_ms):
             self._change_size()
 
@@ -447,10 +484,20 @@ class Session:
     def _lose(self, frames: int, reason: str) -> None:
         if frames <= 0:
             return
+        self._count_dropped(frames, reason)
+        now_s = self._clock.now_s()
+        if self.governor.frame_lost(now_s=now_s):
+            self._change_size()
+        elif self.allowance.frame_lost(now_s=now_s):
+            self._change_allowance()
+
+    def _count_dropped(self, frames: int, reason: str) -> None:
         self._dropped[reason] += frames
         self._metrics.frames_dropped.labels(self.host.name, reason).inc(frames)
-        if self._was_connected and self.governor.frame_lost(now_s=self._clock.now_s()):
-            self._change_size()
+
+    def _change_allowance(self) -> None:
+        self.schedule.allowance_ticks = self.allowance.ticks
+        self._log.info("delay %.0f ms from now on", self.schedule.delay_ms)
 
     def _change_size(self) -> None:
         before_px, size_px = self.pipeline.renderer.render_px, self.governor.size_px

@@ -3,34 +3,48 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
+import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from models.speaker import FoundSpeaker, list_speakers
+from models.speaker import UnknownSpeakerError
 
 from .admission import Admission, Refusal
+from .background import in_background
 from .clock import MonotonicClock, SystemClock
 from .metrics import Metrics
 from .offer import Offer
 from .session import Session, SessionSettings
 from .speaker_host import SpeakerHost
+from .speaker_list import SpeakerEntry, SpeakerList
 
 log = logging.getLogger(__name__)
 
 _WATCH_S = 0.5
-_CLOSE_S = 3.5  # of all sessions together: a stopped server is gone within five seconds
+# A stopped server is gone within five seconds; one more is the HTTP server's.
+_CLOSE_S = 3.0  # of all sessions together
+_CLOSE_HOSTS_S = 0.5
+_STOPPING = Refusal(reason="the server is stopping", retry_after_s=30)
 
 
 class FullError(Exception):
-    """No room for one more session now."""
+    """No room for one more session now, or none any more."""
 
     def __init__(self, refusal: Refusal) -> None:
         """Keeps the refusal."""
         self.refusal = refusal
         super().__init__(refusal.reason)
+
+
+class EndedError(Exception):
+    """A session was over before its offer was answered; the log says why."""
+
+
+def _close_all(hosts: Sequence[SpeakerHost]) -> None:
+    for host in hosts:
+        host.close()
 
 
 @dataclass(kw_only=True)
@@ -52,28 +66,30 @@ class Sessions:
         admission: Admission,
         metrics: Metrics,
         *,
-        find: Callable[[], list[FoundSpeaker]] = list_speakers,
+        speakers: SpeakerList | None = None,
         clock: MonotonicClock | None = None,
     ) -> None:
         """Begins with nobody; `start` begins to watch.
 
         Args:
-            open_host: opens a speaker by name; called in a thread.
+            open_host: opens a speaker by the path of its bundle; called in a thread.
             default_speaker: open already.
             settings: what every session is made with.
             admission: decides who may come in.
             metrics: where figures go.
-            find: the speakers there are.
+            speakers: those that can be asked for.
             clock: tells when a peer has been silent for long.
         """
         self.default_speaker = default_speaker.name
+        self._default = default_speaker
         self.metrics = metrics
         self._open_host = open_host
         self._hosts = {default_speaker.name: default_speaker}
         self._host_lock = asyncio.Lock()
+        self._opening: dict[str, asyncio.Task[SpeakerHost]] = {}
         self._settings = settings
         self._admission = admission
-        self._find = find
+        self._speakers = speakers or SpeakerList()
         self._clock = clock or SystemClock()
         self._sessions: dict[str, Session] = {}
         self._ending: set[asyncio.Task[None]] = set()
@@ -85,13 +101,23 @@ class Sessions:
         """Returns how many there are."""
         return len(self._sessions)
 
+    @property
+    def closed(self) -> bool:
+        """Whether nobody is let in any more."""
+        return self._closed
+
     def start(self) -> None:
         """Begins to watch the sessions."""
         self._watcher = asyncio.create_task(self._watch(), name="sessions")
 
-    def speakers(self) -> list[FoundSpeaker]:
-        """Returns the speakers that can be asked for."""
-        return self._find()
+    async def speakers(self) -> list[SpeakerEntry]:
+        """Returns the speakers that can be asked for, the default one first."""
+        speaker = self._default.speaker
+        default = SpeakerEntry(
+            name=speaker.name, synthetic=speaker.synthetic, image_size_px=speaker.image_size_px
+        )
+        found = await in_background("speakers", self._speakers.entries)
+        return [default, *(entry for entry in found if entry.name != default.name)]
 
     async def open(self, speaker: str, offer: Offer) -> tuple[Session, str]:
         """Returns a new session and its answer's SDP.
@@ -100,97 +126,159 @@ class Sessions:
             FullError: no room.
             UnknownSpeakerError: no such speaker.
             BundleError, EngineError, SceneError, InputError: a broken one.
+            EndedError: it was over as it began.
             OfferError, OSError: see `Session.answer`.
         """
-        if self._closed:
-            raise FullError(Refusal(reason="the server is stopping", retry_after_s=30))
         host = await self._host(speaker)
-        session = Session(host, self._settings, self.metrics, on_end=self._end_soon, clock=self._clock)
-        refusal = self._admission.admit(session=session.id, floor_ms=host.core_ms(host.sizes_px[-1]))
-        if refusal is not None:
-            await session.aclose("no room")
-            raise FullError(refusal)
-        self._sessions[session.id] = session
-        self.metrics.sessions_active.set(len(self))
+        if self._closed:
+            raise FullError(_STOPPING)
+        session = self._admit(host)
         try:
-            return session, await session.answer(offer)
-        except BaseException:
+            answer = await session.answer(offer)
+        except BaseException as failure:
             await self.end(session.id, "the offer failed")
+            if self._closed and isinstance(failure, Exception):
+                raise FullError(_STOPPING) from None
             raise
+        if session.ended:
+            raise FullError(_STOPPING) if self._closed else EndedError(session.ended)
+        return session, answer
 
     def get(self, session_id: str) -> Session | None:
         """Returns a session, None if there is none of that id."""
         return self._sessions.get(session_id)
 
     async def end(self, session_id: str, reason: str) -> bool:
-        """Ends a session; returns whether there was one of that id."""
-        session = self._sessions.pop(session_id, None)
-        if session is None:
+        """Ends a session and waits for that; returns whether there was one of that id.
+
+        Who waits may be cancelled: it is ended all the same.
+        """
+        ending = self._begin_end(session_id, reason)
+        if ending is None:
             return False
-        self.metrics.sessions_active.set(len(self))
-        self.metrics.sessions.labels(reason).inc()
-        try:
-            await session.aclose(reason)
-        finally:
-            # Its threads drew until now: only now is there room for another.
-            self._admission.leave(session_id)
+        await asyncio.shield(ending)
         return True
+
+    def end_soon(self, session: Session, reason: str) -> None:
+        """Begins to end a session."""
+        self._begin_end(session.id, reason)
 
     async def aclose(self) -> None:
         """Ends all sessions and the speakers; a second time, or unstarted, it is safe."""
         self._closed = True
         watcher, self._watcher = self._watcher, None
-        if watcher is not None:
-            watcher.cancel()
-            await asyncio.gather(watcher, return_exceptions=True)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_CLOSE_S):
-                await asyncio.gather(
-                    *(self.end(session_id, "server stopping") for session_id in list(self._sessions)),
-                    *self._ending,
-                    return_exceptions=True,
-                )
+        opening = [*self._opening.values()]
+        for task in [*opening, *([watcher] if watcher is not None else [])]:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        for session_id in list(self._sessions):
+            self._begin_end(session_id, "server stopping")
+        if self._ending:
+            _, late = await asyncio.wait(self._ending, timeout=_CLOSE_S)
+            if late:
+                log.error("%d sessions did not end within %.0f s", len(late), _CLOSE_S)
         hosts, self._hosts = list(self._hosts.values()), {}
-        for host in hosts:
-            host.close()
+        if hosts:
+            closing = in_background("close-speakers", lambda: _close_all(hosts))
+            await asyncio.wait([closing], timeout=_CLOSE_HOSTS_S)
+
+    # Speakers -----------------------------------------------------------------------------------------
 
     async def _host(self, name: str) -> SpeakerHost:
-        if name not in self._hosts:
-            async with self._host_lock:  # one at a time: opening one takes the cores
-                if name not in self._hosts:
-                    loop = asyncio.get_running_loop()
-                    host = await loop.run_in_executor(None, self._open_host, name)
-                    self._hosts[name] = host
-                    log.info("speaker %s is ready, %d px to begin with", name, host.start_px)
-        return self._hosts[name]
+        if self._closed:
+            raise FullError(_STOPPING)
+        if name in self._hosts:
+            return self._hosts[name]
+        if name not in self._opening:
+            task = asyncio.create_task(self._open_speaker(name), name="open-speaker")
+            self._opening[name] = task
+            task.add_done_callback(lambda _: self._opening.pop(name, None))
+        # Whoever asks may go away; who asked as well still wants the speaker.
+        return await asyncio.shield(self._opening[name])
 
-    def _end_soon(self, session: Session, reason: str) -> None:
-        task = asyncio.create_task(self._end_task(session.id, reason), name=f"end-{session.label}")
+    async def _open_speaker(self, name: str) -> SpeakerHost:
+        try:
+            path = await in_background("speakers", lambda: self._speakers.path_of(name))
+            if path is None:
+                raise await self._unknown(name)
+            async with self._host_lock:  # one at a time: opening one takes the cores
+                host = await in_background("open-speaker", lambda: self._open_host(str(path)))
+        except asyncio.CancelledError:  # by `aclose` alone
+            raise FullError(_STOPPING) from None
+        self._hosts[name] = host
+        log.info("speaker %s is ready, %d px to begin with", name, host.start_px)
+        return host
+
+    async def _unknown(self, name: str) -> UnknownSpeakerError:
+        names = ", ".join(entry.name for entry in await self.speakers())
+        return UnknownSpeakerError(f"expected one of {names}, got {name[:80]!r}; /speakers lists them")
+
+    # Sessions -----------------------------------------------------------------------------------------
+
+    def _admit(self, host: SpeakerHost) -> Session:
+        session_id = secrets.token_urlsafe(18)
+        refusal = self._admission.admit(session=session_id, floor_ms=host.core_ms(host.sizes_px[-1]))
+        if refusal is not None:
+            raise FullError(refusal)
+        try:
+            session = Session(
+                session_id, host, self._settings, self.metrics, on_end=self.end_soon, clock=self._clock
+            )
+        except BaseException:
+            self._admission.leave(session_id)
+            raise
+        self._sessions[session_id] = session
+        self.metrics.sessions_active.set(len(self))
+        return session
+
+    def _begin_end(self, session_id: str, reason: str) -> asyncio.Task[None] | None:
+        session = self._sessions.pop(session_id, None)
+        if session is None:
+            return None
+        self.metrics.sessions_active.set(len(self))
+        self.metrics.sessions.labels(reason).inc()
+        task = asyncio.create_task(self._finish(session, reason), name=f"end-{session.label}")
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
+        return task
 
-    async def _end_task(self, session_id: str, reason: str) -> None:
+    async def _finish(self, session: Session, reason: str) -> None:
         try:
-            await self.end(session_id, reason)
+            await session.aclose(reason)
         except Exception:  # a task's outermost frame
-            log.exception("a session did not end well")
+            log.exception("session %s did not end well", session.label)
+        finally:
+            # Its threads drew until now: only now is there room for another.
+            self._admission.leave(session.id)
 
     async def _watch(self) -> None:
         rounds = 0
         while True:
             await asyncio.sleep(_WATCH_S)
+            rounds += 1
             try:
-                rounds += 1
-                for session in list(self._sessions.values()):
-                    reason = session.check(self._clock.now_s())
-                    if reason is not None:
-                        self._end_soon(session, reason)
-                    elif rounds % 2 == 0:
-                        session.update_metrics()
-                if rounds % 2 == 0:
-                    self._weigh()
+                self.look(weigh=rounds % 2 == 0)
             except Exception:  # a task's outermost frame: the next round may do better
                 log.exception("watching the sessions failed")
+
+    def look(self, *, weigh: bool) -> None:
+        """Ends the sessions whose peers have gone.
+
+        Args:
+            weigh: also bring metrics and what each session takes up to date.
+        """
+        for session in list(self._sessions.values()):
+            try:
+                reason = session.check(self._clock.now_s())
+                if reason is None and weigh:
+                    session.update_metrics()
+            except Exception:  # the others are to be watched all the same
+                log.exception("watching session %s failed", session.label)
+                reason = "it could not be watched"
+            if reason is not None:
+                self.end_soon(session, reason)
+        if weigh:
+            self._weigh()
 
     def _weigh(self) -> None:
         """Shares out what the process took in the last second, by what each session should have taken."""
@@ -199,7 +287,7 @@ class Sessions:
         spent_ms = (cpu_s - self._load.cpu_s) * 1000 / max(frames, 1.0)
         self._load = _Load(cpu_s=cpu_s, at_s=now_s)
         expected_ms = {session_id: s.core_ms() for session_id, s in self._sessions.items()}
-        total_ms = sum(expected_ms.values())
+        total_ms = sum(expected_ms.values()) or 1.0
         for session_id, ms in expected_ms.items():
             session = self._sessions[session_id]
             core_ms = spent_ms * ms / total_ms

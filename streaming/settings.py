@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from .errors import InputError
 ENVIRONMENT_PREFIX = "GENEFACE_"
 SMALLEST_RENDER_PX = 96
 SHORTEST_TOKEN = 8
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def _render_size(text: str) -> int | None:
@@ -28,6 +30,33 @@ def _texts(text: str) -> tuple[str, ...]:
 def _port_range(text: str) -> tuple[int, int]:
     first, _, last = text.partition("-")
     return int(first), int(last)
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    return tuple(_as_browsers_write(origin) or origin for origin in _texts(text))
+
+
+def _as_browsers_write(origin: str) -> str | None:
+    """Returns an origin as the header of that name has it (RFC 6454, 6.2), None of what is no origin."""
+    try:
+        parts = urlsplit(origin)
+        host, port = (parts.hostname or "").encode("idna").decode(), parts.port
+    except ValueError:
+        return None
+    beside = parts.path.removeprefix("/") or parts.query or parts.fragment or parts.username
+    if parts.scheme not in _DEFAULT_PORTS or not host or beside:
+        return None
+    host = f"[{host}]" if ":" in host else host
+    shown_port = "" if port in (None, _DEFAULT_PORTS[parts.scheme]) else f":{port}"
+    return f"{parts.scheme}://{host}{shown_port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Returns whether a name or address leads to this machine itself, whatever a name server says."""
+    try:
+        return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _codec(text: str) -> str:
@@ -139,7 +168,7 @@ class StreamSettings:
     allow_origin: Annotated[
         tuple[str, ...],
         Option(
-            parse=_texts,
+            parse=_origins,
             help="another site, https://example.org, whose pages may show the avatar; several may be given",
             metavar="ORIGIN",
             group=SERVER,
@@ -238,7 +267,7 @@ class StreamSettings:
     @property
     def listens_beyond_this_machine(self) -> bool:
         """Whether others than this machine can reach the server."""
-        return self.host not in LOOPBACK_HOSTS and not self.host.startswith("127.")
+        return not is_loopback(self.host)
 
     def _check_server(self) -> None:
         if not self.host:
@@ -257,6 +286,11 @@ class StreamSettings:
                 f"--token: expected at least {SHORTEST_TOKEN} characters, got {len(self.token)}; "
                 'python -c "import secrets; print(secrets.token_urlsafe())" makes one'
             )
+        if self.token is not None and not all("!" <= character <= "~" for character in self.token):
+            raise InputError(
+                "--token: expected visible characters of ASCII, as a header takes them, got others; "
+                'python -c "import secrets; print(secrets.token_urlsafe())" makes one'
+            )
         if self.listens_beyond_this_machine and not (self.token or self.allow_anonymous):
             raise InputError(
                 f"--host {self.host}: others can reach it; give --token SECRET, or --allow-anonymous to let "
@@ -273,11 +307,10 @@ class StreamSettings:
         if self.tls_cert is not None and self.tls_self_signed:
             raise InputError("--tls-self-signed: expected no --tls-cert beside it; give one or the other")
         for origin in self.allow_origin:
-            parts = urlsplit(origin)
-            if parts.scheme not in ("http", "https") or not parts.netloc or parts.path or parts.query:
+            if _as_browsers_write(origin) != origin:
                 raise InputError(
                     f"--allow-origin: expected a site like https://example.org, got {origin}; "
-                    "leave out the path"
+                    "leave out all but scheme, name and port"
                 )
         if not 150 <= self.bitrate_kbps <= 20000:
             raise InputError(

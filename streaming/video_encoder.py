@@ -83,14 +83,17 @@ class _Encoder:
         """Tells what the receiver can take, bit/s."""
         self._wanted_bitrate = min(max(bitrate, LEAST_BITRATE), self._largest_bitrate)
 
-    def _encoded(self, picture: U8, number: int) -> bytes:
-        frame = video_frame(picture, number)
-        last = self._last_keyframe
-        if self._keyframe_wanted and (last is None or number - last >= KEYFRAME_FLOOR_FRAMES):
+    def _encoded(self, picture: U8, number: int, *, time: int) -> bytes:
+        frame = video_frame(picture, time)
+        if self._keyframe_due(number):
             self._keyframe_wanted = False
             self._last_keyframe = number
             frame.pict_type = PictureType.I
         return b"".join(bytes(packet) for packet in self._context.encode(frame))
+
+    def _keyframe_due(self, number: int) -> bool:
+        last = self._last_keyframe
+        return self._keyframe_wanted and (last is None or number - last >= KEYFRAME_FLOOR_FRAMES)
 
 
 class H264VideoEncoder(_Encoder):
@@ -108,6 +111,7 @@ class H264VideoEncoder(_Encoder):
             "maxrate": str(bitrate),
             "bufsize": str(bitrate // 4),  # a quarter of a second: no picture blocks the line for long
             "forced-idr": "1",
+            "sc_threshold": "0",  # no keyframe by itself at a cut, either
         }
 
     def encode(self, picture: U8, number: int) -> list[bytes]:
@@ -115,7 +119,7 @@ class H264VideoEncoder(_Encoder):
         wanted = self._wanted_bitrate
         if abs(wanted - self._bitrate) > _BITRATE_STEP * self._bitrate:
             self._context.bit_rate = self._bitrate = wanted  # ffmpeg's wrapper reconfigures x264 by itself
-        data = self._encoded(picture, number)
+        data = self._encoded(picture, number, time=number)
         payloads: list[bytes] = H264Encoder._packetize(H264Encoder._split_bitstream(data))
         return payloads
 
@@ -135,6 +139,7 @@ class Vp8VideoEncoder(_Encoder):
         super().__init__(size_px=size_px, bitrate=bitrate)
         self._picture_id = 0
         self._credit = 0.0
+        self._left_out = 0
 
     def _set_up(self, context: av.VideoCodecContext, bitrate: int) -> None:
         context.qmin, context.qmax = 2, 56
@@ -153,11 +158,14 @@ class Vp8VideoEncoder(_Encoder):
 
     def encode(self, picture: U8, number: int) -> list[bytes]:
         """Returns the RTP payloads of a picture, RFC 7741; none if the line is too narrow for this one."""
-        self._credit = min(self._credit + self._wanted_bitrate / self._largest_bitrate, 1.0)
-        if self._credit < 1.0 - 1e-6 and not self._keyframe_wanted:
+        self._credit += self._wanted_bitrate / self._largest_bitrate
+        if self._credit < 1.0 - 1e-6 and not self._keyframe_due(number):
+            self._left_out += 1
             return []
         self._credit -= 1.0
-        payloads: list[bytes] = Vp8Encoder._packetize(self._encoded(picture, number), self._picture_id)
+        # In libvpx's time nothing was left out: it would spend what was saved on the next picture.
+        data = self._encoded(picture, number, time=number - self._left_out)
+        payloads: list[bytes] = Vp8Encoder._packetize(data, self._picture_id)
         self._picture_id = (self._picture_id + 1) % (1 << 15)
         return payloads
 

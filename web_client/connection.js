@@ -158,15 +158,12 @@ export class Connection {
     await peer.setLocalDescription();
     await gathered(peer, configuration.iceServers?.length ? GATHER_SERVERS_MS : GATHER_HOST_MS);
     this.#refuseIfClosed();
-    const answer = await postOffer(
-      this.#server,
-      {
-        sdp: peer.localDescription?.sdp ?? '',
-        type: 'offer',
-        ...(this.#speaker && { speaker: this.#speaker }),
-      },
-      signal,
-    );
+    // Without `signal`: the server may have opened a session already, and only its answer says which to end.
+    const answer = await postOffer(this.#server, {
+      sdp: peer.localDescription?.sdp ?? '',
+      type: 'offer',
+      ...(this.#speaker && { speaker: this.#speaker }),
+    });
     this.#sessionId = answer.session_id;
     if (this.#phase === 'closed') {
       deleteSession(this.#server, this.#sessionId);

@@ -40,6 +40,7 @@
  * @property {number} fps
  * @property {number} render_px
  * @property {string} render_note
+ * @property {number} delay_ms
  * @property {number} frames_rendered
  * @property {Record<string, number>} frames_dropped Count by reason.
  * @property {MicrophoneTelemetry} microphone

@@ -57,16 +57,14 @@ export async function fetchIceConfiguration(server, signal) {
  *
  * @param {Server} server
  * @param {{sdp: string, type: 'offer', speaker?: string}} offer
- * @param {AbortSignal} [signal]
  * @returns {Promise<Answer>}
  * @throws {AvatarError} As `request`.
  */
-export async function postOffer(server, offer, signal) {
+export async function postOffer(server, offer) {
   const response = await request(server, '/offer', {
     method: 'POST',
     headers: { 'Content-Type': 'application/json' },
     body: JSON.stringify(offer),
-    signal,
   });
   return readJson(response);
 }
@@ -128,12 +126,19 @@ async function request({ baseUrl, token }, path, init) {
     if (init.signal?.aborted) throw new AvatarError('ended', 'Disconnected.', { cause: error });
     throw new AvatarError('network', `The server at ${baseUrl} does not answer.`, { cause: error });
   }
+  if (response.status === 401) {
+    // The server's own words are for programs.
+    throw new AvatarError(
+      'unauthorized',
+      token ? 'The server does not take this access token.' : 'The server asks for an access token.',
+    );
+  }
   if (!response.ok) throw await refusal(response);
   return response;
 }
 
 /**
- * Returns what a status other than 2xx means.
+ * Returns what a status other than 2xx and 401 means.
  *
  * @param {Response} response With a body of application/problem+json, or any other.
  * @returns {Promise<AvatarError>}
@@ -141,8 +146,6 @@ async function request({ baseUrl, token }, path, init) {
 async function refusal(response) {
   const detail = await problemDetail(response);
   switch (response.status) {
-    case 401:
-      return new AvatarError('unauthorized', detail ?? 'The server asks for an access token.');
     case 403:
       return new AvatarError('forbidden', detail ?? `The server refuses pages of ${location.origin}.`);
     case 404:

@@ -1,0 +1,41 @@
+"""Blocking work beside the event loop, in threads that hold up nobody's end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def in_background(name: str, work: Callable[[], T]) -> asyncio.Future[T]:
+    """Returns the future of what `work` returns or raises, from a thread of its own.
+
+    The event loop's executor would do but for the end: loop and interpreter wait for its threads, however
+    long those take.
+
+    Args:
+        name: of the thread, after `geneface-`.
+        work: called there. If the future is cancelled meanwhile, what it returns is dropped.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def tell(settle: Callable[[], None]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(lambda: None if future.done() else settle())
+
+    def run() -> None:
+        try:
+            result = work()
+        except Exception as error:  # noqa: BLE001 - a thread's outermost frame: raised to who awaits
+            failure = error
+            tell(lambda: future.set_exception(failure))
+        else:
+            tell(lambda: future.set_result(result))
+
+    threading.Thread(target=run, name=f"geneface-{name}", daemon=True).start()
+    return future

@@ -1,0 +1,32 @@
+"""Tests that are coroutines: `@on_loop`."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+
+LONGEST_S = 30
+
+
+def on_loop(test):
+    """Runs a test coroutine on a loop of its own; it may leave no task behind."""
+
+    @functools.wraps(test)
+    def run(*arguments, **named):
+        async def watched():
+            async with asyncio.timeout(LONGEST_S):
+                await test(*arguments, **named)
+            left = asyncio.all_tasks() - {asyncio.current_task()}
+            assert not left, f"tasks left behind: {left}"
+
+        asyncio.run(watched())
+
+    return run
+
+
+async def until(check, *, within_s=10.0, what=""):
+    """Returns once `check()` holds; it is asked every 10 ms."""
+    deadline_s = asyncio.get_running_loop().time() + within_s
+    while not check():
+        assert asyncio.get_running_loop().time() < deadline_s, f"not within {within_s} s: {what or check}"
+        await asyncio.sleep(0.01)

@@ -1,0 +1,169 @@
+"""The live server as a process of its own, with a raymarcher that costs next to nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import numpy as np
+import stand_ins
+
+START_S = 60
+STOP_S = 5.0  # what a stopped server may take
+MARGIN_S = 5.0  # for a busy machine
+# `prepare` runs once the program does: as for a user, nothing heavy is imported before.
+PROGRAM = """
+import sys
+sys.path[:0] = {path!r}
+from streaming import cli
+serve = cli._serve
+def prepared(*given):
+    import stand_ins
+    from streaming import app, file_run
+    exec({prepare!r}, dict(sys=sys, stand_ins=stand_ins, app=app, file_run=file_run))
+    return serve(*given)
+cli._serve = prepared
+sys.exit(cli.main(sys.argv[1:]))
+"""
+# Draws the plate of the bundle that it is asked for: whose picture it is can be seen.
+OWN_PLATES = """
+import quick_server
+file_run.open_raymarcher = lambda speaker, threads: quick_server.PlateRaymarcher(speaker)
+"""
+
+
+class PlateRaymarcher(stand_ins.StandInRaymarcher):
+    """Draws the mean colour of the speaker's own plate."""
+
+    def __init__(self, speaker):
+        super().__init__()
+        self._colour = speaker.drawn.background.mean(axis=(0, 1)).astype(np.uint8)
+
+    def render(self, *, c2w, condition, size_px, region_px=None, out=None):
+        x0, y0, x1, y1 = region_px or (0, 0, size_px, size_px)
+        return np.broadcast_to(self._colour, (y1 - y0, x1 - x0, 3)).copy()
+
+
+class QuickServer:
+    """`geneface-stream` with a stand-in raymarcher on a free port; stop it, or let the context do so."""
+
+    def __init__(self, log: Path, speakers: Path, *flags: str, prepare: str = OWN_PLATES, **environment: str):
+        """Starts it; `wait_ready` waits.
+
+        Args:
+            log: where its output goes.
+            speakers: a folder of bundles, `Tiny` among them.
+            flags: further ones.
+            prepare: Python that changes `app`, `file_run` and others before they are used.
+            environment: variables on top.
+        """
+        self._log = log
+        given = ["--speaker", "Tiny", "--speakers-dir", str(speakers), "--render-size", "128", "--port", "0"]
+        # Under CI some libraries behave better than anywhere else.
+        clean = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("GENEFACE_", "ORT_")) and name != "CI"
+        }
+        tests = Path(__file__).resolve().parent
+        program = PROGRAM.format(path=[str(tests), str(tests.parent)], prepare=prepare)
+        with log.open("w") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", program, *given, *flags],
+                env=clean | environment,
+                cwd=environment.get("HOME"),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+            )
+        self.url = ""
+
+    def __enter__(self) -> QuickServer:
+        try:
+            self.wait_ready()
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def __exit__(self, failure, *_) -> None:
+        if failure is not None or self.process.poll() is not None:
+            self.kill()
+            return
+        self.signal(signal.SIGTERM)
+        assert self.wait() == 0, self.log()
+
+    def wait_ready(self) -> None:
+        """Waits until it says where it is and that it is ready."""
+        self.wait_said(r"Open (https?://\S+?/)(#\S*)? in a browser")
+        self.url = re.search(r"Open (\S+?/)(#\S*)? in", self.log())[1]
+        _until(lambda: self._status("readyz") == 200, within_s=START_S, what="ready")
+
+    def wait_said(self, pattern: str) -> None:
+        """Waits until its output matches."""
+        ready = lambda: re.search(pattern, self.log()) or self.process.poll() is not None  # noqa: E731
+        _until(ready, within_s=START_S, what=pattern)
+        assert re.search(pattern, self.log()), f"it ended with {self.process.poll()}:\n{self.log()}"
+
+    def log(self) -> str:
+        """Returns what it has written so far."""
+        return self._log.read_text(errors="replace")
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends it a signal."""
+        self.process.send_signal(number)
+
+    def wait(self) -> int:
+        """Returns its exit code; it has to end in time."""
+        return self.process.wait(STOP_S + MARGIN_S)
+
+    def kill(self) -> None:
+        """Ends it at once."""
+        self.process.kill()
+        self.process.wait()
+
+    def metric(self, name: str) -> float:
+        """Returns a metric, summed over its labels."""
+        with urlopen(f"{self.url}metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        return sum(float(value) for value in re.findall(rf"^geneface_{name}(?:{{.*}})? (\S+)$", text, re.M))
+
+    def until_sessions(self, count: int, *, within_s: float) -> None:
+        """Waits for a number of sessions."""
+        _until(lambda: self.metric("sessions_active") == count, within_s=within_s, what=f"{count} sessions")
+
+    def _status(self, path: str) -> int:
+        try:
+            with urlopen(Request(f"{self.url}{path}"), timeout=10) as answer:
+                return answer.status
+        except HTTPError as error:
+            with error:
+                return error.code
+        except OSError:
+            return 0
+
+
+def client_process(url: str) -> subprocess.Popen:
+    """Returns a client in a process of its own, once it is connected."""
+    program = Path(__file__).resolve().parent / "aiortc_client.py"
+    process = subprocess.Popen([sys.executable, str(program), url], stdout=subprocess.PIPE, text=True)
+    line = process.stdout.readline()
+    if not line.startswith("connected "):
+        process.kill()
+        process.communicate()
+    assert line.startswith("connected "), "the client did not connect; above is why"
+    return process
+
+
+def _until(check, *, within_s: float, what: str) -> None:
+    deadline_s = time.monotonic() + within_s
+    while not check():
+        assert time.monotonic() < deadline_s, f"not within {within_s} s: {what}"
+        time.sleep(0.05)
