@@ -8,7 +8,7 @@ from .media_schedule import LARGEST_ALLOWANCE_TICKS, SMALLEST_ALLOWANCE_TICKS, T
 
 LOSSES = 4  # frames lost within a second: the size could not help, or not yet
 WITHIN_S = 1.0
-EASY_S = 10.0  # every frame of this time would have been ready one tick earlier, too
+EASY_S = 5.0  # every frame of this time would have been ready one tick earlier, too
 LONGEST_EASY_S = 160.0  # asked for where a tick that was given back was soon missed
 SPARE_MS = 12.0  # and this much more
 SETTLE_S = 0.4  # frames under way are still judged by the old allowance

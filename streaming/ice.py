@@ -13,7 +13,7 @@ from typing import Any
 
 from aioice import ice, stun
 from aioice.candidate import Candidate, candidate_foundation, candidate_priority
-from aiortc.rtcicetransport import RTCIceTransport, parse_stun_turn_uri
+from aiortc.rtcicetransport import RTCIceParameters, RTCIceTransport, parse_stun_turn_uri
 
 from .errors import InputError
 
@@ -256,3 +256,11 @@ def replace_connection(transport: RTCIceTransport, connection: IceConnection) ->
     transport.iceGatherer._connection = connection
     transport._connection = connection
     transport._recv, transport._send = connection.recv, connection.send
+    start = transport.start
+
+    async def start_unless_closed(remote: RTCIceParameters) -> None:
+        # Closed in mid connection, aiortc still comes to its next transceiver, and would fail unheard.
+        if transport.state != "closed":
+            await start(remote)
+
+    transport.start = start_unless_closed  # type: ignore[assignment, method-assign]

@@ -30,6 +30,7 @@ from .errors import Stopped
 from .frame_log import FrameLog, FrameRecord, TickLog, TickRecord
 from .governor import Governor
 from .media_schedule import (
+    LARGEST_ALLOWANCE_TICKS,
     SOUND_RATE_HZ,
     TICK_S,
     TICKS_PER_FRAME,
@@ -72,6 +73,15 @@ class SessionSettings:
     bitrate: int  # of the video, bit/s, at most
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Encoded:
+    frame: Frame
+    payloads: list[bytes]
+    encoded_s: float
+    due_s: float
+    sender: MediaSender
+
+
 class _SessionLog(logging.LoggerAdapter[logging.Logger]):
     def process(self, msg: str, kwargs: MutableMapping[str, Any]) -> tuple[str, MutableMapping[str, Any]]:
         return f"session {(self.extra or {})['session']}: {msg}", kwargs
@@ -110,13 +120,14 @@ class Session:
         self._clock = clock or SystemClock()
         self._log = _SessionLog(log, {"session": self.label})
         self._loop = asyncio.get_running_loop()
+        # A tick to spare at first: connecting takes the cores, too. It is given back in the first easy time.
+        self.allowance = Allowance(min(host.allowance_ticks + 1, LARGEST_ALLOWANCE_TICKS))
         self.schedule = MediaSchedule(
             start_s=self._clock.now_s(),
             start_unix_s=time.time(),
             lookahead_frames=host.speaker.lookahead_frames,
-            allowance_ticks=host.allowance_ticks,
+            allowance_ticks=self.allowance.ticks,
         )
-        self.allowance = Allowance(host.allowance_ticks)
         self.microphone = MicrophoneStream()
         self.governor = Governor(sizes_px=host.sizes_px, start_px=host.start_px)
         self._renderers: dict[int, FrameRenderer] = {}
@@ -414,9 +425,13 @@ class Session:
             size_px=self.host.speaker.image_size_px, bitrate=self._settings.bitrate
         )
         last: int | None = None
+        waiting: deque[_Encoded] = deque()  # until they are due
         while not self._stopping.is_set():
+            while waiting and waiting[0].due_s <= self._clock.now_s():
+                self._send(waiting.popleft())
+            until_due_s = waiting[0].due_s - self._clock.now_s() if waiting else _POLL_S
             try:
-                frame = self.pipeline.next_frame(_POLL_S)
+                frame = self.pipeline.next_frame(max(until_due_s, 0.0))
             except TimeoutError:
                 continue
             if frame is None:
@@ -430,30 +445,32 @@ class Session:
             due_s = self.schedule.frame_due_s(frame.index)
             if self._clock.now_s() > due_s + _FRAME_S:
                 self._lose(1, "late")
-            else:
-                self._send(frame, due_s, sender, encoder)
+                continue
+            payloads = encoder.encode(frame.picture, frame.index)
+            encoded_s = self._clock.now_s()
+            waiting.append(
+                _Encoded(frame=frame, payloads=payloads, encoded_s=encoded_s, due_s=due_s, sender=sender)
+            )
+            self._judge(frame, now_s=encoded_s, slack_ms=(due_s - encoded_s) * 1000)
 
-    def _send(self, frame: Frame, due_s: float, sender: MediaSender, encoder: VideoEncoder) -> None:
-        payloads = encoder.encode(frame.picture, frame.index)
-        encoded_s = self._clock.now_s()
-        if self._stopping.wait(max(0.0, due_s - encoded_s)):
+    def _send(self, encoded: _Encoded) -> None:
+        if not encoded.payloads:
+            self._count_dropped(1, "bandwidth")
             return
         sent_s = self._clock.now_s()
-        if payloads:
-            timestamp = video_timestamp(frame.index)
-            self._on_loop(sender.push, payloads, timestamp, _FRAME_S * 1000)
-            self._rendered += 1
-            self._sent_times_s.append(sent_s)
-            self._metrics.frames_rendered.labels(self.host.name).inc()
-            self._note(frame, sender.wire_timestamp(timestamp), encoded_s, sent_s)
-        else:
-            self._count_dropped(1, "bandwidth")
-        slack_ms = (due_s - encoded_s) * 1000
-        if self.allowance.frame_done(now_s=sent_s, slack_ms=slack_ms):
+        timestamp = video_timestamp(encoded.frame.index)
+        self._on_loop(encoded.sender.push, encoded.payloads, timestamp, _FRAME_S * 1000)
+        self._rendered += 1
+        self._sent_times_s.append(sent_s)
+        self._metrics.frames_rendered.labels(self.host.name).inc()
+        self._note(encoded.frame, encoded.sender.wire_timestamp(timestamp), encoded.encoded_s, sent_s)
+
+    def _judge(self, frame: Frame, *, now_s: float, slack_ms: float) -> None:
+        if self.allowance.frame_done(now_s=now_s, slack_ms=slack_ms):
             self._change_allowance()
         if frame.render_px != self.governor.size_px:
             return  # drawn before the last change
-        if self.governor.frame_done(now_s=sent_s, draw_ms=frame.draw_ms, slack_ms=slack_ms):
+        if self.governor.frame_done(now_s=now_s, draw_ms=frame.draw_ms, slack_ms=slack_ms):
             self._change_size()
 
     def _note(self, frame: Frame, rtp: int, encoded_s: float, sent_s: float) -> None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from fractions import Fraction
 
-import av
 import numpy as np
 from aioice import ice as aioice_ice
 from aiortc import RTCPeerConnection, RTCRtpReceiver, RTCSessionDescription
-from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
+from aiortc.mediastreams import MediaStreamError
 from aiortc.rtcconfiguration import RTCConfiguration
+from aiortc_client import ToneTrack
+from on_loop import until
 
 from streaming.clock import SystemClock
+from streaming.ice import IceConnection, replace_connection
 from streaming.media_schedule import MediaSchedule
 from streaming.offer import Offer
 from streaming.peer import Peer, PeerSettings
@@ -43,28 +44,6 @@ def picture(number, *, size_px=PICTURE_PX):
     return found
 
 
-class Microphone(MediaStreamTrack):
-    """Speaks a tone, 20 ms at a time, by the event loop's clock."""
-
-    kind = "audio"
-
-    def __init__(self):
-        super().__init__()
-        self.blocks = 0
-        self._start_s = None
-
-    async def recv(self):
-        loop = asyncio.get_running_loop()
-        self._start_s = self._start_s or loop.time()
-        await asyncio.sleep(max(0.0, self._start_s + 0.02 * self.blocks - loop.time()))
-        samples = np.round(32767 * tone(self.blocks * BLOCK_SAMPLES, BLOCK_SAMPLES)).astype(np.int16)
-        frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
-        frame.sample_rate, frame.pts = SOUND_RATE_HZ, self.blocks * BLOCK_SAMPLES
-        frame.time_base = Fraction(1, SOUND_RATE_HZ)
-        self.blocks += 1
-        return frame
-
-
 class Client:
     """The page's side of a session."""
 
@@ -75,7 +54,7 @@ class Client:
         self.sounds = []
         self._listening = []
         self.connection.on("track", self._listen)
-        sound = self.connection.addTransceiver(Microphone() if microphone else "audio", "sendrecv")
+        sound = self.connection.addTransceiver(ToneTrack(440.0) if microphone else "audio", "sendrecv")
         if not microphone:
             sound.direction = "recvonly"
         self.video = self.connection.addTransceiver("video", "recvonly")
@@ -85,8 +64,12 @@ class Client:
             self.video.setCodecPreferences(
                 [codec for name in names for codec in known if codec.mimeType.lower() == name]
             )
+        transports = {sound.receiver.transport, self.video.receiver.transport}
         if data:
             self.connection.createDataChannel("telemetry")
+            transports.add(self.connection.sctp.transport)
+        for transport in transports:  # aioice's own may go on for ever when it is closed in mid connection
+            replace_connection(transport.transport, IceConnection())
 
     async def offer(self):
         """Returns the offer's SDP, with candidates."""
@@ -153,8 +136,6 @@ async def ends(*, settings=None, **client):
 
 async def connect(ours, theirs, *, change=lambda sdp: sdp):
     """Returns the answer, once both ends are connected; `change` may alter the offer."""
-    from on_loop import until
-
     answer = await ours.answer(change(await theirs.offer()))
     await theirs.accept(answer)
     await until(

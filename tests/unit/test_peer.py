@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import logging
 import re
@@ -408,7 +409,8 @@ def connecting():
 @pytest.mark.parametrize("rounds", [0, 1, 2, 5, 10, 20, 40])
 @on_loop
 async def test_closed_in_mid_connection(rounds):
-    before = threads()
+    before, faults = threads(), []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
     async with ends() as (ours, theirs):
         await theirs.accept(await ours.answer(await theirs.offer()))
         for _ in range(rounds):
@@ -417,6 +419,8 @@ async def test_closed_in_mid_connection(rounds):
         await theirs.aclose()
         await until(lambda: not connecting(), what="the end of what had begun")
         assert not ours.peer.video.connected
+    gc.collect()  # what failed unheard is told when it goes
+    assert faults == []
     assert threads() == before
 
 
