@@ -30,7 +30,7 @@ from .sessions import Sessions
 from .settings import StreamSettings
 from .speaker_host import SpeakerHost
 from .speaker_list import SpeakerList
-from .tls import server_ssl_context
+from .tls import CertifiedContext, server_ssl_context
 from .video_encoder import CODECS
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ def serve(settings: StreamSettings, *, say: Callable[[str], None], stopped: Call
                 config.ssl = tls
             await _Server(config, sessions).serve(sockets=[listener])
 
-        for line in _greeting(settings, host, port, tls is not None):
+        for line in _greeting(settings, host, port, tls):
             say(line)
         asyncio.run(run())
 
@@ -156,7 +156,9 @@ def _listen(settings: StreamSettings) -> socket.socket:
     return listener
 
 
-def _greeting(settings: StreamSettings, host: SpeakerHost, port: int, tls: bool) -> list[str]:
+def _greeting(
+    settings: StreamSettings, host: SpeakerHost, port: int, tls: CertifiedContext | None
+) -> list[str]:
     shown = "localhost" if settings.host in ("0.0.0.0", "::") else settings.host
     shown = f"[{shown}]" if ":" in shown else shown
     address = f"{'https' if tls else 'http'}://{shown}:{port}/"
@@ -168,6 +170,7 @@ def _greeting(settings: StreamSettings, host: SpeakerHost, port: int, tls: bool)
         f"{host.name} on CPU, {threads}, {file_run.describe(renderer, None)}",
         f"Open {address} in a browser and speak. Ctrl+C ends the server.",
     ]
-    if settings.tls_self_signed:
-        lines.append("The certificate was made for this run: the browser will warn once.")
+    if tls is not None and settings.tls_self_signed:
+        lines.append("The certificate was made for this run: the browser will warn once. Its SHA-256 is")
+        lines.append(tls.fingerprint_sha256)
     return lines

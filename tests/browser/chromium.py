@@ -12,8 +12,10 @@ from typing import Any
 import psutil
 from playwright.sync_api import Browser, BrowserContext, Page, Playwright, expect
 
+from benchmarks.chromium import NAMES
+
 PROBE = Path(__file__).with_name("probe.js")
-NAMES = ("chromium", "chromium-browser", "google-chrome")
+
 CONNECT_MS = 20_000  # a busy machine takes its time; a test that measures has limits of its own
 FLAGS = ("--disable-gpu", "--disable-sync")  # beside those that Playwright gives
 FAKE_DEVICE = "--use-fake-device-for-media-stream"

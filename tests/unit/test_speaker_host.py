@@ -1,0 +1,191 @@
+"""A speaker made ready: what is drawn at first, what it costs, and what is shared."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import bundle_factory
+import numpy as np
+import pytest
+import stand_ins
+
+from models.speaker import BundleError, UnknownSpeakerError
+from streaming import file_run, speaker_host
+from streaming.errors import InputError
+from streaming.media_schedule import LARGEST_ALLOWANCE_TICKS, SMALLEST_ALLOWANCE_TICKS, allowance_ticks_for
+from streaming.render_size import FrameCost
+from streaming.settings import StreamSettings
+from streaming.speaker_host import SpeakerHost
+
+OTHER_MS = 3.0
+
+
+@pytest.fixture(scope="module")
+def speakers(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("speakers")
+    for name, size_px in (("Tiny", 512), ("Small", 128), ("Smallest", 64)):
+        bundle_factory.write_tiny_bundle(folder / name, name=name, image_size_px=size_px)
+    return folder
+
+
+@pytest.fixture
+def raymarchers(monkeypatch):
+    """The raymarchers that were opened, with their threads."""
+    opened = []
+
+    def open_raymarcher(speaker, *, threads):
+        opened.append(stand_ins.StandInRaymarcher())
+        opened[-1].threads = threads
+        return opened[-1]
+
+    monkeypatch.setattr(file_run, "open_raymarcher", open_raymarcher)
+    return opened
+
+
+class Machine:
+    """Stands for the meter: takes `ns_per_pixel`, and what it is told at single looks."""
+
+    def __init__(self, ns_per_pixel):
+        self.ns_per_pixel = ns_per_pixel
+        self.looked: list[int] = []
+        self.busy_looks: dict[int, float] = {}
+
+    def __call__(self, speaker, engines, make_renderer):
+        return self
+
+    def measure(self, size_px):
+        busy = self.busy_looks.get(len(self.looked), 1.0)
+        self.looked.append(size_px)
+        return FrameCost(render_ms=busy * self.ns_per_pixel * size_px**2 / 1e6, other_ms=OTHER_MS)
+
+
+def opened_on(monkeypatch, machine, speakers, *, name="Tiny", threads=2, cores=2, **settings):
+    monkeypatch.setattr(speaker_host, "FrameCostMeter", machine)
+    return SpeakerHost.open(
+        StreamSettings(speakers_dir=speakers, **settings), name, threads=threads, cores=cores
+    )
+
+
+def test_a_quick_machine_draws_at_full_size(monkeypatch, speakers, raymarchers):
+    host = opened_on(monkeypatch, Machine(1), speakers)
+    assert host.start_px == 512
+    assert host.name == "Tiny"
+    assert host.sizes_px[0] == 512
+    assert list(host.sizes_px) == sorted(host.sizes_px, reverse=True)
+    assert [raymarcher.threads for raymarcher in raymarchers] == [2]
+
+
+@pytest.mark.parametrize("ns_per_pixel", [1, 100, 300, 600, 1000, 5000])
+def test_the_start_leaves_room_for_webrtc_and_the_smallest_is_known(
+    monkeypatch, speakers, raymarchers, ns_per_pixel
+):
+    host = opened_on(monkeypatch, Machine(ns_per_pixel), speakers)
+    assert host.start_px in host.sizes_px
+    assert {host.start_px, host.sizes_px[-1]} <= set(host.costs)
+    if host.start_px > host.sizes_px[-1]:
+        assert host.costs[host.start_px].frame_ms(threads=2, cores=2) <= 0.6 * 40
+
+
+def test_a_size_that_was_asked_for_is_the_only_one(monkeypatch, speakers, raymarchers):
+    machine = Machine(5000)
+    host = opened_on(monkeypatch, machine, speakers, render_size=160)
+    assert (host.sizes_px, host.start_px) == ((160,), 160)
+    assert set(machine.looked) == {160}
+
+
+@pytest.mark.parametrize(("name", "size_px"), [("Small", 128), ("Smallest", 64)])
+def test_small_pictures_are_drawn_at_their_own_size(monkeypatch, speakers, raymarchers, name, size_px):
+    host = opened_on(monkeypatch, Machine(1), speakers, name=name)
+    assert (host.sizes_px, host.start_px) == ((size_px,), size_px)
+
+
+def test_a_busy_moment_is_not_what_a_frame_costs(monkeypatch, speakers, raymarchers):
+    quiet = opened_on(monkeypatch, Machine(100), speakers)
+    for look in range(6):
+        machine = Machine(100)
+        machine.busy_looks = {look: 3.0}
+        host = opened_on(monkeypatch, machine, speakers)
+        assert host.costs[host.start_px] == quiet.costs[quiet.start_px], look
+        assert host.allowance_ticks == quiet.allowance_ticks
+
+
+@pytest.mark.parametrize(
+    ("ns_per_pixel", "ticks"), [(1, SMALLEST_ALLOWANCE_TICKS), (9000, LARGEST_ALLOWANCE_TICKS)]
+)
+def test_the_allowance_follows_the_stages_of_the_first_size(
+    monkeypatch, speakers, raymarchers, ns_per_pixel, ticks
+):
+    host = opened_on(monkeypatch, Machine(ns_per_pixel), speakers)
+    cost = host.costs[host.start_px]
+    assert host.allowance_ticks == allowance_ticks_for(cost.render_ms + OTHER_MS) == ticks
+
+
+def test_other_sizes_cost_by_their_pixels():
+    host = host_of(
+        {128: FrameCost(render_ms=4.0, other_ms=3.0), 256: FrameCost(render_ms=20.0, other_ms=5.0)}
+    )
+    assert host.core_ms(128) == pytest.approx(4 * 2 + 3)
+    assert host.core_ms(256) == pytest.approx(20 * 2 + 5)
+    assert host.core_ms(512) == pytest.approx(4 * 20 * 2 + 5)
+    assert host.core_ms(160) == pytest.approx(4 * 2 * (160 / 128) ** 2 + 3)
+
+
+def host_of(costs, **changes):
+    values = {field.name: None for field in dataclasses.fields(SpeakerHost)}
+    return SpeakerHost(**{**values, "costs": costs, "threads": 2, "start_px": max(costs), **changes})
+
+
+def test_each_session_has_a_renderer_of_its_own(monkeypatch, speakers, raymarchers):
+    host = opened_on(monkeypatch, Machine(1), speakers)
+    one, another = host.make_renderer(256), host.make_renderer(256)
+    assert one is not another
+    assert (one.render_px, another.render_px) == (256, 256)
+    host.close()
+    assert raymarchers[0].closed
+
+
+def test_it_opens_with_the_real_meter(speakers, raymarchers):
+    host = SpeakerHost.open(
+        StreamSettings(speakers_dir=speakers, render_size=96), "Small", threads=1, cores=1
+    )
+    assert host.costs[96].render_ms > 0
+    assert np.isfinite(host.core_ms(96))
+    assert raymarchers[0].drawn > 0
+
+
+# What goes wrong --------------------------------------------------------------------------------------
+
+
+def test_an_unknown_speaker(speakers, raymarchers):
+    with pytest.raises(UnknownSpeakerError, match="Nobody"):
+        SpeakerHost.open(StreamSettings(speakers_dir=speakers), "Nobody", threads=1, cores=1)
+    assert raymarchers == []
+
+
+def test_a_broken_bundle(tmp_path, raymarchers):
+    folder = bundle_factory.write_tiny_bundle(tmp_path / "Broken", name="Broken", image_size_px=64)
+    (folder / "speaker.json").write_text("{}")
+    with pytest.raises(BundleError):
+        SpeakerHost.open(StreamSettings(speakers_dir=tmp_path), "Broken", threads=1, cores=1)
+    assert raymarchers == []
+
+
+@pytest.mark.parametrize("fault", ["draw", "size", "warm up"])
+def test_whatever_goes_wrong_ends_the_raymarcher_s_threads(monkeypatch, speakers, raymarchers, fault):
+    monkeypatch.setattr(stand_ins.StandInRaymarcher, "closed", False, raising=False)
+    expected, render_size = RuntimeError, 96
+    if fault == "draw":
+        monkeypatch.setattr(
+            file_run, "make_renderer", lambda *_: (_ for _ in ()).throw(RuntimeError("no memory"))
+        )
+    elif fault == "size":
+        expected, render_size = InputError, 256
+    else:
+        monkeypatch.setattr(
+            stand_ins.StandInRaymarcher, "warm_up", lambda _: (_ for _ in ()).throw(RuntimeError("no kernel"))
+        )
+    with pytest.raises(expected):
+        SpeakerHost.open(
+            StreamSettings(speakers_dir=speakers, render_size=render_size), "Small", threads=1, cores=1
+        )
+    assert [raymarcher.closed for raymarcher in raymarchers] == [True]
