@@ -242,7 +242,7 @@ class IceConnection(ice.Connection):
                 yield ice.relayed_candidate(
                     component=component,
                     hide_related_address=False,
-                    protocol_factory=lambda: ice.StunProtocol(self),
+                    protocol_factory=lambda: _Socket(self),
                     turn_server=address,
                     turn_username=server.username,
                     turn_password=server.password,
