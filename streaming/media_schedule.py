@@ -16,6 +16,9 @@ NTP_EPOCH_S = 2_208_988_800  # from 1900, where NTP counts from, to 1970
 # Receivers hold sound back longer than pictures that they were told to show at once (Chromium, measured on
 # one machine: by 24 ms and more). Sound that leaves a little earlier is heard when its frame is seen.
 SOUND_LEAD_TICKS = 2
+SPARE_MS = 6.0  # by which packets are there before their tick, beyond what the network's jitter asks for
+_SLEW_GAIN = 1e-3  # a tick: settles within half a minute
+_MOST_SLEW_S = 20e-6  # a tick: 0.1 %, ten times what sound cards are off
 SMALLEST_ALLOWANCE_TICKS, LARGEST_ALLOWANCE_TICKS = 2, 8
 
 
@@ -23,7 +26,7 @@ SMALLEST_ALLOWANCE_TICKS, LARGEST_ALLOWANCE_TICKS = 2, 8
 class MediaSchedule:
     """Maps media time to the machine's monotonic clock and to wall time.
 
-    Nothing moves it but a change of `allowance_ticks`, which moves sound, pictures and reports alike.
+    A change of `allowance_ticks` moves sound, pictures and reports alike; `slew` moves the ticks as well.
 
     Tick k takes the samples [320 k, 320 (k + 1)) from the microphone. Frame i can be drawn once its
     look-ahead was taken; it is due `allowance_ticks` later, and the sound of its samples at about that time.
@@ -33,6 +36,11 @@ class MediaSchedule:
     start_unix_s: float  # wall time at the same moment
     lookahead_frames: int
     allowance_ticks: int  # time for networks, raymarcher and encoder; one thread may change it
+
+    def slew(self, by_s: float) -> None:
+        """Moves all that is to come, by so little that nobody notices; the wall time of a moment stays."""
+        self.start_s += by_s
+        self.start_unix_s += by_s
 
     @property
     def delay_ticks(self) -> int:
@@ -69,6 +77,16 @@ class MediaSchedule:
         seconds = self.unix_s(self.tick_s(self.delay_ticks)) + media_s + NTP_EPOCH_S
         whole = int(seconds)
         return (whole << 32) | int((seconds - whole) * (1 << 32))
+
+
+def slew_towards(spare_ms: float) -> float:
+    """Returns by how many seconds to slew after a tick at which a packet had waited `spare_ms` for nothing.
+
+    The microphone's clock is another than this machine's. Left alone, packets would wait ever longer for
+    their tick, or ever shorter, until a whole tick has to be left out or put in; so the ticks follow.
+    """
+    wanted_s = (SPARE_MS - spare_ms) / 1000 * _SLEW_GAIN
+    return min(max(wanted_s, -_MOST_SLEW_S), _MOST_SLEW_S)
 
 
 def allowance_ticks_for(serial_ms: float) -> int:

@@ -35,6 +35,7 @@ from .media_schedule import (
     TICK_S,
     TICKS_PER_FRAME,
     MediaSchedule,
+    slew_towards,
     video_timestamp,
 )
 from .metrics import Metrics
@@ -405,6 +406,8 @@ class Session:
                     timestamp=block.timestamp, arrived_s=block.arrived_s, buffered_s=self._clock.now_s()
                 )
             )
+            if block.timestamp is not None:
+                self.schedule.slew(slew_towards(self.microphone.depth_ms - self.microphone.target_ms))
             self.pipeline.push_audio(decimator.step(block.samples))
             self._level_db = _level_db(block.samples)
             waiting.append(block.samples)

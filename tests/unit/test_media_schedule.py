@@ -11,12 +11,14 @@ from streaming.media_schedule import (
     SMALLEST_ALLOWANCE_TICKS,
     SOUND_LEAD_TICKS,
     SOUND_RATE_HZ,
+    SPARE_MS,
     TICK_S,
     TICK_SAMPLES,
     TICKS_PER_FRAME,
     VIDEO_CLOCK_HZ,
     MediaSchedule,
     allowance_ticks_for,
+    slew_towards,
     video_timestamp,
 )
 
@@ -151,3 +153,33 @@ def test_a_larger_allowance_moves_sound_pictures_and_reports_alike():
     assert ntp_to_unix_s(later.ntp_at(1.5)) - ntp_to_unix_s(plan.ntp_at(1.5)) == pytest.approx(
         2 * TICK_S, abs=1e-5
     )
+
+
+def test_slewing_moves_ticks_frames_and_reports_but_no_wall_time():
+    plan, still = schedule(), schedule()
+    plan.slew(-15e-6)
+    assert plan.tick_s(5) - still.tick_s(5) == pytest.approx(-15e-6, abs=1e-9)
+    assert plan.frame_due_s(5) - still.frame_due_s(5) == pytest.approx(-15e-6, abs=1e-9)
+    assert plan.unix_s(START_S + 7) == pytest.approx(still.unix_s(START_S + 7), abs=1e-6)
+    assert ntp_to_unix_s(plan.ntp_at(1)) - ntp_to_unix_s(still.ntp_at(1)) == pytest.approx(-15e-6, abs=2e-6)
+
+
+def test_the_slew_is_bounded_and_rests_where_packets_are_there_in_time():
+    assert slew_towards(SPARE_MS) == 0
+    assert slew_towards(1000) == -20e-6
+    assert slew_towards(-1000) == 20e-6
+
+
+@pytest.mark.parametrize("drift_ppm", [-200, -20, 20, 200])
+@pytest.mark.parametrize("start_ms", [0.0, 19.0])
+def test_ticks_follow_the_microphone_s_clock(drift_ppm, start_ms):
+    """Packets arrive by a clock of their own; each waits for the next tick, and for no more than that."""
+    plan, spare_ms = schedule(), []
+    for packet in range(50 * 600):
+        arrived_s = START_S - start_ms / 1000 + packet * TICK_S * (1 + drift_ppm * 1e-6)
+        spare_ms.append((plan.tick_s(packet) - arrived_s) * 1000)
+        plan.slew(slew_towards(spare_ms[-1]))
+    settled = spare_ms[50 * 60 :]
+    # A steady drift needs a steady slew, and so a steady distance from the middle.
+    assert max(settled) - min(settled) < 1
+    assert settled[-1] == pytest.approx(SPARE_MS, abs=4.1)
