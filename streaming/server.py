@@ -15,7 +15,7 @@ import uvicorn
 
 from models.speaker import list_speakers
 
-from . import file_run
+from . import file_run, memory
 from .access import Access
 from .admission import Admission
 from .app import AppSettings, AvatarApp
@@ -50,6 +50,7 @@ def serve(settings: StreamSettings, *, say: Callable[[str], None], stopped: Call
         InputError: what was given cannot be used.
         Stopped: one of the signals came.
     """
+    memory.keep_few_arenas()
     ice_servers = tuple(IceServer.parse(text) for text in settings.ice_server)
     tls = server_ssl_context(settings.tls_cert, settings.tls_key, settings.tls_self_signed, settings.host)
     listener = _listen(settings)  # before the slow part: a port in use is said at once
@@ -59,6 +60,7 @@ def serve(settings: StreamSettings, *, say: Callable[[str], None], stopped: Call
         threads = settings.threads or min(cores, file_run.MOST_THREADS)
         open_host = functools.partial(SpeakerHost.open, settings, threads=threads, cores=cores)
         host = open_host(settings.speaker)
+        memory.settle()
         if stopped():  # what was raised for it may have come where exceptions are swallowed
             raise Stopped
         codecs = tuple(codec for codec in CODECS if settings.codec in ("auto", codec.name))

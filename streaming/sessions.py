@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from models.speaker import UnknownSpeakerError
 
+from . import memory
 from .admission import Admission, Refusal
 from .background import in_background
 from .clock import MonotonicClock, SystemClock
@@ -95,6 +96,7 @@ class Sessions:
         self._ending: set[asyncio.Task[None]] = set()
         self._watcher: asyncio.Task[None] | None = None
         self._closed = False
+        self._reclaim = False  # whether a session ended whose memory was not given back yet
         self._load = _Load(at_s=self._clock.now_s())
 
     def __len__(self) -> int:
@@ -250,6 +252,7 @@ class Sessions:
         finally:
             # Its threads drew until now: only now is there room for another.
             self._admission.leave(session.id)
+            self._reclaim = True
 
     async def _watch(self) -> None:
         rounds = 0
@@ -258,6 +261,9 @@ class Sessions:
             rounds += 1
             try:
                 self.look(weigh=rounds % 2 == 0)
+                if self._reclaim:
+                    self._reclaim = False
+                    await in_background("reclaim", memory.reclaim)
             except Exception:  # a task's outermost frame: the next round may do better
                 log.exception("watching the sessions failed")
 
