@@ -14,7 +14,7 @@ from types import FrameType
 from typing import NoReturn
 
 from .errors import InputError, Stopped
-from .settings import StreamSettings, flag, options, resolve_settings
+from .settings import StreamSettings, flag, options, resolve_settings, variable
 
 DONE = 0
 FAILED = 1
@@ -136,7 +136,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _speak(settings, interruption)
             return _serve(settings, interruption)
     except Stopped:
-        print(f"{PROGRAM}: stopped by {interruption.name}", file=sys.stderr)
+        # Which of the programs it would have become may not be known yet.
+        result = "; nothing was written" if texts.get("output") or os.environ.get(variable("output")) else ""
+        print(f"{PROGRAM}: stopped by {interruption.name}{result}", file=sys.stderr)
         return FAILED
     except Exception as error:
         if _is_bad_input(error):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 
 import pytest
@@ -11,6 +12,7 @@ from streaming import cli, server
 from streaming.errors import InputError, Stopped
 from streaming.settings import StreamSettings, is_loopback, options, resolve_settings, variable
 from streaming.speaker_host import SpeakerHost
+from streaming.tls import server_ssl_context
 
 TOKEN = "correct-horse"
 
@@ -189,7 +191,8 @@ def greeting(monkeypatch):
     monkeypatch.setattr(server.file_run, "describe", lambda renderer, _: f"{renderer} px")
 
     def of(tls=False, **settings):
-        return server._greeting(StreamSettings(**settings), StandInHost(), 8010, tls)
+        context = server_ssl_context(None, None, True, "localhost") if tls else None
+        return server._greeting(StreamSettings(**settings), StandInHost(), 8010, context)
 
     return of
 
@@ -219,7 +222,8 @@ def test_the_address_is_one_that_can_be_opened(greeting, settings, address):
 
 def test_a_certificate_of_its_own_is_announced(greeting):
     lines = greeting(tls=True, tls_self_signed=True)
-    assert "the browser will warn once" in lines[-1]
+    assert "the browser will warn once" in lines[-2]
+    assert re.fullmatch(r"([0-9A-F]{2}:){31}[0-9A-F]{2}", lines[-1])
 
 
 def test_a_signal_that_was_swallowed_while_the_speaker_opened_still_ends_the_server(monkeypatch):
