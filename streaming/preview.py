@@ -29,9 +29,7 @@ def open_pygame() -> ModuleType:
     try:
         pygame = importlib.import_module("pygame")
     except ImportError:
-        raise InputError(
-            "--preview: pygame is not installed; pip install 'geneface-stream[preview]'"
-        ) from None
+        raise InputError("--preview: pygame is not installed; pip install -e '.[preview]'") from None
     named = os.environ.get("SDL_VIDEODRIVER")
     screens = ("DISPLAY", "WAYLAND_DISPLAY")
     if sys.platform.startswith("linux") and not named and not any(os.environ.get(name) for name in screens):

@@ -260,7 +260,7 @@ def test_what_only_local_use_needs_is_a_warning(settings, monkeypatch):
     found = results_of(settings)
     assert found["microphone"].status == found["preview"].status == "warn"
     assert found["microphone"].detail == "the package sounddevice is not installed (only --mic needs it)"
-    assert found["preview"].way_out == "pip install 'geneface-stream[preview]'"
+    assert found["preview"].way_out == "pip install -e '.[preview]'"
     monkeypatch.setitem(sys.modules, "sounddevice", FakePortAudio())
     assert results_of(settings)["microphone"].detail == "none on this machine; only --mic needs one"
 
