@@ -96,7 +96,7 @@ def test_after_its_button_was_pressed_nothing_is_shown_and_nothing_fails(window)
 
 def test_without_pygame_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "pygame", None)
-    with pytest.raises(InputError, match=r"pip install 'geneface-stream\[preview\]'"):
+    with pytest.raises(InputError, match=r"pip install -e '.\[preview\]'"):
         PreviewWindow(size_px=64, title="May")
 
 
