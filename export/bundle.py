@@ -61,6 +61,7 @@ class BundleParts:
     scene: Scene
     motion_onnx: bytes
     condition_onnx: bytes
+    features_onnx: bytes | None = None  # where motion.kind is "features"
     syncnet_onnx: bytes | None = None
     poses: F32  # (P, 4, 4)
     blinks: F32  # (F, 68, 3)
@@ -207,6 +208,8 @@ def _contents(parts: BundleParts) -> dict[str, bytes]:
     }
     if scene.torso is not None:
         contents["torso.safetensors"] = save(torso_tensors(scene.torso))
+    if parts.features_onnx is not None:
+        contents["features.onnx"] = parts.features_onnx
     if parts.syncnet_onnx is not None:
         contents["syncnet.onnx"] = parts.syncnet_onnx
     camera = {e.name: getattr(scene.camera, e.name) for e in dataclasses.fields(CameraSettings)}

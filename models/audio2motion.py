@@ -14,7 +14,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -173,18 +172,6 @@ def f0_to_coarse(f0_hz: Tensor) -> Tensor:
     mel, lowest, highest = to_mel(f0_hz), to_mel(50.0), to_mel(1100.0)
     scaled = torch.where(mel > 0, (mel - lowest) * 254.0 / (highest - lowest) + 1.0, mel)
     return (torch.clamp(scaled, 1.0, 255.0) + 0.5).long()
-
-
-def latent_noise(*, seed: int, first_step: int, steps: int, channels: int) -> Tensor:
-    """Returns standard normal noise (1, channels, steps) that depends on each step's absolute index alone.
-
-    Windows that overlap get the same latents where they do, so a voice cut in chunks does not flicker.
-    """
-    rows = [
-        np.random.Generator(np.random.Philox(key=seed, counter=[0, step, 0, 0])).standard_normal(channels)
-        for step in range(first_step, first_step + steps)
-    ]
-    return torch.from_numpy(np.stack(rows, axis=1).astype(np.float32))[None]
 
 
 class WaveNet(nn.Module):
@@ -477,8 +464,9 @@ class Audio2Motion(nn.Module):
             features: (B, 2 (T + lookahead_frames), feature_dimension).
             f0_hz: (B, 2 (T + lookahead_frames)), for the variant that hears pitch.
             mask: (B, T), multiplies the landmarks.
-            z_prior: (B, latent, T / squeeze), the prior's noise already times its temperature, `latent_noise`
-                for a stream. Absent it is zero: the prior's mode, the same motion for the same audio.
+            z_prior: (B, latent, T / squeeze), the prior's noise already times its temperature,
+                `models.latent_noise` for a stream. Absent it is zero: the prior's mode, the same motion for
+                the same audio.
         """
         g = self.condition(features, f0_hz)  # (B, C, T)
         steps = self.vae.g_pre_net(g)  # (B, C, T / squeeze)

@@ -8,6 +8,7 @@ checked by hash here; the engine that runs them checks their inputs and outputs 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -15,7 +16,7 @@ import os
 import sys
 import typing
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,7 +41,8 @@ REQUIRED_FILES = (
     "background.png",
     "MODEL_CARD.md",
 )
-OPTIONAL_FILES = ("torso.safetensors", "syncnet.onnx")
+OPTIONAL_FILES = ("torso.safetensors", "syncnet.onnx", "features.onnx")
+UNREAD_FILES = ("features.onnx",)  # up to a gigabyte: proven by its hash, read by the engine alone
 LANDMARKS = 68
 SAMPLES_PER_FRAME = 640
 MEL_HISTORY_SAMPLES = 192  # left of the window, so that the first mel frame is whole without future sound
@@ -79,31 +81,105 @@ class OriginRecord:
     recipe: str  # how they were trained
 
 
+@dataclass(frozen=True, kw_only=True)
+class FeatureSettings:
+    """How features.onnx and a motion network that looks both ways are run over a stream.
+
+    Every `hop_frames` video frames features.onnx hears the last `window_frames` of sound; its features of the
+    newest `kept_frames` of them replace what earlier calls gave for the same time. motion.onnx then sees the
+    features of `MotionSettings.window_frames` frames, a whole number of blocks from an absolute multiple of
+    `block_frames` on; what lies beyond the known sound is zero.
+    """
+
+    name: str  # of the encoder, "hubert-large-ls960-ft"
+    dimension: Annotated[int, Range(1, 8192)]  # numbers in one 50 Hz feature
+    window_frames: Annotated[int, Range(2, 25 * 60)]
+    kept_frames: Annotated[int, Range(1, 25 * 60)]
+    hop_frames: Annotated[int, Range(1, 64)]
+    block_frames: Annotated[int, Range(1, 64)]  # video frames to one step of the latent
+    latent_channels: Annotated[int, Range(1, 1024)]
+    temperature: Annotated[float, Range(0.0, 2.0)]  # of the latent's noise; 0: the prior's mode
+    seed: Annotated[int, Range(0, 2**31 - 1)] = 0  # of that noise, which belongs to the absolute frame
+    hears_pitch: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks ranges and how the fields hang together."""
+        check_ranges(self)
+        require(
+            0 < len(self.name) <= 100 and self.name.isprintable(), "name", "1 to 100 characters", self.name
+        )
+        fits = self.hop_frames <= self.kept_frames < self.window_frames
+        expected = f"hop_frames ({self.hop_frames}) to less than window_frames ({self.window_frames})"
+        require(fits, "kept_frames", expected, self.kept_frames)
+        require(
+            self.block_frames % self.hop_frames == 0,
+            "hop_frames",
+            f"a divisor of block_frames ({self.block_frames})",
+            self.hop_frames,
+        )
+
+    @property
+    def window_samples(self) -> int:
+        """Samples that features.onnx takes."""
+        return SAMPLES_PER_FRAME * self.window_frames
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MotionSettings:
-    """How sound becomes landmarks: the window that motion.onnx takes and the speaker's landmark range."""
+    """How sound becomes landmarks: the windows that motion.onnx takes and the speaker's landmark range.
+
+    Of kind "pcm", motion.onnx takes the samples of one window to one frame. Of kind "features", it takes
+    features of `window_frames` frames to as many frames; `features` says which and how they come about.
+    """
 
     window_samples: Annotated[int, Range(640, 16000 * 60)]
     window_frames: Annotated[int, Range(1, 25 * 60)]
-    lookahead_frames: Annotated[int, Range(0, 25)]
+    lookahead_frames: Annotated[int, Range(0, 50)]  # sound that a frame may wait for, at most
     landmark_mean: Annotated[F32, Shape(LANDMARKS, 3)]  # idexp: ten times decimetres from the mean face
     landmark_std: Annotated[F32, Shape(LANDMARKS, 3)]  # > 0
     mean_face: Annotated[F32 | None, Shape(LANDMARKS, 3)] = None  # head space, decimetres
     clamp_std: Annotated[float, Range(0.1, 100.0)] = 2.5  # landmarks are held within this many deviations
     ema: Annotated[float, Range(0.0, 0.99)] = 0.2  # weight of the previous frame
     kind: str = "pcm"
+    features: FeatureSettings | None = None
 
     def __post_init__(self) -> None:
         """Checks ranges and how the fields hang together."""
         check_ranges(self)
-        require(self.kind == "pcm", "kind", '"pcm"', self.kind)
-        samples = SAMPLES_PER_FRAME * self.window_frames + MEL_HISTORY_SAMPLES
-        require(
-            self.window_samples == samples,
-            "window_samples",
-            f"{samples} ({SAMPLES_PER_FRAME} x window_frames + {MEL_HISTORY_SAMPLES})",
-            self.window_samples,
-        )
+        require(self.kind in ("pcm", "features"), "kind", '"pcm" or "features"', self.kind)
+        features = self.features
+        if self.kind == "features":
+            require(features is not None, "features", "an object, as kind is features", "null")
+        else:
+            require(features is None, "features", "null, as kind is pcm", "an object")
+        if features is None:
+            samples = SAMPLES_PER_FRAME * self.window_frames + MEL_HISTORY_SAMPLES
+            expected = f"{samples} ({SAMPLES_PER_FRAME} x window_frames + {MEL_HISTORY_SAMPLES})"
+        else:
+            samples = features.window_samples
+            expected = f"{samples} ({SAMPLES_PER_FRAME} x features.window_frames)"
+            block, hop = features.block_frames, features.hop_frames
+            require(
+                self.window_frames % block == 0,
+                "window_frames",
+                f"a multiple of features.block_frames ({block})",
+                self.window_frames,
+            )
+            require(
+                self.lookahead_frames >= hop - 1,
+                "lookahead_frames",
+                f"at least {hop - 1} (features.hop_frames - 1)",
+                self.lookahead_frames,
+            )
+            # The newest block may be begun by one frame only; the frames given out lie before the look-ahead.
+            least = self.lookahead_frames + 1 + block
+            require(
+                self.window_frames >= least,
+                "window_frames",
+                f"at least {least} (lookahead_frames + 1 + features.block_frames)",
+                self.window_frames,
+            )
+        require(self.window_samples == samples, "window_samples", expected, self.window_samples)
         require(
             self.lookahead_frames < self.window_frames,
             "lookahead_frames",
@@ -322,6 +398,7 @@ class Speaker:
     condition: ConditionSettings
     motion_onnx: Path
     condition_onnx: Path
+    features_onnx: Path | None = None  # where motion.kind is "features"
     syncnet_onnx: Path | None = None
     poses: F32  # (P, 4, 4) camera to head space; frame i shows pose i mod P
     blinks: F32  # (F, 68, 3) what one blink adds to the landmarks, first and last frame 0
@@ -369,6 +446,7 @@ def load_speaker(path: Path) -> Speaker:
         condition=settings.condition,
         motion_onnx=path / "motion.onnx",
         condition_onnx=path / "condition.onnx",
+        features_onnx=path / "features.onnx" if "features.onnx" in settings.files else None,
         syncnet_onnx=path / "syncnet.onnx" if "syncnet.onnx" in settings.files else None,
         poses=poses,
         blinks=blinks,
@@ -447,14 +525,30 @@ def _check_file_table(file: Path, settings: SpeakerSettings) -> None:
                 str(file), f"files.{one_line(name)}", f"one of {', '.join(known)}", "another name"
             )
     required = [*REQUIRED_FILES, *(["torso.safetensors"] if settings.torso else [])]
+    required += ["features.onnx"] if settings.motion.features else []
     for name in required:
         if name not in settings.files:
             raise BundleError(str(file), f"files.{name}", "its size and hash", "nothing")
     if settings.torso is None and "torso.safetensors" in settings.files:
         raise BundleError(str(file), "files.torso.safetensors", "none, as torso is null", "an entry")
+    if settings.motion.features is None and "features.onnx" in settings.files:
+        raise BundleError(str(file), "files.features.onnx", "none, as motion.features is null", "an entry")
 
 
 def _read(file: Path, limit_bytes: int) -> bytes:
+    with _reading(file, limit_bytes):
+        return file.read_bytes()
+
+
+def _digest(file: Path, limit_bytes: int) -> tuple[int, str]:
+    """Returns size and SHA-256 of a file that is not kept in memory."""
+    with _reading(file, limit_bytes), file.open("rb") as stream:
+        return file.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _reading(file: Path, limit_bytes: int) -> Iterator[None]:
+    """Refuses what is no file, too large or cannot be read while entered."""
     try:
         if not file.is_file():
             raise BundleError(
@@ -463,14 +557,14 @@ def _read(file: Path, limit_bytes: int) -> bytes:
         size = file.stat().st_size
         if size > limit_bytes:
             raise BundleError(str(file), "size", f"at most {limit_bytes} bytes", f"{size} bytes")
-        return file.read_bytes()
+        yield
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise BundleError(str(file), "file", "a readable file", reason, "check its permissions") from None
 
 
 def _read_files(path: Path, settings: SpeakerSettings) -> dict[str, bytes]:
-    """Returns the content of every listed file, each proven by size and hash."""
+    """Returns the content of every listed file but `UNREAD_FILES`, each proven by size and hash."""
     for entry in sorted(path.iterdir()):
         strange = entry.name not in settings.files and entry.name != SETTINGS_FILE
         if strange and not entry.name.startswith("."):
@@ -481,13 +575,16 @@ def _read_files(path: Path, settings: SpeakerSettings) -> dict[str, bytes]:
     contents = {}
     for name, record in settings.files.items():
         file = path / name
-        content = _read(file, _MAX_FILE_BYTES)
-        if len(content) != record.size_bytes:
-            raise BundleError(str(file), "size", f"{record.size_bytes} bytes", f"{len(content)} bytes")
-        digest = hashlib.sha256(content).hexdigest()
+        if name in UNREAD_FILES:
+            size, digest = _digest(file, _MAX_FILE_BYTES)
+        else:
+            content = _read(file, _MAX_FILE_BYTES)
+            size, digest = len(content), hashlib.sha256(content).hexdigest()
+            contents[name] = content
+        if size != record.size_bytes:
+            raise BundleError(str(file), "size", f"{record.size_bytes} bytes", f"{size} bytes")
         if digest != record.sha256:
             raise BundleError(str(file), "sha256", f"{record.sha256[:16]}...", f"{digest[:16]}...")
-        contents[name] = content
     return contents
 
 

@@ -189,7 +189,8 @@ def test_a_hostile_file_name(bundle, name):
         ("sample_rate_hz", 48000, "sample_rate_hz: expected 16000, got 48000"),
         ("image_size_px", 10**9, "image_size_px: expected 16 to 4096, got 1000000000"),
         ("image_size_px", 64, "background.png: size: expected 64x64 pixels, got 32x32"),
-        ("motion.kind", "hubert", 'motion.kind: expected "pcm"'),
+        ("motion.kind", "hubert", 'motion.kind: expected "pcm" or "features", got "hubert"'),
+        ("motion.kind", "features", "motion.features: expected an object, as kind is features, got"),
         ("motion.window_samples", 5120, "motion.window_samples: expected 5312"),
         (
             "motion.lookahead_frames",
