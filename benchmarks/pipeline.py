@@ -22,7 +22,7 @@ from streaming.file_run import (
     size_that_keeps_up,
     speak_file,
 )
-from streaming.pipeline import open_engines
+from streaming.networks import open_networks
 from streaming.progress import Progress
 from streaming.stage_times import STAGES, StageTimes
 from streaming.video_output import VideoOutput
@@ -70,7 +70,7 @@ def measure(
     """Returns the figures of turning one recording into a video that is thrown away."""
     start_s = time.perf_counter()
     speaker = load_speaker(find_speaker(speaker_name, speakers_dir=speakers_dir))
-    engines = open_engines(speaker)
+    networks = open_networks(speaker)
     cores = usable_cores()
     threads = threads or min(cores, MOST_THREADS)
     raymarcher = open_raymarcher(speaker, threads=threads)
@@ -79,7 +79,7 @@ def measure(
     warm_s = time.perf_counter()
     chosen_here = render_px is None
     if render_px is None:
-        render_px = size_that_keeps_up(speaker, raymarcher, engines, threads=threads, cores=cores).size_px
+        render_px = size_that_keeps_up(speaker, raymarcher, networks, threads=threads, cores=cores).size_px
     chosen_s = time.perf_counter()
     renderer = make_renderer(speaker, raymarcher, render_px)
     audio = AudioFile(audio_path)
@@ -92,7 +92,7 @@ def measure(
         )
         cpu_s = time.process_time()
         report = speak_file(
-            speaker, renderer, audio, video, engines=engines, times=times, on_frame=progress.at
+            speaker, renderer, audio, video, networks=networks, times=times, on_frame=progress.at
         )
         cpu_s = time.process_time() - cpu_s
     progress.clear()

@@ -19,12 +19,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
+from models.onnx_runtime import load_onnxruntime
 from models.speaker import Speaker, find_speaker, load_speaker
-from streaming.engine import OnnxEngine
 from streaming.landmarks import LandmarkFilter
-from streaming.motion import PcmRing
+from streaming.networks import open_networks
 from training.cli import missing_extra
 
 F32 = npt.NDArray[np.float32]
@@ -55,31 +54,24 @@ class Row:
 
 
 class LiveMotion:
-    """Landmarks as the live path makes them: motion.onnx a window a frame, clamp, smoothing."""
+    """Landmarks as the live path makes them: the motion networks over a stream, clamp, smoothing."""
 
     def __init__(self, speaker: Speaker) -> None:
-        """Opens the speaker's motion network."""
+        """Opens the speaker's networks."""
         self._motion = speaker.motion
-        self._engine = OnnxEngine(
-            speaker.motion_onnx,
-            input_name="pcm",
-            input_shape=(1, speaker.motion.window_samples),
-            output_name="landmarks",
-            output_shape=(1, 204),
-        )
+        self._networks = open_networks(speaker)
 
     def __call__(self, pcm: F32) -> F32:
         """Landmarks (T, 204) in the speaker's domain of samples (640 T,) in [-1, 1]."""
         motion = self._motion
-        ring = PcmRing(window_samples=motion.window_samples, lookahead_frames=motion.lookahead_frames)
+        stream = self._networks.motion_stream(motion)
         smooth = LandmarkFilter(
             mean=motion.landmark_mean, std=motion.landmark_std, clamp_std=motion.clamp_std, ema=motion.ema
         )
         frames = []
-        for windows in (ring.push(pcm.astype(np.float32)), ring.finish()):
-            for window in windows:
-                landmarks = self._engine.run(window.samples)
-                frames.append(smooth.restore(smooth.step(landmarks)).reshape(204))
+        for moved_frames in (stream.push(pcm.astype(np.float32)), stream.finish()):
+            for moved in moved_frames:
+                frames.append(smooth.restore(smooth.step(moved.landmarks)).reshape(204))
         return np.stack(frames).astype(np.float32)
 
     def resting(self) -> F32:
@@ -181,6 +173,7 @@ class SyncEmbeddings:
 
     def __init__(self, model: Path) -> None:
         """Opens the network."""
+        onnxruntime = load_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 3

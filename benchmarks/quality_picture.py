@@ -17,9 +17,10 @@ import numpy.typing as npt
 from cuda_kernels.cpu_raymarcher import CpuRaymarcher
 from models.speaker import Speaker
 from preparation.media import video_frames
-from streaming.engine import OnnxEngine
+from streaming.engine import open_engine
 from streaming.i420 import to_rgb
 from streaming.mouth import FEATHER_SHARE, mouth_boxes
+from streaming.networks import network_specs
 from streaming.renderer import FrameRenderer
 from training.pictures import ClosenessMeter, regions_of
 from training.speaker_data import training_frames, window_rows
@@ -107,15 +108,9 @@ def _conditions(speaker: Speaker, landmarks: F32, rows: I64) -> list[F32]:
     window = condition.window_frames
     offsets = 10 * (landmarks - motion.mean_face)
     normalized = ((offsets - motion.landmark_mean) / motion.landmark_std).reshape(len(landmarks), -1)
-    engine = OnnxEngine(
-        speaker.condition_onnx,
-        input_name="window",
-        input_shape=(window, 204),
-        output_name="condition",
-        output_shape=(condition.size,),
-    )
+    engine = open_engine(network_specs(speaker).condition)
     windows = normalized[window_rows(rows, len(landmarks), window, condition.lookahead_frames)]
-    return [engine.run(np.ascontiguousarray(one, np.float32)) for one in windows]
+    return [engine.run({"window": np.ascontiguousarray(one, np.float32)}) for one in windows]
 
 
 def _frames_at(path: Path, pixel_format: Literal["rgb24", "gray"], rows: I64) -> Iterator[U8]:

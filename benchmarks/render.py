@@ -26,7 +26,8 @@ from benchmarks.synthetic_scene import make_condition, make_pose, make_scene
 from cuda_kernels.cpu_raymarcher import MAX_SIZE_PX, MIN_SIZE_PX, CpuRaymarcher
 from cuda_kernels.scene import F32, Scene
 from models.speaker import BundleError, UnknownSpeakerError, find_speaker, load_speaker
-from streaming.engine import OnnxEngine
+from streaming.engine import open_engine
+from streaming.networks import network_specs
 
 SYNTHETIC = "synthetic"
 LARGEST_FOR_TORCH_PX = 256  # eager torch takes seconds a frame there, and minutes for the sizes above
@@ -64,16 +65,10 @@ def read_speaker(name: str, speakers_dir: Path | None) -> Frames:
     count = min(100, len(speaker.poses))
     poses = speaker.poses[np.linspace(0, len(speaker.poses) - 1, count).astype(int)]
     window = (speaker.condition.window_frames, 204)
-    engine = OnnxEngine(
-        speaker.condition_onnx,
-        input_name="window",
-        input_shape=window,
-        output_name="condition",
-        output_shape=(speaker.condition.size,),
-    )
+    engine = open_engine(network_specs(speaker).condition)
     random = np.random.default_rng(0)
     landmarks = random.normal(size=(count, *window)).astype(np.float32) * np.float32(0.5)
-    conditions = np.stack([engine.run(one) for one in landmarks])
+    conditions = np.stack([engine.run({"window": one}) for one in landmarks])
     return Frames(name=speaker.name, scene=speaker.scene(), poses=poses, conditions=conditions)
 
 

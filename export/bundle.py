@@ -21,6 +21,7 @@ from safetensors.numpy import save
 from cuda_kernels.scene import Grid, HeadField, Scene, TorsoField
 from models.settings import from_mapping, to_mapping
 from models.speaker import (
+    RECORDED_CASES_FILE,
     SCHEMA_VERSION,
     SETTINGS_FILE,
     BundleError,
@@ -63,6 +64,7 @@ class BundleParts:
     condition_onnx: bytes
     features_onnx: bytes | None = None  # where motion.kind is "features"
     syncnet_onnx: bytes | None = None
+    recorded_cases: bytes | None = None  # see export.recorded_cases
     poses: F32  # (P, 4, 4)
     blinks: F32  # (F, 68, 3)
     model_card: str
@@ -70,6 +72,36 @@ class BundleParts:
     figures: Mapping[str, float] = field(default_factory=dict)
     fps: int = 25
     sample_rate_hz: int = 16000
+
+
+def parts_of(speaker: Speaker) -> BundleParts:
+    """Returns the parts that a bundle was written from, to be written again with some of them replaced."""
+
+    def content(file: Path | None) -> bytes | None:
+        return None if file is None else file.read_bytes()
+
+    recorded = speaker.path / RECORDED_CASES_FILE if RECORDED_CASES_FILE in speaker.settings.files else None
+    return BundleParts(
+        name=speaker.name,
+        synthetic=speaker.synthetic,
+        licence=speaker.licence,
+        origin=speaker.origin,
+        motion=speaker.motion,
+        condition=speaker.condition,
+        scene=speaker.scene(),
+        motion_onnx=speaker.motion_onnx.read_bytes(),
+        condition_onnx=speaker.condition_onnx.read_bytes(),
+        features_onnx=content(speaker.features_onnx),
+        syncnet_onnx=content(speaker.syncnet_onnx),
+        recorded_cases=content(recorded),
+        poses=speaker.poses,
+        blinks=speaker.blinks,
+        model_card=(speaker.path / CARD_FILE).read_text(encoding="utf-8"),
+        verification=speaker.verification,
+        figures=speaker.figures,
+        fps=speaker.fps,
+        sample_rate_hz=speaker.sample_rate_hz,
+    )
 
 
 def write_bundle(out: Path, parts: BundleParts, *, max_bytes: int | None = None) -> Speaker:
@@ -212,6 +244,8 @@ def _contents(parts: BundleParts) -> dict[str, bytes]:
         contents["features.onnx"] = parts.features_onnx
     if parts.syncnet_onnx is not None:
         contents["syncnet.onnx"] = parts.syncnet_onnx
+    if parts.recorded_cases is not None:
+        contents[RECORDED_CASES_FILE] = parts.recorded_cases
     camera = {e.name: getattr(scene.camera, e.name) for e in dataclasses.fields(CameraSettings)}
     settings = SpeakerSettings(
         schema_version=SCHEMA_VERSION,

@@ -1,4 +1,4 @@
-"""`geneface-export bundle | verify | seal | figures`: makes and checks speaker bundles."""
+"""`geneface-export geneface | bundle | distil | slim | verify | seal | figures`: speaker bundles."""
 
 from __future__ import annotations
 
@@ -9,10 +9,19 @@ import sys
 import typing
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from training.cli import Flag, add_flag, missing_extra
 
+from .distillation_request import DistillationRequest
+from .geneface_request import GenefaceRequest
 from .request import BundleRequest
+from .slimming_request import SlimRequest
+
+if TYPE_CHECKING:
+    from models.speaker import Speaker
+
+    from .verification import Check
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,18 +44,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="geneface-export", description="Makes and checks speaker bundles.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    bundle = commands.add_parser(
-        "bundle",
-        help="make a bundle from trained networks and the speaker's data",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    hints = typing.get_type_hints(BundleRequest)
-    for entry in dataclasses.fields(BundleRequest):
-        flag = Flag(
-            name=entry.name, kind=hints[entry.name], default=entry.default, help=entry.metadata["help"]
-        )
-        add_flag(bundle, flag)
-    bundle.set_defaults(run=_bundle)
+    for name, request, run, what in (
+        ("geneface", GenefaceRequest, _geneface, "import a speaker that was trained with GeneFace"),
+        ("bundle", BundleRequest, _bundle, "make a bundle from networks of ours and the speaker's data"),
+        ("distil", DistillationRequest, _distil, "teach an imported speaker's motion to a network for CPUs"),
+        ("slim", SlimRequest, _slim, "teach a wide head's pictures to a narrow one for CPUs"),
+    ):
+        command = commands.add_parser(name, help=what, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        hints = typing.get_type_hints(request)
+        for entry in dataclasses.fields(request):
+            if entry.name == "bundle":
+                command.add_argument("bundle", type=Path, help=entry.metadata["help"])
+                continue
+            flag = Flag(
+                name=entry.name, kind=hints[entry.name], default=entry.default, help=entry.metadata["help"]
+            )
+            add_flag(command, flag)
+        command.set_defaults(run=run, request=request)
     verify = commands.add_parser("verify", help="check a bundle again, without its sources")
     verify.add_argument("bundle", type=Path, help="the bundle's folder")
     verify.set_defaults(run=_verify)
@@ -60,26 +74,65 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _request(parsed: argparse.Namespace) -> Any:  # noqa: ANN401 -- of the command's own type
+    """Returns the command's request; lists become the tuples that it declares."""
+    values = {entry.name: getattr(parsed, entry.name) for entry in dataclasses.fields(parsed.request)}
+    return parsed.request(
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    )
+
+
+def _geneface(parsed: argparse.Namespace) -> int:
+    from .geneface import import_geneface
+
+    _print_made(import_geneface(_request(parsed)))
+    return 0
+
+
 def _bundle(parsed: argparse.Namespace) -> int:
     from .assembly import make_bundle
 
-    values = {entry.name: getattr(parsed, entry.name) for entry in dataclasses.fields(BundleRequest)}
-    values["figures"] = tuple(values["figures"])
-    speaker = make_bundle(BundleRequest(**values))
+    _print_made(make_bundle(_request(parsed)))
+    return 0
+
+
+def _distil(parsed: argparse.Namespace) -> int:
+    from .distillation import StoppedError, distil
+
+    try:
+        report = distil(_request(parsed))
+    except StoppedError as stopped:
+        print(f"geneface-export distil: {stopped}", file=sys.stderr)
+        return 1
+    print("\n".join(report.lines()))
+    return 0
+
+
+def _slim(parsed: argparse.Namespace) -> int:
+    from .slimming import slim
+
+    report = slim(_request(parsed))
+    if report is None:
+        print("geneface-export slim: stopped; the same command goes on", file=sys.stderr)
+        return 1
+    print(report.table())
+    return 0
+
+
+def _print_made(speaker: Speaker) -> None:
+    """Prints what was made and how each exported part compares with its source."""
+    from .verification import stored_checks
+
     total = sum(record.size_bytes for record in speaker.settings.files.values())
     print(f"{speaker.path}: {speaker.name}, {total / 1e6:.1f} MB")
-    for name, value in speaker.verification.items():
-        print(f"  {name:28} {value:.4g}")
-    return 0
+    _print_checks(stored_checks(speaker))
 
 
 def _verify(parsed: argparse.Namespace) -> int:
     from .verification import verify_bundle
 
     checks = verify_bundle(parsed.bundle)
-    width = max(len(check.name) for check in checks)
-    for check in checks:
-        print(f"{check.name:{width}}  {check.found}{'' if check.holds else '  FAILED'}")
+    _print_checks(checks)
     if all(check.holds for check in checks):
         return 0
     failed = next(check for check in checks if not check.holds)
@@ -88,6 +141,17 @@ def _verify(parsed: argparse.Namespace) -> int:
     )
     print(message, file=sys.stderr)
     return 2
+
+
+def _print_checks(checks: Sequence[Check]) -> None:
+    names, found = (
+        max(len(text) for text in texts) for texts in zip(*((c.name, c.found) for c in checks), strict=True)
+    )
+    for check in checks:
+        limit = f"  {check.limit}" if check.limit else ""
+        print(
+            f"{check.name:{names}}  {check.found:{found}}{limit}{'' if check.holds else '  FAILED'}".rstrip()
+        )
 
 
 def _seal(parsed: argparse.Namespace) -> int:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
+
+from models.onnx_runtime import load_onnxruntime
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 F32 = npt.NDArray[np.float32]
 
@@ -52,15 +58,18 @@ def without_notes(content: bytes) -> bytes:
     return kept
 
 
-def with_small_weights(content: bytes, feeds: list[dict[str, F32]]) -> SmallGraph:
+def with_small_weights(
+    content: bytes, feeds: list[dict[str, F32]], *, largest_rounding: float = LARGEST_ROUNDING
+) -> SmallGraph:
     """Returns the graph with its weights as float16, cast to float32 once when it is loaded.
 
     Args:
         content: a graph without notes.
         feeds: inputs to compare on, before and after.
+        largest_rounding: what an output may change by, in its unit.
 
     Raises:
-        GraphError: an output changes by more than `LARGEST_ROUNDING`.
+        GraphError: an output changes by more than `largest_rounding`.
     """
     model = onnx.load_from_string(content)
     graph = model.graph
@@ -93,19 +102,34 @@ def with_small_weights(content: bytes, feeds: list[dict[str, F32]]) -> SmallGrap
         for one, other in zip(before.run(None, feed), after.run(None, feed), strict=True):
             rounding.append(np.abs(one - other).max())
     largest = float(np.max(rounding))
-    if not largest <= LARGEST_ROUNDING:  # also refuses NaN
+    if not largest <= largest_rounding:  # also refuses NaN
         raise GraphError(
-            f"graph: expected float16 weights to change outputs by at most {LARGEST_ROUNDING:g}, got "
+            f"graph: expected float16 weights to change outputs by at most {largest_rounding:g}, got "
             f"{largest:.3g}; keep float32 with --float32-networks"
         )
     return SmallGraph(content=small, rounding=largest)
 
 
-def open_graph(graph: bytes | Path, *, silent: bool = False) -> onnxruntime.InferenceSession:
-    """Returns a session that runs a graph on one core; `silent`: what is wrong is raised, not printed too."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
+def open_graph(
+    graph: bytes | Path,
+    *,
+    silent: bool = False,
+    all_cores: bool = False,
+    providers: Sequence[str] = ("CPUExecutionProvider",),
+) -> onnxruntime.InferenceSession:
+    """Returns a session that runs a graph, on one core of the CPU unless said otherwise.
+
+    Args:
+        graph: its content or its file.
+        silent: what is wrong is raised, not printed too.
+        all_cores: for a large graph.
+        providers: ONNX Runtime's names of what may run it, the best first.
+    """
+    runtime = load_onnxruntime()
+    options = runtime.SessionOptions()
+    if not all_cores:
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
     if silent:
         options.log_severity_level = 4
     content = graph if isinstance(graph, bytes) else graph.read_bytes()
-    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return runtime.InferenceSession(content, options, providers=list(providers))

@@ -12,13 +12,19 @@ from cuda_kernels.cpu_raymarcher import CpuRaymarcher
 from cuda_kernels.torch_reference import render_scene
 from models.speaker import BundleError, Speaker, load_speaker
 
+from . import recorded_cases
 from .graphs import LARGEST_ROUNDING, open_graph
 from .head import LEAST_PSNR_DB, psnr_db
+from .offline_motion import OfflineMotion
 from .performance import seam_measure
+from .recorded_cases import replay
 
 F32 = npt.NDArray[np.float32]
 
-STORED_LIMITS = {
+STORED_LIMITS: dict[str, tuple[float | None, float | None]] = {
+    "hubert_against_dataset": (None, 0.1),
+    "features_largest_error": (None, 1e-3),
+    "features_float16_change": (None, 2e-2),
     "motion_largest_error": (None, 1e-4),
     "condition_largest_error": (None, 1e-5),
     "syncnet_largest_error": (None, 1e-4),
@@ -28,6 +34,7 @@ STORED_LIMITS = {
     "raymarcher_psnr_db": (LEAST_PSNR_DB, None),
     "loop_seam_step": (None, 1.0),
     "loop_seam_acceleration": (None, 1.0),
+    **recorded_cases.LIMITS,
 }
 """Lowest and highest value of each figure that the export stored."""
 
@@ -39,6 +46,7 @@ class Check:
     name: str
     found: str
     holds: bool
+    limit: str = ""
 
 
 def verify_bundle(path: Path, *, size_px: int = 192, poses: int = 2) -> list[Check]:
@@ -49,17 +57,19 @@ def verify_bundle(path: Path, *, size_px: int = 192, poses: int = 2) -> list[Che
     """
     speaker = load_speaker(path)
     checks = [Check(name="sizes, hashes, shapes, ranges", found="as speaker.json says", holds=True)]
-    for name, value in speaker.verification.items():
-        low, high = STORED_LIMITS.get(name, (None, None))
-        holds = (low is None or value >= low) and (high is None or value <= high)
-        checks.append(Check(name=f"{name}, at export", found=f"{value:.4g}", holds=holds))
-    landmarks = _run(
-        speaker.motion_onnx,
-        "pcm",
-        np.zeros((1, speaker.motion.window_samples), np.float32),
-        ("landmarks", (1, 204)),
-    )
-    normalized = (landmarks.reshape(68, 3) - speaker.motion.landmark_mean) / speaker.motion.landmark_std
+    checks += stored_checks(speaker)
+    cases = recorded_cases.read_cases(speaker)
+    if cases is not None:
+        assert speaker.features_onnx is not None  # only an imported speaker has recorded cases
+        parts = recorded_cases.ExportedParts(
+            features_onnx=speaker.features_onnx,
+            motion_onnx=speaker.motion_onnx,
+            condition_onnx=speaker.condition_onnx,
+            scene=speaker.scene(),
+        )
+        checks += [_check(f"{name}, here", name, value) for name, value in replay(cases, parts).items()]
+    landmarks = _in_silence(speaker)
+    normalized = (landmarks - speaker.motion.landmark_mean) / speaker.motion.landmark_std
     largest = float(np.abs(normalized).max())
     # Silence is the most ordinary sound there is: a face far outside the speaker's range is a wrong graph.
     checks.append(Check(name="face in silence, deviations", found=f"{largest:.3g}", holds=bool(largest < 10)))
@@ -83,6 +93,30 @@ def verify_bundle(path: Path, *, size_px: int = 192, poses: int = 2) -> list[Che
         )
     )
     return checks
+
+
+def stored_checks(speaker: Speaker) -> list[Check]:
+    """Returns what was measured when the speaker was exported, each with its limit."""
+    return [_check(f"{name}, at export", name, value) for name, value in speaker.verification.items()]
+
+
+def _check(title: str, name: str, value: float) -> Check:
+    low, high = STORED_LIMITS.get(name, (None, None))
+    limit = "" if low is None else f">= {low:g}"
+    limit = limit if high is None else f"<= {high:g}"
+    holds = (low is None or value >= low) and (high is None or value <= high)
+    return Check(name=title, found=f"{value:.4g}", holds=holds, limit=limit)
+
+
+def _in_silence(speaker: Speaker) -> F32:
+    """Returns the face (68, 3) that silence makes."""
+    if speaker.motion.features is None:
+        silence = np.zeros((1, speaker.motion.window_samples), np.float32)
+        landmarks = _run(speaker.motion_onnx, "pcm", silence, ("landmarks", (1, 204))).reshape(1, 68, 3)
+    else:
+        landmarks = OfflineMotion(speaker).landmarks(np.zeros(2 * 16000, np.float32), temperature=0.0)
+    face: F32 = landmarks[len(landmarks) // 2]
+    return face
 
 
 def _run(file: Path, source: str, value: F32, target: tuple[str, tuple[int, ...]]) -> F32:

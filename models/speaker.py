@@ -41,8 +41,10 @@ REQUIRED_FILES = (
     "background.png",
     "MODEL_CARD.md",
 )
-OPTIONAL_FILES = ("torso.safetensors", "syncnet.onnx", "features.onnx")
-UNREAD_FILES = ("features.onnx",)  # up to a gigabyte: proven by its hash, read by the engine alone
+RECORDED_CASES_FILE = "verification.safetensors"
+OPTIONAL_FILES = ("torso.safetensors", "syncnet.onnx", "features.onnx", RECORDED_CASES_FILE)
+UNREAD_FILES = ("features.onnx", RECORDED_CASES_FILE)
+"""Up to a gigabyte, or of no use to a stream: proven by their hashes, read by whoever needs them."""
 LANDMARKS = 68
 SAMPLES_PER_FRAME = 640
 MEL_HISTORY_SAMPLES = 192  # left of the window, so that the first mel frame is whole without future sound

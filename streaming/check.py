@@ -17,21 +17,24 @@ from typing import Literal
 
 import numpy as np
 
+from models.onnx_runtime import load_onnxruntime
 from models.speaker import Speaker, find_speaker, load_speaker
 
 from . import file_run
 from .clock import MonotonicClock, SystemClock
 from .cores import usable_cores
-from .engine import Engine
+from .cuda_device import find_cuda_device
+from .engine import CUDA_PROVIDER
 from .errors import InputError
 from .frame_cost import FrameCostMeter
 from .local_microphone import input_devices
+from .networks import open_networks
 from .opus import BLOCK_SAMPLES, OpusDecoder, OpusEncoder, find_libopus
-from .pipeline import open_engines
 from .preview import open_pygame
 from .render_size import FRAME_BUDGET_MS
-from .renderer import Raymarcher
+from .renderer import FrameRenderer, Raymarcher
 from .settings import StreamSettings
+from .tensorrt_engine import INSTALL as INSTALL_TENSORRT
 from .tls import server_ssl_context
 from .video_encoder import H264VideoEncoder, Vp8VideoEncoder
 
@@ -46,6 +49,7 @@ _COMPILED_S = 5.0  # reading the kernels from the cache is quicker
 _REPEATS = 3
 _MOST_PORTS = 200
 _ANY_HOST = "0.0.0.0"
+_STAND_INS = {"onnxruntime": ("onnxruntime-gpu",)}  # the same module under another name
 _COLOURS = {"ok": "\033[32m", "warn": "\033[33m", "fail": "\033[31m"}
 
 
@@ -63,14 +67,20 @@ class _NotTriedError(Exception):
     """A check needs what another one did not get."""
 
 
-def run_checks(settings: StreamSettings, *, clock: MonotonicClock | None = None) -> list[CheckResult]:
+def run_checks(
+    settings: StreamSettings,
+    *,
+    clock: MonotonicClock | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> list[CheckResult]:
     """Returns a result for each check; what fails in one keeps no other from being tried.
 
     Args:
         settings: speaker, threads, render size, addresses and certificates that are to work.
         clock: measures.
+        say: takes a line where one check takes long, as the first start of an engine does.
     """
-    with contextlib.closing(_Checks(settings, clock or SystemClock())) as checks:
+    with contextlib.closing(_Checks(settings, clock or SystemClock(), say)) as checks:
         return [
             _isolated(name, check)
             for name, check in (
@@ -78,6 +88,7 @@ def run_checks(settings: StreamSettings, *, clock: MonotonicClock | None = None)
                 ("cores", checks.cores),
                 ("memory", checks.memory),
                 ("gpu", checks.gpu),
+                ("engines", checks.engines),
                 ("speaker", checks.speaker),
                 ("networks", checks.networks),
                 ("kernels", checks.kernels),
@@ -151,13 +162,14 @@ def _failure(error: Exception) -> _Found:
 class _Checks:
     """The checks, in the order in which one uses what another found."""
 
-    def __init__(self, settings: StreamSettings, clock: MonotonicClock) -> None:
+    def __init__(self, settings: StreamSettings, clock: MonotonicClock, say: Callable[[str], None]) -> None:
         self._settings = settings
+        self._say = say
         self._clock = clock
         self._cores = usable_cores()
         self._threads = settings.threads or min(self._cores, file_run.MOST_THREADS)
         self._speaker: Speaker | None = None
-        self._engines: tuple[Engine, Engine] | None = None
+        self._meter: FrameCostMeter | None = None
         self._raymarcher: Raymarcher | None = None
 
     def close(self) -> None:
@@ -173,9 +185,10 @@ class _Checks:
         names = _required_packages()
         versions, missing = [], []
         for name in names:
-            try:
-                versions.append(f"{name} {metadata.version(name)}")
-            except metadata.PackageNotFoundError:
+            found = next(filter(None, map(_installed, (name, *_STAND_INS.get(name, ())))), None)
+            if found:
+                versions.append(found)
+            else:
                 missing.append(name)
         if sys.version_info < OLDEST_PYTHON:
             oldest = ".".join(str(part) for part in OLDEST_PYTHON)
@@ -214,8 +227,29 @@ class _Checks:
         return _Found(status="ok", detail=detail)
 
     def gpu(self) -> _Found:
-        """Whether one draws."""
-        return _Found(status="ok", detail="not used by this version: the CPU draws")
+        """The CUDA device, for the networks: the CPU draws."""
+        gpu = find_cuda_device()
+        if gpu is None:
+            return _Found(status="ok", detail="no CUDA device: the CPU draws and runs the networks")
+        major, minor = gpu.capability
+        return _Found(
+            status="ok", detail=f"{gpu.name}, compute {major}.{minor}: for large networks; the CPU draws"
+        )
+
+    def engines(self) -> _Found:
+        """The runtimes that can run networks; without a CUDA device one is enough."""
+        onnxruntime = load_onnxruntime()
+        providers = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
+        detail = f"ONNX Runtime {onnxruntime.__version__} ({', '.join(providers)})"
+        tensorrt = _installed("tensorrt")
+        detail += f", {tensorrt or 'no tensorrt'}"
+        if find_cuda_device() is None or tensorrt or CUDA_PROVIDER in onnxruntime.get_available_providers():
+            return _Found(status="ok", detail=detail)
+        return _Found(
+            status="warn",
+            detail=f"{detail}: the GPU cannot run the networks",
+            way_out=f"{INSTALL_TENSORRT}, or install onnxruntime-gpu in place of onnxruntime",
+        )
 
     # The speaker -------------------------------------------------------------------------------------
 
@@ -229,13 +263,25 @@ class _Checks:
         return _Found(status="ok", detail=f"{speaker.name}, {size}, {speaker.path}")
 
     def networks(self) -> _Found:
-        """Motion and condition network, run on silence."""
+        """The speaker's networks, run on silence."""
         speaker = self._need_speaker()
-        self._engines = open_engines(speaker)
-        motion, _ = self._engines
-        silence = np.zeros((1, speaker.motion.window_samples), np.float32)
-        spent_ms = min(self._timed_ms(lambda: motion.run(silence)) for _ in range(_REPEATS))
-        return _Found(status="ok", detail=f"motion takes {spent_ms:.1f} ms a frame")
+        networks = open_networks(speaker, self._settings.engine_settings, say=self._say)
+
+        def make_renderer(size_px: int) -> FrameRenderer:
+            assert self._raymarcher is not None  # `frame` asks
+            return file_run.make_renderer(speaker, self._raymarcher, size_px)
+
+        self._meter = meter = FrameCostMeter(speaker, networks, make_renderer, clock=self._clock)
+        hears = "motion takes" if networks.features is None else "features and motion take"
+        where = networks.describe() or "all on the CPU"
+        detail = f"{hears} {meter.motion_ms:.1f} ms a frame; {where}"
+        if meter.motion_ms > FRAME_BUDGET_MS:
+            return _Found(
+                status="warn",
+                detail=f"{detail}: too slow for live use",
+                way_out="run them on a GPU, or make a student of them with `geneface-export distil`",
+            )
+        return _Found(status="ok", detail=detail)
 
     def kernels(self) -> _Found:
         """The raymarcher's kernels, compiled or read from the cache."""
@@ -248,17 +294,10 @@ class _Checks:
     def frame(self) -> _Found:
         """One frame, drawn, finished and encoded."""
         speaker = self._need_speaker()
-        if self._engines is None or self._raymarcher is None:
+        if self._meter is None or self._raymarcher is None:
             raise _NotTriedError("it needs the networks and the kernels")
-        raymarcher = self._raymarcher
         size_px = self._settings.render_size or min(_PROBE_PX, speaker.image_size_px)
-        meter = FrameCostMeter(
-            speaker,
-            self._engines,
-            lambda size: file_run.make_renderer(speaker, raymarcher, size),
-            clock=self._clock,
-        )
-        cost = meter.measure(size_px)
+        cost = self._meter.measure(size_px)
         frame_ms = cost.frame_ms(threads=self._threads, cores=self._cores)
         detail = (
             f"drawn at {size_px} px in {cost.render_ms:.0f} ms, all else {cost.other_ms:.0f} ms: one every "
@@ -406,6 +445,14 @@ def free_memory_bytes(
         limit = int((cgroup / "memory.max").read_text())
         free.append(limit - int((cgroup / "memory.current").read_text()))
     return min(free) if free else None
+
+
+def _installed(package: str) -> str | None:
+    """Returns name and version of a package, None where there is none."""
+    try:
+        return f"{package} {metadata.version(package)}"
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _required_packages() -> list[str]:

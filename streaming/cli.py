@@ -8,13 +8,21 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib import metadata
+from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from .errors import InputError, Stopped
 from .settings import StreamSettings, flag, options, resolve_settings, variable
+
+if TYPE_CHECKING:
+    from models.speaker import Speaker
+
+    from .networks import SpeakerNetworks
+    from .renderer import FrameRenderer
 
 DONE = 0
 FAILED = 1
@@ -117,8 +125,6 @@ class _Interruption:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit code: 0 done, 2 bad input or usage, 1 anything else."""
-    # ONNX Runtime's builds for Linux report to their maker, unless this is said before they are imported.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     given = vars(_parser().parse_args(arguments))
     only = [name for name in ("check", "list_devices", "list_speakers") if given.pop(name)]
     # A flag that was given several times is one text, as its variable is.
@@ -132,12 +138,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _ONLY[only[0]](settings)
             if settings.mic is not None:
                 return _speak_here(settings, interruption)
-            if settings.input is not None or settings.output is not None:
+            if settings.input or settings.output or settings.landmark_video:
                 return _speak(settings, interruption)
             return _serve(settings, interruption)
     except Stopped:
         # Which of the programs it would have become may not be known yet.
-        result = "; nothing was written" if texts.get("output") or os.environ.get(variable("output")) else ""
+        outputs = ("output", "landmark_video")
+        writes = any(texts.get(name) or os.environ.get(variable(name)) for name in outputs)
+        result = "; nothing was written" if writes else ""
         print(f"{PROGRAM}: stopped by {interruption.name}{result}", file=sys.stderr)
         return FAILED
     except Exception as error:
@@ -173,15 +181,14 @@ def _list_speakers(settings: StreamSettings) -> int:
 def _speak(settings: StreamSettings, interruption: _Interruption) -> int:
     if settings.input is None:
         raise InputError("--input is missing; say what is to be spoken, for example --input speech.wav")
-    if settings.output is None:
+    if settings.output is None and settings.landmark_video is None:
         raise InputError("--output is missing; say where the video goes, for example --output talking.mp4")
-    targets = [path.resolve() for path in (settings.output, settings.landmarks) if path is not None]
-    if settings.input.resolve() in targets:
-        raise InputError(f"{settings.input}: would be overwritten; give --output another name")
+    _refuse_one_file_twice(settings)
 
     # What can be refused is refused before the slow parts are even imported.
     from .audio_file import AudioFile
     from .landmark_output import LandmarkOutput
+    from .landmark_video import LandmarkVideo
     from .video_output import VideoOutput
 
     audio = AudioFile(settings.input)
@@ -189,46 +196,56 @@ def _speak(settings: StreamSettings, interruption: _Interruption) -> int:
     from models.speaker import find_speaker, load_speaker
 
     from . import file_run
-    from .cores import usable_cores
-    from .pipeline import open_engines
+    from .networks import open_networks
     from .progress import Progress
 
     speaker = load_speaker(find_speaker(settings.speaker, speakers_dir=settings.speakers_dir))
-    video = VideoOutput(
-        settings.output, size_px=speaker.image_size_px, sound=audio.sound_format, crf=settings.crf
-    )
-    landmarks = None
+    mean_face = speaker.motion.mean_face
+    video = landmarks = landmark_video = None
+    if settings.output is not None:
+        video = VideoOutput(
+            settings.output, size_px=speaker.image_size_px, sound=audio.sound_format, crf=settings.crf
+        )
     if settings.landmarks is not None:
-        landmarks = LandmarkOutput(settings.landmarks, mean_face=speaker.motion.mean_face)
+        landmarks = LandmarkOutput(settings.landmarks, mean_face=mean_face)
+    if settings.landmark_video is not None:
+        landmark_video = LandmarkVideo(
+            settings.landmark_video, mean_face=mean_face, audio=audio, crf=settings.crf
+        )
 
-    cores = usable_cores()
-    threads = settings.threads or min(cores, file_run.MOST_THREADS)
-    frames = round(audio.duration_s * 25 + 0.5) if audio.duration_s else None
     waiting = Progress(None, quiet=settings.quiet)
-    waiting.note("getting the kernels ready (compiled once on this machine) ...")
-    engines = open_engines(speaker)
-    raymarcher = file_run.open_raymarcher(speaker, threads=threads)
-    raymarcher.warm_up()
-    if settings.render_size is None:
-        size = file_run.size_that_keeps_up(speaker, raymarcher, engines, threads=threads, cores=cores)
-        render_px, pace = size.size_px, size
-    else:
-        render_px, pace = settings.render_size, None
-    renderer = file_run.make_renderer(speaker, raymarcher, render_px)
-    waiting.clear()
-    device = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
-    if not settings.quiet:
-        print(f"{speaker.name} on {device}, {file_run.describe(renderer, pace)}", file=sys.stderr)
 
+    def say(line: str) -> None:
+        waiting.clear()
+        if not settings.quiet:
+            print(line, file=sys.stderr)
+
+    waiting.note("getting the networks ready ...")
+    networks = open_networks(speaker, settings.engine_settings, say=say)
+    placed = networks.describe()  # empty where the CPU runs them all
+    write: Callable[..., file_run.FileReport]
+    if video is not None:
+        waiting.note("getting the kernels ready (compiled once on this machine) ...")
+        renderer, device, drawn = _open_renderer(settings, speaker, networks)
+        say(f"{speaker.name} on {device}, {drawn}{'; ' if placed else ''}{placed}")
+        write = partial(file_run.speak_file, speaker, renderer, audio, video, landmark_video=landmark_video)
+        shown, done_on = video, f" on {device}"
+    else:
+        assert landmark_video is not None
+        if placed:
+            say(f"{speaker.name}: {placed}")
+        write = partial(file_run.film_landmarks, speaker, audio, landmark_video)
+        shown, done_on = landmark_video, ""
+    if landmark_video is not None and mean_face is None:
+        say(f"{speaker.name} has no mean face: --landmark-video moves a plain face of nobody")
+    waiting.clear()
+
+    frames = round(audio.duration_s * 25 + 0.5) if audio.duration_s else None
     progress = Progress(frames, quiet=settings.quiet)
     with interruption.polled():
         try:
-            report = file_run.speak_file(
-                speaker,
-                renderer,
-                audio,
-                video,
-                engines=engines,
+            report = write(
+                networks=networks,
                 landmarks=landmarks,
                 seed=settings.seed,
                 on_frame=progress.at,
@@ -237,11 +254,51 @@ def _speak(settings: StreamSettings, interruption: _Interruption) -> int:
         finally:
             progress.clear()
     print(
-        f"{settings.output}: {report.duration_s:.2f} s, {report.frames} frames "
-        f"{speaker.image_size_px} x {speaker.image_size_px}, {report.size_bytes / 1e6:.1f} MB, "
-        f"in {report.spent_s:.1f} s (real-time factor {report.real_time_factor:.2f}) on {device}"
+        f"{shown.path}: {report.duration_s:.2f} s, {report.frames} frames "
+        f"{shown.size_px} x {shown.size_px}, {report.size_bytes / 1e6:.1f} MB, "
+        f"in {report.spent_s:.1f} s (real-time factor {report.real_time_factor:.2f}){done_on}"
     )
     return DONE
+
+
+def _refuse_one_file_twice(settings: StreamSettings) -> None:
+    """Refuses an output that is the recording itself or another output.
+
+    Raises:
+        InputError: with both flags.
+    """
+    flags: dict[Path, str] = {}
+    for name in ("input", "output", "landmark_video", "landmarks"):
+        path: Path | None = getattr(settings, name)
+        if path is None:
+            continue
+        first = flags.setdefault(path.resolve(), flag(name))
+        if first != flag(name):
+            raise InputError(f"{path}: {first} would be overwritten; give {flag(name)} another name")
+
+
+def _open_renderer(
+    settings: StreamSettings, speaker: Speaker, networks: SpeakerNetworks
+) -> tuple[FrameRenderer, str, str]:
+    """Returns what draws the speaker's frames, what it runs on and what it draws, in words.
+
+    Raises:
+        InputError: the render size does not fit the bundle.
+    """
+    from . import file_run
+    from .cores import usable_cores
+
+    cores = usable_cores()
+    threads = settings.threads or min(cores, file_run.MOST_THREADS)
+    raymarcher = file_run.open_raymarcher(speaker, threads=threads)
+    raymarcher.warm_up()
+    render_px, pace = settings.render_size, None
+    if render_px is None:
+        pace = file_run.size_that_keeps_up(speaker, raymarcher, networks, threads=threads, cores=cores)
+        render_px = pace.size_px
+    renderer = file_run.make_renderer(speaker, raymarcher, render_px)
+    device = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+    return renderer, device, file_run.describe(renderer, pace)
 
 
 def _serve(settings: StreamSettings, interruption: _Interruption) -> int:
@@ -273,7 +330,7 @@ def _speak_here(settings: StreamSettings, interruption: _Interruption) -> int:
 def _check(settings: StreamSettings) -> int:
     from .check import exit_code, run_checks, table
 
-    results = run_checks(settings)
+    results = run_checks(settings, say=lambda line: print(line, file=sys.stderr))
     print(table(results))
     return exit_code(results)
 

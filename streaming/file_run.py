@@ -1,4 +1,7 @@
-"""A recording in, a talking video out: the live pipeline fed from a file, as fast as it goes."""
+"""A recording in, a talking video out: the live pipeline fed from a file, as fast as it goes.
+
+The motion can be had as a video of its own, beside that of the speaker or alone.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,17 @@ from models.speaker import Speaker
 
 from .audio_file import AudioFile
 from .clock import FRAME_RATE_HZ, MonotonicClock
-from .engine import Engine
 from .errors import InputError, Stopped
 from .frame_cost import FrameCostMeter
 from .landmark_output import LandmarkOutput
+from .landmark_video import LandmarkVideo
+from .landmarks import DrawnLandmarks
+from .motion import MotionStream, MovedFrame
 from .mouth import FEATHER_SHARE, mouth_boxes
+from .networks import SpeakerNetworks
 from .pipeline import Frame, Pipeline
 from .queues import Overflow
-from .render_size import FRAME_BUDGET_MS, RenderSize, choose_render_size
+from .render_size import FRAME_BUDGET_MS, RENDER_SIZES_PX, RenderSize, choose_render_size
 from .renderer import FrameRenderer, Raymarcher
 from .stage_times import StageTimes
 from .video_output import VideoOutput
@@ -71,16 +77,22 @@ def make_renderer(speaker: Speaker, raymarcher: Raymarcher, render_px: int) -> F
 def size_that_keeps_up(
     speaker: Speaker,
     raymarcher: Raymarcher,
-    engines: tuple[Engine, Engine],
+    networks: SpeakerNetworks,
     *,
     threads: int,
     cores: int,
     clock: MonotonicClock | None = None,
 ) -> RenderSize:
-    """Returns the render size for this machine, from drawing, scaling and encoding a few real frames."""
+    """Returns the render size for this machine, from drawing, scaling and encoding a few real frames.
+
+    Where the networks alone are slower than the sound, no size keeps up, and the largest is drawn.
+    """
     meter = FrameCostMeter(
-        speaker, engines, lambda size_px: make_renderer(speaker, raymarcher, size_px), clock=clock
+        speaker, networks, lambda size_px: make_renderer(speaker, raymarcher, size_px), clock=clock
     )
+    if meter.motion_ms > FRAME_BUDGET_MS:
+        frame_ms = meter.measure(speaker.image_size_px).frame_ms(threads=threads, cores=cores)
+        return RenderSize(size_px=speaker.image_size_px, frame_ms=frame_ms, keeps_up=False)
     return choose_render_size(meter.measure, largest_px=speaker.image_size_px, threads=threads, cores=cores)
 
 
@@ -109,8 +121,9 @@ def speak_file(
     audio: AudioFile,
     video: VideoOutput,
     *,
-    engines: tuple[Engine, Engine] | None = None,
+    networks: SpeakerNetworks | None = None,
     landmarks: LandmarkOutput | None = None,
+    landmark_video: LandmarkVideo | None = None,
     seed: int = 0,
     times: StageTimes | None = None,
     on_frame: Callable[[int], None] = lambda _: None,
@@ -126,8 +139,9 @@ def speak_file(
         renderer: draws.
         audio: what is said.
         video: where it goes; entered and committed here.
-        engines: the speaker's networks, if they are open already.
+        networks: the speaker's, if they are open already.
         landmarks: where the motion goes, if anywhere; entered and committed here.
+        landmark_video: where a video of the motion goes, likewise.
         seed: picks the blinks.
         times: where working times are added up.
         on_frame: told the number of frames written.
@@ -138,31 +152,92 @@ def speak_file(
         Stopped: `stopped` said so; nothing is left on disk.
     """
     times = times or StageTimes()
+    motion_files = [file for file in (landmarks, landmark_video) if file is not None]
     start_s = time.perf_counter()
-    pipeline = Pipeline(speaker, renderer, engines=engines, overflow=Overflow.BLOCK, seed=seed, times=times)
+    pipeline = Pipeline(speaker, renderer, networks=networks, overflow=Overflow.BLOCK, seed=seed, times=times)
     with contextlib.ExitStack() as stack:
         stack.callback(pipeline.close)
         stack.enter_context(video)
-        if landmarks is not None:
-            stack.enter_context(landmarks)
+        for file in motion_files:
+            stack.enter_context(file)
         pipeline.start()
         pipeline.start_feed(audio.speech())
         sound = audio.sound()
         for frame in _until_stopped(pipeline, stopped):
             with times.of("encode"):
                 video.write_picture(frame.picture)
-                _write_sound_until(video, sound, video.picture_s)
-            if landmarks is not None:
-                landmarks.write(frame.landmarks)
+                video.write_sound_until(video.picture_s, sound)
+                for file in motion_files:
+                    file.write(frame.landmarks)
             on_frame(video.pictures)
         with times.of("encode"):
-            _write_sound_until(video, sound, float("inf"))
+            video.write_sound_until(float("inf"), sound)
             size_bytes = video.complete()
+        for file in motion_files:  # all is whole before any has its name
+            file.complete()
+        for file in motion_files:
+            file.publish()
+        video.publish()
+    return FileReport(frames=video.pictures, spent_s=time.perf_counter() - start_s, size_bytes=size_bytes)
+
+
+def film_landmarks(
+    speaker: Speaker,
+    audio: AudioFile,
+    landmark_video: LandmarkVideo,
+    *,
+    networks: SpeakerNetworks,
+    landmarks: LandmarkOutput | None = None,
+    seed: int = 0,
+    on_frame: Callable[[int], None] = lambda _: None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> FileReport:
+    """Writes a video of a recording's motion, without rendering, and returns what it took.
+
+    The motion is that which `speak_file` draws for the same recording and seed.
+
+    Args:
+        speaker: who talks.
+        audio: what is said.
+        landmark_video: where the video goes; entered and committed here.
+        networks: the speaker's.
+        landmarks: where the motion goes, if anywhere; entered and committed here.
+        seed: picks the blinks.
+        on_frame: told the number of frames written.
+        stopped: asked after every frame whether to give up.
+
+    Raises:
+        InputError: the recording or a place that something goes to is no good.
+        Stopped: `stopped` said so; nothing is left on disk.
+    """
+    start_s = time.perf_counter()
+    drawn = DrawnLandmarks(speaker, seed=seed)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(landmark_video)
+        if landmarks is not None:
+            stack.enter_context(landmarks)
+        for moved in _moved_frames(networks.motion_stream(speaker.motion), audio):
+            motion = drawn.restore(drawn.step(moved.frame, moved.landmarks))
+            landmark_video.write(motion)
+            if landmarks is not None:
+                landmarks.write(motion)
+            on_frame(landmark_video.pictures)
+            if stopped():
+                raise Stopped("the run was stopped")
+        size_bytes = landmark_video.complete()
         if landmarks is not None:  # both are whole before either has its name
             landmarks.complete()
             landmarks.publish()
-        video.publish()
-    return FileReport(frames=video.pictures, spent_s=time.perf_counter() - start_s, size_bytes=size_bytes)
+        landmark_video.publish()
+    return FileReport(
+        frames=landmark_video.pictures, spent_s=time.perf_counter() - start_s, size_bytes=size_bytes
+    )
+
+
+def _moved_frames(stream: MotionStream, audio: AudioFile) -> Iterator[MovedFrame]:
+    for block in audio.speech():
+        yield from stream.push(block)
+    yield from stream.finish()
 
 
 def _until_stopped(pipeline: Pipeline, stopped: Callable[[], bool]) -> Iterator[Frame]:
@@ -178,14 +253,6 @@ def _until_stopped(pipeline: Pipeline, stopped: Callable[[], bool]) -> Iterator[
         yield frame
 
 
-def _write_sound_until(video: VideoOutput, sound: Iterator[F32], until_s: float) -> None:
-    while video.sound_s < until_s:
-        block = next(sound, None)
-        if block is None:
-            return
-        video.write_sound(block)
-
-
 def describe(renderer: FrameRenderer, pace: RenderSize | None) -> str:
     """Returns what is drawn, in one line, and if the size was chosen here, whether it keeps up."""
     drawn = f"draws {renderer.render_px} x {renderer.render_px}"
@@ -194,5 +261,7 @@ def describe(renderer: FrameRenderer, pace: RenderSize | None) -> str:
         drawn += f" scaled up to {renderer.output_px} x {renderer.output_px}{mouth}"
     if pace is None:
         return drawn
-    verdict = "keeps up" if pace.keeps_up else "slower than the sound, but the smallest size there is"
+    smallest = pace.size_px <= RENDER_SIZES_PX[-1]
+    slow = "but the smallest size there is" if smallest else "as the networks alone are"
+    verdict = "keeps up" if pace.keeps_up else f"slower than the sound, {slow}"
     return f"{drawn}: {pace.frame_ms:.0f} ms of {FRAME_BUDGET_MS:.0f} a frame, {verdict}"

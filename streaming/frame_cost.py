@@ -10,8 +10,9 @@ import numpy.typing as npt
 from models.speaker import Speaker
 
 from .clock import MonotonicClock, SystemClock
-from .engine import Engine
-from .landmarks import LandmarkFilter
+from .landmarks import POINTS, LandmarkFilter
+from .motion import frames_at_once
+from .networks import SpeakerNetworks, network_specs, zeros_for
 from .performance import PoseLoop
 from .render_size import FrameCost
 from .renderer import FrameRenderer
@@ -28,7 +29,7 @@ class FrameCostMeter:
     def __init__(
         self,
         speaker: Speaker,
-        engines: tuple[Engine, Engine],
+        networks: SpeakerNetworks,
         make_renderer: Callable[[int], FrameRenderer],
         *,
         clock: MonotonicClock | None = None,
@@ -37,14 +38,13 @@ class FrameCostMeter:
 
         Args:
             speaker: who is drawn.
-            engines: motion and condition networks.
+            networks: the speaker's.
             make_renderer: gives what draws at a size.
             clock: measures.
         """
         self._clock = clock or SystemClock()
         self._make_renderer = make_renderer
-        motion, condition = engines
-        silence = np.zeros((1, speaker.motion.window_samples), np.float32)
+        specs = network_specs(speaker)
         settle = LandmarkFilter(
             mean=speaker.motion.landmark_mean,
             std=speaker.motion.landmark_std,
@@ -53,11 +53,24 @@ class FrameCostMeter:
         )
         self._poses = PoseLoop(speaker.poses)
 
-        def condition_of_silence() -> F32:
-            row = settle.step(motion.run(silence)).reshape(1, -1)
-            return condition.run(np.repeat(row, speaker.condition.window_frames, axis=0))
+        def landmarks_of_silence() -> F32:
+            if networks.features is not None and specs.features is not None:
+                networks.features.run(zeros_for(specs.features))
+            rows: F32 = networks.motion.run(zeros_for(specs.motion)).reshape(-1, 3 * POINTS)
+            return rows[-1:]
 
-        self._nets_ms = min(self._timed_ms(condition_of_silence) for _ in range(_PROBES))
+        row = settle.step(landmarks_of_silence()).reshape(1, -1)  # (1, 204)
+        window = np.repeat(row, speaker.condition.window_frames, axis=0)
+
+        def condition_of_silence() -> F32:
+            return networks.condition.run({"window": window})
+
+        hop_ms = min(self._timed_ms(landmarks_of_silence) for _ in range(_PROBES))
+        condition_ms = min(self._timed_ms(condition_of_silence) for _ in range(_PROBES))
+        self.motion_ms = hop_ms / frames_at_once(speaker.motion)
+        """What features and motion network take for a frame: a hop's share where one call moves several."""
+        self._hop_ms = hop_ms
+        self._nets_ms = self.motion_ms + condition_ms
         self._neutral = condition_of_silence()
         self._encoder_ms: float | None = None
 
@@ -83,6 +96,7 @@ class FrameCostMeter:
         return FrameCost(
             render_ms=float(np.median(draw_ms)),
             other_ms=self._nets_ms + float(np.median(finish_ms)) + self._encoder_ms,
+            burst_ms=self._hop_ms - self.motion_ms,
         )
 
     def _timed_ms(self, work: Callable[[], object]) -> float:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from models.speaker import Speaker
+
 from .clock import FRAME_RATE_HZ
 
 F32 = npt.NDArray[np.float32]
@@ -142,3 +144,34 @@ class BlinkSchedule:
         while frame >= self._start + self._blink_frames:
             self._start += self._interval()
         return frame - self._start if frame >= self._start else None
+
+
+class DrawnLandmarks:
+    """Makes of what a speaker's motion network gives what is drawn: clamped, smoothed, with blinks."""
+
+    def __init__(self, speaker: Speaker, *, seed: int) -> None:
+        """Begins a stream.
+
+        Args:
+            speaker: who talks.
+            seed: picks the blinks.
+        """
+        motion = speaker.motion
+        self._filter = LandmarkFilter(
+            mean=motion.landmark_mean, std=motion.landmark_std, clamp_std=motion.clamp_std, ema=motion.ema
+        )
+        self._blink = self._filter.scale(speaker.blinks)  # (F, 68, 3) in standard deviations
+        self._blinks = BlinkSchedule(seed=seed, blink_frames=len(self._blink))
+
+    def step(self, frame: int, landmarks: F32) -> F32:
+        """Returns `landmarks_normalized` (68, 3) float32 of the next frame; frame numbers rise."""
+        normalized = self._filter.step(landmarks)
+        phase = self._blinks.phase(frame)
+        if phase is not None:
+            # After clamp and smoothing: both are for noise, and would leave the lids half open.
+            normalized = normalized + self._blink[phase]
+        return normalized
+
+    def restore(self, landmarks_normalized: F32) -> F32:
+        """Returns landmarks (68, 3) float32 with the speaker's mean and std put back."""
+        return self._filter.restore(landmarks_normalized)

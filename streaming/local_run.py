@@ -19,6 +19,7 @@ from .file_run import MOST_THREADS
 from .governor import Governor
 from .local_microphone import InputDevice, LocalMicrophone, find_device
 from .media_schedule import TICK_S
+from .motion import frames_at_once
 from .pipeline import Frame, Pipeline
 from .preview import PreviewWindow
 from .queues import Overflow
@@ -214,10 +215,11 @@ class LiveRun:
     def describe(self) -> str:
         """Returns who speaks, by which device, drawn how, in one line."""
         threads = self.host.threads
+        placed = self.host.networks.describe()  # empty where the CPU runs them all
         return (
             f"{self.host.name} on CPU, {threads} thread{'s' if threads > 1 else ''}, "
-            f"draws {self.host.start_px} x {self.host.start_px}; hears {self.device}; "
-            "Esc, q or Ctrl-C ends it"
+            f"draws {self.host.start_px} x {self.host.start_px}{'; ' if placed else ''}{placed}; "
+            f"hears {self.device}; Esc, q or Ctrl-C ends it"
         )
 
     def run(self, *, stopped: Callable[[], bool]) -> LiveReport:
@@ -232,7 +234,7 @@ class LiveRun:
         pipeline = Pipeline(
             host.speaker,
             renderers[host.start_px],
-            engines=host.engines,
+            networks=host.networks,
             overflow=Overflow.DROP_OLDEST,
             seed=self._settings.seed,
         )
@@ -242,6 +244,9 @@ class LiveRun:
                 renderers[size_px] = host.make_renderer(size_px)
             return renderers[size_px]
 
+        # Of frames that come at once, each has a frame's time more than the one before it.
+        burst_s = FRAME_S * (frames_at_once(host.speaker.motion) - 1)
+        allowance_s = host.allowance_ticks * TICK_S + burst_s
         microphone = LocalMicrophone(self.device)
         with contextlib.ExitStack() as stack:
             stack.callback(pipeline.close)
@@ -256,7 +261,7 @@ class LiveRun:
                 name=host.name,
                 governor=governor,
                 renderer_of=renderer_of,
-                allowance_s=host.allowance_ticks * TICK_S,
+                allowance_s=allowance_s,
                 stopped=stopped,
                 clock=clock,
             )

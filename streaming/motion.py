@@ -1,16 +1,53 @@
-"""The sliding window of sound that the motion net sees: one window a frame, however the sound came in."""
+"""From sound to landmarks: one seam for the two kinds of motion network, and the kind that hears samples."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from models.speaker import MotionSettings
+
 from .clock import FRAME_SAMPLES, first_sample, frames_covering
+from .engine import Engine
 
 F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MovedFrame:
+    """One frame's motion."""
+
+    frame: int
+    landmarks: F32  # (204,) as the network gives them, in the speaker's domain
+    sound: F32  # (640,) the frame's own sound, a copy
+
+
+class MotionStream(Protocol):
+    """Turns sound into landmarks. Frames depend on samples and numbers alone, not on how the sound was cut.
+
+    Exhaust what a method yields before the next call.
+    """
+
+    def push(self, pcm: F32) -> Iterator[MovedFrame]:
+        """Takes samples (n,) and yields every frame that they complete."""
+
+    def skip_to(self, sample: int) -> Iterator[MovedFrame]:
+        """Yields the frames completed by silence up to `sample`, where sound was lost."""
+
+    def restart(self, sample: int) -> None:
+        """Forgets all sound and goes on at `sample`, with silence before it."""
+
+    def finish(self) -> Iterator[MovedFrame]:
+        """Yields the frames that still have sound; none comes after it."""
+
+
+def frames_at_once(settings: MotionSettings) -> int:
+    """Returns how many frames a speaker's motion stream yields in a row, by one run of its networks."""
+    return 1 if settings.features is None else settings.features.hop_frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +57,42 @@ class PcmWindow:
     frame: int
     samples: F32  # (1, window_samples), ends `lookahead` frames after the frame; the ring's own memory
     sound: F32  # (640,) the frame's own sound, a copy
+
+
+class PcmMotion:
+    """A motion network of kind "pcm": one window of samples a frame."""
+
+    def __init__(self, engine: Engine, *, window_samples: int, lookahead_frames: int) -> None:
+        """Begins at sample 0.
+
+        Args:
+            engine: motion.onnx.
+            window_samples: that it takes.
+            lookahead_frames: of them, after the frame itself.
+        """
+        self._engine = engine
+        self._ring = PcmRing(window_samples=window_samples, lookahead_frames=lookahead_frames)
+
+    def push(self, pcm: F32) -> Iterator[MovedFrame]:
+        """Takes samples (n,) and yields every frame that they complete."""
+        return self._moved(self._ring.push(pcm))
+
+    def skip_to(self, sample: int) -> Iterator[MovedFrame]:
+        """Yields the frames completed by silence up to `sample`, where sound was lost."""
+        return self._moved(self._ring.skip_to(sample))
+
+    def restart(self, sample: int) -> None:
+        """Forgets all sound and goes on at `sample`, with silence before it."""
+        self._ring.restart(sample)
+
+    def finish(self) -> Iterator[MovedFrame]:
+        """Yields the frames that still have sound; see `PcmRing.finish`."""
+        return self._moved(self._ring.finish())
+
+    def _moved(self, windows: Iterator[PcmWindow]) -> Iterator[MovedFrame]:
+        for window in windows:
+            landmarks = self._engine.run({"pcm": window.samples})
+            yield MovedFrame(frame=window.frame, landmarks=landmarks.reshape(-1), sound=window.sound)
 
 
 class PcmRing:

@@ -21,11 +21,11 @@ import numpy.typing as npt
 from models.speaker import Speaker
 
 from .clock import FRAME_SAMPLES, SAMPLE_RATE_HZ, MediaClock, MonotonicClock, SystemClock, samples_to_ms
-from .engine import Engine, OnnxEngine
 from .errors import Stopped
 from .i420 import Box, to_rgb
-from .landmarks import POINTS, BlinkSchedule, FrameWindows, LandmarkFilter
-from .motion import PcmRing, PcmWindow
+from .landmarks import DrawnLandmarks, FrameWindows
+from .motion import MovedFrame, frames_at_once
+from .networks import SpeakerNetworks, open_networks
 from .performance import PoseLoop
 from .queues import Aborted, BoundedQueue, Ended, Overflow
 from .renderer import FrameRenderer
@@ -39,7 +39,6 @@ log = logging.getLogger(__name__)
 FRAME_MS = samples_to_ms(FRAME_SAMPLES)
 CHUNK_SAMPLES = 20 * SAMPLE_RATE_HZ // 1000  # what is pushed at once is queued in pieces of this
 _JOIN_S = 10.0
-_FLAT = 3 * POINTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,29 +98,6 @@ class _Drawn:
     mouth_box: Box
 
 
-def open_engines(speaker: Speaker) -> tuple[Engine, Engine]:
-    """Returns the speaker's motion and condition networks, ready to run.
-
-    Raises:
-        EngineError: a network does not fit what the bundle says of it.
-    """
-    motion = OnnxEngine(
-        speaker.motion_onnx,
-        input_name="pcm",
-        input_shape=(1, speaker.motion.window_samples),
-        output_name="landmarks",
-        output_shape=(1, _FLAT),
-    )
-    condition = OnnxEngine(
-        speaker.condition_onnx,
-        input_name="window",
-        input_shape=(speaker.condition.window_frames, _FLAT),
-        output_name="condition",
-        output_shape=(speaker.condition.size,),
-    )
-    return motion, condition
-
-
 class Pipeline:
     """One stream of sound turned into frames. Push from one thread, iterate in another."""
 
@@ -130,7 +106,7 @@ class Pipeline:
         speaker: Speaker,
         renderer: FrameRenderer,
         *,
-        engines: tuple[Engine, Engine] | None = None,
+        networks: SpeakerNetworks | None = None,
         overflow: Overflow = Overflow.BLOCK,
         bounds: QueueBounds | None = None,
         seed: int = 0,
@@ -142,9 +118,9 @@ class Pipeline:
         Args:
             speaker: who talks.
             renderer: draws; used by the pipeline's threads alone from here on.
-            engines: motion and condition networks; opened from the speaker by default.
+            networks: the speaker's; opened by default.
             overflow: `BLOCK` for files, `DROP_OLDEST` for live sound.
-            bounds: how much may wait between stages.
+            bounds: how much may wait between stages; frames that the networks give at once find room besides.
             seed: picks the blinks.
             times: where working times are added up.
             clock: tells when a frame passed a stage.
@@ -154,26 +130,17 @@ class Pipeline:
         self.renderer = renderer
         """Draws the next frame; may be changed between any two, from any thread."""
         self._now = clock or SystemClock()
-        self._motion_engine, self._condition_engine = engines or open_engines(speaker)
-        self._filter = LandmarkFilter(
-            mean=speaker.motion.landmark_mean,
-            std=speaker.motion.landmark_std,
-            clamp_std=speaker.motion.clamp_std,
-            ema=speaker.motion.ema,
-        )
-        self._ring = PcmRing(
-            window_samples=speaker.motion.window_samples, lookahead_frames=speaker.motion.lookahead_frames
-        )
+        networks = networks or open_networks(speaker)
+        self._condition_engine = networks.condition
+        self._motion = networks.motion_stream(speaker.motion)
+        self._landmarks = DrawnLandmarks(speaker, seed=seed)
         self._windows = FrameWindows(
             window_frames=speaker.condition.window_frames,
             lookahead_frames=speaker.condition.lookahead_frames,
         )
         self._poses = PoseLoop(speaker.poses)
-        self._blink = self._filter.scale(speaker.blinks)  # (F, 68, 3) in standard deviations
-        self._blinks = BlinkSchedule(seed=seed, blink_frames=len(self._blink))
-        self._waiting: list[
-            tuple[PcmWindow, F32, float]
-        ] = []  # frames whose condition window is not whole yet
+        # Frames whose condition window is not whole yet, and when their last sound came.
+        self._waiting: list[tuple[MovedFrame, F32, float]] = []
         self._clock = MediaClock()
         self._epoch = 0
         self._window_came_s = 0.0
@@ -189,7 +156,10 @@ class Pipeline:
                 name=name, bound_ms=bound_ms, overflow=overflow, duration_ms=lambda _: FRAME_MS
             )
 
-        self._conditions: BoundedQueue[_Conditioned] = frames("conditions", bounds.conditions_ms)
+        at_once_ms = FRAME_MS * (
+            frames_at_once(speaker.motion) - 1
+        )  # beyond the one that each bound has room for
+        self._conditions: BoundedQueue[_Conditioned] = frames("conditions", bounds.conditions_ms + at_once_ms)
         self._drawings: BoundedQueue[_Drawn] = frames("drawings", bounds.drawings_ms)
         self._frames: BoundedQueue[tuple[int, Frame]] = frames("frames", bounds.frames_ms)
         self._queues: tuple[BoundedQueue[Any], ...] = (
@@ -341,39 +311,35 @@ class Pipeline:
                 continue
             if chunk.epoch != epoch:  # the buffer was cleared: nothing from before may be heard or drawn
                 epoch = chunk.epoch
-                self._ring.restart(chunk.start_sample)
+                self._motion.restart(chunk.start_sample)
                 self._windows.reset()
                 self._waiting.clear()
             # Live sound that was dropped leaves a gap: silence takes its place, and the clock stays true.
             self._window_came_s = self._now.now_s()
-            for window in self._ring.skip_to(chunk.start_sample):
-                self._draw_motion(epoch, window)
-            for window in self._ring.push(chunk.samples):
-                self._draw_motion(epoch, window)
+            self._take_motion(epoch, self._motion.skip_to(chunk.start_sample))
+            self._take_motion(epoch, self._motion.push(chunk.samples))
         if epoch != self._epoch:
             return
-        for window in self._ring.finish():
-            self._draw_motion(epoch, window)
+        self._take_motion(epoch, self._motion.finish())
         for ready in self._windows.finish():
             self._condition(epoch, ready)
 
-    def _draw_motion(self, epoch: int, window: PcmWindow) -> None:
-        with self.times.of("motion"):
-            landmarks = self._motion_engine.run(window.samples)
-            normalized = self._filter.step(landmarks)
-            phase = self._blinks.phase(window.frame)
-            if phase is not None:
-                # After clamp and smoothing: both are for noise, and would leave the lids half open.
-                normalized = normalized + self._blink[phase]
-        self._waiting.append((window, normalized, self._window_came_s))
-        for ready in self._windows.push(normalized):
-            self._condition(epoch, ready)
+    def _take_motion(self, epoch: int, frames: Iterator[MovedFrame]) -> None:
+        while True:
+            with self.times.of("motion"):  # the networks run as the next frame is asked for
+                moved = next(frames, None)
+                if moved is None:
+                    return
+                normalized = self._landmarks.step(moved.frame, moved.landmarks)
+            self._waiting.append((moved, normalized, self._window_came_s))
+            for ready in self._windows.push(normalized):
+                self._condition(epoch, ready)
 
     def _condition(self, epoch: int, window: F32) -> None:
         of, normalized, windowed_s = self._waiting.pop(0)
         index = of.frame
         with self.times.of("condition"):
-            condition = self._condition_engine.run(np.ascontiguousarray(window, np.float32))
+            condition = self._condition_engine.run({"window": np.ascontiguousarray(window, np.float32)})
         pose, c2w = self._poses.at(index)
         self._conditions.put(
             _Conditioned(
@@ -383,7 +349,7 @@ class Pipeline:
                 c2w=c2w,
                 condition=condition,
                 sound=of.sound,
-                landmarks=self._filter.restore(normalized),
+                landmarks=self._landmarks.restore(normalized),
                 windowed_s=windowed_s,
             )
         )

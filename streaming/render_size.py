@@ -19,6 +19,7 @@ class FrameCost:
 
     render_ms: float  # wall time of the raymarcher on its threads
     other_ms: float  # time of all other stages, each on one thread beside the raymarcher
+    burst_ms: float = 0.0  # that a frame waits besides, where the networks move several frames at once
 
     def frame_ms(self, *, threads: int, cores: int) -> float:
         """Returns the time from one frame to the next when the stages overlap on `cores` cores."""

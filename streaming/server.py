@@ -23,6 +23,7 @@ from .cores import usable_cores
 from .errors import InputError, Stopped
 from .ice import IceServer
 from .metrics import Metrics
+from .networks import SharedFeatures
 from .opus import find_libopus
 from .peer import PeerSettings
 from .session import SessionSettings
@@ -58,7 +59,9 @@ def serve(settings: StreamSettings, *, say: Callable[[str], None], stopped: Call
         find_libopus()  # may ask another program: not on the event loop, when the first session begins
         cores = usable_cores()
         threads = settings.threads or min(cores, file_run.MOST_THREADS)
-        open_host = functools.partial(SpeakerHost.open, settings, threads=threads, cores=cores)
+        open_host = functools.partial(
+            SpeakerHost.open, settings, threads=threads, cores=cores, say=say, shared=SharedFeatures()
+        )
         host = open_host(settings.speaker)
         memory.settle()
         if stopped():  # what was raised for it may have come where exceptions are swallowed
@@ -168,8 +171,10 @@ def _greeting(
         address += f"#token={quote(settings.token, safe='')}"
     threads = f"{host.threads} thread{'s' if host.threads > 1 else ''}"
     renderer = host.make_renderer(host.start_px)
+    devices = host.networks.describe()
+    networks = f"; {devices}" if devices else ""
     lines = [
-        f"{host.name} on CPU, {threads}, {file_run.describe(renderer, None)}",
+        f"{host.name} on CPU, {threads}, {file_run.describe(renderer, None)}{networks}",
         f"Open {address} in a browser and speak. Ctrl+C ends the server.",
     ]
     if tls is not None and settings.tls_self_signed:

@@ -62,7 +62,7 @@ _TICK_SOUND_SAMPLES = round(SOUND_RATE_HZ * TICK_S)
 _JOIN_S = 2.0
 _POLL_S = 0.2
 # What waits is late: two frames are enough to keep every stage busy.
-_LIVE_BOUNDS = QueueBounds(audio_ms=400, conditions_ms=80, drawings_ms=80, frames_ms=80)
+LIVE_BOUNDS = QueueBounds(audio_ms=400, conditions_ms=80, drawings_ms=80, frames_ms=80)
 _QUIETEST_DB = -100.0
 
 
@@ -135,9 +135,9 @@ class Session:
         self.pipeline = Pipeline(
             host.speaker,
             self._renderer(host.start_px),
-            engines=host.engines,
+            networks=host.networks,
             overflow=Overflow.DROP_OLDEST,
-            bounds=_LIVE_BOUNDS,
+            bounds=LIVE_BOUNDS,
             seed=secrets.randbits(32),
             clock=self._clock,
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
+from .engine import DeviceName, EngineName, EngineSettings
 from .errors import InputError
 
 ENVIRONMENT_PREFIX = "GENEFACE_"
@@ -61,6 +62,10 @@ def is_loopback(host: str) -> bool:
 
 def _codec(text: str) -> str:
     return {"auto": "auto", "h264": "H264", "vp8": "VP8"}[text.lower()]
+
+
+def _one_of(*names: str) -> Callable[[str], str]:
+    return {name: name for name in names}.__getitem__
 
 
 def _switch(text: str) -> bool:
@@ -120,6 +125,15 @@ class StreamSettings:
             group=VIDEO_FILE,
         ),
     ] = None
+    landmark_video: Annotated[
+        Path | None,
+        Option(
+            parse=Path,
+            help="write the motion as a video of its 68 points; quick, and --output may be left out",
+            metavar="FILE",
+            group=VIDEO_FILE,
+        ),
+    ] = None
     render_size: Annotated[
         int | None,
         Option(
@@ -140,6 +154,22 @@ class StreamSettings:
     threads: Annotated[
         int, Option(parse=int, help="threads of the raymarcher; 0: one a core, at most 8", metavar="N")
     ] = 0
+    engine: Annotated[
+        EngineName,
+        Option(
+            parse=_one_of("auto", "onnx", "tensorrt"),
+            help="what runs the networks; auto: on a GPU, TensorRT where it can, else ONNX Runtime",
+            metavar="auto|onnx|tensorrt",
+        ),
+    ] = "auto"
+    device: Annotated[
+        DeviceName,
+        Option(
+            parse=_one_of("auto", "cpu", "cuda"),
+            help="where the networks run; auto: the large ones on a GPU if there is one, all else on the CPU",
+            metavar="auto|cpu|cuda",
+        ),
+    ] = "auto"
     crf: Annotated[
         int,
         Option(parse=int, help="quality of the video, 0 (best) to 51 (worst)", metavar="N", group=VIDEO_FILE),
@@ -254,15 +284,23 @@ class StreamSettings:
             raise InputError(f"--threads: expected 0 (one a core) to 64, got {self.threads}; leave it out")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"--seed: expected 0 to 2**63 - 1, got {self.seed}; leave it out")
+        _ = self.engine_settings  # refuses what does not go together
         self._check_server()
         if self.preview and self.mic is None:
             raise InputError("--preview: expected --mic with it, got none; give --mic, or leave both out")
         if self.mic is not None and not self.preview:
             raise InputError("--mic: expected --preview with it, the window to show the speaker in, got none")
-        if self.mic is not None and (self.input or self.output):
-            raise InputError("--mic: expected no --input or --output beside it; give one or the other")
+        if self.mic is not None and (self.input or self.output or self.landmark_video):
+            raise InputError(
+                "--mic: expected no --input, --output or --landmark-video beside it; give one or the other"
+            )
         if not self.speaker:
             raise InputError("--speaker: expected a name or a path, got nothing; --list-speakers shows names")
+
+    @property
+    def engine_settings(self) -> EngineSettings:
+        """What runs the networks, and where."""
+        return EngineSettings(engine=self.engine, device=self.device)
 
     @property
     def listens_beyond_this_machine(self) -> bool:

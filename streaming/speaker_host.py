@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from models.speaker import Speaker, find_speaker, load_speaker
 
 from . import file_run
-from .engine import Engine
+from .errors import InputError
 from .frame_cost import FrameCostMeter
 from .media_schedule import allowance_ticks_for
-from .pipeline import open_engines
+from .networks import SharedFeatures, SpeakerNetworks, open_networks
 from .render_size import FRAME_BUDGET_MS, RENDER_SIZES_PX, FrameCost, choose_render_size
 from .renderer import FrameRenderer, Raymarcher
 from .settings import SMALLEST_RENDER_PX, StreamSettings
+
+log = logging.getLogger(__name__)
 
 _LIVE_SHARE = 0.6  # of a frame's time: the rest is for WebRTC, and for a browser on the same machine
 
@@ -23,7 +27,7 @@ class SpeakerHost:
     """What the sessions of one speaker share; nothing in it changes."""
 
     speaker: Speaker
-    engines: tuple[Engine, Engine]
+    networks: SpeakerNetworks
     raymarcher: Raymarcher
     sizes_px: tuple[int, ...]  # that may be drawn, largest first
     start_px: int
@@ -31,18 +35,36 @@ class SpeakerHost:
     threads: int
 
     @classmethod
-    def open(cls, settings: StreamSettings, name: str, *, threads: int, cores: int) -> SpeakerHost:
+    def open(
+        cls,
+        settings: StreamSettings,
+        name: str,
+        *,
+        threads: int,
+        cores: int,
+        say: Callable[[str], None] = log.warning,
+        shared: SharedFeatures | None = None,
+    ) -> SpeakerHost:
         """Returns a host of the speaker of that name, after drawing a few frames.
+
+        Args:
+            settings: of the run.
+            name: of the speaker, or the path of its bundle.
+            threads: of the raymarcher.
+            cores: that this process may use.
+            say: told what a person should know of the networks, line by line.
+            shared: feature networks that hosts of this process share.
 
         Raises:
             UnknownSpeakerError: no such speaker.
             BundleError, EngineError, SceneError, InputError: the bundle cannot be used.
+            InputError: its motion networks are too slow here to speak live.
         """
         speaker = load_speaker(find_speaker(name, speakers_dir=settings.speakers_dir))
-        engines = open_engines(speaker)
+        networks = open_networks(speaker, settings.engine_settings, say=say, shared=shared)
         raymarcher = file_run.open_raymarcher(speaker, threads=threads)
         try:
-            return cls._measured(settings, speaker, engines, raymarcher, threads=threads, cores=cores)
+            return cls._measured(settings, speaker, networks, raymarcher, threads=threads, cores=cores)
         except BaseException:
             raymarcher.close()
             raise
@@ -52,7 +74,7 @@ class SpeakerHost:
         cls,
         settings: StreamSettings,
         speaker: Speaker,
-        engines: tuple[Engine, Engine],
+        networks: SpeakerNetworks,
         raymarcher: Raymarcher,
         *,
         threads: int,
@@ -60,8 +82,15 @@ class SpeakerHost:
     ) -> SpeakerHost:
         raymarcher.warm_up()
         meter = FrameCostMeter(
-            speaker, engines, lambda size_px: file_run.make_renderer(speaker, raymarcher, size_px)
+            speaker, networks, lambda size_px: file_run.make_renderer(speaker, raymarcher, size_px)
         )
+        if meter.motion_ms > FRAME_BUDGET_MS:
+            raise InputError(
+                f"{speaker.name}: expected motion networks that take at most {FRAME_BUDGET_MS:.0f} ms a "
+                f"frame, to speak live, got {meter.motion_ms:.0f} ms here ({networks.describe() or 'CPU'}); "
+                "use an NVIDIA GPU with --device cuda, or make a causal student of it with "
+                "`geneface-export distil`"
+            )
         costs: dict[int, FrameCost] = {}
 
         def measure(size_px: int) -> FrameCost:
@@ -89,7 +118,7 @@ class SpeakerHost:
                 measure(sizes[-1])
         return cls(
             speaker=speaker,
-            engines=engines,
+            networks=networks,
             raymarcher=raymarcher,
             sizes_px=sizes,
             start_px=start_px,
@@ -123,4 +152,4 @@ class SpeakerHost:
 
 
 def _serial_ms(cost: FrameCost) -> float:
-    return cost.render_ms + cost.other_ms
+    return cost.render_ms + cost.other_ms + cost.burst_ms

@@ -65,8 +65,17 @@ def writing_errors(path: Path) -> Iterator[None]:
 class VideoOutput:
     """One video file. Use as a context: leaving it without `commit` leaves nothing on disk."""
 
-    def __init__(self, path: Path, *, size_px: int, sound: SoundFormat, crf: int) -> None:
+    def __init__(
+        self, path: Path, *, size_px: int, sound: SoundFormat, crf: int, flag: str = "--output"
+    ) -> None:
         """Checks the name; nothing is written before the context is entered.
+
+        Args:
+            path: the video's name.
+            size_px: side of its pictures.
+            sound: what is written beside them.
+            crf: quality, 0 (best) to 51 (worst).
+            flag: what named the video; errors say it.
 
         Raises:
             InputError: an unknown ending, or a place that cannot be written to.
@@ -74,16 +83,16 @@ class VideoOutput:
         container = CONTAINERS.get(path.suffix.lower())
         if container is None:
             raise InputError(
-                f"{path}: expected a name ending in {', '.join(CONTAINERS)}, "
+                f"{path}: expected a name ending in {', '.join(CONTAINERS)} for {flag}, "
                 f"got {path.suffix or 'no ending'}; call it talking.mp4"
             )
         if size_px % 2:
             raise InputError(f"speaker: expected pictures of an even size for H.264, got {size_px} px")
-        check_writable(path, "--output")
+        check_writable(path, flag)
         self.path = path
         self._part = temporary_path(path)
         self._container_name = container
-        self._size_px = size_px
+        self.size_px = size_px
         self._sound_format = sound
         self._crf = crf
         self._container: av.container.OutputContainer | None = None
@@ -113,7 +122,7 @@ class VideoOutput:
             video = self._container.add_stream(
                 "libx264", rate=FRAME_RATE_HZ, options={"preset": _PRESET, "crf": str(self._crf)}
             )
-            video.width = video.height = self._size_px
+            video.width = video.height = self.size_px
             video.pix_fmt = "yuv420p"
             video.time_base = Fraction(1, FRAME_RATE_HZ)
             context = video.codec_context
@@ -151,6 +160,14 @@ class VideoOutput:
         self._samples += block.shape[1]
         with writing_errors(self.path):
             self._mux(self._audio.encode(frame))
+
+    def write_sound_until(self, until_s: float, sound: Iterator[F32]) -> None:
+        """Adds blocks of `sound` until it reaches `until_s` or ends."""
+        while self.sound_s < until_s:
+            block = next(sound, None)
+            if block is None:
+                return
+            self.write_sound(block)
 
     def commit(self) -> int:
         """Completes and publishes the file; returns its size in bytes."""

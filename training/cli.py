@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Settings = TypeVar("Settings")
 
-_EXTRA = {"torch", "torchaudio", "cv2", "matplotlib", "onnx", "onnxscript", "tensorboard", "tqdm"}
+_EXTRA = {"torch", "torchaudio", "cv2", "matplotlib", "onnx", "onnxscript", "tensorboard", "tqdm", "yaml"}
 TASKS = {
     "syncnet": "learns whether a sound and a mouth belong together",
     "audio2motion": "learns landmarks from sound",

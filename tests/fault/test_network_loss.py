@@ -27,9 +27,9 @@ from webrtc_client import use_loopback
 from models.speaker import load_speaker
 from streaming.jitter_buffer import unwrap
 from streaming.metrics import Metrics
+from streaming.networks import open_networks
 from streaming.offer import Offer
 from streaming.peer import PeerSettings
-from streaming.pipeline import open_engines
 from streaming.render_size import FrameCost
 from streaming.session import Session, SessionSettings
 from streaming.speaker_host import SpeakerHost
@@ -258,7 +258,7 @@ def host(tmp_path_factory):
     speaker = load_speaker(folder)
     return SpeakerHost(
         speaker=speaker,
-        engines=open_engines(speaker),
+        networks=open_networks(speaker),
         raymarcher=StandInRaymarcher(),
         sizes_px=(IMAGE_PX, 96),
         start_px=IMAGE_PX,

@@ -15,9 +15,9 @@ from on_loop import on_loop, until
 from models.speaker import FoundSpeaker, load_speaker
 from streaming.admission import Admission
 from streaming.metrics import Metrics
+from streaming.networks import open_networks
 from streaming.offer import Offer
 from streaming.peer import PeerSettings
-from streaming.pipeline import open_engines
 from streaming.render_size import FrameCost
 from streaming.session import SessionSettings
 from streaming.sessions import Sessions
@@ -44,19 +44,19 @@ def speaker(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def engines(speaker):
-    return open_engines(speaker)
+def networks(speaker):
+    return open_networks(speaker)
 
 
 class Setup:
-    def __init__(self, speaker, engines):
+    def __init__(self, speaker, networks):
         self.metrics = Metrics()
         self.peers = []
 
         def host(raymarcher):
             return SpeakerHost(
                 speaker=speaker,
-                engines=engines,
+                networks=networks,
                 raymarcher=raymarcher,
                 sizes_px=(128, 96),
                 start_px=128,
@@ -95,8 +95,8 @@ class Setup:
 
 
 @pytest.fixture
-def setup(speaker, engines):
-    return lambda: Setup(speaker, engines)
+def setup(speaker, networks):
+    return lambda: Setup(speaker, networks)
 
 
 async def comes(peer, *, pictures=0, sounds=0):

@@ -47,6 +47,10 @@ def arguments(speakers, recording, output, *more):
     return [*(str(part) for pair in given.items() for part in pair), "--quiet", *more]
 
 
+def motion_only(*given):
+    return ["--landmark-video" if part == "--output" else part for part in arguments(*given)]
+
+
 def refused(ended, folder):
     code, out, err = ended
     assert code == 2
@@ -97,6 +101,16 @@ def test_a_sample_that_is_no_number(run, tmp_path, at_s):
     samples[int(at_s * 16000)] = np.nan
     err = refused(run(stand_ins.write_wav(tmp_path / "nan.wav", samples)), tmp_path)
     assert f"({at_s:.3f} s): expected a number, got nan" in err
+
+
+def test_a_sample_that_is_no_number_in_a_run_without_rendering(run, speakers, tmp_path, capsys):
+    samples = stand_ins.speech_like(4).astype(np.float32) / 32768
+    samples[-1600] = np.nan
+    recording = stand_ins.write_wav(tmp_path / "nan.wav", samples)
+    more = ("--landmarks", str(tmp_path / "out.npz"))
+    code = cli.main(motion_only(speakers, recording, tmp_path / "out.mp4", *more))
+    err = refused((code, *capsys.readouterr()), tmp_path)
+    assert "(3.900 s): expected a number, got nan" in err
 
 
 @pytest.mark.parametrize("junk", [b"RIFF", b"\0" * 4096, b"ID3\x04" + b"\xff" * 300, b"OggS" * 50])
@@ -237,6 +251,24 @@ def test_a_signal_in_the_middle_leaves_nothing(speakers, tmp_path, number):
     assert process.returncode == 1
     assert out == ""
     assert err == f"geneface-stream: stopped by {signal.Signals(number).name}; nothing was written\n"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["speech.wav"]
+
+
+def test_a_signal_while_the_motion_is_drawn_leaves_nothing(speakers, tmp_path):
+    recording = stand_ins.write_wav(tmp_path / "speech.wav", np.tile(stand_ins.speech_like(60), 5))
+    more = ("--landmarks", str(tmp_path / "out.npz"))
+    command = [*stand_ins.program(""), *motion_only(speakers, recording, tmp_path / "out.mp4", *more)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline_s = time.monotonic() + 60
+    while not list(tmp_path.glob(".out.*.part.mp4")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert out == ""
+    assert err == "geneface-stream: stopped by SIGTERM; nothing was written\n"
     assert [entry.name for entry in tmp_path.iterdir()] == ["speech.wav"]
 
 

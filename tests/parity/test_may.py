@@ -15,7 +15,8 @@ from models.speaker import load_speaker, packaged_speakers_dir
 from streaming import cli, file_run
 from streaming.audio_file import AudioFile
 from streaming.landmarks import BlinkSchedule
-from streaming.pipeline import Pipeline, open_engines
+from streaming.networks import open_networks
+from streaming.pipeline import Pipeline
 from streaming.renderer import FrameRenderer
 from streaming.settings import StreamSettings
 
@@ -32,8 +33,8 @@ def may():
 
 
 @pytest.fixture(scope="module")
-def engines(may):
-    return open_engines(may)
+def networks(may):
+    return open_networks(may)
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +44,11 @@ def hello():
 
 
 @pytest.fixture(scope="module")
-def landmarks_of(may, engines):
+def landmarks_of(may, networks):
     """Sound (n,) to the landmarks (T, 68, 3) that the pipeline draws; the drawing itself is a stand-in's."""
 
     def landmarks(pcm):
-        return np.stack([frame.landmarks for frame in pipeline_frames(may, engines, cheap_renderer(), pcm)])
+        return np.stack([frame.landmarks for frame in pipeline_frames(may, networks, cheap_renderer(), pcm)])
 
     return landmarks
 
@@ -61,8 +62,8 @@ def cheap_renderer():
     return FrameRenderer(StandInRaymarcher(), output_px=16, render_px=16, mouth_boxes=None, feather_px=2)
 
 
-def pipeline_frames(may, engines, renderer, pcm):
-    with Pipeline(may, renderer, engines=engines) as pipeline:
+def pipeline_frames(may, networks, renderer, pcm):
+    with Pipeline(may, renderer, networks=networks) as pipeline:
         pipeline.start_feed([pcm])
         return list(pipeline)
 
@@ -114,14 +115,14 @@ def test_a_frame_does_move_by_the_last_sound_that_it_may_hear(landmarks_of, hell
     np.testing.assert_array_equal(now[:frame], as_it_was[:frame])
 
 
-def test_no_picture_shows_sound_later_than_four_frames_after_it(may, engines, raymarcher, hello):
+def test_no_picture_shows_sound_later_than_four_frames_after_it(may, networks, raymarcher, hello):
     begin, frame = 52 * FRAME, 4
     after = FRAME * (frame + 1 + PROMISED_LOOKAHEAD_FRAMES)
     pcm = hello[begin : begin + after + 3 * FRAME]
     changed = pcm.copy()
     changed[after:] = other_sound(len(pcm) - after, 0)
     as_it_was, now = (
-        [f.picture for f in pipeline_frames(may, engines, size_96(may, raymarcher), sound)]
+        [f.picture for f in pipeline_frames(may, networks, size_96(may, raymarcher), sound)]
         for sound in (pcm, changed)
     )
     for i in range(frame + 1):
@@ -133,7 +134,7 @@ def size_96(may, raymarcher):
     return file_run.make_renderer(may, raymarcher, 96)
 
 
-def test_a_frame_is_given_out_as_soon_as_its_look_ahead_is_heard(may, engines, landmarks_of, hello):
+def test_a_frame_is_given_out_as_soon_as_its_look_ahead_is_heard(may, networks, landmarks_of, hello):
     """While a call goes on: no end of the sound is needed, and what comes later changes nothing."""
     frame, more = 20, threading.Event()
     heard = FRAME * (frame + 1 + PROMISED_LOOKAHEAD_FRAMES)
@@ -143,7 +144,7 @@ def test_a_frame_is_given_out_as_soon_as_its_look_ahead_is_heard(may, engines, l
         assert more.wait(30)
         yield other_sound(8 * FRAME, 1)
 
-    with Pipeline(may, cheap_renderer(), engines=engines) as pipeline:
+    with Pipeline(may, cheap_renderer(), networks=networks) as pipeline:
         pipeline.start_feed(feed())
         live = [pipeline.next_frame(30).landmarks for _ in range(frame + 1)]
         more.set()

@@ -6,13 +6,16 @@ from importlib import metadata
 from types import SimpleNamespace
 
 import bundle_factory
+import feature_bundle
 import pytest
 import stand_ins
 from cryptography.hazmat.primitives import serialization
 from test_local_microphone import WEBCAM, FakePortAudio
 
-from streaming import check, file_run, tls
+from streaming import check, engine, file_run, networks, tls
 from streaming.check import CheckResult, exit_code, free_memory_bytes, run_checks, table
+from streaming.cuda_device import CudaDevice
+from streaming.engine import EngineUnavailableError
 from streaming.errors import InputError
 from streaming.settings import StreamSettings
 
@@ -24,6 +27,7 @@ def settings(tmp_path, monkeypatch):
     monkeypatch.setattr(file_run, "open_raymarcher", lambda speaker, threads: stand_ins.StandInRaymarcher())
     monkeypatch.setattr(check, "usable_cores", lambda: 2)
     monkeypatch.setattr(check, "free_memory_bytes", lambda: 3 << 30)
+    monkeypatch.setattr(check, "find_cuda_device", lambda: None)
     monkeypatch.setitem(sys.modules, "sounddevice", FakePortAudio(WEBCAM, default=0))
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     return StreamSettings(speaker="Tiny", speakers_dir=tmp_path, port=0)
@@ -48,7 +52,7 @@ def results_of(settings, **options):
 def test_a_machine_where_everything_works_has_no_complaint(settings):
     found = results_of(settings)
     assert {name: result.status for name, result in found.items()} == dict.fromkeys(found, "ok")
-    assert len(found) == 16
+    assert len(found) == 17
     assert not any(result.way_out for result in found.values())
     assert all("\n" not in result.detail for result in found.values())
     assert exit_code(list(found.values())) == 0
@@ -157,6 +161,21 @@ def test_a_package_that_is_missing_is_named(settings, monkeypatch):
     )
 
 
+def test_onnx_runtime_for_the_gpu_is_onnx_runtime(settings, monkeypatch):
+    version = metadata.version
+    there = {"onnxruntime-gpu": "1.20.0"}
+
+    def swapped(name):
+        if name == "onnxruntime":
+            raise metadata.PackageNotFoundError(name)
+        return there.get(name) or version(name)
+
+    monkeypatch.setattr(metadata, "version", swapped)
+    found = results_of(settings)["python"]
+    assert found.status == "ok"
+    assert "onnxruntime-gpu 1.20.0" in found.detail
+
+
 def test_a_python_that_is_too_old_is_a_failure(settings, monkeypatch):
     monkeypatch.setattr(check, "OLDEST_PYTHON", (4, 0))
     found = results_of(settings)["python"]
@@ -169,6 +188,97 @@ def test_opus_without_its_library_is_a_warning(settings, monkeypatch):
     found = results_of(settings)["sound Opus"]
     assert found.status == "warn"
     assert "libopus0" in found.way_out
+
+
+# The engines ----------------------------------------------------------------------------------------
+
+GPU = CudaDevice(name="NVIDIA H100", capability=(9, 0))
+
+
+def with_engines(monkeypatch, *, gpu, tensorrt=None, providers=("CPUExecutionProvider",)):
+    """A machine with these engines on it."""
+    version = metadata.version
+
+    def versions(name):
+        if name != "tensorrt":
+            return version(name)
+        if tensorrt is None:
+            raise metadata.PackageNotFoundError(name)
+        return tensorrt
+
+    runtime = SimpleNamespace(__version__="1.20.0", get_available_providers=lambda: [*providers])
+    monkeypatch.setattr(metadata, "version", versions)
+    monkeypatch.setattr(check, "load_onnxruntime", lambda: runtime)
+    monkeypatch.setattr(check, "find_cuda_device", lambda: gpu)
+
+
+CUDA = ("CUDAExecutionProvider", "CPUExecutionProvider")
+
+
+@pytest.mark.parametrize(
+    ("machine", "status", "detail"),
+    [
+        ({"gpu": None}, "ok", "ONNX Runtime 1.20.0 (CPU), no tensorrt"),
+        ({"gpu": GPU, "tensorrt": "10.9.0"}, "ok", "ONNX Runtime 1.20.0 (CPU), tensorrt 10.9.0"),
+        ({"gpu": GPU, "providers": CUDA}, "ok", "ONNX Runtime 1.20.0 (CUDA, CPU), no tensorrt"),
+        (
+            {"gpu": GPU},
+            "warn",
+            "ONNX Runtime 1.20.0 (CPU), no tensorrt: the GPU cannot run the networks",
+        ),
+    ],
+)
+def test_the_engines_are_named(settings, monkeypatch, machine, status, detail):
+    with_engines(monkeypatch, **machine)
+    found = results_of(settings)
+    assert (found["engines"].status, found["engines"].detail) == (status, detail)
+    assert ("pip install -e '.[tensorrt]'" in found["engines"].way_out) == (status == "warn")
+    expected = "NVIDIA H100, compute 9.0" if machine["gpu"] else "no CUDA device"
+    assert found["gpu"].detail.startswith(expected)
+
+
+def test_an_engine_that_was_asked_for_and_is_not_there_is_a_failure(settings, monkeypatch):
+    monkeypatch.setattr(engine, "find_cuda_device", lambda: None)
+    found = results_of(replace(settings, engine="tensorrt"))
+    assert (found["networks"].status, found["networks"].detail) == (
+        "fail",
+        "expected a CUDA device, got none",
+    )
+    assert found["frame"].detail == "not tried: it needs the networks and the kernels"
+
+
+def test_the_networks_are_timed_and_placed(settings, monkeypatch):
+    found = results_of(settings)["networks"]
+    assert found.detail == "motion takes 1.0 ms a frame; all on the CPU"
+    slow = results_of(settings, clock=SteadyClock(60.0))["networks"]
+    assert (slow.status, slow.detail) == (
+        "warn",
+        "motion takes 60.0 ms a frame; all on the CPU: too slow for live use",
+    )
+    monkeypatch.setattr(networks.SpeakerNetworks, "describe", lambda self: "features on NVIDIA H100")
+    assert results_of(settings)["networks"].detail.endswith("; features on NVIDIA H100")
+
+
+def test_features_and_motion_are_counted_by_the_frame(settings, tmp_path):
+    feature_bundle.write_feature_bundle(tmp_path / "Imported", hop_frames=4)
+    found = results_of(replace(settings, speaker="Imported"), clock=SteadyClock(40.0))["networks"]
+    # 40 ms a hop of four frames
+    assert (found.status, found.detail) == ("ok", "features and motion take 10.0 ms a frame; all on the CPU")
+
+
+def test_what_takes_long_is_said_while_it_does(settings, monkeypatch):
+    def building(speaker, engine_settings, *, say):
+        say(f"building for {speaker.name} with {engine_settings.engine}")
+        raise EngineUnavailableError("no engine; --engine onnx does without it")
+
+    monkeypatch.setattr(check, "open_networks", building)
+    said = []
+    found = {result.name: result for result in run_checks(settings, clock=SteadyClock(), say=said.append)}
+    assert said == ["building for Tiny with auto"]
+    assert (found["networks"].detail, found["networks"].way_out) == (
+        "no engine",
+        "--engine onnx does without it",
+    )
 
 
 # The network ----------------------------------------------------------------------------------------
@@ -247,7 +357,7 @@ def test_without_tls_it_depends_on_who_is_to_come(settings):
     open_to_all = SimpleNamespace(
         tls_cert=None, tls_key=None, tls_self_signed=False, host="0.0.0.0", listens_beyond_this_machine=True
     )
-    checks = check._Checks(SimpleNamespace(**vars(open_to_all), threads=0), SteadyClock())
+    checks = check._Checks(SimpleNamespace(**vars(open_to_all), threads=0), SteadyClock(), pytest.fail)
     assert checks.tls().status == "warn"
 
 

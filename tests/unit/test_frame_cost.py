@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import bundle_factory
+import feature_bundle
 import numpy as np
 import pytest
 import stand_ins
@@ -13,7 +14,7 @@ from models.speaker import load_speaker
 from streaming import frame_cost
 from streaming.file_run import make_renderer
 from streaming.frame_cost import FrameCostMeter
-from streaming.pipeline import open_engines
+from streaming.networks import SpeakerNetworks, open_networks
 
 IMAGE_PX = 128
 
@@ -36,10 +37,10 @@ class Network:
         self.clock, self.engine, self.inputs = clock, engine, []
         self._took_ms = itertools.chain(took_ms, itertools.repeat(took_ms[-1]))
 
-    def run(self, array):
-        self.inputs.append(array)
+    def run(self, inputs):
+        self.inputs.append(inputs)
         self.clock.spend(next(self._took_ms))
-        return self.engine.run(array)
+        return self.engine.run(inputs)
 
 
 class Drawing:
@@ -71,6 +72,12 @@ def speaker(tmp_path_factory):
     return load_speaker(bundle_factory.write_tiny_bundle(folder, image_size_px=IMAGE_PX))
 
 
+@pytest.fixture(scope="module")
+def feature_speaker(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("speakers") / "Heard"
+    return load_speaker(feature_bundle.write_feature_bundle(folder, image_size_px=IMAGE_PX))
+
+
 @pytest.fixture
 def encoded(monkeypatch):
     """The pictures that were given to be encoded, at 4 ms each."""
@@ -79,9 +86,13 @@ def encoded(monkeypatch):
     return given
 
 
-def meter_of(speaker, clock, drawing, *, motion_ms=(2.0,), condition_ms=(1.0,)):
-    motion, condition = open_engines(speaker)
-    networks = Network(clock, motion, *motion_ms), Network(clock, condition, *condition_ms)
+def meter_of(speaker, clock, drawing, *, motion_ms=(2.0,), condition_ms=(1.0,), features_ms=(30.0,)):
+    real = open_networks(speaker)
+    networks = SpeakerNetworks(
+        motion=Network(clock, real.motion, *motion_ms),
+        condition=Network(clock, real.condition, *condition_ms),
+        features=real.features and Network(clock, real.features, *features_ms),
+    )
     asked = []
 
     def make_renderer(size_px):
@@ -119,10 +130,28 @@ def test_the_quickest_run_of_the_networks_counts(speaker, encoded):
         condition_ms=(1.5,),
     )
     assert meter.measure(96).other_ms == pytest.approx(2.5 + 1.5 + 4)
-    motion, condition = networks
-    assert all(not sound.any() for sound in motion.inputs)
-    assert {sound.shape for sound in motion.inputs} == {(1, speaker.motion.window_samples)}
-    assert {len(window) for window in condition.inputs} == {speaker.condition.window_frames}
+    sounds = [inputs["pcm"] for inputs in networks.motion.inputs]
+    assert all(not sound.any() for sound in sounds)
+    assert {sound.shape for sound in sounds} == {(1, speaker.motion.window_samples)}
+    windows = [inputs["window"] for inputs in networks.condition.inputs]
+    assert {len(window) for window in windows} == {speaker.condition.window_frames}
+
+
+def test_networks_that_move_several_frames_at_once_cost_each_of_them_a_share(feature_speaker, encoded):
+    clock = Clock()
+    meter, networks, _ = meter_of(
+        feature_speaker,
+        clock,
+        lambda size: Drawing(clock, size, draw_ms=[10.0], finish_ms=3.0),
+        motion_ms=(6.0,),
+        features_ms=(90.0, 50.0, 42.0, 60.0),
+    )
+    assert meter.motion_ms == pytest.approx((42 + 6) / 4)
+    cost = meter.measure(96)
+    assert cost.other_ms == pytest.approx(12 + 1 + 3 + 4)
+    assert cost.burst_ms == pytest.approx(48 - 12)  # what the first of the four waits for the other three
+    assert all(not values.any() for inputs in networks.motion.inputs for values in inputs.values())
+    assert {inputs["pcm"].shape for inputs in networks.features.inputs} == {(1, 16 * 640)}
 
 
 def test_what_is_drawn_is_the_face_at_rest_along_its_path(speaker, encoded):
@@ -150,7 +179,7 @@ def test_the_encoder_is_timed_once_whatever_the_size(speaker, encoded):
 def test_the_real_stages_can_be_measured(speaker):
     raymarcher = stand_ins.StandInRaymarcher()
     meter = FrameCostMeter(
-        speaker, open_engines(speaker), lambda size_px: make_renderer(speaker, raymarcher, size_px)
+        speaker, open_networks(speaker), lambda size_px: make_renderer(speaker, raymarcher, size_px)
     )
     cost = meter.measure(96)
     assert cost.render_ms > 0

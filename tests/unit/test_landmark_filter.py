@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from streaming.landmarks import FrameWindows, LandmarkFilter, clamp_limits
+from models.speaker import load_speaker
+from streaming.landmarks import BlinkSchedule, DrawnLandmarks, FrameWindows, LandmarkFilter, clamp_limits
 
 
 def a_filter(**changes):
@@ -65,3 +66,24 @@ def test_windows_begin_anew_after_a_reset():
 def test_a_window_that_does_not_hold_its_frame_is_refused():
     with pytest.raises(ValueError, match="lookahead"):
         FrameWindows(window_frames=2, lookahead_frames=2)
+
+
+def test_what_is_drawn_is_filtered_and_then_blinks(tiny_bundle):
+    speaker = load_speaker(tiny_bundle)
+    drawn = DrawnLandmarks(speaker, seed=3)
+    motion = speaker.motion
+    smoother = LandmarkFilter(
+        mean=motion.landmark_mean, std=motion.landmark_std, clamp_std=motion.clamp_std, ema=motion.ema
+    )
+    blinks = BlinkSchedule(seed=3, blink_frames=len(speaker.blinks))
+    random, shown = np.random.default_rng(1), 0
+    for frame in range(400):
+        landmarks = random.normal(0, 1, (68, 3)).astype(np.float32)
+        expected = smoother.restore(smoother.step(landmarks))
+        phase = blinks.phase(frame)
+        if phase is not None:
+            expected, shown = expected + speaker.blinks[phase], shown + 1
+        normalized = drawn.step(frame, landmarks.reshape(204))
+        assert normalized.dtype == np.float32
+        np.testing.assert_allclose(drawn.restore(normalized), expected, atol=1e-5)
+    assert shown >= len(speaker.blinks)

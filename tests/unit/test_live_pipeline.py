@@ -1,4 +1,8 @@
+import dataclasses
+import threading
+
 import bundle_factory
+import feature_bundle
 import numpy as np
 import pytest
 import stand_ins
@@ -6,8 +10,11 @@ import stand_ins
 from models.speaker import load_speaker
 from streaming.errors import Stopped
 from streaming.file_run import make_renderer
-from streaming.pipeline import Pipeline, QueueBounds, open_engines
+from streaming.media_schedule import SMALLEST_ALLOWANCE_TICKS, TICK_SAMPLES, TICKS_PER_FRAME, MediaSchedule
+from streaming.networks import open_networks
+from streaming.pipeline import Pipeline, QueueBounds
 from streaming.queues import Overflow
+from streaming.session import LIVE_BOUNDS
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +29,14 @@ def wide_speaker(tmp_path_factory):
     folder = tmp_path_factory.mktemp("speakers") / "Wide"
     changes = {"image_size_px": 128, "condition_window_frames": 5, "condition_lookahead_frames": 2}
     return load_speaker(bundle_factory.write_tiny_bundle(folder, **changes))
+
+
+@pytest.fixture(scope="module")
+def hearing_speaker(tmp_path_factory):
+    """A speaker as GeneFace trains them: four frames are moved at once, two more are waited for."""
+    folder = tmp_path_factory.mktemp("speakers") / "Heard"
+    changes = {"image_size_px": 128, "condition_window_frames": 5, "condition_lookahead_frames": 2}
+    return load_speaker(feature_bundle.write_feature_bundle(folder, **changes))
 
 
 def pipeline_of(speaker, raymarcher=None, **options):
@@ -43,7 +58,7 @@ def chunks_of(pcm, size):
     return [pcm[at : at + size] for at in range(0, len(pcm), size)]
 
 
-@pytest.mark.parametrize("kind", ["speaker", "wide_speaker"])
+@pytest.mark.parametrize("kind", ["speaker", "wide_speaker", "hearing_speaker"])
 def test_frames_do_not_depend_on_how_the_sound_was_cut(kind, request):
     speaker = request.getfixturevalue(kind)
     pcm = sound()
@@ -134,6 +149,59 @@ def test_live_drops_the_oldest_sound_and_keeps_the_clock(speaker):
     assert np.array_equal(frames[-1].sound, pcm[-640:])
 
 
+class PacedRaymarcher(stand_ins.StandInRaymarcher):
+    """Draws a frame when it is told to."""
+
+    def __init__(self):
+        super().__init__()
+        self.permits = threading.Semaphore(0)
+
+    def render(self, **drawn):
+        assert self.permits.acquire(timeout=20)
+        return super().render(**drawn)
+
+
+class ManualClock:
+    time_s = 1000.0
+
+    def now_s(self):
+        return self.time_s
+
+
+def test_live_frames_that_come_at_once_are_all_drawn_when_they_are_due(hearing_speaker):
+    """One frame is drawn in 40 ms, as late as can be: what waits meanwhile has room, and nothing is late."""
+    speaker, clock, raymarcher = hearing_speaker, ManualClock(), PacedRaymarcher()
+    schedule = MediaSchedule(
+        start_s=clock.time_s,
+        start_unix_s=0.0,
+        lookahead_frames=speaker.lookahead_frames,
+        allowance_ticks=SMALLEST_ALLOWANCE_TICKS,
+    )
+    pcm, ticks = sound(3), 2 * 74
+    # The sound's own queue would drop what this test pushes faster than the clock goes.
+    bounds = dataclasses.replace(LIVE_BOUNDS, audio_ms=4000)
+    pipeline = Pipeline(
+        speaker,
+        make_renderer(speaker, raymarcher, 128),
+        overflow=Overflow.DROP_OLDEST,
+        bounds=bounds,
+        clock=clock,
+    )
+    frames = []
+    with pipeline:
+        for tick in range(ticks):
+            clock.time_s = schedule.tick_s(tick)
+            pipeline.push_audio(pcm[TICK_SAMPLES * tick : TICK_SAMPLES * (tick + 1)])
+            known = (tick + 1) // TICKS_PER_FRAME
+            if (tick + 1) % TICKS_PER_FRAME == 0 and known > speaker.lookahead_frames:
+                raymarcher.permits.release()
+                frames.append(pipeline.next_frame(20))
+        raymarcher.permits.release(100)  # what is under way may end
+    assert [frame.index for frame in frames] == list(range(74 - speaker.lookahead_frames))
+    assert all(frame.finished_s <= schedule.frame_due_s(frame.index) for frame in frames)
+    assert set(pipeline.dropped.values()) == {0}
+
+
 def test_clear_buffer_forgets_what_was_not_given_out(speaker):
     pcm = sound(2)
     bounds = QueueBounds(audio_ms=4000, conditions_ms=4000, drawings_ms=4000, frames_ms=4000)
@@ -189,10 +257,10 @@ def test_engines_are_checked_against_the_bundle(speaker, wide_speaker):
 
     mixed = dataclasses.replace(speaker, condition=wide_speaker.condition)
     with pytest.raises(ValueError, match=r"condition\.onnx: input 'window': expected float32 \[5, 204\]"):
-        open_engines(mixed)
+        open_networks(mixed)
     swapped = dataclasses.replace(speaker, motion_onnx=speaker.condition_onnx)
     with pytest.raises(ValueError, match="expected an input named 'pcm', got window"):
-        open_engines(swapped)
+        open_networks(swapped)
 
 
 def test_nothing_comes_after_clear_buffer_when_no_more_sound_comes(speaker):

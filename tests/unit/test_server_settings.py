@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
+import types
 
 import pytest
 
@@ -190,9 +191,11 @@ def greeting(monkeypatch):
     """Returns what a server with these settings says when it is ready."""
     monkeypatch.setattr(server.file_run, "describe", lambda renderer, _: f"{renderer} px")
 
-    def of(tls=False, **settings):
+    def of(tls=False, devices="", **settings):
         context = server_ssl_context(None, None, True, "localhost") if tls else None
-        return server._greeting(StreamSettings(**settings), StandInHost(), 8010, context)
+        host = StandInHost()
+        host.networks = types.SimpleNamespace(describe=lambda: devices)
+        return server._greeting(StreamSettings(**settings), host, 8010, context)
 
     return of
 
@@ -202,6 +205,11 @@ def test_the_greeting_says_who_draws_and_where_to_look(greeting):
         "Tiny on CPU, 2 threads, 256 px",
         "Open http://127.0.0.1:8010/ in a browser and speak. Ctrl+C ends the server.",
     ]
+
+
+def test_the_greeting_says_which_networks_have_a_device_of_their_own(greeting):
+    line = greeting(devices="features and motion on A GPU, condition on CPU")[0]
+    assert line == "Tiny on CPU, 2 threads, 256 px; features and motion on A GPU, condition on CPU"
 
 
 @pytest.mark.parametrize(

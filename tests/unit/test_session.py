@@ -15,8 +15,8 @@ from on_loop import on_loop, until
 from models.speaker import load_speaker
 from streaming import session as session_module
 from streaming.metrics import Metrics
+from streaming.networks import open_networks
 from streaming.peer import PeerSettings
-from streaming.pipeline import open_engines
 from streaming.render_size import FrameCost
 from streaming.session import CONNECT_S, LEFT_S, SILENT_S, Session, SessionSettings
 from streaming.speaker_host import SpeakerHost
@@ -112,16 +112,16 @@ def speaker(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def engines(speaker):
-    return open_engines(speaker)
+def networks(speaker):
+    return open_networks(speaker)
 
 
 class Setup:
-    def __init__(self, speaker, engines, *, clock=None, raymarcher=None):
+    def __init__(self, speaker, networks, *, clock=None, raymarcher=None):
         self.raymarcher = raymarcher or stand_ins.StandInRaymarcher()
         self.host = SpeakerHost(
             speaker=speaker,
-            engines=engines,
+            networks=networks,
             raymarcher=self.raymarcher,
             sizes_px=(128, 96),
             start_px=128,
@@ -146,9 +146,9 @@ class Setup:
 
 
 @pytest.fixture
-def setup(speaker, engines, monkeypatch):
+def setup(speaker, networks, monkeypatch):
     monkeypatch.setattr(session_module, "Peer", StandInPeer)
-    return lambda **changes: Setup(speaker, engines, **changes)
+    return lambda **changes: Setup(speaker, networks, **changes)
 
 
 def threads_of_sessions():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import bundle_factory
+import feature_bundle
 import numpy as np
 import pytest
 import stand_ins
@@ -13,6 +14,7 @@ from models.speaker import BundleError, UnknownSpeakerError
 from streaming import file_run, speaker_host
 from streaming.errors import InputError
 from streaming.media_schedule import LARGEST_ALLOWANCE_TICKS, SMALLEST_ALLOWANCE_TICKS, allowance_ticks_for
+from streaming.networks import SharedFeatures
 from streaming.render_size import FrameCost
 from streaming.settings import StreamSettings
 from streaming.speaker_host import SpeakerHost
@@ -45,18 +47,21 @@ def raymarchers(monkeypatch):
 class Machine:
     """Stands for the meter: takes `ns_per_pixel`, and what it is told at single looks."""
 
-    def __init__(self, ns_per_pixel):
+    def __init__(self, ns_per_pixel, *, motion_ms=1.0, burst_ms=0.0):
         self.ns_per_pixel = ns_per_pixel
+        self.motion_ms, self.burst_ms = motion_ms, burst_ms
         self.looked: list[int] = []
         self.busy_looks: dict[int, float] = {}
 
-    def __call__(self, speaker, engines, make_renderer):
+    def __call__(self, speaker, networks, make_renderer):
         return self
 
     def measure(self, size_px):
         busy = self.busy_looks.get(len(self.looked), 1.0)
         self.looked.append(size_px)
-        return FrameCost(render_ms=busy * self.ns_per_pixel * size_px**2 / 1e6, other_ms=OTHER_MS)
+        return FrameCost(
+            render_ms=busy * self.ns_per_pixel * size_px**2 / 1e6, other_ms=OTHER_MS, burst_ms=self.burst_ms
+        )
 
 
 def opened_on(monkeypatch, machine, speakers, *, name="Tiny", threads=2, cores=2, **settings):
@@ -118,6 +123,41 @@ def test_the_allowance_follows_the_stages_of_the_first_size(
     host = opened_on(monkeypatch, Machine(ns_per_pixel), speakers)
     cost = host.costs[host.start_px]
     assert host.allowance_ticks == allowance_ticks_for(cost.render_ms + OTHER_MS) == ticks
+
+
+def test_frames_that_come_at_once_are_allowed_to_wait_for_one_another(monkeypatch, speakers, raymarchers):
+    host = opened_on(monkeypatch, Machine(1, burst_ms=60.0), speakers)
+    cost = host.costs[host.start_px]
+    assert host.allowance_ticks == allowance_ticks_for(cost.render_ms + OTHER_MS + 60.0)
+    assert host.allowance_ticks > allowance_ticks_for(cost.render_ms + OTHER_MS)
+    assert host.core_ms(host.start_px) == pytest.approx(2 * cost.render_ms + OTHER_MS)  # they cost no more
+
+
+def test_networks_that_do_not_keep_up_are_refused_before_anything_is_drawn(
+    monkeypatch, speakers, raymarchers
+):
+    machine = Machine(1, motion_ms=312.4)
+    with pytest.raises(InputError) as refusal:
+        opened_on(monkeypatch, machine, speakers)
+    assert str(refusal.value) == (
+        "Tiny: expected motion networks that take at most 40 ms a frame, to speak live, got 312 ms here "
+        "(CPU); use an NVIDIA GPU with --device cuda, or make a causal student of it with "
+        "`geneface-export distil`"
+    )
+    assert machine.looked == []
+    assert raymarchers[0].closed
+    opened_on(monkeypatch, Machine(1, motion_ms=39.9), speakers).close()
+
+
+def test_hosts_that_hear_the_same_features_share_the_network(speakers, raymarchers):
+    for name in ("One", "Two"):
+        feature_bundle.write_feature_bundle(speakers / name, name=name, image_size_px=64)
+    settings, shared = StreamSettings(speakers_dir=speakers), SharedFeatures()
+    one, two = (
+        SpeakerHost.open(settings, name, threads=1, cores=1, shared=shared) for name in ("One", "Two")
+    )
+    assert one.networks.features is two.networks.features
+    assert one.networks.motion is not two.networks.motion
 
 
 def test_other_sizes_cost_by_their_pixels():

@@ -1,17 +1,22 @@
+import dataclasses
 import os
 import subprocess
 import sys
 
 import av
 import bundle_factory
+import feature_bundle
 import numpy as np
 import pytest
 import stand_ins
 
+from export.bundle import write_bundle
 from models.speaker import load_speaker
-from streaming import cli, file_run
+from streaming import cli, engine, file_run, networks
+from streaming.engine import EngineSettings
 from streaming.errors import InputError
-from streaming.pipeline import open_engines
+from streaming.landmark_video import LandmarkDrawing, plain_face
+from streaming.networks import open_networks
 from streaming.progress import Progress
 from streaming.settings import StreamSettings, options, resolve_settings, variable
 
@@ -77,7 +82,11 @@ def test_texts_become_values():
         ({"crf": "52"}, "--crf"),
         ({"threads": "-1"}, "--threads"),
         ({"seed": "-1"}, "--seed"),
+        ({"engine": "torch"}, r"--engine \(or GENEFACE_ENGINE\): expected auto\|onnx\|tensorrt, got 'torch'"),
+        ({"device": "tpu"}, r"--device .*: expected auto\|cpu\|cuda, got 'tpu'"),
+        ({"engine": "tensorrt", "device": "cpu"}, "--engine tensorrt: expected --device auto or cuda"),
         ({"speaker": ""}, "--list-speakers"),
+        ({"mic": "default", "preview": "1", "landmark_video": "lm.mp4"}, "--mic: expected no --input"),
         ({"quiet": "maybe"}, "true or false"),
         ({"sead": "1"}, "sead: no such setting; expected one of speaker, "),
     ],
@@ -85,6 +94,12 @@ def test_texts_become_values():
 def test_what_makes_no_sense_is_refused(values, said):
     with pytest.raises(InputError, match=said):
         StreamSettings.from_mapping(values)
+
+
+def test_the_networks_are_told_what_runs_them():
+    given = resolve_settings({"device": "cuda"}, {"GENEFACE_ENGINE": "onnx", "GENEFACE_DEVICE": "cpu"})
+    assert given.engine_settings == EngineSettings(engine="onnx", device="cuda")
+    assert StreamSettings().engine_settings == EngineSettings()
 
 
 # The command ----------------------------------------------------------------------------------------
@@ -179,6 +194,11 @@ def test_wrong_usage_is_one_line(given, capsys):
         (["--output", "/no/such/out.mp4"], "no such folder"),
         (["--output", "out.gif"], "expected a name ending in .mp4"),
         (["--landmarks", "out.csv"], "ending in .npz"),
+        (
+            ["--landmark-video", "out.gif"],
+            "expected a name ending in .mp4, .m4v, .mov, .mkv for --landmark-v",
+        ),
+        (["--landmark-video", "/no/such/lm.mp4"], "no such folder; create it, or give --landmark-video"),
         (["--render-size", "9999"], "expected at most 128"),
         (["--crf", "x"], "expected N, got 'x'"),
     ],
@@ -194,6 +214,20 @@ def test_the_recording_is_never_overwritten(quick, speakers, wav, capsys):
     assert cli.main(arguments(speakers, wav, wav)) == 2
     assert "would be overwritten" in one_line(capsys)
     assert wav.read_bytes() == before
+
+
+def test_what_runs_the_networks_is_said_where_it_is_not_the_cpu(
+    quick, speakers, wav, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(networks.SpeakerNetworks, "describe", lambda self: "features on NVIDIA H100")
+    assert cli.main(arguments(speakers, wav, tmp_path / "out.mp4")) == 0
+    assert capsys.readouterr().err.rstrip().endswith("; features on NVIDIA H100")
+
+
+def test_an_engine_that_cannot_run_here_is_bad_input(quick, speakers, wav, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(engine, "find_cuda_device", lambda: None)
+    assert cli.main(arguments(speakers, wav, tmp_path / "out.mp4", "--engine", "tensorrt")) == 2
+    assert "expected a CUDA device, got none; check nvidia-smi" in one_line(capsys)
 
 
 def test_output_is_needed(quick, wav, capsys):
@@ -222,6 +256,108 @@ def test_the_whole_run_needs_no_torch(speakers, wav, tmp_path):
 def test_imports_alone_bring_no_torch():
     code = "import sys, streaming.cli, streaming.file_run; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+# The motion as a video ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_rendering(quick, monkeypatch):
+    """Opening what renders is an error."""
+
+    def refuse(*_, **__):
+        raise AssertionError("nothing is to be rendered")
+
+    monkeypatch.setattr(file_run, "open_raymarcher", refuse)
+    monkeypatch.setattr(file_run, "Pipeline", refuse)
+
+
+def motion_only(speakers, wav, video, *more):
+    whole = arguments(speakers, wav, video, *more)
+    return ["--landmark-video" if part == "--output" else part for part in whole]
+
+
+def assert_shows(video, landmarks, mean_face):
+    """The video's pictures are the drawings of the landmarks (T, 68, 3), frame by frame."""
+    drawing = LandmarkDrawing(mean_face)
+    with av.open(str(video)) as container:
+        shown = np.stack([f.to_ndarray(format="rgb24").min(-1) < 128 for f in container.decode(video=0)])
+    drawn = np.stack([drawing.draw(row).min(-1) < 128 for row in landmarks])
+    # Compression changes a few pixels at the edges of some 3000; a point a pixel away changes twelve.
+    assert np.count_nonzero(shown != drawn, axis=(1, 2)).max() < 40
+    assert np.count_nonzero(drawn[0] != drawn[9]) > 200
+
+
+def test_the_motion_becomes_a_video_without_rendering(no_rendering, speakers, wav, tmp_path, capsys):
+    video, motion = tmp_path / "lm.mp4", tmp_path / "motion.npz"
+    assert cli.main(motion_only(speakers, wav, video, "--landmarks", str(motion))) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith(f"{video}: 1.52 s, 38 frames 512 x 512")
+    assert captured.out.count("\n") == 1
+    assert captured.err == ""
+    with av.open(str(video)) as container:
+        assert sum(frame.samples for frame in container.decode(audio=0)) >= 24000
+    with np.load(motion) as archive:
+        assert len(archive["landmarks"]) == 38
+        assert_shows(video, archive["landmarks"], archive["mean_face"])
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["lm.mp4", "motion.npz", "speech.wav"]
+
+
+@pytest.mark.parametrize(
+    "write_speaker", [bundle_factory.write_tiny_bundle, feature_bundle.write_feature_bundle]
+)
+def test_the_motion_is_that_of_the_rendered_video(quick, write_speaker, tmp_path, capsys):
+    """With blinks: eight seconds hold one. Both videos come from one run; both kinds of motion network."""
+    speakers = write_speaker(tmp_path / "Tiny", image_size_px=128).parent
+    wav = stand_ins.write_wav(tmp_path / "speech.wav", stand_ins.speech_like(8))
+    alone = ("--seed", "5", "--landmarks", str(tmp_path / "a.npz"))
+    assert cli.main(motion_only(speakers, wav, tmp_path / "a.mp4", *alone)) == 0
+    beside = ("--seed", "5", "--landmarks", str(tmp_path / "b.npz"), "--render-size", "96")
+    beside += ("--landmark-video", str(tmp_path / "b.mp4"))
+    assert cli.main(arguments(speakers, wav, tmp_path / "out.mp4", *beside)) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith(f"{tmp_path / 'out.mp4'}: 8.00 s, 200 frames")
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    with np.load(tmp_path / "a.npz") as a, np.load(tmp_path / "b.npz") as b:
+        assert np.array_equal(a["landmarks"], b["landmarks"])
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert container.streams.video[0].frames == 200
+
+
+def test_a_speaker_without_a_mean_face_gets_a_plain_one_and_a_line(no_rendering, wav, tmp_path, capsys):
+    parts = bundle_factory.tiny_parts(name="Imported", image_size_px=128)
+    motion = dataclasses.replace(parts.motion, mean_face=None)
+    write_bundle(tmp_path / "Imported", dataclasses.replace(parts, motion=motion))
+    more = ("--speaker", "Imported", "--landmarks", str(tmp_path / "motion.npz"))
+    assert cli.main(motion_only(tmp_path, wav, tmp_path / "lm.mp4", *more)) == 0
+    err = capsys.readouterr().err
+    assert err == "Imported has no mean face: --landmark-video moves a plain face of nobody\n"
+    with np.load(tmp_path / "motion.npz") as archive:
+        assert "mean_face" not in archive
+        assert_shows(tmp_path / "lm.mp4", archive["landmarks"], plain_face())
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--landmark-video", "{wav}"], "--input would be overwritten; give --landmark-video another name"),
+        (["--landmark-video", "{out}"], "--output would be overwritten; give --landmark-video another name"),
+        (["--landmark-video", "{folder}/./out.mp4"], "--output would be overwritten"),
+        (["--landmarks", "{wav}"], "--input would be overwritten; give --landmarks another name"),
+    ],
+)
+def test_no_file_is_written_twice(quick, speakers, wav, tmp_path, capsys, more, said):
+    before = wav.read_bytes()
+    out = tmp_path / "out.mp4"
+    more = [part.format(wav=wav, out=out, folder=tmp_path) for part in more]
+    assert cli.main(arguments(speakers, wav, out, *more)) == 2
+    assert said in one_line(capsys)
+    assert wav.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["speech.wav"]
+
+
+def test_a_motion_video_needs_an_input(quick, capsys):
+    assert cli.main(["--landmark-video", "lm.mp4"]) == 2
+    assert "--input is missing" in one_line(capsys)
 
 
 # Progress -------------------------------------------------------------------------------------------
@@ -302,11 +438,43 @@ def test_the_size_is_chosen_from_frames_that_were_drawn(tmp_path, ns_per_pixel, 
     clock = TestClock()
     raymarcher = CostlyRaymarcher(clock, ns_per_pixel)
     chosen = file_run.size_that_keeps_up(
-        speaker, raymarcher, open_engines(speaker), threads=2, cores=2, clock=clock
+        speaker, raymarcher, open_networks(speaker), threads=2, cores=2, clock=clock
     )
     assert chosen.size_px == size_px
     assert chosen.keeps_up == (size_px > 128)
     assert max(raymarcher.sizes[:1]) == 192  # begins in the middle
+
+
+class SlowEngine:
+    """Moves the clock on at each run."""
+
+    device = "CPU"
+
+    def __init__(self, engine, clock, takes_ms):
+        self._engine, self._clock, self._takes_ms = engine, clock, takes_ms
+
+    def run(self, inputs):
+        self._clock.time_s += self._takes_ms / 1000
+        return self._engine.run(inputs)
+
+
+@pytest.mark.parametrize(
+    ("features_ms", "size_px", "said"),
+    [
+        (20.0, 512, "keeps up"),  # for four frames
+        (900.0, 512, "slower than the sound, as the networks alone are"),
+    ],
+)
+def test_networks_slower_than_the_sound_leave_a_recording_its_full_size(tmp_path, features_ms, size_px, said):
+    speaker = load_speaker(feature_bundle.write_feature_bundle(tmp_path / "Heard"))
+    clock = TestClock()
+    raymarcher = CostlyRaymarcher(clock, 1)
+    networks = open_networks(speaker)
+    networks = dataclasses.replace(networks, features=SlowEngine(networks.features, clock, features_ms))
+    chosen = file_run.size_that_keeps_up(speaker, raymarcher, networks, threads=2, cores=2, clock=clock)
+    assert chosen.size_px == size_px
+    assert chosen.keeps_up == (features_ms < 160)
+    assert file_run.describe(file_run.make_renderer(speaker, raymarcher, size_px), chosen).endswith(said)
 
 
 def test_a_name_with_a_line_break_is_still_one_line(quick, tmp_path, capsys):

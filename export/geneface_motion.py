@@ -1,0 +1,204 @@
+"""Writes a GeneFace speaker's Audio2Motion and PostNet as one ONNX graph: features in, landmarks out.
+
+The networks look both ways, so the graph takes the features of T video frames and gives as many; what a
+stream or a recording makes of that is for whoever runs it. T is free, a whole number of latent steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from models.audio2motion import Audio2Motion, f0_to_coarse
+from models.postnet import PostNet
+from models.time_convolution import plain_copy
+
+from .graphs import with_small_weights, without_notes
+from .torch_graph import ExportError, compare, ms_per_call, refuse_if_wrong, write_graph
+
+LARGEST_ERROR = 1e-4
+"""Two orders of float32 sums of a few hundred terms differ by some 1e-6; a wrong graph by more than 1e-2."""
+TRIED_STEPS = (1, 2, 7, 25, 63)
+"""Latent steps of the windows that a graph is tried on; at 4 frames a step, up to 10 s."""
+
+F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenefaceMotionReport:
+    """What was written and how it compares.
+
+    Attributes:
+        path: The graph.
+        bytes: Its size.
+        block_frames, latent_channels: Video frames to a step of the latent, and its width.
+        hears_pitch: The graph takes `f0_hz`.
+        largest_error: Largest difference between the float32 graph and torch over all tried windows.
+        float16_change: Largest change of a landmark by rounding the weights; None where they are float32.
+        cases: How many windows were tried.
+        ms_per_call: Median on this machine, one thread, for `timed_frames` frames.
+    """
+
+    path: Path
+    bytes: int
+    block_frames: int
+    latent_channels: int
+    hears_pitch: bool
+    largest_error: float
+    float16_change: float | None
+    cases: int
+    ms_per_call: float
+    timed_frames: int
+
+
+class GenefaceMotionChain(nn.Module):
+    """Audio2Motion, then PostNet.
+
+    GeneFace blanks in PostNet those frames whose landmarks are all zero, which marks the padding of a batch
+    of clips. Here is one clip, and a network's output is never all zero: no frame is blanked.
+    """
+
+    def __init__(
+        self, audio2motion: Audio2Motion, postnet: PostNet, pitch_embed: nn.Embedding | None = None
+    ) -> None:
+        super().__init__()
+        self.audio2motion, self.postnet, self.pitch_embed = audio2motion, postnet, pitch_embed
+
+    def forward(self, features: Tensor, latent: Tensor, f0_hz: Tensor | None = None) -> Tensor:
+        """Returns landmarks (1, T, 204).
+
+        Args:
+            features: (1, 2 T, feature_dimension).
+            latent: (1, latent_channels, T / block_frames), noise already times its temperature.
+            f0_hz: (1, 2 T), 0 where unvoiced; only for the variant that hears pitch.
+        """
+        landmarks = self.audio2motion.predict(features, f0_hz=f0_hz, z_prior=latent)  # (1, T, 204)
+        pitch = None
+        if self.pitch_embed is not None:
+            assert f0_hz is not None
+            pitch = self.pitch_embed(f0_to_coarse(f0_hz[:, ::2]))  # (1, T, 64)
+        refined: Tensor = self.postnet(landmarks, pitch=pitch)  # (1, T, 204)
+        return refined
+
+
+def export_geneface_motion(
+    audio2motion: Audio2Motion,
+    postnet: PostNet,
+    pitch_embed: nn.Embedding | None = None,
+    *,
+    path: Path,
+    features: F32 | None = None,
+    f0_hz: F32 | None = None,
+    float32_weights: bool = False,
+) -> GenefaceMotionReport:
+    """Writes `path` and returns how it compares with the torch modules.
+
+    The graph takes `features` (1, 2 T, feature_dimension), `latent` (1, latent_channels, T / block_frames)
+    and, for the variant that hears pitch, `f0_hz` (1, 2 T); it gives `landmarks` (1, T, 204).
+
+    Args:
+        audio2motion: GeneFace's network, as it stands in PostNet's checkpoint.
+        postnet: The speaker's.
+        pitch_embed: The pitch variant's own child of PostNet's checkpoint.
+        path: Where the graph goes; one file.
+        features: (Tx, feature_dimension) of real speech to compare on, besides noise.
+        f0_hz: (>= Tx,) of the same speech.
+        float32_weights: Keep the weights as they are, twice the size.
+
+    Raises:
+        ExportError: The networks do not fit together, or the graph differs from its source.
+        GraphError: Rounded weights change the landmarks too much.
+    """
+    config = audio2motion.config
+    hears_pitch = config.pitch_channels > 0
+    if config.causal:
+        raise ExportError(
+            "motion.onnx: audio2motion: expected one that looks both ways, got a causal one; "
+            "export.motion writes those"
+        )
+    for name, there in (("postnet", postnet.config.pitch_channels > 0), ("pitch_embed", bool(pitch_embed))):
+        if there != hears_pitch:
+            wanted, got = ("one", "none") if hears_pitch else ("none", "one")
+            raise ExportError(
+                f"motion.onnx: {name}: expected {wanted} that hears pitch, as audio2motion does"
+                f"{'' if hears_pitch else ' not'}, got {got}; take both from one PostNet checkpoint"
+            )
+    chain = GenefaceMotionChain(audio2motion, postnet, pitch_embed).eval()
+    names = ("features", "latent", "f0_hz") if hears_pitch else ("features", "latent")
+    feeds = _windows_to_try(audio2motion, features, f0_hz)
+    steps = torch.export.Dim("steps", min=1, max=1 << 20)
+    block = 2 * config.squeeze
+    axes = {"features": {1: block * steps}, "latent": {2: steps}, "f0_hz": {1: block * steps}}
+    example = tuple(torch.from_numpy(feeds[TRIED_STEPS.index(7)][name]) for name in names)
+    write_graph(
+        plain_copy(chain),
+        example,
+        path,
+        inputs=names,
+        outputs=("landmarks",),
+        dynamic_shapes=tuple(axes[name] for name in names),
+    )
+    content = without_notes(path.read_bytes())
+    error = compare(content, chain, feeds).largest_error
+    refuse_if_wrong(path, error, LARGEST_ERROR)
+    change = None
+    if not float32_weights:
+        small = with_small_weights(content, feeds)
+        content, change = small.content, small.rounding
+    path.write_bytes(content)
+    longest = feeds[len(TRIED_STEPS) - 1]
+    return GenefaceMotionReport(
+        path=path,
+        bytes=len(content),
+        block_frames=config.squeeze,
+        latent_channels=config.latent_channels,
+        hears_pitch=hears_pitch,
+        largest_error=error,
+        float16_change=change,
+        cases=len(feeds),
+        ms_per_call=ms_per_call(content, longest, calls=20),
+        timed_frames=longest["features"].shape[1] // 2,
+    )
+
+
+def _windows_to_try(
+    audio2motion: Audio2Motion, features: F32 | None, f0_hz: F32 | None
+) -> list[dict[str, F32]]:
+    """Returns inputs of `TRIED_STEPS` steps of noise, and of the recording where it is that long."""
+    config = audio2motion.config
+    random = np.random.default_rng(0)
+    longest = 2 * config.squeeze * max(TRIED_STEPS)
+    noise = random.normal(0, 0.5, (longest, config.feature_dimension)).astype(np.float32)
+    hertz = (random.uniform(60, 600, longest) * random.integers(0, 2, longest)).astype(np.float32)
+    sources = [(noise, hertz)]
+    if features is not None:
+        sources.append((features, np.zeros(len(features), np.float32) if f0_hz is None else f0_hz))
+    feeds = []
+    for heard, pitch in sources:
+        for steps in TRIED_STEPS:
+            length = 2 * config.squeeze * steps
+            if len(heard) < length:
+                continue
+            part = slice(start := int(random.integers(0, len(heard) - length + 1)), start + length)
+            feed = {
+                "features": heard[None, part].astype(np.float32),
+                "latent": random.standard_normal((1, config.latent_channels, steps)).astype(np.float32),
+            }
+            if config.pitch_channels:
+                feed["f0_hz"] = _middle_of_step(pitch[part].astype(np.float32))[None]
+            feeds.append(feed)
+    return feeds
+
+
+def _middle_of_step(f0_hz: F32) -> F32:
+    """Returns the pitch of each coarse step's middle, where two logarithms cannot round to two steps."""
+    coarse = f0_to_coarse(torch.from_numpy(f0_hz)).numpy()
+    lowest, highest = (1127.0 * np.log1p(hz / 700.0) for hz in (50.0, 1100.0))
+    hertz = 700.0 * np.expm1(((coarse - 1) * (highest - lowest) / 254.0 + lowest) / 1127.0)
+    middle: F32 = np.where(f0_hz > 0, hertz, 0.0).astype(np.float32)
+    return middle

@@ -1,0 +1,289 @@
+"""What a teacher says over a folder of speech, laid out as a corpus that training reads.
+
+The teacher hears each recording once; its landmarks are kept, so that a run that was stopped goes on with
+the next recording. Pauses are known by their loudness, and where the teacher's lips meet while somebody
+speaks counts as a bilabial: training weighs both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # its stubs are a separate package
+
+from models.audio2motion import LANDMARK_DIMENSION
+from models.features import FRAME_SAMPLES
+from preparation.media import MediaError, read_pcm
+from training.corpus import FRAMES_PER_S, PAUSE, quiet_frames
+from training.measures import aperture_mm
+
+log = logging.getLogger(__name__)
+
+F32 = npt.NDArray[np.float32]
+I16 = npt.NDArray[np.int16]
+Flags = npt.NDArray[np.bool_]
+
+HELD_OUT_SHARE = 0.1
+SHORTEST_FRAMES = 50  # 2 s
+LONGEST_CLIP_FRAMES = 750  # a validation holds sixteen clips at once
+CUT_REACH_FRAMES = 50  # a recording is cut at its quietest frame within so many of an even cut
+SILENT_RMS = 1e-3  # the loudest frame of a recording without speech, of full scale
+CLOSED_SHARE = 0.1  # of the mouth's usual opening, that still counts as shut
+
+
+class SpeechError(ValueError):
+    """Speech that nothing can be learnt from, or a teacher that does not say it as it should."""
+
+
+class Teacher(Protocol):
+    """A speaker's motion over a whole recording."""
+
+    def landmarks(self, pcm: F32, *, temperature: float | None = None) -> F32:
+        """Returns (n // 640, 68, 3) landmarks in the speaker's domain of `pcm` (n,) in [-1, 1]."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """One recording that the teacher has said."""
+
+    file: Path
+    digest: str  # of its sound and its teacher
+    said: Path  # .npy of the landmarks, float32 (frames, 204)
+    frames: int
+    clips: tuple[dict[str, Any], ...]  # rows of a corpus index, but for split, row0 and row1
+
+    def pcm(self) -> F32:
+        """Returns its sound, (640 * frames,) in [-1, 1]."""
+        whole = read_pcm(self.file)[: FRAME_SAMPLES * self.frames]
+        return np.multiply(whole, 1 / 32768, dtype=np.float32)
+
+    def landmarks(self) -> F32:
+        """Returns what the teacher said, (frames, 204)."""
+        said: F32 = np.load(self.said, allow_pickle=False)
+        return said
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherCorpus:
+    """The corpus folder and what it was made from."""
+
+    folder: Path
+    train: tuple[Recording, ...]
+    held_out: tuple[Recording, ...]
+    left_out: tuple[str, ...]  # a line for each file that was not used: which, why
+
+    @property
+    def digest(self) -> str:
+        """What training depends on: the recordings of each split as their teacher says them."""
+        splits = [[recording.digest for recording in split] for split in (self.train, self.held_out)]
+        return hashlib.sha256(json.dumps(splits).encode()).hexdigest()[:16]
+
+    @property
+    def train_minutes(self) -> float:
+        """Minutes of speech that training hears."""
+        return sum(recording.frames for recording in self.train) / FRAMES_PER_S / 60
+
+    @property
+    def held_out_minutes(self) -> float:
+        """Minutes of speech that only measuring hears."""
+        return sum(recording.frames for recording in self.held_out) / FRAMES_PER_S / 60
+
+    def train_landmarks(self) -> F32:
+        """Returns the teacher's landmarks (rows, 204) over all that training hears."""
+        return np.concatenate([recording.landmarks() for recording in self.train])
+
+
+def make_teacher_corpus(
+    speech: Path,
+    work: Path,
+    open_teacher: Callable[[], Teacher],
+    *,
+    identity: str,
+    temperature: float,
+    mean_face: F32,
+) -> TeacherCorpus:
+    """Returns the corpus `work/corpus` of every usable recording below `speech`, a tenth of it held out.
+
+    Args:
+        speech: Searched with its sub-folders; hidden files are passed over.
+        work: The teacher's landmarks are kept in `work/teacher`.
+        open_teacher: Called once, if some recording is still to be said.
+        identity: Names the teacher; another one's landmarks are not taken for its own.
+        temperature: Of the teacher's noise.
+        mean_face: (68, 3) dm, what the landmarks are offsets from.
+
+    Raises:
+        SpeechError: fewer than two usable recordings, or the teacher gives something else than landmarks.
+    """
+    if not speech.is_dir():
+        raise SpeechError(f"{speech}: expected a folder of recordings, found none; check --speech")
+    said = work / "teacher"
+    said.mkdir(parents=True, exist_ok=True)
+    files = sorted(
+        file
+        for file in speech.rglob("*")
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(speech).parts)
+    )
+    teacher: Teacher | None = None
+    found: dict[str, Recording] = {}
+    left_out: list[str] = []
+    for file in tqdm(files, desc="teacher", unit="recording"):
+        try:
+            pcm = read_pcm(file)
+            frames = len(pcm) // FRAME_SAMPLES
+            pcm = pcm[: FRAME_SAMPLES * frames]
+            digest = hashlib.sha256(f"{identity} {temperature} ".encode() + pcm.tobytes()).hexdigest()[:16]
+            _require_speech(file, pcm, found.get(digest))
+        except (MediaError, SpeechError) as error:
+            left_out.append(str(error))
+            log.warning("left out: %s", error)
+            continue
+        path = said / f"{digest}.npy"
+        if not path.is_file():
+            teacher = teacher or open_teacher()
+            sound = np.multiply(pcm, 1 / 32768, dtype=np.float32)
+            landmarks = teacher.landmarks(sound, temperature=temperature)
+            if landmarks.shape != (frames, 68, 3) or not np.isfinite(landmarks).all():
+                raise SpeechError(
+                    f"{file}: teacher: expected finite landmarks ({frames}, 68, 3), got "
+                    f"{tuple(landmarks.shape)}; check the bundle with `geneface-export verify`"
+                )
+            _save_whole(path, landmarks.reshape(frames, LANDMARK_DIMENSION).astype(np.float32))
+        found[digest] = Recording(
+            file=file.resolve(),
+            digest=digest,
+            said=path,
+            frames=frames,
+            clips=tuple(_clips(file, digest, pcm, np.load(path, allow_pickle=False), mean_face)),
+        )
+    recordings = tuple(found.values())
+    if len(recordings) < 2:
+        raise SpeechError(
+            f"{speech}: expected two or more recordings with speech, one to hold out, got {len(recordings)} "
+            f"of {len(files)} files{f' ({left_out[0]})' if left_out else ''}; add some or cut one in two"
+        )
+    held_out = _held_out(recordings)
+    corpus = TeacherCorpus(
+        folder=work / "corpus",
+        train=tuple(recording for recording in recordings if recording not in held_out),
+        held_out=held_out,
+        left_out=tuple(left_out),
+    )
+    _write_corpus(corpus, mean_face)
+    return corpus
+
+
+def _require_speech(file: Path, pcm: I16, twin: Recording | None) -> None:
+    if len(pcm) < FRAME_SAMPLES * SHORTEST_FRAMES:
+        raise SpeechError(
+            f"{file}: expected {SHORTEST_FRAMES / FRAMES_PER_S:g} s of speech or more, "
+            f"got {len(pcm) / FRAME_SAMPLES / FRAMES_PER_S:.2f} s"
+        )
+    if twin is not None:
+        raise SpeechError(f"{file}: the same sound as {twin.file}")
+    if not _level(pcm).max() > SILENT_RMS:
+        raise SpeechError(f"{file}: expected speech, got silence")
+
+
+def _level(pcm: I16) -> F32:
+    """Returns how loud each frame is, (T,) rms of full scale, of samples (640 T,)."""
+    frames = pcm.reshape(-1, FRAME_SAMPLES).astype(np.float32) / 32768
+    level: F32 = np.sqrt(np.square(frames).mean(axis=1))
+    return level
+
+
+def _clips(file: Path, digest: str, pcm: I16, landmarks: F32, mean_face: F32) -> list[dict[str, Any]]:
+    """Returns the rows of the corpus index for one recording, cut where it is quiet."""
+    quiet = quiet_frames(pcm)  # (T,)
+    aperture = aperture_mm(landmarks, mean_face)
+    low, high = np.percentile(aperture, [5, 95])
+    shut = ~quiet & (aperture <= low + CLOSED_SHARE * (high - low))
+    level, frames = _level(pcm), len(landmarks)
+    count = -(-frames // LONGEST_CLIP_FRAMES)
+    cuts = [0]
+    for even in (frames * k // count for k in range(1, count)):
+        first = even - CUT_REACH_FRAMES
+        cuts.append(first + int(level[first : even + CUT_REACH_FRAMES].argmin()))
+    cuts.append(frames)
+    return [
+        {
+            "id": f"{digest}-{number}",
+            "file": str(file.resolve()),
+            "start": FRAME_SAMPLES * first,
+            "samples": FRAME_SAMPLES * (last - first),
+            "frames": last - first,
+            "kind": "speech",
+            "phones": [*_runs(PAUSE, quiet[first:last]), *_runs("b", shut[first:last])],
+        }
+        for number, (first, last) in enumerate(itertools.pairwise(cuts))
+    ]
+
+
+def _runs(label: str, where: Flags) -> list[list[Any]]:
+    """Returns `[label, start_s, end_s]` of each run of true frames (T,)."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], where, [False]]).astype(np.int8)))
+    return [
+        [label, int(first) / FRAMES_PER_S, int(last) / FRAMES_PER_S] for first, last in edges.reshape(-1, 2)
+    ]
+
+
+def _held_out(recordings: tuple[Recording, ...]) -> tuple[Recording, ...]:
+    """Returns whole recordings of some tenth of the time, drawn by their digests; the shortest at least."""
+    room = HELD_OUT_SHARE * sum(recording.frames for recording in recordings)
+    held_out = []
+    for recording in sorted(recordings, key=lambda recording: recording.digest):
+        if recording.frames <= room:
+            held_out.append(recording)
+            room -= recording.frames
+    return tuple(held_out) or (min(recordings, key=lambda recording: recording.frames),)
+
+
+def _write_corpus(corpus: TeacherCorpus, mean_face: F32) -> None:
+    """Writes `index.jsonl` and `landmarks.npz`: each coordinate its own component, 16 bits over its range."""
+    corpus.folder.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    landmarks = []
+    row = 0
+    for split, recordings in (("train", corpus.train), ("val", corpus.held_out)):
+        for recording in recordings:
+            landmarks.append(recording.landmarks())
+            for clip in recording.clips:
+                rows.append({**clip, "split": split, "row0": row, "row1": row + clip["frames"]})
+                row += clip["frames"]
+    motion = np.concatenate(landmarks)  # (rows, 204)
+    middle = motion.mean(axis=0, dtype=np.float64).astype(np.float32)
+    motion -= middle
+    scale = np.maximum(np.abs(motion).max(axis=0), 1e-6) / 32767
+    partial = corpus.folder / "landmarks.partial.npz"
+    np.savez(
+        partial,
+        coeff=np.round(motion / scale).astype(np.int16),
+        scale=scale,
+        basis=np.eye(LANDMARK_DIMENSION, dtype=np.float32) / 10,  # positions are dm, landmarks ten times that
+        neutral=(mean_face + middle.reshape(68, 3) / 10)[None],
+        row_identity=np.zeros(len(motion), np.uint8),
+        mean_face=mean_face,
+    )
+    partial.replace(corpus.folder / "landmarks.npz")
+    index = corpus.folder / "index.jsonl.partial"
+    index.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    index.replace(corpus.folder / "index.jsonl")
+
+
+def _save_whole(path: Path, array: F32) -> None:
+    partial = path.with_suffix(".partial.npy")
+    try:
+        np.save(partial, array, allow_pickle=False)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

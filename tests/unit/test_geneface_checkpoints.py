@@ -1,0 +1,608 @@
+from __future__ import annotations
+
+import os
+import re
+import shutil
+
+import pytest
+import torch
+import yaml
+from geneface_checkpoint import write_work_folder
+from torch.utils.tensorboard import SummaryWriter
+
+from export.geneface_checkpoints import (
+    GenefaceFolders,
+    build_audio2motion,
+    build_head,
+    build_postnet,
+    build_syncnet,
+    build_torso,
+    find_folders,
+    read_checkpoint,
+    read_config,
+    read_networks,
+)
+from export.restricted_pickle import GenefaceFileError
+from models.audio2motion import Audio2Motion, Audio2MotionConfig
+from models.condition import ConditionConfig
+from models.encodings import GridConfig
+from models.head import Head, HeadConfig
+from models.postnet import MotionDiscriminator, PostNet, PostNetConfig
+from models.syncnet import SyncNet
+from models.torso import Torso, TorsoConfig
+
+FIELD = {
+    "video_id": "May",
+    "work_dir": "checkpoints/May/lm3d_radnerf",
+    "cond_type": "idexp_lm3d_normalized",
+    "cond_win_size": 1,
+    "smo_win_size": 3,
+    "with_att": True,
+    "cond_out_dim": 8,
+    "ambient_out_dim": 2,
+    "bound": 1,
+    "camera_scale": 3,
+    "camera_offset": [0, 0.5, 0],
+    "desired_resolution": 64,
+    "log2_hashmap_size": 8,
+    "grid_type": "hashgrid",
+    "grid_interpolation_type": "smoothstep",
+    "hidden_dim_ambient": 16,
+    "hidden_dim_sigma": 24,
+    "hidden_dim_color": 32,
+    "num_layers_ambient": 2,
+    "num_layers_sigma": 3,
+    "num_layers_color": 2,
+    "geo_feat_dim": 8,
+    "individual_embedding_num": 5,
+    "individual_embedding_dim": 4,
+    "torso_individual_embedding_dim": 6,
+    "torso_shrink": 0.75,
+    "torso_head_aware": False,
+    "grid_size": 16,
+    "max_steps": 16,
+    "min_near": 0.05,
+    "density_thresh": 10,
+    "density_thresh_torso": 0.01,
+    "infer_lm3d_clamp_std": 2.0,
+}
+SMALL_GRID = GridConfig(desired_resolution=64, log2_rows=8, hashed=True, smoothstep=True)
+HEAD = HeadConfig(
+    condition=ConditionConfig(window_frames=3, lookahead_frames=1, outputs=8),
+    position_grid=SMALL_GRID,
+    ambient_grid=SMALL_GRID,
+    hidden_ambient=16,
+    hidden_sigma=24,
+    hidden_color=32,
+    layers_ambient=2,
+    geometry_features=8,
+    codes=5,
+    grid_size=16,
+    camera_scale=3.0,
+    camera_offset=(0.0, 0.5, 0.0),
+)
+TORSO = TorsoConfig(codes=5, code_width=6, shrink=0.75, grid_size=16)
+MOTION = {"video_id": "May", "work_dir": "checkpoints/May/lm3d_postnet_sync", "infer_ckpt_steps": 4000}
+
+
+def config(**changes):
+    return yaml.safe_dump({key: value for key, value in (FIELD | changes).items() if value is not None})
+
+
+def nested(network, name):
+    return {f"{name}.{key}": value for key, value in network.state_dict().items()}
+
+
+def state(network):
+    return dict(network.state_dict())
+
+
+@pytest.fixture(scope="module")
+def field_states():
+    torch.manual_seed(0)
+    return state(Head(HEAD)), state(Torso(TORSO))
+
+
+@pytest.fixture(scope="module")
+def motion_checkpoint(tmp_path_factory):
+    """A PostNet's checkpoint without SyncNet, which is large and not always needed."""
+    torch.manual_seed(1)
+    children = {
+        "audio2motion_task": nested(Audio2Motion(), "model"),
+        "disc_model": state(MotionDiscriminator()),
+        "model": state(PostNet()),
+    }
+    return write_work_folder(tmp_path_factory.mktemp("postnet"), children, config=yaml.safe_dump(MOTION))
+
+
+@pytest.fixture
+def checkpoints(tmp_path, motion_checkpoint, field_states):
+    """GeneFace's folder `checkpoints` with the work folders of May."""
+    head, torso = field_states
+    may = tmp_path / "checkpoints" / "May"
+    shutil.copytree(motion_checkpoint.parent, may / "lm3d_postnet_sync", copy_function=os.link)
+    criterion = {"criterion_lpips": {"scaling_layer.shift": torch.zeros(1)}}
+    write_work_folder(may / "lm3d_radnerf", {**criterion, "model": head}, step=90, config=config())
+    write_work_folder(
+        may / "lm3d_radnerf_torso", {**criterion, "model": head | torso}, step=70, config=config()
+    )
+    return tmp_path / "checkpoints"
+
+
+def one_line_about(refusal, *parts):
+    message = str(refusal.value)
+    assert "\n" not in message
+    for part in ("expected", "got", "; ", *parts):
+        assert str(part) in message, message
+
+
+# A speaker -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("below", ["", "May"])
+def test_a_speaker_out_of_geneface_s_folders(checkpoints, field_states, motion_checkpoint, below):
+    networks = read_networks(find_folders(checkpoints / below, "May"), "May")
+    saved = torch.load(motion_checkpoint, weights_only=False)["state_dict"]
+    for name, tensor in networks.audio2motion.state_dict().items():
+        assert torch.equal(tensor, saved["audio2motion_task"][f"model.{name}"])
+    for ours, theirs in (
+        (networks.postnet, saved["model"]),
+        (networks.head, field_states[0]),
+        (networks.torso, field_states[1]),
+    ):
+        assert not ours.training
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.state_dict().items())
+    assert networks.head.config == HEAD
+    assert networks.torso.config == TORSO
+    assert networks.syncnet is None
+    assert not networks.hears_pitch
+    assert (networks.camera_scale, networks.camera_offset) == (3.0, (0.0, 0.5, 0.0))
+    assert (networks.clamp_std, networks.window_frames) == (2.0, 3)
+    steps = {source.part: (source.path.parent.name, source.step) for source in networks.sources}
+    assert steps == {
+        "postnet": ("lm3d_postnet_sync", 10),
+        "audio2motion": ("lm3d_postnet_sync", 10),
+        "head": ("lm3d_radnerf_torso", 70),
+        "torso": ("lm3d_radnerf_torso", 70),
+    }
+
+
+def test_a_speaker_without_torso_out_of_files_one_by_one(checkpoints):
+    may = checkpoints / "May"
+    shutil.rmtree(may / "lm3d_radnerf_torso")
+    (may / "lm3d_radnerf" / "model_ckpt_steps_90.ckpt").rename(may / "lm3d_radnerf" / "model_ckpt_best.pt")
+    folders = GenefaceFolders(
+        postnet=may / "lm3d_postnet_sync" / "model_ckpt_steps_10.ckpt", head=may / "lm3d_radnerf"
+    )
+    networks = read_networks(folders, "May")
+    assert networks.torso is None
+    assert [(source.part, source.reason) for source in networks.sources] == [
+        ("postnet", "given"),
+        ("audio2motion", "PostNet's"),
+        ("head", "the best in validation; no other was kept"),
+    ]
+
+
+def test_the_head_of_a_torsos_checkpoint_is_given_as_a_head(checkpoints):
+    may = checkpoints / "May"
+    folders = GenefaceFolders(postnet=may / "lm3d_postnet_sync", head=may / "lm3d_radnerf_torso")
+    assert read_networks(folders, "May").torso is None
+
+
+def test_flat_keys_are_parted(tmp_path, field_states):
+    flat = {f"model.{key}": value for key, value in (field_states[0] | field_states[1]).items()}
+    file = write_work_folder(tmp_path, flat | {"criterion_lpips.net.a": torch.zeros(1)}, config=config())
+    checkpoint = read_checkpoint(file)
+    assert checkpoint.kind == "torso"
+    assert build_head(checkpoint).config == HEAD
+    assert build_torso(checkpoint).config == TORSO
+
+
+def test_the_newest_checkpoint_is_taken(checkpoints):
+    folder = checkpoints / "May" / "lm3d_radnerf_torso"
+    old = (folder / "model_ckpt_steps_70.ckpt").read_bytes()
+    for name in ("model_ckpt_steps_9.ckpt", "model_ckpt_best.pt", "model_ckpt_steps_800.ckpt.part"):
+        (folder / name).write_bytes(b"not to be opened")
+    (folder / "model_ckpt_steps_100.ckpt").write_bytes(old)
+    networks = read_networks(find_folders(checkpoints, "May"), "May")
+    (torso,) = (source for source in networks.sources if source.part == "torso")
+    assert (torso.path.name, torso.reason) == ("model_ckpt_steps_100.ckpt", "the newest of 3")
+
+
+def test_pitch_is_told_by_keys(tmp_path):
+    audio2motion = Audio2Motion(Audio2MotionConfig(pitch_channels=32))
+    children = {
+        "audio2motion_task": nested(audio2motion, "model"),
+        "model": state(PostNet(PostNetConfig(pitch_channels=64))),
+        "pitch_embed": {"weight": audio2motion.pitch_embed.weight.detach()},
+    }
+    checkpoint = read_checkpoint(write_work_folder(tmp_path, children, config="video_id: May"))
+    assert build_audio2motion(checkpoint).config.pitch_channels == 32
+    assert build_postnet(checkpoint).config.pitch_channels == 64
+
+
+def test_a_postnet_that_hears_pitch_needs_its_embedding(tmp_path):
+    children = {"audio2motion_task": {}, "model": state(PostNet(PostNetConfig(pitch_channels=64)))}
+    checkpoint = read_checkpoint(write_work_folder(tmp_path, children, config="video_id: May"))
+    with pytest.raises(GenefaceFileError) as refusal:
+        build_postnet(checkpoint)
+    one_line_about(refusal, checkpoint.path, "pitch_embed.weight")
+
+
+def test_syncnet_is_taken_out_of_what_it_judged(tmp_path):
+    syncnet = SyncNet()
+    children = {"syncnet_task": nested(syncnet, "model"), "model": {"block1.x": torch.zeros(1)}}
+    checkpoint = read_checkpoint(write_work_folder(tmp_path, children, config="video_id: May"))
+    taken = build_syncnet(checkpoint).state_dict()
+    assert all(torch.equal(tensor, taken[key]) for key, tensor in syncnet.state_dict().items())
+
+
+# Which step ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def many_steps(checkpoints):
+    """A PostNet's folder with checkpoints at 1000 to 6000, each a link to one file."""
+    folder = checkpoints / "May" / "lm3d_postnet_sync"
+    for step in range(1000, 7000, 1000):
+        os.link(folder / "model_ckpt_steps_10.ckpt", folder / f"model_ckpt_steps_{step}.ckpt")
+    (folder / "model_ckpt_steps_10.ckpt").unlink()
+    (folder / "config.yaml").unlink()  # a link too
+    (folder / "config.yaml").write_text(yaml.safe_dump(MOTION))
+    return folder
+
+
+def taken(checkpoints, **options):
+    networks = read_networks(find_folders(checkpoints, "May"), "May", **options)
+    return networks.sources[0].path.name, networks.sources[0].reason
+
+
+def write_logs(folder, *, confident, validations):
+    with SummaryWriter(str(folder / "tb_logs")) as board:
+        for step, (mse, sync) in validations.items():
+            board.add_scalar("val/mse", mse, step)
+            board.add_scalar("val/sync", sync, step)
+        for step in range(99, 6000, 100):  # GeneFace logs a batch before its step is counted
+            board.add_scalar("tr/disc_pos_conf", 0.5 + confident(step), step)
+            board.add_scalar("tr/disc_neg_conf", 0.5 - confident(step), step)
+
+
+def test_the_step_is_chosen_by_the_logs(checkpoints, many_steps):
+    write_logs(
+        many_steps,
+        confident=lambda step: 0.3 if step < 2000 or step == 2999 else 0.02,  # one batch out of line
+        validations={1000: (9, 9), 2000: (1, 1), 3000: (1.5, 1.6), 4000: (1.49, 1.58), 5000: (2, 2)},
+    )
+    name, reason = taken(checkpoints)
+    assert name == "model_ckpt_steps_3000.ckpt"
+    assert "logs" in reason
+    assert "smallest converged step" in reason
+
+
+def test_without_usable_logs_the_config_s_step_is_taken(checkpoints, many_steps):
+    with SummaryWriter(str(many_steps / "tb_logs")) as board:
+        board.add_scalar("tr/mse", 1.0, 1000)
+    name, reason = taken(checkpoints)
+    assert name == "model_ckpt_steps_4000.ckpt"
+    assert "infer_ckpt_steps" in reason
+
+
+def test_without_anything_to_choose_by_the_newest_is_taken_and_said(checkpoints, many_steps):
+    (many_steps / "model_ckpt_steps_4000.ckpt").unlink()
+    name, reason = taken(checkpoints)
+    assert name == "model_ckpt_steps_6000.ckpt"
+    assert "newest of 5" in reason
+    assert "nothing to choose by" in reason
+
+
+def test_logs_of_other_steps_or_without_finite_values_choose_nothing(checkpoints, many_steps):
+    write_logs(many_steps, confident=lambda step: 0, validations={1500: (1, 1), 2000: (float("nan"), 1)})
+    assert taken(checkpoints)[0] == "model_ckpt_steps_4000.ckpt"
+
+
+def test_a_step_given_is_taken_or_missed(checkpoints, many_steps):
+    assert taken(checkpoints, postnet_steps=2000) == ("model_ckpt_steps_2000.ckpt", "the step given")
+    with pytest.raises(GenefaceFileError) as refusal:
+        taken(checkpoints, postnet_steps=2500)
+    one_line_about(refusal, many_steps, "model_ckpt_steps_2500.ckpt", "1000, 2000, 3000")
+
+
+# Configs ---------------------------------------------------------------------------------------------
+
+
+def test_a_config_inherits(tmp_path):
+    bases = tmp_path / "egs" / "bases"
+    bases.mkdir(parents=True)
+    (bases / "root.yaml").write_text("a: 1\nb: 1\nc: {d: 1, e: 1}\n")
+    (bases / "first.yaml").write_text("base_config: ./root.yaml\nb: 2\nc: {d: 2}\n")
+    (bases / "second.yaml").write_text("base_config: [./first.yaml, egs/bases/root.yaml]\nf: 3\n")
+    own = tmp_path / "egs" / "May"
+    own.mkdir()
+    text = "base_config: [egs/bases/first.yaml, egs/bases/second.yaml, egs/absent.yaml]\nvideo_id: May\n"
+    (own / "config.yaml").write_text(text)
+    read = read_config(own / "config.yaml")
+    read.pop("base_config")
+    assert read == {"a": 1, "b": 2, "c": {"d": 2, "e": 1}, "f": 3, "video_id": "May"}
+
+
+def test_a_flat_config_is_taken_as_it_is(tmp_path):
+    (tmp_path / "base.yaml").write_text("a: 2\nz: 1\n")
+    (tmp_path / "config.yaml").write_text("base_config: ./base.yaml\nwork_dir: checkpoints/May/x\na: 1\n")
+    assert set(read_config(tmp_path / "config.yaml")) == {"base_config", "work_dir", "a"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a: !!python/object/apply:os.system ['true']", "a: [", "- 1\n- 2", "", "a: \x00", "[" * 1000],
+)
+def test_what_is_no_plain_yaml_is_refused(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(GenefaceFileError) as refusal:
+        read_config(tmp_path / "config.yaml")
+    one_line_about(refusal, tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"cond_type": "deepspeech"}, "cond_type"),
+        ({"cond_win_size": 16}, "cond_win_size"),
+        ({"with_att": False}, "with_att"),
+        ({"ambient_out_dim": 3}, "ambient_out_dim"),
+        ({"grid_type": "sparse"}, "grid_type"),
+        ({"grid_interpolation_type": "cubic"}, "grid_interpolation_type"),
+        ({"camera_scale": None}, "camera_scale: expected float, got none"),
+        ({"camera_offset": [1, 2]}, "camera_offset"),
+        ({"camera_offset": ["x", 1, 2]}, "camera_offset"),
+        ({"grid_size": "16"}, "grid_size"),
+        ({"grid_size": 17}, "grid_size"),
+        ({"bound": 2}, "bound"),
+        ({"hidden_dim_sigma": True}, "hidden_dim_sigma"),
+        ({"log2_hashmap_size": 30}, "log2_rows"),
+        ({"smo_win_size": 0}, "window_frames"),
+    ],
+)
+def test_a_config_that_cannot_be_streamed_is_refused(tmp_path, field_states, changes, named):
+    file = write_work_folder(tmp_path, {"model": field_states[0]}, config=config(**changes))
+    with pytest.raises(GenefaceFileError, match=re.escape(named)) as refusal:
+        build_head(read_checkpoint(file))
+    one_line_about(refusal, tmp_path / "config.yaml")
+
+
+def test_a_checkpoint_without_config_is_refused(tmp_path):
+    with pytest.raises(GenefaceFileError) as refusal:
+        read_checkpoint(write_work_folder(tmp_path, {"model": {"block1.a": torch.zeros(1)}}))
+    one_line_about(refusal, tmp_path / "config.yaml")
+
+
+# Refusals --------------------------------------------------------------------------------------------
+
+
+def torso_refused(tmp_path, field_states, change, settings=None):
+    model = field_states[0] | field_states[1]
+    change(model)
+    checkpoint = read_checkpoint(
+        write_work_folder(tmp_path, {"model": model}, config=config(**(settings or {})))
+    )
+
+    def build():
+        build_head(checkpoint)
+        build_torso(checkpoint)
+
+    with pytest.raises(GenefaceFileError) as refusal:
+        build()
+    return refusal
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (
+            lambda model: model.pop("sigma_net.net.1.weight"),
+            ("sigma_net.net.1.weight", "24x24 float32", "got none"),
+        ),
+        (
+            lambda model: model.pop("torso_embedder.offsets"),
+            ("torso_embedder.offsets", "17 int32", "got none"),
+        ),
+        (lambda model: model.update(extra=torch.zeros(2, 3)), ("model.extra", "no such key", "2x3 float32")),
+        (
+            lambda model: model.update({"color_net.net.0.weight": torch.zeros(64, 28)}),
+            ("color_net.net.0.weight", "32x28 float32", "64x28 float32"),
+        ),
+        (
+            lambda model: model.update({"color_net.net.0.weight": torch.zeros(32, 28).half()}),
+            ("color_net.net.0.weight", "32x28 float32", "32x28 float16"),
+        ),
+        (
+            lambda model: model.update({"torso_deform_net.net.2.weight": torch.full((2, 64), torch.nan)}),
+            ("torso_deform_net.net.2.weight", "finite numbers"),
+        ),
+    ],
+)
+def test_a_key_that_does_not_fit_is_named(tmp_path, field_states, change, parts):
+    refusal = torso_refused(tmp_path, field_states, change)
+    one_line_about(refusal, tmp_path / "model_ckpt_steps_10.ckpt", "state_dict.model.", *parts)
+
+
+def test_a_config_of_another_training_is_told_by_the_first_key_and_their_number(tmp_path, field_states):
+    refusal = torso_refused(tmp_path, field_states, lambda model: None, {"hidden_dim_sigma": 48})
+    one_line_about(refusal, "sigma_net.net", "48x", "24x", "(and 2 keys more)")
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "named"),
+    [
+        (
+            lambda model: model.update({"head_color_weights_encoder.0.weight": torch.zeros(16, 4)}),
+            {},
+            "head_color_weights_encoder.0.weight",
+        ),
+        (lambda model: None, {"torso_head_aware": True}, "torso_head_aware"),
+    ],
+)
+def test_a_torso_that_looks_at_the_head_is_refused(tmp_path, field_states, change, settings, named):
+    one_line_about(torso_refused(tmp_path, field_states, change, settings), named, "by chance")
+
+
+@pytest.mark.parametrize(
+    ("place", "keys", "project"),
+    [
+        ("model", ("encoder_xy.embeddings", "audio_net.encoder_conv.0.weight"), "ER-NeRF"),
+        ("model", ("anchor_points", "torso_net.net.0.weight", "audio_net.encoder_conv.0.weight"), "ER-NeRF"),
+        ("model", ("encoder_ambient.embeddings", "ambient_net.net.0.weight"), "RAD-NeRF"),
+        ("nested", ("sr_net.block0.conv0.weight", "ambient_net.net.0.weight"), "GeneFace++"),
+        ("flat", ("blink_embedding.weight", "cond_prenet.encoder_conv.0.weight"), "GeneFace++"),
+        ("nested", ("blink_embed.weight", "vae.g_pre_net.0.weight"), "GeneFace++"),
+        ("nested", ("model_fine.density_linears.0.weight", "lm_encoder.encoder_conv.0.weight"), "vanilla"),
+        ("top", ("network_fn_state_dict", "network_audnet_state_dict"), "vanilla"),
+    ],
+)
+@pytest.mark.parametrize("zipped", [False, True])
+def test_another_projects_checkpoint_is_named_and_refused(tmp_path, place, keys, project, zipped):
+    tensors = {key: torch.zeros(1) for key in keys}
+    content = {
+        "model": {"epoch": 1, "global_step": 2, "model": tensors},
+        "nested": {"global_step": 2, "state_dict": {"model": tensors}},
+        "flat": {"global_step": 2, "state_dict": {f"model.{key}": value for key, value in tensors.items()}},
+        "top": {"global_step": 2, **tensors},
+    }[place]
+    file = tmp_path / "ngp_ep0035.pth"
+    torch.save(content, file, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(GenefaceFileError) as refusal:
+        read_checkpoint(file)
+    one_line_about(refusal, file, project, "lm3d_radnerf")
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ([1], "a dict"),
+        ({"weight": torch.zeros(1)}, "state_dict"),
+        ({"state_dict": {"model": {"vae.a": torch.zeros(1)}}}, "global_step"),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused(tmp_path, content, named):
+    torch.save(content, tmp_path / "a.ckpt")
+    with pytest.raises(GenefaceFileError, match=named) as refusal:
+        read_checkpoint(tmp_path / "a.ckpt")
+    one_line_about(refusal, tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [
+        ("vae.a", "Audio2Motion"),
+        ("hubert_encoder.a", "SyncNet"),
+        ("ambient_net.a", "head"),
+        ("torso_embedder.a", "torso"),
+    ],
+)
+def test_another_kind_in_postnets_folder_is_refused(checkpoints, key, kind):
+    folder = checkpoints / "May" / "lm3d_postnet_sync"
+    shutil.rmtree(folder)
+    write_work_folder(folder, {"model": {key: torch.zeros(1)}}, config=yaml.safe_dump(MOTION))
+    with pytest.raises(GenefaceFileError) as refusal:
+        read_networks(find_folders(checkpoints, "May"), "May")
+    one_line_about(refusal, folder, "of PostNet", f"one of {kind}")
+
+
+def test_a_head_in_the_torsos_folder_and_unknown_keys_are_refused(tmp_path, field_states):
+    head = read_checkpoint(write_work_folder(tmp_path, {"model": field_states[0]}, config=config()))
+    with pytest.raises(GenefaceFileError, match="of torso, got one of head"):
+        build_torso(head)
+    strange = read_checkpoint(write_work_folder(tmp_path, {"model": {"a": torch.zeros(1)}}, config=config()))
+    with pytest.raises(GenefaceFileError, match=r"state_dict\.model: expected the keys of one of PostNet"):
+        build_head(strange)
+
+
+def test_a_postnet_without_audio2motion_is_refused(tmp_path):
+    children = {"model": {"block1.a": torch.zeros(1)}}
+    checkpoint = read_checkpoint(write_work_folder(tmp_path, children, config="video_id: May"))
+    for build, task in ((build_audio2motion, "audio2motion_task"), (build_syncnet, "syncnet_task")):
+        with pytest.raises(GenefaceFileError, match=task) as refusal:
+            build(checkpoint)
+        one_line_about(refusal, checkpoint.path)
+
+
+@pytest.mark.parametrize("part", ["lm3d_postnet_sync", "lm3d_radnerf_torso"])
+@pytest.mark.parametrize(
+    ("text", "got"),
+    [("video_id: Obama", "Obama"), ("work_dir: checkpoints/Obama/x", "Obama"), ("a: 1", "none")],
+)
+def test_another_speaker_is_refused(checkpoints, part, text, got):
+    file = checkpoints / "May" / part / "config.yaml"
+    file.unlink()
+    file.write_text(text)
+    with pytest.raises(GenefaceFileError) as refusal:
+        read_networks(find_folders(checkpoints, "May"), "May")
+    one_line_about(refusal, file, "expected May", f"got {got}")
+
+
+def test_without_video_id_the_work_folder_names_the_speaker(checkpoints):
+    file = checkpoints / "May" / "lm3d_postnet_sync" / "config.yaml"
+    file.unlink()
+    file.write_text("work_dir: checkpoints/May/lm3d_postnet_sync")
+    assert read_networks(find_folders(checkpoints, "May"), "May").clamp_std == 2.0
+
+
+def test_a_truncated_checkpoint_is_refused(checkpoints):
+    file = checkpoints / "May" / "lm3d_radnerf_torso" / "model_ckpt_steps_70.ckpt"
+    os.truncate(file, file.stat().st_size - 100)
+    with pytest.raises(GenefaceFileError) as refusal:
+        read_networks(find_folders(checkpoints, "May"), "May")
+    one_line_about(refusal, file, "storage", "truncated")
+
+
+# Folders ---------------------------------------------------------------------------------------------
+
+
+def folders(root, *names):
+    for name in names:
+        (root / "May" / name).mkdir(parents=True)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["postnet", "lm3d_radnerf"], ("postnet", "lm3d_radnerf", None)),
+        (["postnet_pitch", "lm3d_radnerf_torso"], ("postnet_pitch", None, "lm3d_radnerf_torso")),
+        (["my_postnet", "my_radnerf", "my_radnerf_torso"], ("my_postnet", "my_radnerf", "my_radnerf_torso")),
+        (["postnet", "old_postnet", "lm3d_radnerf", "lm3d_nerf"], ("postnet", "lm3d_radnerf", None)),
+        (["postnet", "lm3d_nerf", "lm3d_nerf_torso"], ("postnet", "lm3d_nerf", "lm3d_nerf_torso")),
+    ],
+)  # fmt: skip
+def test_work_folders_are_found_by_name(tmp_path, names, expected):
+    found = find_folders(folders(tmp_path, *names), "May")
+    got = tuple(path and path.name for path in (found.postnet, found.head, found.torso))
+    assert got == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "named"),
+    [
+        (["lm3d_radnerf"], "postnet"),
+        (["postnet"], "a head's or a torso's"),
+        (["postnet", "lm3d_postnet_sync", "lm3d_radnerf"], "lm3d_postnet_sync, postnet"),
+        (["postnet", "a_radnerf", "b_radnerf"], "a_radnerf, b_radnerf"),
+    ],
+)
+def test_work_folders_that_cannot_be_told_are_refused(tmp_path, names, named):
+    with pytest.raises(GenefaceFileError, match=named) as refusal:
+        find_folders(folders(tmp_path, *names), "May")
+    one_line_about(refusal, tmp_path)
+
+
+def test_absent_folders_are_refused(tmp_path, checkpoints):
+    for root, speaker in ((tmp_path / "none", "May"), (checkpoints, "Obama")):
+        with pytest.raises(GenefaceFileError) as refusal:
+            find_folders(root, speaker)
+        one_line_about(refusal, root, speaker)
+    empty = tmp_path / "empty"
+    for head in (empty, tmp_path / "absent"):
+        empty.mkdir(exist_ok=True)
+        given = GenefaceFolders(postnet=checkpoints / "May" / "lm3d_postnet_sync", head=head)
+        with pytest.raises(GenefaceFileError) as refusal:
+            read_networks(given, "May")
+        one_line_about(refusal, head)

@@ -1,0 +1,505 @@
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import random
+import struct
+import zipfile
+from collections import OrderedDict
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from export import restricted_pickle
+from export.restricted_pickle import GenefaceFileError, read_npy, read_torch
+
+DTYPES = (
+    torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64,
+    torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
+)  # fmt: skip
+FORMS = pytest.mark.parametrize("zipped", [False, True], ids=["legacy", "zip"])
+WINDING = (
+    None,
+    True,
+    False,
+    -(2**40),
+    0.5,
+    float("inf"),
+    "a\u00e4\U0001f600",
+    b"\x00\xff",
+    (),
+    (1, (2, [3])),
+)
+
+
+def save(content, path, zipped):
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    return path
+
+
+def same(ours, theirs):
+    if isinstance(theirs, dict):
+        return (
+            isinstance(ours, dict)
+            and list(ours) == list(theirs)
+            and all(map(same, ours.values(), theirs.values()))
+        )
+    if isinstance(theirs, (list, tuple)):
+        return type(ours) is type(theirs) and len(ours) == len(theirs) and all(map(same, ours, theirs))
+    if isinstance(theirs, torch.Tensor):
+        return ours.dtype == theirs.dtype and ours.shape == theirs.shape and torch.equal(ours, theirs)
+    if isinstance(theirs, np.ndarray):
+        return ours.dtype == theirs.dtype and ours.shape == theirs.shape and np.array_equal(ours, theirs)
+    return ours == theirs
+
+
+def random_state(seed):
+    numbers = random.Random(seed)
+    torch.manual_seed(seed)
+    state = OrderedDict()
+    for i in range(numbers.randint(1, 12)):
+        shape = [numbers.randint(0, 5) for _ in range(numbers.randint(0, 4))]
+        tensor = (torch.randn(shape) * 50).to(numbers.choice(DTYPES))
+        if tensor.ndim > 1 and numbers.random() < 0.5:
+            tensor = tensor.transpose(0, 1)
+        if tensor.ndim and numbers.random() < 0.3:
+            tensor = tensor[1:]
+        state[f"layer.{i}"] = tensor
+    state["shared"] = state["layer.0"]
+    return {"state": state, "plain": list(WINDING), 7: {"lr": np.float64(0.125), "steps": np.int64(3)}}
+
+
+@FORMS
+@pytest.mark.parametrize("seed", range(12))
+def test_what_torch_saves_is_what_torch_loads(tmp_path, zipped, seed):
+    path = save(random_state(seed), tmp_path / "state.pt", zipped)
+    assert same(read_torch(path), torch.load(path, weights_only=False))
+
+
+@FORMS
+def test_a_networks_and_its_optimizers_state(tmp_path, zipped):
+    network = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    optimizer = torch.optim.Adam(network.parameters(), lr=np.float64(5e-4))
+    network(torch.randn(4, 3)).sum().backward()
+    optimizer.step()
+    content = {"state_dict": {"model": network.state_dict()}, "optimizer_states": [optimizer.state_dict()]}
+    read = read_torch(save(content, tmp_path / "model.ckpt", zipped))
+    assert same(read, torch.load(tmp_path / "model.ckpt", weights_only=False))
+    assert read["optimizer_states"][0]["param_groups"][0]["lr"] == 5e-4
+    assert type(read["optimizer_states"][0]["param_groups"][0]["lr"]) is float
+
+
+@FORMS
+def test_a_parameter_comes_as_a_tensor(tmp_path, zipped):
+    read = read_torch(save([torch.nn.Parameter(torch.ones(2))], tmp_path / "a.pt", zipped))
+    assert torch.equal(read[0], torch.ones(2))
+    assert not read[0].requires_grad
+
+
+def test_tensors_of_one_storage_share_it(tmp_path):
+    whole = torch.arange(6.0)
+    read = read_torch(save([whole, whole[2:4]], tmp_path / "a.pt", False))
+    read[0][2] = 9.0
+    assert read[1].tolist() == [9.0, 3.0]
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_arrays_of_numpy(tmp_path, protocol):
+    table = np.arange(6.0).reshape(2, 3)
+    content = {
+        "table": table,
+        "again": table,
+        "fortran": np.asfortranarray(table),
+        "empty": np.zeros((0, 3), np.float32),
+        "bytes": np.arange(256, dtype=np.uint8),
+        "frames": [{"idx": 0, "c2w": np.eye(4), "name": "a/b.png", "flag": np.array(True)}],
+        "focal": np.float32(1.5),
+    }
+    path = tmp_path / "data.npy"
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": ()})
+        pickle.dump(np.array(content, dtype=object), file, protocol=protocol)
+    read = read_npy(path)
+    assert same(read, np.load(path, allow_pickle=True).item())
+    assert read["again"] is read["table"]
+
+
+def test_the_old_names_of_numpy(tmp_path):
+    path = tmp_path / "data.npy"
+    np.save(path, np.array({"a": np.ones(3)}, dtype=object))
+    # Numpy 1 wrote the shorter module name; its length stands before it.
+    old = path.read_bytes().replace(b"\x8c\x16numpy._core.multiarray", b"\x8c\x15numpy.core.multiarray")
+    path.write_bytes(old.replace(b"\x95", b"\x95", 1))
+    assert read_npy(path)["a"].tolist() == [1, 1, 1]
+
+
+def test_neither_torch_nor_numpy_unpickles(tmp_path, monkeypatch):
+    path = save({"a": torch.ones(2)}, tmp_path / "a.pt", True)
+    np.save(tmp_path / "a.npy", np.array({"a": np.ones(2)}, dtype=object))
+
+    def refuse(*_, **__):
+        raise AssertionError("the file was handed on")
+
+    for place, name in (
+        (torch, "load"),
+        (np, "load"),
+        (pickle, "load"),
+        (pickle, "loads"),
+        (pickle, "Unpickler"),
+    ):
+        monkeypatch.setattr(place, name, refuse)
+    assert read_torch(path)["a"].tolist() == read_npy(tmp_path / "a.npy")["a"].tolist() == [1, 1]
+    source = Path(restricted_pickle.__file__).read_text()
+    assert "importlib" not in source
+    assert "weights_only" not in source
+
+
+# Hostile files ---------------------------------------------------------------------------------------
+
+
+class Calls:
+    """Pickles as a call."""
+
+    def __init__(self, function, *arguments):
+        self.call = (function, arguments)
+
+    def __reduce__(self):
+        return self.call
+
+
+class Stated:
+    """Pickles as an object with a state."""
+
+    def __init__(self):
+        self.a = 1
+
+
+class Evil:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.trace}",)
+
+
+HOSTILE = {
+    "system": (lambda: Calls(os.system, "true"), f"the global {os.system.__module__}.system"),
+    "eval": (lambda: Calls(eval, "1"), r"builtin(s|__)\.eval"),
+    "getattr": (lambda: Calls(getattr, 1, "real"), r"builtin(s|__)\.getattr"),
+    "partial": (lambda: partial(print, 1), "functools.partial"),
+    "torch.load": (lambda: Calls(torch.load, "x"), "torch.serialization.load"),
+    "object": (Stated, "test_restricted_pickle.Stated"),
+    "set": (lambda: {1, 2}, "pickle"),
+    "complex": (lambda: 1j, r"builtin(s|__)\.complex"),
+    "path": (lambda: Path("x"), "pathlib"),
+    "class": (lambda: [OrderedDict], None),
+    "call with arguments": (lambda: Calls(OrderedDict, [(1, 2)]), "OrderedDict: expected an empty one"),
+    "storage": (lambda: Calls(torch.FloatStorage, 3), "a call of a listed function"),
+    "fields": (lambda: np.zeros(2, [("a", "f4")]), "numpy"),
+    "big-endian": (lambda: np.zeros(2, ">f4"), "little-endian"),
+    "objects": (lambda: np.array([None, {}], object), "a single object"),
+    "date": (lambda: np.array(["2020"], "M8[D]"), "numpy.dtype"),
+    "key": (lambda: {(1, 2): 3}, "keys"),
+    "encode": (lambda: Calls(__import__("_codecs").encode, "a", "rot13"), "latin1"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("form", ["legacy", "zip", "npy"])
+def test_what_is_no_plain_value_is_refused(tmp_path, name, form):
+    make, named = HOSTILE[name]
+    path = tmp_path / "hostile"
+    if form == "npy":
+        with path.open("wb") as file:
+            np.save(file, np.array({"a": make()}, dtype=object))
+    else:
+        save({"a": make()}, path, form == "zip")
+    read = read_npy if form == "npy" else read_torch
+    if named is None:  # the bare name stays a word that nothing can be called by
+        assert type(read(path)["a"][0]).__name__ == "_Name"
+        return
+    with pytest.raises(GenefaceFileError, match=named) as refusal:
+        read(path)
+    message = str(refusal.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    assert "expected" in message
+    assert "; " in message
+
+
+@pytest.mark.parametrize("form", ["legacy", "zip", "npy"])
+def test_a_command_in_a_file_is_not_run(tmp_path, form):
+    trace, path = tmp_path / "trace", tmp_path / "hostile"
+    if form == "npy":
+        with path.open("wb") as file:
+            np.save(file, np.array(Evil(trace), dtype=object))
+    else:
+        save({"state_dict": Evil(trace)}, path, form == "zip")
+    with pytest.raises(GenefaceFileError, match="system"):
+        (read_npy if form == "npy" else read_torch)(path)
+    assert not trace.exists()
+
+
+def test_a_command_is_run_by_others(tmp_path):
+    """What the tests above refuse is a live one."""
+    pickle.loads(pickle.dumps(Evil(tmp_path / "trace")))
+    assert (tmp_path / "trace").exists()
+
+
+def npy(tmp_path, operations):
+    path = tmp_path / "raw.npy"
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": ()})
+        file.write(operations)
+    return path
+
+
+def deep_key():
+    return b"\x80\x02})" + b"\x85" * 200_000 + b"K\x01s."
+
+
+@pytest.mark.parametrize(
+    ("operations", "named"),
+    [
+        (b"\x80\x02c__builtin__\neval\nX\x01\x00\x00\x001\x85R.", "__builtin__.eval"),
+        (b"\x80\x02cos\nsys\\yem\n.", "a name with a backslash"),
+        (b"\x80\x02(S'1'\ni__builtin__\neval\n.", "the operation"),
+        (b"\x80\x02ccollections\nOrderedDict\n)\x81.", "the operation NEWOBJ"),
+        (b"\x80\x02\x82\x01.", "the operation EXT1"),
+        (b"\x80\x02Pspam\n.", "the operation PERSID"),
+        (b"\x80\x02K\x01Q.", "no persistent id"),
+        (b"\x80\x02K\x01)R.", "a listed function"),
+        (b"\x80\x02}}b.", None),
+        (b"\x80\x02]}b.", "with a state"),
+        (b"\x80\x02}X\x01\x00\x00\x00aK\x01s}X\x01\x00\x00\x00aK\x01sb.", "with a state"),
+        (b"\x80\x02K\x01r\xff\xff\xff\x7f.", None),  # a memo place of two thousand million
+        (b"\x80\x02j\xff\xff\xff\x7f.", "a reference to none"),
+        (b"\x80\x04\x8d" + struct.pack("<Q", 2**60) + b"x.", "a whole one"),
+        (b"\x80\x04\x8e" + struct.pack("<Q", 2**60) + b"x.", "a whole one"),
+        (b"\x80\x02X\xff\xff\xff\x7fx.", "a whole one"),
+        (b"\x80\x02\x8b\xff\xff\xff\x7f1.", "a whole one"),
+        (b"\x80\x04\x95" + struct.pack("<Q", 2**60) + b"K\x01.", None),  # a frame's length is not believed
+        (b"\x80\x02K\x01a.", "a whole one"),
+        (b"\x80\x02K\x01K\x02a.", "expected a list"),
+        (b"\x80\x02}(K\x01u.", "a key without one"),
+        (b"\x80\x02K\x01K\x02.", "a whole one"),
+        (b"\x80\x02.", "a whole one"),
+        (b"\x80\x02t.", "a whole one"),
+        (b"\x80\x02cnumpy\nndarray\n.", "a value"),
+        (b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85c_codecs\nencode\n"
+         b"X\x01\x00\x00\x00bX\x06\x00\x00\x00latin1\x86R\x87R.", "a value"),
+        (b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nJ\xff\xff\xff\x7f\x85C\x01b\x87R.",
+         "an empty one"),
+        (deep_key(), "keys"),
+        (b"\x80\x02" + b"]" * 300_000 + b"a" * 299_999 + b".", None),
+        (b"", "a whole one"),
+    ],
+)  # fmt: skip
+def test_pickles_that_no_pickler_writes(tmp_path, operations, named):
+    path = npy(tmp_path, operations)
+    if named is None:
+        read_npy(path)
+        return
+    with pytest.raises(GenefaceFileError, match=named) as refusal:
+        read_npy(path)
+    assert len(str(refusal.value)) < 400 + len(str(path))
+
+
+def test_a_text_that_would_be_shown_in_full_is_cut(tmp_path):
+    name = b"x" * 100_000
+    path = npy(tmp_path, b"\x80\x04X" + struct.pack("<I", len(name)) + name + b"X\x01\x00\x00\x00y\x93.")
+    with pytest.raises(GenefaceFileError) as refusal:
+        read_npy(path)
+    assert len(str(refusal.value)) < 500 + len(str(path))
+
+
+def test_more_operations_than_any_file_needs_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(restricted_pickle, "_MAX_OPERATIONS", 1000)
+    with pytest.raises(GenefaceFileError, match="at most 1000 operations"):
+        read_npy(npy(tmp_path, b"\x80\x02" + b"]" * 2000 + b"."))
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "offset"),
+    [
+        ((5,), (1,), 0),
+        ((4,), (1,), 1),
+        ((2, 2), (3, 1), 0),
+        ((2,), (1,), -1),
+        ((2,), (-1,), 1),
+        ((2**62, 2), (0, 0), 0),
+        ((10**6,), (0,), 0),
+        ((2**20, 2**20, 2**20), (1, 1, 1), 0),
+        ((2,), (1, 1), 0),
+        ((2,), (1,), 2**70),
+        ((1,) * 40, (1,) * 40, 0),
+    ],
+)
+def test_views_that_leave_their_storage_are_refused(shape, strides, offset):
+    storage = restricted_pickle._Storages(64, lambda _, count: np.zeros(count, np.uint8))
+    name = restricted_pickle._Name("torch.FloatStorage")
+    numbers = storage.get(("storage", name, "0", "cpu", 4, None))
+    with pytest.raises(restricted_pickle._RefusedError, match="tensor"):
+        restricted_pickle._tensor((numbers, offset, shape, strides, False, {}))
+
+
+@pytest.mark.parametrize(
+    "identity",
+    [
+        ("module", "a", "b"),
+        "storage",
+        ("storage", "torch.FloatStorage", "0", "cpu", 4, None),
+        ("storage", restricted_pickle._Name("collections.OrderedDict"), "0", "cpu", 4, None),
+        ("storage", restricted_pickle._Name("torch.FloatStorage"), 0, "cpu", 4, None),
+        ("storage", restricted_pickle._Name("torch.FloatStorage"), "0", "cpu", -1, None),
+        ("storage", restricted_pickle._Name("torch.FloatStorage"), "0", "cpu", 4, ("1", 0, 4)),
+    ],
+)
+def test_other_persistent_ids_are_refused(identity):
+    with pytest.raises(restricted_pickle._RefusedError, match="persistent id"):
+        restricted_pickle._Storages(64, lambda _, count: np.zeros(count, np.uint8)).get(identity)
+
+
+def test_storages_larger_than_the_file_are_not_made():
+    def load(key, count_bytes):
+        raise AssertionError("memory was asked for")
+
+    name = restricted_pickle._Name("torch.DoubleStorage")
+    with pytest.raises(restricted_pickle._RefusedError, match="800 bytes, got 799"):
+        restricted_pickle._Storages(799, load).get(("storage", name, "0", "cpu", 100, None))
+
+
+def test_one_storage_has_one_type():
+    storages = restricted_pickle._Storages(64, lambda _, count: np.zeros(count, np.uint8))
+    storages.get(("storage", restricted_pickle._Name("torch.FloatStorage"), "0", "cpu", 4, None))
+    with pytest.raises(restricted_pickle._RefusedError, match="two"):
+        storages.get(("storage", restricted_pickle._Name("torch.LongStorage"), "0", "cpu", 2, None))
+
+
+# Damaged files ---------------------------------------------------------------------------------------
+
+
+@FORMS
+def test_a_file_cut_anywhere_is_refused(tmp_path, zipped):
+    path = save(random_state(3), tmp_path / "whole.pt", zipped)
+    content = path.read_bytes()
+    lengths = sorted(
+        {*range(0, len(content), max(1, len(content) // 400)), *range(len(content) - 40, len(content))}
+    )
+    cut = tmp_path / "cut.pt"
+    for length in lengths:
+        cut.write_bytes(content[:length])
+        with pytest.raises(GenefaceFileError) as refusal:
+            read_torch(cut)
+        assert "\n" not in str(refusal.value)
+
+
+def test_a_data_set_cut_anywhere_is_refused(tmp_path):
+    path = tmp_path / "whole.npy"
+    np.save(path, np.array({"a": np.ones(30), "b": [{"c": np.eye(4)}] * 3}, dtype=object))
+    content, cut = path.read_bytes(), tmp_path / "cut.npy"
+    for length in range(len(content)):
+        cut.write_bytes(content[:length])
+        with pytest.raises(GenefaceFileError):
+            read_npy(cut)
+
+
+@FORMS
+def test_a_file_with_changed_bytes_is_read_or_refused(tmp_path, zipped):
+    content = save(random_state(5), tmp_path / "whole.pt", zipped).read_bytes()
+    numbers, changed, refused = random.Random(1), tmp_path / "changed.pt", 0
+    for _ in range(600):
+        damaged = bytearray(content)
+        for _ in range(numbers.randint(1, 4)):
+            damaged[numbers.randrange(len(damaged))] = numbers.randrange(256)
+        changed.write_bytes(damaged)
+        try:
+            read_torch(changed)
+        except GenefaceFileError:
+            refused += 1
+    assert refused > 50
+
+
+def test_a_data_set_with_changed_bytes_is_read_or_refused(tmp_path):
+    path = tmp_path / "whole.npy"
+    np.save(path, np.array({"a": np.ones(30), "b": [{"c": np.eye(4)}] * 3}, dtype=object))
+    content, numbers, refused = path.read_bytes(), random.Random(2), 0
+    for _ in range(700):
+        damaged = bytearray(content)
+        damaged[numbers.randrange(len(damaged))] = numbers.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            read_npy(path)
+        except GenefaceFileError:
+            refused += 1
+    assert refused > 50
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"", "a whole one"),
+        (b"GIF89a", "a whole one"),
+        (pickle.dumps(3, protocol=2), "a file of torch.save"),
+        (b"PK\x03\x04 and no more", "a whole archive"),
+    ],
+)
+def test_other_files_are_refused(tmp_path, content, named):
+    path = tmp_path / "other"
+    path.write_bytes(content)
+    with pytest.raises(GenefaceFileError, match=named):
+        read_torch(path)
+
+
+def test_a_big_endian_machines_file_is_refused(tmp_path):
+    parts = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": False}]
+    path = tmp_path / "other"
+    path.write_bytes(b"".join(pickle.dumps(part, protocol=2) for part in parts))
+    with pytest.raises(GenefaceFileError, match="little_endian"):
+        read_torch(path)
+
+
+def rezipped(path, change):
+    """Returns the archive written anew, each member as `change` gives it; None leaves it out."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name, value in members.items():
+            changed = change(name, value)
+            if changed is not None:
+                archive.writestr(name, *changed)
+    path.write_bytes(content.getvalue())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda name, value: None if name.endswith("data.pkl") else (value,), "data.pkl"),
+        (lambda name, value: None if name.endswith("data/0") else (value,), "no such member"),
+        (lambda name, value: (value[:-4] if name.endswith("data/0") else value,), "400 bytes"),
+        (lambda name, value: (value, zipfile.ZIP_DEFLATED), "a compressed one"),
+        (lambda name, value: (b"big" if name.endswith("byteorder") else value,), "byteorder"),
+    ],
+)
+def test_archives_that_torch_does_not_write_are_refused(tmp_path, change, named):
+    path = rezipped(save({"a": torch.arange(100.0)}, tmp_path / "a.pt", True), change)
+    with pytest.raises(GenefaceFileError, match=named):
+        read_torch(path)
+
+
+def test_an_absent_file_and_a_plain_array_are_refused(tmp_path):
+    with pytest.raises(GenefaceFileError, match="No such file"):
+        read_torch(tmp_path / "none")
+    np.save(tmp_path / "plain.npy", np.ones(3))
+    with pytest.raises(GenefaceFileError, match="one pickled object"):
+        read_npy(tmp_path / "plain.npy")
+    with pytest.raises(GenefaceFileError, match=r"a \.npy file"):
+        read_npy(Path(__file__))
