@@ -56,7 +56,7 @@ class GenefaceRequest:
     )
     window_ms: int = field(default=2560, metadata={"help": "sound that HuBERT hears at once"})
     motion_window_ms: int = field(
-        default=4800, metadata={"help": "features that Audio2Motion and PostNet see at once"}
+        default=2560, metadata={"help": "features that Audio2Motion and PostNet see at once"}
     )
     temperature: float = field(
         default=1.0, metadata={"help": "of the motion's noise, which belongs to each frame; 0 for none"}
