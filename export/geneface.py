@@ -17,6 +17,7 @@ import torch
 
 from cuda_kernels.scene import Camera
 from models.hubert import HUBERT_NAME, Hubert
+from models.landmark_subspace import LandmarkSubspace
 from models.latent_noise import latent_noise
 from models.pitch import f0_hz
 from models.speaker import (
@@ -79,6 +80,12 @@ def import_geneface(request: GenefaceRequest) -> Speaker:
     if request.audio is not None:
         pcm = np.multiply(read_pcm(request.audio), 1 / 32768, dtype=np.float32)
     hubert = load_hubert(request.hubert)
+    chain = GenefaceMotionChain(
+        networks.audio2motion,
+        networks.postnet,
+        networks.audio2motion.pitch_embed if networks.hears_pitch else None,
+        _subspace(request, data),
+    ).eval()
     verification: dict[str, float] = {}
     if pcm is not None and abs(len(pcm) // 320 - len(data.hubert)) <= _SAME_SOUND_FEATURES:
         verification["hubert_against_dataset"] = _feature_difference(hubert, pcm, data)
@@ -90,9 +97,7 @@ def import_geneface(request: GenefaceRequest) -> Speaker:
         )
         log.info("motion.onnx: writing, and comparing with torch ...")
         motion = export_geneface_motion(
-            networks.audio2motion,
-            networks.postnet,
-            networks.audio2motion.pitch_embed if networks.hears_pitch else None,
+            chain,
             path=Path(folder) / "motion.onnx",
             features=data.hubert if data.hubert.any() else None,
             f0_hz=data.f0_hz,
@@ -117,7 +122,7 @@ def import_geneface(request: GenefaceRequest) -> Speaker:
     poses, path_said = _head_path(data, verification)
     scene = scene_of(networks.head, networks.torso, camera, data.background)
     log.info("drawing %d pictures with torch, and again from the bundle ...", request.check_poses)
-    cases = _record(request, networks, data, hubert, pcm, camera, poses)
+    cases = _record(request, networks, chain, data, hubert, pcm, camera, poses)
     kept = ExportedParts(
         features_onnx=features_onnx,
         motion_onnx=motion_onnx,
@@ -173,6 +178,15 @@ def _unstated_origin(speaker: str) -> Origin:
         synthetic=False,
         licence="not stated",
     )
+
+
+def _subspace(request: GenefaceRequest, data: GenefaceDataset) -> LandmarkSubspace | None:
+    if not request.unexplained:
+        return None
+    own = torch.from_numpy(data.landmarks.reshape(len(data.landmarks), -1))
+    subspace = LandmarkSubspace.fit(own, unexplained=request.unexplained)
+    log.info("motion: the face moves in %d ways", len(subspace.basis))
+    return subspace
 
 
 def _feature_difference(hubert: Hubert, pcm: F32, data: GenefaceDataset) -> float:
@@ -245,6 +259,7 @@ def _motion_settings(
 def _record(
     request: GenefaceRequest,
     networks: GenefaceNetworks,
+    chain: GenefaceMotionChain,
     data: GenefaceDataset,
     hubert: Hubert,
     pcm: F32 | None,
@@ -258,8 +273,6 @@ def _record(
         start = (len(pcm) - _CASE_SAMPLES) // 2
         sounds.append(pcm[start : start + _CASE_SAMPLES])
     steps = 2 * _CASE_FRAMES
-    pitch_embed = networks.audio2motion.pitch_embed if networks.hears_pitch else None
-    chain = GenefaceMotionChain(networks.audio2motion, networks.postnet, pitch_embed).eval()
 
     def moved(heard: F32, pitch: F32) -> dict[str, F32]:
         sizes = networks.audio2motion.config

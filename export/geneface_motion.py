@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.audio2motion import Audio2Motion, f0_to_coarse
+from models.landmark_subspace import LandmarkSubspace
 from models.postnet import PostNet
 from models.time_convolution import plain_copy
 
@@ -57,17 +58,22 @@ class GenefaceMotionReport:
 
 
 class GenefaceMotionChain(nn.Module):
-    """Audio2Motion, then PostNet.
+    """Audio2Motion, then PostNet, then the projection onto what the speaker's face can do, if there is one.
 
     GeneFace blanks in PostNet those frames whose landmarks are all zero, which marks the padding of a batch
     of clips. Here is one clip, and a network's output is never all zero: no frame is blanked.
     """
 
     def __init__(
-        self, audio2motion: Audio2Motion, postnet: PostNet, pitch_embed: nn.Embedding | None = None
+        self,
+        audio2motion: Audio2Motion,
+        postnet: PostNet,
+        pitch_embed: nn.Embedding | None = None,
+        subspace: LandmarkSubspace | None = None,
     ) -> None:
         super().__init__()
         self.audio2motion, self.postnet, self.pitch_embed = audio2motion, postnet, pitch_embed
+        self.subspace = subspace
 
     def forward(self, features: Tensor, latent: Tensor, f0_hz: Tensor | None = None) -> Tensor:
         """Returns landmarks (1, T, 204).
@@ -83,13 +89,11 @@ class GenefaceMotionChain(nn.Module):
             assert f0_hz is not None
             pitch = self.pitch_embed(f0_to_coarse(f0_hz[:, ::2]))  # (1, T, 64)
         refined: Tensor = self.postnet(landmarks, pitch=pitch)  # (1, T, 204)
-        return refined
+        return refined if self.subspace is None else self.subspace(refined)
 
 
 def export_geneface_motion(
-    audio2motion: Audio2Motion,
-    postnet: PostNet,
-    pitch_embed: nn.Embedding | None = None,
+    chain: GenefaceMotionChain,
     *,
     path: Path,
     features: F32 | None = None,
@@ -102,9 +106,8 @@ def export_geneface_motion(
     and, for the variant that hears pitch, `f0_hz` (1, 2 T); it gives `landmarks` (1, T, 204).
 
     Args:
-        audio2motion: GeneFace's network, as it stands in PostNet's checkpoint.
-        postnet: The speaker's.
-        pitch_embed: The pitch variant's own child of PostNet's checkpoint.
+        chain: Audio2Motion as it stands in PostNet's checkpoint, the speaker's PostNet, for the pitch variant
+            the embedding that both hear, and the projection, if there is one.
         path: Where the graph goes; one file.
         features: (Tx, feature_dimension) of real speech to compare on, besides noise.
         f0_hz: (>= Tx,) of the same speech.
@@ -114,21 +117,24 @@ def export_geneface_motion(
         ExportError: The networks do not fit together, or the graph differs from its source.
         GraphError: Rounded weights change the landmarks too much.
     """
-    config = audio2motion.config
+    audio2motion, config = chain.audio2motion, chain.audio2motion.config
     hears_pitch = config.pitch_channels > 0
     if config.causal:
         raise ExportError(
             "motion.onnx: audio2motion: expected one that looks both ways, got a causal one; "
             "export.motion writes those"
         )
-    for name, there in (("postnet", postnet.config.pitch_channels > 0), ("pitch_embed", bool(pitch_embed))):
+    for name, there in (
+        ("postnet", chain.postnet.config.pitch_channels > 0),
+        ("pitch_embed", chain.pitch_embed is not None),
+    ):
         if there != hears_pitch:
             wanted, got = ("one", "none") if hears_pitch else ("none", "one")
             raise ExportError(
                 f"motion.onnx: {name}: expected {wanted} that hears pitch, as audio2motion does"
                 f"{'' if hears_pitch else ' not'}, got {got}; take both from one PostNet checkpoint"
             )
-    chain = GenefaceMotionChain(audio2motion, postnet, pitch_embed).eval()
+    chain = chain.eval()
     names = ("features", "latent", "f0_hz") if hears_pitch else ("features", "latent")
     feeds = _windows_to_try(audio2motion, features, f0_hz)
     steps = torch.export.Dim("steps", min=1, max=1 << 20)

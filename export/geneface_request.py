@@ -61,6 +61,13 @@ class GenefaceRequest:
     temperature: float = field(
         default=1.0, metadata={"help": "of the motion's noise, which belongs to each frame; 0 for none"}
     )
+    unexplained: float = field(
+        default=0.0,
+        metadata={
+            "help": "project landmarks onto the principal components of the video's, of whose variance so "
+            "much may be left out (1e-4): no face that the head never saw; 0: as GeneFace gives them"
+        },
+    )
     float32_networks: bool = field(
         default=False, metadata={"help": "keep HuBERT's weights in float32, twice the size"}
     )
@@ -81,6 +88,8 @@ class GenefaceRequest:
             )
         if not 0 <= self.temperature <= 2:
             raise ValueError(f"temperature: expected 0 to 2, got {self.temperature}")
+        if not 0 <= self.unexplained < 1:
+            raise ValueError(f"unexplained: expected 0 or more and less than 1, got {self.unexplained}")
         if self.check_poses < 1:
             raise ValueError(f"check_poses: expected 1 or more, got {self.check_poses}")
         if self.postnet is not None and self.head is None and self.torso is None:

@@ -12,7 +12,7 @@ from models.speaker import Speaker
 from .clock import MonotonicClock, SystemClock
 from .landmarks import POINTS, LandmarkFilter
 from .motion import frames_at_once
-from .networks import SpeakerNetworks, network_specs, zeros_for
+from .networks import SpeakerNetworks, network_specs
 from .performance import PoseLoop
 from .render_size import FrameCost
 from .renderer import FrameRenderer
@@ -55,8 +55,8 @@ class FrameCostMeter:
 
         def landmarks_of_silence() -> F32:
             if networks.features is not None and specs.features is not None:
-                networks.features.run(zeros_for(specs.features))
-            rows: F32 = networks.motion.run(zeros_for(specs.motion)).reshape(-1, 3 * POINTS)
+                networks.features.run(specs.features.zeros())
+            rows: F32 = networks.motion.run(specs.motion.zeros()).reshape(-1, 3 * POINTS)
             return rows[-1:]
 
         row = settle.step(landmarks_of_silence()).reshape(1, -1)  # (1, 204)

@@ -7,17 +7,12 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 from models.speaker import MotionSettings, Speaker
 
 from .engine import Engine, EngineSettings, NetworkSpec, describe_devices, open_engine
 from .feature_motion import FeatureMotion, feature_count
 from .landmarks import POINTS
 from .motion import MotionStream, PcmMotion
-
-F32 = npt.NDArray[np.float32]
 
 log = logging.getLogger(__name__)
 
@@ -125,11 +120,6 @@ def network_specs(speaker: Speaker) -> NetworkSpecs:
             output_shape=(1, feature_count(features.window_samples), features.dimension),
         ),
     )
-
-
-def zeros_for(network: NetworkSpec) -> dict[str, F32]:
-    """Returns inputs that a network runs on, all zero: silence."""
-    return {name: np.zeros(shape, np.float32) for name, shape in network.inputs.items()}
 
 
 def open_networks(

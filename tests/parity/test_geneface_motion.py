@@ -10,10 +10,11 @@ from causal_networks import unsettled
 from geneface_checkpoint import child, read_checkpoint
 from torch import nn
 
-from export.geneface_motion import LARGEST_ERROR, export_geneface_motion
+from export.geneface_motion import LARGEST_ERROR, GenefaceMotionChain, export_geneface_motion
 from export.graphs import LARGEST_ROUNDING, open_graph
 from export.torch_graph import ExportError
 from models.audio2motion import Audio2Motion, Audio2MotionConfig, f0_to_coarse
+from models.landmark_subspace import LandmarkSubspace
 from models.postnet import PostNet, PostNetConfig
 
 LENGTHS = (4, 8, 20, 48, 100, 252)  # video frames
@@ -56,7 +57,9 @@ def features(shared_fixtures):
 @pytest.fixture(scope="module")
 def exported(networks, features, tmp_path_factory):
     path = tmp_path_factory.mktemp("motion") / "motion.onnx"
-    return export_geneface_motion(*networks, path=path, features=features, float32_weights=True)
+    return export_geneface_motion(
+        GenefaceMotionChain(*networks), path=path, features=features, float32_weights=True
+    )
 
 
 def test_report_says_what_was_written(exported):
@@ -142,7 +145,7 @@ def pitch_networks():
 def exported_pitch(pitch_networks, tmp_path_factory):
     recording = feed_of(100, SMALL_PITCH, seed=7)
     return export_geneface_motion(
-        *pitch_networks,
+        GenefaceMotionChain(*pitch_networks),
         path=tmp_path_factory.mktemp("pitch") / "motion.onnx",
         features=recording["features"][0],
         f0_hz=recording["f0_hz"][0],
@@ -173,14 +176,28 @@ def test_networks_that_do_not_fit_together_are_refused(pitch_networks, tmp_path)
     audio2motion, postnet, embedding = pitch_networks
     path = tmp_path / "motion.onnx"
     with pytest.raises(ExportError, match="looks both ways, got a causal one"):
-        export_geneface_motion(Audio2Motion(Audio2MotionConfig.streaming()), PostNet(), path=path)
+        export_geneface_motion(
+            GenefaceMotionChain(Audio2Motion(Audio2MotionConfig.streaming()), PostNet()), path=path
+        )
     with pytest.raises(ExportError, match=r"postnet: expected one that hears pitch, .* got none"):
-        export_geneface_motion(audio2motion, PostNet(), embedding, path=path)
+        export_geneface_motion(GenefaceMotionChain(audio2motion, PostNet(), embedding), path=path)
     with pytest.raises(ExportError, match=r"pitch_embed: expected one that hears pitch, .* got none"):
-        export_geneface_motion(audio2motion, postnet, path=path)
+        export_geneface_motion(GenefaceMotionChain(audio2motion, postnet), path=path)
     with pytest.raises(ExportError, match=r"postnet: expected none that hears pitch, .* does not, got one"):
-        export_geneface_motion(Audio2Motion(SMALL), postnet, path=path)
+        export_geneface_motion(GenefaceMotionChain(Audio2Motion(SMALL), postnet), path=path)
     assert not path.exists()
+
+
+def test_the_projection_keeps_to_what_the_face_can_do(tmp_path):
+    torch.manual_seed(0)
+    ways = torch.randn(3, 204)  # a face that moves in three ways
+    subspace = LandmarkSubspace.fit(torch.randn(200, 3) @ ways + 0.5)
+    chain = GenefaceMotionChain(unsettled(Audio2Motion(SMALL), 1), unsettled(PostNet(), 2), subspace=subspace)
+    report = export_geneface_motion(chain, path=tmp_path / "motion.onnx", float32_weights=True)
+    assert report.largest_error <= LARGEST_ERROR
+    moved = open_graph(report.path).run(None, feed_of(20, SMALL))[0][0] - subspace.mean.numpy()
+    assert np.linalg.matrix_rank(moved, tol=1e-3) <= 3
+    assert np.abs(moved).max() > 1e-2
 
 
 def test_a_broken_network_leaves_no_file(tmp_path):
@@ -188,5 +205,7 @@ def test_a_broken_network_leaves_no_file(tmp_path):
     postnet = unsettled(PostNet())
     nn.init.constant_(postnet.block3[1].bias, float("nan"))
     with pytest.raises(ExportError, match="got nan; nothing was kept"):
-        export_geneface_motion(Audio2Motion(SMALL).eval(), postnet, path=tmp_path / "motion.onnx")
+        export_geneface_motion(
+            GenefaceMotionChain(Audio2Motion(SMALL), postnet), path=tmp_path / "motion.onnx"
+        )
     assert not list(tmp_path.iterdir())

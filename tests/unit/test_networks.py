@@ -15,7 +15,7 @@ from streaming import networks
 from streaming.engine import EngineError, EngineSettings
 from streaming.feature_motion import FeatureMotion
 from streaming.motion import PcmMotion, frames_at_once
-from streaming.networks import SharedFeatures, SpeakerNetworks, network_specs, open_networks, zeros_for
+from streaming.networks import SharedFeatures, SpeakerNetworks, network_specs, open_networks
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +80,11 @@ def test_a_network_that_hears_features(heard):
 def test_one_that_hears_pitch_besides(pitched):
     specs = network_specs(pitched)
     assert specs.motion.inputs["f0_hz"] == (1, 48)
-    assert open_networks(pitched).motion.run(zeros_for(specs.motion)).shape == (1, 24, 204)
+    assert open_networks(pitched).motion.run(specs.motion.zeros()).shape == (1, 24, 204)
 
 
 def test_zeros_are_what_a_network_takes(heard):
-    zeros = zeros_for(network_specs(heard).motion)
+    zeros = network_specs(heard).motion.zeros()
     assert {name: (values.shape, values.dtype) for name, values in zeros.items()} == {
         "features": ((1, 48, 6), np.float32),
         "latent": ((1, 3, 6), np.float32),
