@@ -1,0 +1,361 @@
+"""The compiled raymarcher for this machine's GPU, and the device that it runs on.
+
+Prebuilt kernels lie in `cubins/`, one for each width and architecture (build_cubins.py makes them). What is
+not among them, or is older than its sources, is compiled by NVRTC and kept in the user's cache directory.
+Neither torch nor a compiler is needed: cuda-bindings reaches the driver, and NVRTC comes as a wheel.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import lzma
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from .scene import U8
+
+HERE = Path(__file__).parent
+MAIN_SOURCE = "raymarcher.cu"
+SOURCES = (MAIN_SOURCE, "raymarcher_scene.cuh", "warp_matrix.cuh")
+CUBINS = HERE / "cubins"
+MANIFEST = CUBINS / "SOURCES.sha256"
+ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+
+_SHARED_KIB = {75: 64, 80: 163, 86: 99, 87: 163, 88: 99, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227}
+_SHARED_KIB_ELSEWHERE = 99
+_WEIGHTS_KIB = {32: 11, 64: 41, 96: 80, 128: 130}  # of a head; rounded up
+_WARP_KIB = 5  # of a warp's own memory
+
+
+class CudaUnavailableError(RuntimeError):
+    """The GPU cannot be used here: what is missing, and the way out."""
+
+
+class CudaError(RuntimeError):
+    """A call that the driver refused: which, why."""
+
+
+# ---------------------------------------------------------------------------------------------- variants
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """How the kernel is compiled for one width and architecture."""
+
+    width: int
+    architecture: int  # 90 for sm_90
+    warps: int  # of a block, one block to a multiprocessor
+    weights_in_shared: bool
+
+    @property
+    def defines(self) -> tuple[str, ...]:
+        """Compiler options that name the variant."""
+        shared = int(self.weights_in_shared)
+        return (f"-DWIDTH={self.width}", f"-DWARPS={self.warps}", f"-DWEIGHTS_IN_SHARED={shared}")
+
+    @property
+    def file_name(self) -> str:
+        """Of the prebuilt kernel."""
+        return f"raymarcher_{self.width}.sm_{self.architecture}.cubin.xz"
+
+
+def variant_for(width: int, architecture: int) -> Variant:
+    """The variant that suits an architecture: weights in shared memory where eight warps fit beside them."""
+    shared_kib = _SHARED_KIB.get(architecture, _SHARED_KIB_ELSEWHERE)
+    wanted = {32: 16, 64: 16, 96: 12, 128: 12}[width]
+    beside = int(shared_kib - 2 - _WEIGHTS_KIB[width]) // _WARP_KIB  # 2 KiB: the scene's record
+    in_shared = beside >= 8
+    room = beside if in_shared else int(shared_kib - 2) // _WARP_KIB
+    return Variant(
+        width=width,
+        architecture=architecture,
+        warps=min(wanted, room // 4 * 4),  # a multiprocessor has four schedulers
+        weights_in_shared=in_shared,
+    )
+
+
+@functools.cache
+def sources_digest() -> str:
+    """SHA-256 of all that a kernel is made from."""
+    digest = hashlib.sha256()
+    for name in SOURCES:
+        digest.update(name.encode() + b"\0" + (HERE / name).read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def _prebuilt(variant: Variant) -> bytes | None:
+    """The prebuilt kernel, or None where there is none of today's sources."""
+    path = CUBINS / variant.file_name
+    if not (path.is_file() and MANIFEST.is_file() and MANIFEST.read_text().strip() == sources_digest()):
+        return None
+    return lzma.decompress(path.read_bytes())
+
+
+def prebuilt_architecture(architecture: int) -> int | None:
+    """The prebuilt architecture whose code runs on another: the nearest below of the same generation."""
+    fitting = [
+        known for known in ARCHITECTURES if known <= architecture and known // 10 == architecture // 10
+    ]
+    return max(fitting, default=None)
+
+
+# ---------------------------------------------------------------------------------------------- compiling
+def cache_directory() -> Path:
+    """Where compiled kernels are kept: GENEFACE_KERNEL_CACHE, or the user's cache directory."""
+    named = os.environ.get("GENEFACE_KERNEL_CACHE")
+    if named:
+        return Path(named)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "geneface-stream" / "kernels"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "geneface-stream" / "kernels"
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise CudaUnavailableError(
+            f"{name}: expected to be installed for rendering on a GPU, got {error}; "
+            "install the extra: pip install -e '.[cuda]'"
+        ) from error
+
+
+def compile_with_nvrtc(variant: Variant) -> bytes:
+    """The variant's machine code, made by NVRTC.
+
+    Raises:
+        CudaUnavailableError: no NVRTC, or one that does not know the architecture.
+    """
+    nvrtc = _import("cuda.bindings.nvrtc")
+
+    def call(name: str, *arguments: object) -> Any:  # noqa: ANN401 -- the bindings ship no types
+        try:
+            status, *results = getattr(nvrtc, name)(*arguments)
+        except RuntimeError as error:  # the library was not found
+            raise CudaUnavailableError(
+                f"NVRTC: expected the wheel nvidia-cuda-nvrtc, got {error}; "
+                "install the extra: pip install -e '.[cuda]'"
+            ) from error
+        if int(status) != 0:
+            raise CudaUnavailableError(
+                f"{name} for sm_{variant.architecture}: expected success, got {status.name}; update the "
+                "package nvidia-cuda-nvrtc, or draw on the CPU"
+            )
+        return results[0] if len(results) == 1 else None
+
+    headers = SOURCES[1:]
+    program = call(
+        "nvrtcCreateProgram",
+        (HERE / MAIN_SOURCE).read_bytes(),
+        MAIN_SOURCE.encode(),
+        len(headers),
+        [(HERE / name).read_bytes() for name in headers],
+        [name.encode() for name in headers],
+    )
+    options = [f"-arch=sm_{variant.architecture}", "-std=c++17", *variant.defines]
+    call("nvrtcCompileProgram", program, len(options), [option.encode() for option in options])
+    code = b" " * int(call("nvrtcGetCUBINSize", program))
+    call("nvrtcGetCUBIN", program, code)
+    call("nvrtcDestroyProgram", program)
+    return code
+
+
+def _cached(variant: Variant) -> bytes:
+    """The variant's machine code from the user's cache, where NVRTC puts it if need be."""
+    key = hashlib.sha256(repr((sources_digest(), variant)).encode()).hexdigest()[:32]
+    path = cache_directory() / f"{key}.cubin"
+    if path.is_file():
+        return path.read_bytes()
+    code = compile_with_nvrtc(variant)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(code)
+        Path(file.name).replace(path)  # another process never reads half a kernel
+    except OSError:
+        return code  # nowhere to keep it: compiled anew in each process
+    return code
+
+
+def machine_code(width: int, architecture: int) -> tuple[Variant, bytes]:
+    """The kernel for a width on an architecture: prebuilt, from the cache, or compiled now.
+
+    Raises:
+        CudaUnavailableError: it is not prebuilt, and NVRTC cannot make it.
+    """
+    near = prebuilt_architecture(architecture)
+    if near is not None:
+        variant = variant_for(width, near)
+        code = _prebuilt(variant)
+        if code is not None:
+            return variant, code
+    variant = variant_for(width, architecture)
+    return variant, _cached(variant)
+
+
+# ---------------------------------------------------------------------------------------------- device
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """A kernel that is loaded on a device."""
+
+    function: Any
+    threads: int  # of a block
+    shared_bytes: int  # of a block
+
+
+class CudaDevice:
+    """One GPU's primary context, one stream, and the kernels loaded so far; not for several threads at once.
+
+    The primary context is the one that torch and ONNX Runtime use too.
+    """
+
+    def __init__(self, number: int = 0) -> None:
+        """Opens the GPU of that number.
+
+        Raises:
+            CudaUnavailableError: no driver, or no such GPU.
+        """
+        self._driver = _import("cuda.bindings.driver")
+        try:
+            self.call("cuInit", 0)
+            count = self.call("cuDeviceGetCount")
+        except (CudaError, RuntimeError) as error:  # RuntimeError: the driver's library was not found
+            raise CudaUnavailableError(
+                f"the NVIDIA driver: expected one that starts, got {error}; install it, or draw on the CPU"
+            ) from error
+        if not 0 <= number < count:
+            raise CudaUnavailableError(
+                f"GPU {number}: expected a number below {count}, the GPUs here; "
+                "choose one, or draw on the CPU"
+            )
+        self._device = self.call("cuDeviceGet", number)
+        self.name = self.call("cuDeviceGetName", 96, self._device).split(b"\0")[0].decode()
+        self._context = self.call("cuDevicePrimaryCtxRetain", self._device)
+        self.make_current()
+        attribute = self._driver.CUdevice_attribute
+        major = self._attribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)
+        minor = self._attribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)
+        self.architecture = 10 * major + minor
+        self.multiprocessors = self._attribute(attribute.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+        self.clock_hz = 1e3 * self._attribute(attribute.CU_DEVICE_ATTRIBUTE_CLOCK_RATE)
+        self.stream = self.call("cuStreamCreate", 1)  # not synchronised with the default stream
+        self._events = [self.call("cuEventCreate", 0) for _ in range(2)]
+        self._kernels: dict[int, Kernel] = {}
+        self._modules: list[Any] = []
+
+    def call(self, name: str, *arguments: object) -> Any:  # noqa: ANN401 -- the bindings ship no types
+        """The result of a driver call.
+
+        Raises:
+            CudaError: the driver refused it.
+        """
+        status, *results = getattr(self._driver, name)(*arguments)
+        if int(status) != 0:
+            raise CudaError(f"{name}: expected success, got {status.name}")
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def _attribute(self, attribute: object) -> int:
+        return int(self.call("cuDeviceGetAttribute", attribute, self._device))
+
+    def make_current(self) -> None:
+        """Lets the calling thread use the device."""
+        self.call("cuCtxSetCurrent", self._context)
+
+    def kernel(self, width: int) -> Kernel:
+        """The kernel of a width, loaded at the first call."""
+        found = self._kernels.get(width)
+        if found is None:
+            _, code = machine_code(width, self.architecture)
+            module = self.call("cuModuleLoadData", code)
+            self._modules.append(module)
+            function = self.call("cuModuleGetFunction", module, b"raymarch")
+            address, size = self.call("cuModuleGetGlobal", module, b"raymarch_block")
+            block = np.zeros(2, np.uint32)
+            self.call("cuMemcpyDtoH", block.ctypes.data, address, size)
+            attribute = self._driver.CUfunction_attribute
+            self.call(
+                "cuFuncSetAttribute",
+                function,
+                attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                int(block[1]),
+            )
+            found = Kernel(function=function, threads=int(block[0]), shared_bytes=int(block[1]))
+            self._kernels[width] = found
+        return found
+
+    def allocate(self, size: int) -> int:
+        """Address of so many new bytes on the device."""
+        return int(self.call("cuMemAlloc", size))
+
+    def free(self, address: int) -> None:
+        """Gives back what `allocate` gave."""
+        self.call("cuMemFree", address)
+
+    def allocate_pinned(self, size: int) -> int:
+        """Address of so many new bytes of this process that the device copies from and to directly."""
+        return int(self.call("cuMemHostAlloc", size, 0))
+
+    def free_pinned(self, address: int) -> None:
+        """Gives back what `allocate_pinned` gave."""
+        self.call("cuMemFreeHost", address)
+
+    def upload(self, data: U8) -> int:
+        """Address on the device of a copy of the bytes; done when it returns."""
+        address = self.allocate(max(16, data.nbytes))
+        # On the stream, which the default stream, where a plain copy would go, does not wait for or hold up.
+        self.copy_in(address, data.ctypes.data, data.nbytes)
+        self.synchronize()
+        return address
+
+    def clear(self, address: int, size: int) -> None:
+        """Puts the zeroing of so many bytes, a multiple of four, on the stream."""
+        self.call("cuMemsetD32Async", address, 0, size // 4, self.stream)
+
+    def copy_in(self, address: int, source: int, size: int) -> None:
+        """Puts a copy to the device on the stream."""
+        self.call("cuMemcpyHtoDAsync", address, source, size, self.stream)
+
+    def copy_out(self, target: int, address: int, size: int) -> None:
+        """Puts a copy from the device to pinned memory on the stream."""
+        self.call("cuMemcpyDtoHAsync", target, address, size, self.stream)
+
+    def launch(self, kernel: Kernel, blocks: int, argument: U8) -> None:
+        """Puts a kernel, whose one argument is a record of these bytes, on the stream."""
+        pointers = np.array([argument.ctypes.data], np.uint64)
+        self.call(
+            "cuLaunchKernel",
+            kernel.function,
+            *(blocks, 1, 1, kernel.threads, 1, 1, kernel.shared_bytes),
+            self.stream,
+            pointers.ctypes.data,
+            0,
+        )
+
+    def mark(self, event: int) -> None:
+        """Puts a point in time on the stream: 0 begins what `elapsed_ms` measures, 1 ends it."""
+        self.call("cuEventRecord", self._events[event], self.stream)
+
+    def elapsed_ms(self) -> float:
+        """Milliseconds between the two marks, once the stream has passed them."""
+        return float(self.call("cuEventElapsedTime", *self._events))
+
+    def synchronize(self) -> None:
+        """Waits until all on the stream is done."""
+        self.call("cuStreamSynchronize", self.stream)
+
+    def close(self) -> None:
+        """Unloads the kernels and lets the context go."""
+        self.make_current()
+        for event in self._events:
+            self.call("cuEventDestroy", event)
+        for module in self._modules:
+            self.call("cuModuleUnload", module)
+        self.call("cuStreamDestroy", self.stream)
+        self.call("cuDevicePrimaryCtxRelease", self._device)
