@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .cpu_raymarcher import MAX_SIZE_PX, MIN_SIZE_PX, RenderInputError
-from .cuda_module import CudaDevice
+from .cuda_module import CudaDevice, machine_code
 from .cuda_records import (
     CHUNKS_A_TILE,
     FRAME,
@@ -263,7 +263,9 @@ class CudaRenderer:
             CudaUnavailableError: there is no kernel for this GPU.
             CudaError: the device has no room.
         """
-        packed = pack_scene(scene)  # takes a while, in which others may draw
+        # Both may take long, so others draw meanwhile; a kernel that is compiled here is kept on disk.
+        packed = pack_scene(scene)
+        machine_code(packed.width, self.device.architecture)
         with self._lock:
             self._refuse_closed()
             self.device.make_current()

@@ -22,29 +22,39 @@ class Refusal:
 class _Cost:
     core_ms: float
     floor_ms: float
+    gpu_ms: float
 
 
 class Admission:
     """Keeps what each session's frames take; for one thread, the event loop's.
 
-    Sessions share by growing smaller: what counts is what each needs at the smallest size. A machine that is
-    too slow for even one session serves that one, with frames left out.
+    Sessions share by growing smaller: what counts is what each needs at the smallest size. What a GPU draws
+    counts against the GPU's time, too. A machine that is too slow for even one session serves that one, with
+    frames left out.
     """
 
-    def __init__(self, *, cores: int, most_sessions: int | None = None, share: float = 0.85) -> None:
+    def __init__(
+        self, *, cores: int, most_sessions: int | None = None, share: float = 0.85, gpu_share: float = 0.7
+    ) -> None:
         """Begins with nobody.
 
         Args:
             cores: cores that this process may use.
             most_sessions: a limit on top of the measured one.
             share: part of the cores' time that is given away; the rest is for a busier moment.
+            gpu_share: the same of the GPU's, where a frame that just missed a launch waits for its end.
         """
-        if cores < 1 or not 0 < share <= 1:
-            raise ValueError(f"admission: expected cores >= 1 and 0 < share <= 1, got {cores}, {share}")
+        if cores < 1 or not 0 < share <= 1 or not 0 < gpu_share <= 1:
+            raise ValueError(
+                "admission: expected cores >= 1 and 0 < share <= 1 of either, "
+                f"got {cores}, {share}, {gpu_share}"
+            )
         if most_sessions is not None and most_sessions < 1:
             raise ValueError(f"admission: expected most_sessions >= 1, got {most_sessions}")
         self.room_ms = share * cores * FRAME_BUDGET_MS
         """Core-milliseconds that all sessions together may take for one frame each."""
+        self.gpu_room_ms = gpu_share * FRAME_BUDGET_MS
+        """The same of the GPU's time."""
         self._most_sessions = most_sessions
         self._costs: dict[str, _Cost] = {}
 
@@ -63,16 +73,17 @@ class Admission:
         """Core-milliseconds that one frame of every session would take at the smallest size."""
         return sum(cost.floor_ms for cost in self._costs.values())
 
-    def admit(self, *, session: str, floor_ms: float) -> Refusal | None:
+    def admit(self, *, session: str, floor_ms: float, gpu_ms: float = 0.0) -> Refusal | None:
         """Counts a session in and returns None, or returns why it may not come in.
 
         Args:
             session: its id; one that is in already is weighed anew.
             floor_ms: core-milliseconds that a frame of its speaker takes at the smallest size, all stages.
+            gpu_ms: milliseconds of the GPU that a frame takes; 0 where the CPU draws.
         """
-        if not (math.isfinite(floor_ms) and floor_ms >= 0):
-            raise ValueError(f"admission: expected floor_ms >= 0, got {floor_ms}")
-        others = [cost.floor_ms for name, cost in self._costs.items() if name != session]
+        if not all(math.isfinite(ms) and ms >= 0 for ms in (floor_ms, gpu_ms)):
+            raise ValueError(f"admission: expected floor_ms and gpu_ms >= 0, got {floor_ms}, {gpu_ms}")
+        others = [cost for name, cost in self._costs.items() if name != session]
         inside = f"{len(others)} session{'s' if len(others) != 1 else ''}"
         leave = "leave" if len(others) != 1 else "leaves"
         if self._most_sessions is not None and len(others) >= self._most_sessions:
@@ -80,14 +91,21 @@ class Admission:
                 reason=f"full: {inside}, and no more are allowed here; try again later",
                 retry_after_s=RETRY_AFTER_S,
             )
-        left_ms = self.room_ms - sum(others)
+        left_ms = self.room_ms - sum(cost.floor_ms for cost in others)
         if others and floor_ms > left_ms:
             return Refusal(
                 reason=f"full: {inside} {leave} {max(left_ms, 0):.0f} of {self.room_ms:.0f} "
                 f"core-milliseconds a frame, one more takes {floor_ms:.0f}; try again later",
                 retry_after_s=RETRY_AFTER_S,
             )
-        self._costs[session] = _Cost(core_ms=floor_ms, floor_ms=floor_ms)
+        gpu_left_ms = self.gpu_room_ms - sum(cost.gpu_ms for cost in others)
+        if others and gpu_ms > gpu_left_ms:
+            return Refusal(
+                reason=f"full: {inside} {leave} {max(gpu_left_ms, 0):.1f} of {self.gpu_room_ms:.0f} "
+                f"milliseconds of the GPU a frame, one more takes {gpu_ms:.1f}; try again later",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        self._costs[session] = _Cost(core_ms=floor_ms, floor_ms=floor_ms, gpu_ms=gpu_ms)
         return None
 
     def measured(self, session: str, *, core_ms: float, at_floor_ms: float) -> None:
@@ -99,7 +117,8 @@ class Admission:
             at_floor_ms: what it would take at the smallest size.
         """
         if session in self._costs:
-            self._costs[session] = _Cost(core_ms=core_ms, floor_ms=at_floor_ms)
+            gpu_ms = self._costs[session].gpu_ms
+            self._costs[session] = _Cost(core_ms=core_ms, floor_ms=at_floor_ms, gpu_ms=gpu_ms)
 
     def leave(self, session: str) -> None:
         """Gives a session's share back; a second time it does nothing."""

@@ -383,7 +383,20 @@ class AvatarApp:
         # The default speaker drew its first frames before the server began to answer.
         if self.sessions.closed:
             raise Problem(503, "the server is stopping", {"Retry-After": "30"})
-        return JSONResponse({"status": "ready", "speaker": self.sessions.default_speaker})
+        if self.sessions.falling_back:
+            raise Problem(
+                503, "the GPU failed, and the CPU is being made ready to draw", {"Retry-After": "10"}
+            )
+        if not self.sessions.drawable:
+            raise Problem(503, "the GPU failed, and the CPU cannot draw; start the server anew")
+        content = {
+            "status": "ready",
+            "speaker": self.sessions.default_speaker,
+            "device": self.sessions.device,
+        }
+        if self.sessions.gpu_failure:
+            content["gpu_failure"] = self.sessions.gpu_failure
+        return JSONResponse(content)
 
     async def _metrics_text(self, _: Request) -> Response:
         return Response(self.metrics.text(), headers={"Content-Type": CONTENT_TYPE})

@@ -27,6 +27,7 @@ from .cuda_device import find_cuda_device
 from .engine import CUDA_PROVIDER
 from .errors import InputError
 from .frame_cost import FrameCostMeter
+from .gpu_rendering import GpuRaymarcher, GpuRenderer, open_gpu
 from .local_microphone import input_devices
 from .networks import open_networks
 from .opus import BLOCK_SAMPLES, OpusDecoder, OpusEncoder, find_libopus
@@ -171,12 +172,13 @@ class _Checks:
         self._speaker: Speaker | None = None
         self._meter: FrameCostMeter | None = None
         self._raymarcher: Raymarcher | None = None
+        self._gpu: GpuRenderer | None = None
 
     def close(self) -> None:
-        """Ends the raymarcher's threads."""
-        close = getattr(self._raymarcher, "close", None)
-        if close is not None:
-            close()
+        """Ends the raymarcher's threads, and what draws on the GPU."""
+        for opened in (self._raymarcher, self._gpu):
+            if opened is not None:
+                opened.close()
 
     # The machine -------------------------------------------------------------------------------------
 
@@ -207,7 +209,8 @@ class _Checks:
 
     def cores(self) -> _Found:
         """What the raymarcher may use."""
-        detail = f"{self._cores} usable, drawing on {self._threads} thread{'s' if self._threads > 1 else ''}"
+        threads = f"{self._threads} thread{'s' if self._threads > 1 else ''}"
+        detail = f"{self._cores} usable, {threads} where the CPU draws"
         if self._cores < 2:
             return _Found(
                 status="warn",
@@ -227,14 +230,19 @@ class _Checks:
         return _Found(status="ok", detail=detail)
 
     def gpu(self) -> _Found:
-        """The CUDA device, for the networks: the CPU draws."""
-        gpu = find_cuda_device()
-        if gpu is None:
+        """The CUDA device, and whether it can draw."""
+        device = find_cuda_device()
+        said: list[str] = []
+        self._gpu = open_gpu(self._settings.device, say=said.append)
+        if device is None:
             return _Found(status="ok", detail="no CUDA device: the CPU draws and runs the networks")
-        major, minor = gpu.capability
-        return _Found(
-            status="ok", detail=f"{gpu.name}, compute {major}.{minor}: for large networks; the CPU draws"
-        )
+        name = f"{device.name}, compute {device.capability[0]}.{device.capability[1]}"
+        if self._gpu is not None:
+            return _Found(status="ok", detail=f"{name}: draws, and runs large networks")
+        if said:
+            reason, _, way_out = said[0].rpartition("; ")
+            return _Found(status="warn", detail=f"{name}: {reason}", way_out=way_out)
+        return _Found(status="ok", detail=f"{name}: not used, as --device cpu says")
 
     def engines(self) -> _Found:
         """The runtimes that can run networks; without a CUDA device one is enough."""
@@ -285,22 +293,32 @@ class _Checks:
 
     def kernels(self) -> _Found:
         """The raymarcher's kernels, compiled or read from the cache."""
-        raymarcher = file_run.open_raymarcher(self._need_speaker(), threads=self._threads)
+        raymarcher = file_run.choose_raymarcher(
+            self._need_speaker(),
+            threads=self._threads,
+            device=self._settings.device,
+            gpu=self._gpu,
+            say=self._say,
+        )
         spent_s = raymarcher.warm_up()
         self._raymarcher = raymarcher
         compiled = "compiled, the next start is quick: " if spent_s > _COMPILED_S else ""
-        return _Found(status="ok", detail=f"{compiled}ready in {spent_s:.1f} s")
+        device = file_run.device_of(raymarcher, threads=self._threads)
+        return _Found(status="ok", detail=f"{device}: {compiled}ready in {spent_s:.1f} s")
 
     def frame(self) -> _Found:
         """One frame, drawn, finished and encoded."""
         speaker = self._need_speaker()
         if self._meter is None or self._raymarcher is None:
             raise _NotTriedError("it needs the networks and the kernels")
-        size_px = self._settings.render_size or min(_PROBE_PX, speaker.image_size_px)
+        on_gpu = isinstance(self._raymarcher, GpuRaymarcher)
+        probe_px = speaker.image_size_px if on_gpu else min(_PROBE_PX, speaker.image_size_px)
+        size_px = self._settings.render_size or probe_px
         cost = self._meter.measure(size_px)
-        frame_ms = cost.frame_ms(threads=self._threads, cores=self._cores)
+        frame_ms = cost.frame_ms(threads=1 if on_gpu else self._threads, cores=self._cores)
+        draw = f"{cost.render_ms:.1f}" if on_gpu else f"{cost.render_ms:.0f}"
         detail = (
-            f"drawn at {size_px} px in {cost.render_ms:.0f} ms, all else {cost.other_ms:.0f} ms: one every "
+            f"drawn at {size_px} px in {draw} ms, all else {cost.other_ms:.0f} ms: one every "
             f"{frame_ms:.0f} of {FRAME_BUDGET_MS:.0f} ms"
         )
         if frame_ms > FRAME_BUDGET_MS:

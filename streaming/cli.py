@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from .errors import InputError, Stopped
+from .errors import GpuLostError, InputError, Stopped
 from .settings import StreamSettings, flag, options, resolve_settings, variable
 
 if TYPE_CHECKING:
@@ -148,6 +148,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = "; nothing was written" if writes else ""
         print(f"{PROGRAM}: stopped by {interruption.name}{result}", file=sys.stderr)
         return FAILED
+    except GpuLostError as error:
+        print(f"{PROGRAM}: the GPU failed: {error}; run it again with --device cpu", file=sys.stderr)
+        return FAILED
     except Exception as error:
         if _is_bad_input(error):
             line = " ".join(str(error).splitlines())  # a file's name may hold a line break
@@ -179,6 +182,11 @@ def _list_speakers(settings: StreamSettings) -> int:
 
 
 def _speak(settings: StreamSettings, interruption: _Interruption) -> int:
+    with contextlib.ExitStack() as opened:
+        return _speak_with(settings, interruption, opened)
+
+
+def _speak_with(settings: StreamSettings, interruption: _Interruption, opened: contextlib.ExitStack) -> int:
     if settings.input is None:
         raise InputError("--input is missing; say what is to be spoken, for example --input speech.wav")
     if settings.output is None and settings.landmark_video is None:
@@ -226,7 +234,7 @@ def _speak(settings: StreamSettings, interruption: _Interruption) -> int:
     write: Callable[..., file_run.FileReport]
     if video is not None:
         waiting.note("getting the kernels ready (compiled once on this machine) ...")
-        renderer, device, drawn = _open_renderer(settings, speaker, networks)
+        renderer, device, drawn = _open_renderer(settings, speaker, networks, opened, say)
         say(f"{speaker.name} on {device}, {drawn}{'; ' if placed else ''}{placed}")
         write = partial(file_run.speak_file, speaker, renderer, audio, video, landmark_video=landmark_video)
         shown, done_on = video, f" on {device}"
@@ -278,26 +286,46 @@ def _refuse_one_file_twice(settings: StreamSettings) -> None:
 
 
 def _open_renderer(
-    settings: StreamSettings, speaker: Speaker, networks: SpeakerNetworks
+    settings: StreamSettings,
+    speaker: Speaker,
+    networks: SpeakerNetworks,
+    opened: contextlib.ExitStack,
+    say: Callable[[str], None],
 ) -> tuple[FrameRenderer, str, str]:
     """Returns what draws the speaker's frames, what it runs on and what it draws, in words.
 
+    Args:
+        settings: of the run.
+        speaker: who is drawn.
+        networks: the speaker's.
+        opened: closes what is to be closed after the run.
+        say: told in one line why a GPU that is there does not draw.
+
     Raises:
-        InputError: the render size does not fit the bundle.
+        InputError: the render size does not fit the bundle, or a GPU was asked for and cannot draw.
+        GpuLostError: the GPU failed.
     """
     from . import file_run
     from .cores import usable_cores
+    from .gpu_rendering import GpuRaymarcher, open_gpu
 
     cores = usable_cores()
     threads = settings.threads or min(cores, file_run.MOST_THREADS)
-    raymarcher = file_run.open_raymarcher(speaker, threads=threads)
+    gpu = open_gpu(settings.device, say=say)
+    if gpu is not None:
+        opened.callback(gpu.close)
+    raymarcher = file_run.choose_raymarcher(
+        speaker, threads=threads, device=settings.device, gpu=gpu, say=say
+    )
     raymarcher.warm_up()
     render_px, pace = settings.render_size, None
+    if render_px is None and isinstance(raymarcher, GpuRaymarcher):
+        render_px = speaker.image_size_px
     if render_px is None:
         pace = file_run.size_that_keeps_up(speaker, raymarcher, networks, threads=threads, cores=cores)
         render_px = pace.size_px
     renderer = file_run.make_renderer(speaker, raymarcher, render_px)
-    device = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+    device = file_run.device_of(raymarcher, threads=threads)
     return renderer, device, file_run.describe(renderer, pace)
 
 

@@ -9,3 +9,7 @@ class InputError(ValueError):
 
 class Stopped(Exception):  # noqa: N818 - it is an order, not an error
     """The run was ended from outside (SIGINT, SIGTERM, `aclose`) before it was done."""
+
+
+class GpuLostError(RuntimeError):
+    """The GPU draws no more; the message says why, in a few words."""

@@ -17,8 +17,10 @@ from models.speaker import Speaker
 
 from .audio_file import AudioFile
 from .clock import FRAME_RATE_HZ, MonotonicClock
-from .errors import InputError, Stopped
+from .engine import DeviceName
+from .errors import GpuLostError, InputError, Stopped
 from .frame_cost import FrameCostMeter
+from .gpu_rendering import GpuRaymarcher, GpuRenderer
 from .landmark_output import LandmarkOutput
 from .landmark_video import LandmarkVideo
 from .landmarks import DrawnLandmarks
@@ -43,6 +45,50 @@ def open_raymarcher(speaker: Speaker, *, threads: int) -> Raymarcher:
     from cuda_kernels.cpu_raymarcher import CpuRaymarcher
 
     return CpuRaymarcher(speaker.scene(), threads=threads)
+
+
+def choose_raymarcher(
+    speaker: Speaker,
+    *,
+    threads: int,
+    device: DeviceName,
+    gpu: GpuRenderer | None,
+    say: Callable[[str], None],
+) -> Raymarcher:
+    """Returns a raymarcher of a speaker on the GPU, or on the CPU; not warmed up yet.
+
+    Args:
+        speaker: who is drawn.
+        threads: of the CPU raymarcher.
+        device: `cuda`: on the GPU or not at all.
+        gpu: what draws there, None: the CPU draws.
+        say: told in one line why the GPU does not draw this speaker.
+
+    Raises:
+        SceneError: the speaker cannot be drawn.
+        InputError: the GPU was asked for and cannot draw this speaker.
+    """
+    if gpu is not None:
+        from cuda_kernels.cuda_module import CudaError, CudaUnavailableError
+        from cuda_kernels.folding import SceneError
+
+        try:
+            return GpuRaymarcher(gpu, speaker.scene())
+        except (SceneError, CudaUnavailableError, CudaError, GpuLostError) as error:
+            if device == "cuda":
+                raise InputError(
+                    f"--device cuda: {speaker.name} cannot be drawn on {gpu.name}: {error}; "
+                    "leave --device out"
+                ) from None
+            say(f"the CPU draws {speaker.name}, not {gpu.name}: {error}")
+    return open_raymarcher(speaker, threads=threads)
+
+
+def device_of(raymarcher: Raymarcher, *, threads: int) -> str:
+    """Returns what draws, fit to be shown: the GPU's name, or the CPU with its threads."""
+    if isinstance(raymarcher, GpuRaymarcher):
+        return raymarcher.device
+    return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def make_renderer(speaker: Speaker, raymarcher: Raymarcher, render_px: int) -> FrameRenderer:
@@ -70,7 +116,12 @@ def make_renderer(speaker: Speaker, raymarcher: Raymarcher, render_px: int) -> F
         feather_px=feather_px,
     )
     return FrameRenderer(
-        raymarcher, output_px=output_px, render_px=render_px, mouth_boxes=boxes, feather_px=feather_px
+        raymarcher,
+        output_px=output_px,
+        render_px=render_px,
+        mouth_boxes=boxes,
+        feather_px=feather_px,
+        finished=raymarcher if isinstance(raymarcher, GpuRaymarcher) else None,
     )
 
 

@@ -71,7 +71,8 @@ class FrameCostMeter:
         """What features and motion network take for a frame: a hop's share where one call moves several."""
         self._hop_ms = hop_ms
         self._nets_ms = self.motion_ms + condition_ms
-        self._neutral = condition_of_silence()
+        self.neutral = condition_of_silence()
+        """(C,) float32: the condition of silence."""
         self._encoder_ms: float | None = None
 
     def measure(self, size_px: int) -> FrameCost:
@@ -83,8 +84,8 @@ class FrameCostMeter:
             costs = []
             for _ in range(2):  # the faster counts: a moment's noise is not the machine
                 start_s = clock.now_s()
-                whole = renderer.draw_whole(c2w=c2w, condition=self._neutral)
-                mouth, box = renderer.draw_mouth(c2w=c2w, condition=self._neutral, pose=pose)
+                whole = renderer.draw_whole(c2w=c2w, condition=self.neutral)
+                mouth, box = renderer.draw_mouth(c2w=c2w, condition=self.neutral, pose=pose)
                 drawn_s = clock.now_s()
                 picture = renderer.finish(whole, mouth, box)
                 costs.append((drawn_s - start_s, clock.now_s() - drawn_s))

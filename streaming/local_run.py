@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from .clock import FRAME_RATE_HZ, MonotonicClock, SystemClock
 from .cores import usable_cores
 from .file_run import MOST_THREADS
 from .governor import Governor
+from .gpu_rendering import open_gpu
 from .local_microphone import InputDevice, LocalMicrophone, find_device
 from .media_schedule import TICK_S
 from .motion import frames_at_once
@@ -28,6 +30,8 @@ from .settings import DEFAULT_MICROPHONE, StreamSettings
 from .speaker_host import SpeakerHost
 
 U8 = npt.NDArray[np.uint8]
+
+log = logging.getLogger(__name__)
 
 FRAME_S = 1 / FRAME_RATE_HZ
 _POLL_S = 0.02  # the window is looked after at least so often
@@ -208,17 +212,19 @@ class LiveRun:
         with contextlib.ExitStack() as stack:
             self._window = PreviewWindow(size_px=image_size_px, title=f"{settings.speaker}: getting ready")
             stack.callback(self._window.close)
-            self.host = SpeakerHost.open(settings, settings.speaker, threads=threads, cores=cores)
+            gpu = open_gpu(settings.device, say=log.warning)
+            if gpu is not None:
+                stack.callback(gpu.close)
+            self.host = SpeakerHost.open(settings, settings.speaker, threads=threads, cores=cores, gpu=gpu)
             stack.callback(self.host.close)
             self._opened = stack.pop_all()
 
     def describe(self) -> str:
         """Returns who speaks, by which device, drawn how, in one line."""
-        threads = self.host.threads
         placed = self.host.networks.describe()  # empty where the CPU runs them all
         return (
-            f"{self.host.name} on CPU, {threads} thread{'s' if threads > 1 else ''}, "
-            f"draws {self.host.start_px} x {self.host.start_px}{'; ' if placed else ''}{placed}; "
+            f"{self.host.name} on {self.host.device}, draws {self.host.start_px} x {self.host.start_px}"
+            f"{'; ' if placed else ''}{placed}; "
             f"hears {self.device}; Esc, q or Ctrl-C ends it"
         )
 

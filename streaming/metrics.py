@@ -8,6 +8,8 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 STAGES = ("jitter_buffer", "lookahead", "render", "encode", "wait")
 _STAGE_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.16, 0.2, 0.3, 0.5, 1.0)
 _GLASS_BUCKETS_S = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.8, 1.0, 1.5, 2.0)
+_BATCH_BUCKETS = (1, 2, 4, 8, 16, 24, 32)
+_KERNEL_BUCKETS_S = (0.0002, 0.0005, 0.001, 0.002, 0.004, 0.006, 0.01, 0.015, 0.02, 0.04, 0.1)
 _SKEW_BUCKETS_S = (-0.2, -0.1, -0.06, -0.04, -0.02, 0.0, 0.02, 0.04, 0.06, 0.1, 0.2)
 
 
@@ -49,6 +51,23 @@ class Metrics:
             buckets=_STAGE_BUCKETS_S,
             registry=registry,
         )
+        self.gpu_draws = Gauge(
+            "geneface_gpu_draws",
+            "1 while a GPU draws, 0 where the CPU does, or has to because the GPU failed.",
+            registry=registry,
+        )
+        self.gpu_batch = Histogram(
+            "geneface_gpu_batch_frames",
+            "Frames drawn by one launch.",
+            buckets=_BATCH_BUCKETS,
+            registry=registry,
+        )
+        self.gpu_kernel = Histogram(
+            "geneface_gpu_kernel_duration_seconds",
+            "What a launch's kernels took on the GPU.",
+            buckets=_KERNEL_BUCKETS_S,
+            registry=registry,
+        )
         self.microphone_depth = Gauge(
             "geneface_microphone_depth_seconds", "Sound in the jitter buffer.", ["session"], registry=registry
         )
@@ -75,6 +94,11 @@ class Metrics:
         self.round_trip = Gauge(
             "geneface_round_trip_seconds", "To the peer and back.", ["session"], registry=registry
         )
+
+    def gpu_drew(self, frames: int, kernel_ms: float) -> None:
+        """Takes how many frames a launch drew, and what its kernels took."""
+        self.gpu_batch.observe(frames)
+        self.gpu_kernel.observe(kernel_ms / 1000)
 
     def forget(self, session: str) -> None:
         """Removes what was said of one session."""

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from models.speaker import Speaker
 
 from .clock import FRAME_SAMPLES, SAMPLE_RATE_HZ, MediaClock, MonotonicClock, SystemClock, samples_to_ms
-from .errors import Stopped
+from .errors import GpuLostError, Stopped
 from .i420 import Box, to_rgb
 from .landmarks import DrawnLandmarks, FrameWindows
 from .motion import MovedFrame, frames_at_once
@@ -112,6 +112,7 @@ class Pipeline:
         seed: int = 0,
         times: StageTimes | None = None,
         clock: MonotonicClock | None = None,
+        outlives_gpu: bool = False,
     ) -> None:
         """Builds the stages; `start` sets them going.
 
@@ -124,12 +125,15 @@ class Pipeline:
             seed: picks the blinks.
             times: where working times are added up.
             clock: tells when a frame passed a stage.
+            outlives_gpu: leave out frames while the GPU that is to draw them is lost, until there is another
+                `renderer`, instead of failing.
         """
         bounds = bounds or QueueBounds()
         self.times = times or StageTimes()
         self.renderer = renderer
         """Draws the next frame; may be changed between any two, from any thread."""
         self._now = clock or SystemClock()
+        self._outlives_gpu = outlives_gpu
         networks = networks or open_networks(speaker)
         self._condition_engine = networks.condition
         self._motion = networks.motion_stream(speaker.motion)
@@ -363,10 +367,15 @@ class Pipeline:
             if item.epoch != self._epoch:
                 continue
             renderer, start_s = self.renderer, self._now.now_s()
-            with self.times.of("render"):
-                whole = renderer.draw_whole(c2w=item.c2w, condition=item.condition)
-            with self.times.of("mouth"):
-                mouth, box = renderer.draw_mouth(c2w=item.c2w, condition=item.condition, pose=item.pose)
+            try:
+                with self.times.of("render"):
+                    whole = renderer.draw_whole(c2w=item.c2w, condition=item.condition)
+                with self.times.of("mouth"):
+                    mouth, box = renderer.draw_mouth(c2w=item.c2w, condition=item.condition, pose=item.pose)
+            except GpuLostError:
+                if not self._outlives_gpu:
+                    raise
+                continue
             draw_ms = (self._now.now_s() - start_s) * 1000
             self._drawings.put(
                 _Drawn(of=item, renderer=renderer, draw_ms=draw_ms, whole=whole, mouth=mouth, mouth_box=box)

@@ -36,6 +36,13 @@ class Raymarcher(Protocol):
         """Ends what it has running; drawing is over."""
 
 
+class FinishedDrawing(Protocol):
+    """Draws pictures as encoders take them."""
+
+    def render_i420(self, *, c2w: F32, condition: F32, size_px: int) -> U8:
+        """Returns (size * 3 / 2, size) uint8 planar I420, BT.601, limited range; the size is even."""
+
+
 class FrameRenderer:
     """Draws a frame at `render_px`, and the mouth at full resolution on top when that is smaller."""
 
@@ -47,6 +54,7 @@ class FrameRenderer:
         render_px: int,
         mouth_boxes: I32 | None,
         feather_px: int,
+        finished: FinishedDrawing | None = None,
     ) -> None:
         """Keeps what does not change from frame to frame.
 
@@ -58,11 +66,13 @@ class FrameRenderer:
             render_px: side of what the raymarcher draws, at most `output_px`.
             mouth_boxes: (P, 4) box of the mouth for each pose, all of one size; None: the whole is scaled.
             feather_px: width over which the mouth fades into the picture.
+            finished: draws instead, where `render_px` is `output_px`: nothing is left to scale or convert.
         """
         self._raymarcher = raymarcher
         self.output_px = output_px
         self.render_px = render_px
         self._converter = I420Converter(width_px=output_px, height_px=output_px)
+        self._finished = finished if render_px == output_px else None
         self._boxes = mouth_boxes if render_px < output_px else None
         if self._boxes is not None:
             x0, y0, x1, y1 = self._boxes[0]
@@ -75,8 +85,15 @@ class FrameRenderer:
         """Whether the mouth is drawn at full resolution, apart from the rest."""
         return self._boxes is not None
 
+    @property
+    def draws_finished(self) -> bool:
+        """Whether what is drawn is the finished picture."""
+        return self._finished is not None
+
     def draw_whole(self, *, c2w: F32, condition: F32) -> U8:
-        """Returns the picture at `render_px`, RGB."""
+        """Returns the picture at `render_px`, RGB; or finished."""
+        if self._finished is not None:
+            return self._finished.render_i420(c2w=c2w, condition=condition, size_px=self.output_px)
         return self._raymarcher.render(c2w=c2w, condition=condition, size_px=self.render_px)
 
     def draw_mouth(self, *, c2w: F32, condition: F32, pose: int) -> tuple[U8 | None, Box]:
@@ -90,6 +107,8 @@ class FrameRenderer:
 
     def finish(self, whole: U8, mouth: U8 | None, box: Box) -> U8:
         """Returns (output * 3 / 2, output) uint8 I420: the whole scaled up, the mouth set into it."""
+        if self._finished is not None:
+            return whole
         picture = self._converter.convert(whole)
         if mouth is not None:
             self._mouth_blender.blend(picture, self._mouth_converter.convert(mouth), box)

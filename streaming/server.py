@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import errno
 import functools
 import logging
@@ -21,6 +23,7 @@ from .admission import Admission
 from .app import AppSettings, AvatarApp
 from .cores import usable_cores
 from .errors import InputError, Stopped
+from .gpu_rendering import GpuRenderer, open_gpu
 from .ice import IceServer
 from .metrics import Metrics
 from .networks import SharedFeatures
@@ -55,19 +58,40 @@ def serve(settings: StreamSettings, *, say: Callable[[str], None], stopped: Call
     ice_servers = tuple(IceServer.parse(text) for text in settings.ice_server)
     tls = server_ssl_context(settings.tls_cert, settings.tls_key, settings.tls_self_signed, settings.host)
     listener = _listen(settings)  # before the slow part: a port in use is said at once
-    with listener:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(listener)
         find_libopus()  # may ask another program: not on the event loop, when the first session begins
         cores = usable_cores()
         threads = settings.threads or min(cores, file_run.MOST_THREADS)
-        open_host = functools.partial(
-            SpeakerHost.open, settings, threads=threads, cores=cores, say=say, shared=SharedFeatures()
-        )
-        host = open_host(settings.speaker)
+        metrics = Metrics()
+        gpu = open_gpu(settings.device, say=say, observe=metrics.gpu_drew)
+        if gpu is not None:
+            stack.callback(gpu.close)
+        opening = functools.partial(SpeakerHost.open, settings, threads=threads, cores=cores, say=say)
+        shared, shared_on_cpu = SharedFeatures(), SharedFeatures()
+
+        def open_host(name: str) -> SpeakerHost:
+            if gpu is not None and gpu.lost:  # --device cuda is no reason to refuse now: the server lives on
+                return opening(name, shared=shared_on_cpu)
+            return opening(name, shared=shared, gpu=gpu)
+
+        def on_cpu(lost: SpeakerHost) -> SpeakerHost:
+            # Networks that ran on the GPU are opened anew, too: no features are shared with the old ones.
+            return SpeakerHost.of(
+                lost.speaker,
+                dataclasses.replace(settings, render_size=None),  # it was meant for the GPU
+                threads=threads,
+                cores=cores,
+                say=say,
+                shared=shared_on_cpu,
+            )
+
+        host = opening(settings.speaker, shared=shared, gpu=gpu)
         memory.settle()
         if stopped():  # what was raised for it may have come where exceptions are swallowed
             raise Stopped
+        metrics.gpu_draws.set(host.on_gpu)
         codecs = tuple(codec for codec in CODECS if settings.codec in ("auto", codec.name))
-        metrics = Metrics()
         port = listener.getsockname()[1]
         app_settings = AppSettings(
             access=Access(
@@ -91,7 +115,10 @@ def serve(settings: StreamSettings, *, say: Callable[[str], None], stopped: Call
                 Admission(cores=cores, most_sessions=settings.max_sessions or None),
                 metrics,
                 speakers=SpeakerList(functools.partial(list_speakers, speakers_dir=settings.speakers_dir)),
+                on_cpu=on_cpu,
             )
+            if gpu is not None:
+                on_loop_when_lost(gpu, sessions)
             app = AvatarApp(sessions, metrics, app_settings).asgi()
             config = uvicorn.Config(
                 app,
@@ -112,6 +139,17 @@ def serve(settings: StreamSettings, *, say: Callable[[str], None], stopped: Call
         for line in _greeting(settings, host, port, tls):
             say(line)
         asyncio.run(run())
+
+
+def on_loop_when_lost(gpu: GpuRenderer, sessions: Sessions) -> None:
+    """Lets the sessions know, on their event loop, that runs, when the GPU is lost."""
+    loop = asyncio.get_running_loop()
+
+    def tell(reason: str) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the program ends
+            loop.call_soon_threadsafe(sessions.gpu_lost, reason)
+
+    gpu.when_lost(tell)
 
 
 class _Server(uvicorn.Server):
@@ -169,12 +207,11 @@ def _greeting(
     address = f"{'https' if tls else 'http'}://{shown}:{port}/"
     if settings.token:
         address += f"#token={quote(settings.token, safe='')}"
-    threads = f"{host.threads} thread{'s' if host.threads > 1 else ''}"
     renderer = host.make_renderer(host.start_px)
     devices = host.networks.describe()
     networks = f"; {devices}" if devices else ""
     lines = [
-        f"{host.name} on CPU, {threads}, {file_run.describe(renderer, None)}{networks}",
+        f"{host.name} on {host.device}, {file_run.describe(renderer, None)}{networks}",
         f"Open {address} in a browser and speak. Ctrl+C ends the server.",
     ]
     if tls is not None and settings.tls_self_signed:

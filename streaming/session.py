@@ -140,6 +140,7 @@ class Session:
             bounds=LIVE_BOUNDS,
             seed=secrets.randbits(32),
             clock=self._clock,
+            outlives_gpu=True,
         )
         self.peer = Peer(
             settings.peer,
@@ -209,6 +210,17 @@ class Session:
         if now_s - self._heard_s > (LEFT_S if page_left else SILENT_S):
             return "the peer left" if page_left else "timed out"
         return None
+
+    def move_to(self, host: SpeakerHost) -> None:
+        """Goes on with a host of the same speaker that the CPU draws, at its smallest size."""
+        self.host = host
+        self.allowance = Allowance(min(host.allowance_ticks + 1, LARGEST_ALLOWANCE_TICKS))
+        self.schedule.allowance_ticks = self.allowance.ticks
+        self.governor = Governor(sizes_px=host.sizes_px, start_px=host.sizes_px[-1])
+        self.governor.note = "the GPU failed, the CPU draws"
+        self._renderers = {}
+        self.pipeline.renderer = self._renderer(self.governor.size_px)
+        self._log.info("drawn by %s from now on, %d px", host.device, self.governor.size_px)
 
     def socket_opened(self) -> None:
         """Notes that the peer's page listens."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import secrets
 import time
@@ -69,6 +70,7 @@ class Sessions:
         *,
         speakers: SpeakerList | None = None,
         clock: MonotonicClock | None = None,
+        on_cpu: Callable[[SpeakerHost], SpeakerHost] | None = None,
     ) -> None:
         """Begins with nobody; `start` begins to watch.
 
@@ -80,6 +82,8 @@ class Sessions:
             metrics: where figures go.
             speakers: those that can be asked for.
             clock: tells when a peer has been silent for long.
+            on_cpu: opens a speaker anew that the CPU draws; called in a thread, where the GPU failed;
+                None: its sessions end.
         """
         self.default_speaker = default_speaker.name
         self._default = default_speaker
@@ -96,6 +100,10 @@ class Sessions:
         self._ending: set[asyncio.Task[None]] = set()
         self._watcher: asyncio.Task[None] | None = None
         self._closed = False
+        self._on_cpu = on_cpu
+        self._falling_back: asyncio.Task[None] | None = None
+        self.gpu_failure = ""
+        """Why the GPU draws no more; empty while it does, or where there is none."""
         self._reclaim = False  # whether a session ended whose memory was not given back yet
         self._load = _Load(at_s=self._clock.now_s())
 
@@ -107,6 +115,21 @@ class Sessions:
     def closed(self) -> bool:
         """Whether nobody is let in any more."""
         return self._closed
+
+    @property
+    def falling_back(self) -> bool:
+        """Whether the CPU is being made ready because the GPU failed."""
+        return self._falling_back is not None and not self._falling_back.done()
+
+    @property
+    def drawable(self) -> bool:
+        """Whether the default speaker can be drawn; no more where the GPU failed and the CPU cannot."""
+        return self.default_speaker in self._hosts
+
+    @property
+    def device(self) -> str:
+        """What draws the default speaker, fit to be shown."""
+        return self._hosts.get(self.default_speaker, self._default).device
 
     def start(self) -> None:
         """Begins to watch the sessions."""
@@ -169,7 +192,7 @@ class Sessions:
         """Ends all sessions and the speakers; a second time, or unstarted, it is safe."""
         self._closed = True
         watcher, self._watcher = self._watcher, None
-        opening = [*self._opening.values()]
+        opening = [*self._opening.values(), *([self._falling_back] if self._falling_back else [])]
         for task in [*opening, *([watcher] if watcher is not None else [])]:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -187,6 +210,8 @@ class Sessions:
     # Speakers -----------------------------------------------------------------------------------------
 
     async def _host(self, name: str) -> SpeakerHost:
+        if self._falling_back is not None:
+            await asyncio.wait([self._falling_back])
         if self._closed:
             raise FullError(_STOPPING)
         if name in self._hosts:
@@ -196,7 +221,8 @@ class Sessions:
             self._opening[name] = task
             task.add_done_callback(lambda _: self._opening.pop(name, None))
         # Whoever asks may go away; who asked as well still wants the speaker.
-        return await asyncio.shield(self._opening[name])
+        host = await asyncio.shield(self._opening[name])
+        return self._hosts.get(name, host)  # the CPU may draw it by now
 
     async def _open_speaker(self, name: str) -> SpeakerHost:
         try:
@@ -209,17 +235,64 @@ class Sessions:
             raise FullError(_STOPPING) from None
         self._hosts[name] = host
         log.info("speaker %s is ready, %d px to begin with", name, host.start_px)
+        if host.on_gpu and self.gpu_failure:  # meanwhile
+            self.gpu_lost(self.gpu_failure)
         return host
 
     async def _unknown(self, name: str) -> UnknownSpeakerError:
         names = ", ".join(entry.name for entry in await self.speakers())
         return UnknownSpeakerError(f"expected one of {names}, got {name[:80]!r}; /speakers lists them")
 
+    # Without the GPU ----------------------------------------------------------------------------------
+
+    def gpu_lost(self, reason: str) -> None:
+        """Begins to let the CPU draw what the GPU drew; frames are left out meanwhile.
+
+        Sessions go on at the smallest size while the CPU has room for them, the oldest first; the others end.
+        """
+        self.gpu_failure = reason
+        self.metrics.gpu_draws.set(0)
+        if not self.falling_back and not self._closed:
+            self._falling_back = asyncio.create_task(self._fall_back(), name="fall-back")
+
+    async def _fall_back(self) -> None:
+        while lost := next((item for item in self._hosts.items() if item[1].on_gpu), None):
+            name, old = lost
+            try:
+                async with self._host_lock:
+                    new = await in_background(f"cpu-{name}", functools.partial(self._open_on_cpu, old))
+            except Exception:  # whatever it is, the other speakers and the server live on
+                log.exception("the GPU failed, and the CPU cannot draw %s", name)
+                del self._hosts[name]
+                self._move(old, None)
+            else:
+                self._hosts[name] = new
+                self._move(old, new)
+            await in_background(f"close-{name}", old.close)
+
+    def _open_on_cpu(self, host: SpeakerHost) -> SpeakerHost:
+        if self._on_cpu is None:
+            raise RuntimeError("no way to draw on the CPU was given")
+        return self._on_cpu(host)
+
+    def _move(self, old: SpeakerHost, new: SpeakerHost | None) -> None:
+        for session in [session for session in self._sessions.values() if session.host is old]:
+            if new is None:
+                self.end_soon(session, "the GPU failed, and the CPU cannot draw this speaker")
+                continue
+            refusal = self._admission.admit(session=session.id, floor_ms=new.core_ms(new.sizes_px[-1]))
+            if refusal is None:
+                session.move_to(new)
+            else:
+                self.end_soon(session, "the GPU failed, and the CPU has no room for this session")
+
     # Sessions -----------------------------------------------------------------------------------------
 
     def _admit(self, host: SpeakerHost) -> Session:
         session_id = secrets.token_urlsafe(18)
-        refusal = self._admission.admit(session=session_id, floor_ms=host.core_ms(host.sizes_px[-1]))
+        refusal = self._admission.admit(
+            session=session_id, floor_ms=host.core_ms(host.sizes_px[-1]), gpu_ms=host.gpu_ms
+        )
         if refusal is not None:
             raise FullError(refusal)
         try:

@@ -166,7 +166,8 @@ class StreamSettings:
         DeviceName,
         Option(
             parse=_one_of("auto", "cpu", "cuda"),
-            help="where the networks run; auto: the large ones on a GPU if there is one, all else on the CPU",
+            help="what draws, and where the networks run; auto: a GPU that can draws and runs the large "
+            "networks, else the CPU",
             metavar="auto|cpu|cuda",
         ),
     ] = "auto"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,8 +10,9 @@ from dataclasses import dataclass
 from models.speaker import Speaker, find_speaker, load_speaker
 
 from . import file_run
-from .errors import InputError
+from .errors import GpuLostError, InputError
 from .frame_cost import FrameCostMeter
+from .gpu_rendering import GpuRaymarcher, GpuRenderer
 from .media_schedule import allowance_ticks_for
 from .networks import SharedFeatures, SpeakerNetworks, open_networks
 from .render_size import FRAME_BUDGET_MS, RENDER_SIZES_PX, FrameCost, choose_render_size
@@ -32,7 +34,7 @@ class SpeakerHost:
     sizes_px: tuple[int, ...]  # that may be drawn, largest first
     start_px: int
     costs: dict[int, FrameCost]  # measured, by size; the smallest and `start_px` among them
-    threads: int
+    threads: int  # that draw; of a GPU, the one that all share
 
     @classmethod
     def open(
@@ -44,6 +46,7 @@ class SpeakerHost:
         cores: int,
         say: Callable[[str], None] = log.warning,
         shared: SharedFeatures | None = None,
+        gpu: GpuRenderer | None = None,
     ) -> SpeakerHost:
         """Returns a host of the speaker of that name, after drawing a few frames.
 
@@ -54,6 +57,7 @@ class SpeakerHost:
             cores: that this process may use.
             say: told what a person should know of the networks, line by line.
             shared: feature networks that hosts of this process share.
+            gpu: draws, unless it cannot draw this speaker or is lost; None: the CPU draws.
 
         Raises:
             UnknownSpeakerError: no such speaker.
@@ -61,13 +65,36 @@ class SpeakerHost:
             InputError: its motion networks are too slow here to speak live.
         """
         speaker = load_speaker(find_speaker(name, speakers_dir=settings.speakers_dir))
+        return cls.of(speaker, settings, threads=threads, cores=cores, say=say, shared=shared, gpu=gpu)
+
+    @classmethod
+    def of(
+        cls,
+        speaker: Speaker,
+        settings: StreamSettings,
+        *,
+        threads: int,
+        cores: int,
+        say: Callable[[str], None] = log.warning,
+        shared: SharedFeatures | None = None,
+        gpu: GpuRenderer | None = None,
+    ) -> SpeakerHost:
+        """Returns a host of a speaker that is loaded; see `open`."""
         networks = open_networks(speaker, settings.engine_settings, say=say, shared=shared)
-        raymarcher = file_run.open_raymarcher(speaker, threads=threads)
-        try:
-            return cls._measured(settings, speaker, networks, raymarcher, threads=threads, cores=cores)
-        except BaseException:
-            raymarcher.close()
-            raise
+        while True:
+            raymarcher = file_run.choose_raymarcher(
+                speaker, threads=threads, device=settings.device, gpu=gpu, say=say
+            )
+            own_threads = 1 if isinstance(raymarcher, GpuRaymarcher) else threads
+            try:
+                return cls._measured(
+                    settings, speaker, networks, raymarcher, threads=own_threads, cores=cores
+                )
+            except GpuLostError:  # a lost GPU is chosen no more
+                raymarcher.close()
+            except BaseException:
+                raymarcher.close()
+                raise
 
     @classmethod
     def _measured(
@@ -99,8 +126,17 @@ class SpeakerHost:
                 costs[size_px] = cost
             return cost
 
-        if settings.render_size is not None:
-            sizes: tuple[int, ...] = (settings.render_size,)
+        if isinstance(raymarcher, GpuRaymarcher):
+            start_px = settings.render_size or speaker.image_size_px
+            sizes: tuple[int, ...] = (start_px,)  # smaller ones would gain little
+            cost = measure(start_px)
+            if start_px == speaker.image_size_px:
+                together_ms = raymarcher.frame_ms(
+                    poses=speaker.poses, condition=meter.neutral, size_px=start_px
+                )
+                costs[start_px] = dataclasses.replace(cost, render_ms=together_ms)
+        elif settings.render_size is not None:
+            sizes = (settings.render_size,)
             measure(settings.render_size)
             start_px = settings.render_size
         else:
@@ -130,6 +166,21 @@ class SpeakerHost:
     def name(self) -> str:
         """The speaker's name."""
         return self.speaker.name
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the GPU draws."""
+        return isinstance(self.raymarcher, GpuRaymarcher)
+
+    @property
+    def device(self) -> str:
+        """What draws, fit to be shown."""
+        return file_run.device_of(self.raymarcher, threads=self.threads)
+
+    @property
+    def gpu_ms(self) -> float:
+        """Milliseconds of the GPU, and of the thread that waits for it, that a frame takes; 0 on the CPU."""
+        return self.costs[self.start_px].render_ms if self.on_gpu else 0.0
 
     @property
     def allowance_ticks(self) -> int:

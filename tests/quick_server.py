@@ -26,7 +26,8 @@ from streaming import cli
 serve = cli._serve
 def prepared(*given):
     import stand_ins
-    from streaming import app, file_run
+    from streaming import app, file_run, gpu_rendering
+    gpu_rendering.find_cuda_device = lambda: None
     exec({prepare!r}, dict(sys=sys, stand_ins=stand_ins, app=app, file_run=file_run))
     return serve(*given)
 cli._serve = prepared
@@ -138,6 +139,10 @@ class QuickServer:
     def until_sessions(self, count: int, *, within_s: float) -> None:
         """Waits for a number of sessions."""
         _until(lambda: self.metric("sessions_active") == count, within_s=within_s, what=f"{count} sessions")
+
+    def until_metric(self, name: str, *, above: float, within_s: float) -> None:
+        """Waits for a metric to exceed a value."""
+        _until(lambda: self.metric(name) > above, within_s=within_s, what=f"{name} above {above:g}")
 
     def _status(self, path: str) -> int:
         try:

@@ -68,7 +68,8 @@ PROGRAM = """
 import sys
 sys.path[:0] = {path!r}
 import stand_ins
-from streaming import cli, file_run
+from streaming import cli, file_run, gpu_rendering
+gpu_rendering.find_cuda_device = lambda: None
 {prepare}
 sys.exit(cli.main(sys.argv[1:]))
 """

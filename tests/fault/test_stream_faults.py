@@ -14,7 +14,7 @@ import pytest
 import stand_ins
 
 from models.speaker import load_speaker
-from streaming import cli, file_run
+from streaming import cli, file_run, gpu_rendering
 from streaming.audio_file import AudioFile
 from streaming.settings import options, variable
 from streaming.video_output import VideoOutput
@@ -31,6 +31,7 @@ def speakers(tmp_path_factory):
 def run(monkeypatch, speakers, tmp_path, capsys):
     """Runs the program on a recording in this process; returns exit code, stdout, stderr."""
     monkeypatch.setattr(file_run, "open_raymarcher", lambda speaker, threads: stand_ins.StandInRaymarcher())
+    monkeypatch.setattr(gpu_rendering, "find_cuda_device", lambda: None)
     for name in options():
         monkeypatch.delenv(variable(name), raising=False)
 

@@ -23,6 +23,27 @@ def test_sessions_come_in_until_the_next_would_break_the_others():
     assert it.admit(session="d", floor_ms=10) is None  # a cheaper speaker still fits, to the brim
 
 
+def test_a_gpu_s_time_is_shared_out_like_that_of_the_cores():
+    it = admission(cores=16, gpu_share=0.5)  # 20 ms of the GPU a frame for all
+    for number in range(4):
+        assert it.admit(session=f"{number}", floor_ms=2, gpu_ms=4.5) is None
+    refusal = it.admit(session="e", floor_ms=2, gpu_ms=4.5)
+    assert refusal is not None
+    assert refusal.reason == (
+        "full: 4 sessions leave 2.0 of 20 milliseconds of the GPU a frame, one more takes 4.5; "
+        "try again later"
+    )
+    assert it.admit(session="cpu", floor_ms=2) is None  # what the CPU draws needs none of it
+    it.measured("0", core_ms=9, at_floor_ms=9)  # of the cores: the GPU's share stays
+    assert it.admit(session="e", floor_ms=2, gpu_ms=4.5) is not None
+    it.admit(session="0", floor_ms=20)  # weighed anew: the CPU draws it now
+    assert it.admit(session="e", floor_ms=2, gpu_ms=4.5) is None
+
+
+def test_one_session_is_served_however_slow_the_gpu():
+    assert admission().admit(session="a", floor_ms=2, gpu_ms=100.0) is None
+
+
 def test_who_leaves_makes_room_and_may_leave_twice():
     it = admission()
     it.admit(session="a", floor_ms=30)

@@ -77,7 +77,8 @@ class StandInSessions:
     default_speaker = "Tiny"
 
     def __init__(self):
-        self.closed = False
+        self.closed = self.falling_back = False
+        self.drawable, self.device, self.gpu_failure = True, "NVIDIA H100", ""
         self.session = StandInSession()
         self.failure = None
         self.opened = []
@@ -372,11 +373,27 @@ async def test_ice_servers_as_a_browser_takes_them_and_keeps_them_to_itself(setu
 async def test_health(setup):
     it = setup()
     assert (await it.http.get("/healthz")).json() == {"status": "up"}
-    assert (await it.http.get("/readyz")).json() == {"status": "ready", "speaker": "Tiny"}
+    ready = {"status": "ready", "speaker": "Tiny", "device": "NVIDIA H100"}
+    assert (await it.http.get("/readyz")).json() == ready
     it.sessions.closed = True
     stopping = await it.http.get("/readyz")
     problem(stopping, 503)
     assert stopping.headers["retry-after"].isdigit()
+    assert (await it.http.get("/healthz")).status_code == 200
+
+
+@on_loop
+async def test_ready_again_when_the_cpu_draws_what_a_gpu_drew(setup):
+    it = setup()
+    it.sessions.falling_back, it.sessions.gpu_failure = True, "it gave no picture within 2 s"
+    waiting = await it.http.get("/readyz")
+    assert problem(waiting, 503) == "the GPU failed, and the CPU is being made ready to draw"
+    assert waiting.headers["retry-after"] == "10"
+    it.sessions.falling_back, it.sessions.device = False, "CPU, 2 threads"
+    ready = (await it.http.get("/readyz")).json()
+    assert (ready["device"], ready["gpu_failure"]) == ("CPU, 2 threads", "it gave no picture within 2 s")
+    it.sessions.drawable = False
+    assert problem(await it.http.get("/readyz"), 503).startswith("the GPU failed, and the CPU cannot draw")
     assert (await it.http.get("/healthz")).status_code == 200
 
 

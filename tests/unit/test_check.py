@@ -10,9 +10,13 @@ import feature_bundle
 import pytest
 import stand_ins
 from cryptography.hazmat.primitives import serialization
+from stand_in_gpu import StandInRenderer
 from test_local_microphone import WEBCAM, FakePortAudio
 
-from streaming import check, engine, file_run, networks, tls
+from cuda_kernels import cuda_raymarcher
+from cuda_kernels.cuda_module import CudaUnavailableError
+from models.speaker import read_settings
+from streaming import check, engine, file_run, gpu_rendering, networks, tls
 from streaming.check import CheckResult, exit_code, free_memory_bytes, run_checks, table
 from streaming.cuda_device import CudaDevice
 from streaming.engine import EngineUnavailableError
@@ -28,6 +32,7 @@ def settings(tmp_path, monkeypatch):
     monkeypatch.setattr(check, "usable_cores", lambda: 2)
     monkeypatch.setattr(check, "free_memory_bytes", lambda: 3 << 30)
     monkeypatch.setattr(check, "find_cuda_device", lambda: None)
+    monkeypatch.setattr(gpu_rendering, "find_cuda_device", lambda: None)
     monkeypatch.setitem(sys.modules, "sounddevice", FakePortAudio(WEBCAM, default=0))
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     return StreamSettings(speaker="Tiny", speakers_dir=tmp_path, port=0)
@@ -101,7 +106,8 @@ def test_kernels_that_had_to_be_compiled_say_so(settings, monkeypatch):
     slow = stand_ins.StandInRaymarcher()
     slow.warm_up = lambda: 31.0
     monkeypatch.setattr(file_run, "open_raymarcher", lambda speaker, threads: slow)
-    assert results_of(settings)["kernels"].detail == "compiled, the next start is quick: ready in 31.0 s"
+    expected = "CPU, 2 threads: compiled, the next start is quick: ready in 31.0 s"
+    assert results_of(settings)["kernels"].detail == expected
 
 
 def test_the_raymarcher_is_closed_at_the_end(settings, monkeypatch):
@@ -124,7 +130,10 @@ def test_few_cores_and_little_memory_are_warnings(settings, monkeypatch):
     monkeypatch.setattr(check, "usable_cores", lambda: 1)
     monkeypatch.setattr(check, "free_memory_bytes", lambda: 700 << 20)
     found = results_of(settings)
-    assert (found["cores"].status, found["cores"].detail) == ("warn", "1 usable, drawing on 1 thread")
+    assert (found["cores"].status, found["cores"].detail) == (
+        "warn",
+        "1 usable, 1 thread where the CPU draws",
+    )
     assert (found["memory"].status, found["memory"].detail) == ("warn", "0.7 GiB free")
 
 
@@ -188,6 +197,61 @@ def test_opus_without_its_library_is_a_warning(settings, monkeypatch):
     found = results_of(settings)["sound Opus"]
     assert found.status == "warn"
     assert "libopus0" in found.way_out
+
+
+# The GPU --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def drawing_gpu(settings, monkeypatch):
+    """A GPU that a stand-in plays."""
+    renderer = StandInRenderer(condition_size=read_settings(settings.speakers_dir / "Tiny").condition.size)
+    for module in (check, gpu_rendering):
+        monkeypatch.setattr(module, "find_cuda_device", lambda: GPU)
+    monkeypatch.setattr(cuda_raymarcher, "CudaRenderer", lambda: renderer)
+    return renderer
+
+
+def test_a_gpu_that_draws_is_said(settings, drawing_gpu):
+    found = results_of(settings)
+    assert found["gpu"].status == found["kernels"].status == found["frame"].status == "ok"
+    assert found["gpu"].detail == "NVIDIA H100, compute 9.0: draws, and runs large networks"
+    assert found["kernels"].detail.startswith("NVIDIA H100: ready in ")
+    assert found["frame"].detail.startswith("drawn at 128 px in 1.0 ms, all else ")
+    assert drawing_gpu.closed == 1
+
+
+def test_a_gpu_that_is_not_wanted_is_not_opened(settings, drawing_gpu):
+    found = results_of(replace(settings, device="cpu"))
+    assert found["gpu"].detail == "NVIDIA H100, compute 9.0: not used, as --device cpu says"
+    assert found["kernels"].detail.startswith("CPU, 2 threads: ")
+    assert drawing_gpu.batches == []
+
+
+def test_a_gpu_that_cannot_draw_says_the_way_out(settings, drawing_gpu, monkeypatch):
+    def refuse():
+        raise CudaUnavailableError("cuda.bindings.driver: expected to be installed; install the extra")
+
+    monkeypatch.setattr(cuda_raymarcher, "CudaRenderer", refuse)
+    found = results_of(settings)
+    assert (found["gpu"].status, found["gpu"].way_out) == ("warn", "install the extra")
+    assert found["gpu"].detail == (
+        "NVIDIA H100, compute 9.0: the CPU draws, not NVIDIA H100: "
+        "cuda.bindings.driver: expected to be installed"
+    )
+    assert found["frame"].status == "ok"
+    wanted = results_of(replace(settings, device="cuda"))
+    assert (wanted["gpu"].status, wanted["gpu"].way_out) == ("fail", "install the extra")
+    assert wanted["gpu"].detail.startswith("--device cuda: cuda.bindings.driver: ")
+
+
+def test_a_gpu_that_was_asked_for_and_is_not_there_is_a_failure(settings):
+    found = results_of(replace(settings, device="cuda"))
+    assert (found["gpu"].status, found["gpu"].detail) == (
+        "fail",
+        "--device cuda: expected a CUDA device, got none",
+    )
+    assert found["gpu"].way_out == "check nvidia-smi, or leave --device out"
 
 
 # The engines ----------------------------------------------------------------------------------------

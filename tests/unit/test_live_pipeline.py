@@ -8,7 +8,7 @@ import pytest
 import stand_ins
 
 from models.speaker import load_speaker
-from streaming.errors import Stopped
+from streaming.errors import GpuLostError, Stopped
 from streaming.file_run import make_renderer
 from streaming.media_schedule import SMALLEST_ALLOWANCE_TICKS, TICK_SAMPLES, TICKS_PER_FRAME, MediaSchedule
 from streaming.networks import open_networks
@@ -223,6 +223,41 @@ def test_a_failing_stage_is_told_to_who_iterates(speaker):
             list(pipeline)
         with pytest.raises(Stopped):
             pipeline.push_audio(np.zeros(64000, np.float32))
+
+
+class LostRaymarcher(stand_ins.StandInRaymarcher):
+    """Draws some frames, then its GPU is lost."""
+
+    def render(self, **drawn):
+        if self.drawn >= 10:
+            self.lost = True
+            raise GpuLostError("cuLaunchKernel: CUDA_ERROR_LAUNCH_FAILED")
+        return super().render(**drawn)
+
+
+def test_a_lost_gpu_fails_a_pipeline_that_has_nothing_else(speaker):
+    with pipeline_of(speaker, LostRaymarcher()) as pipeline:
+        pipeline.start_feed([sound()])
+        with pytest.raises(GpuLostError, match="LAUNCH_FAILED"):
+            list(pipeline)
+
+
+def test_a_pipeline_that_outlives_its_gpu_leaves_frames_out_until_it_has_another_renderer(speaker):
+    pcm, lost, cpu = sound(2), LostRaymarcher(), stand_ins.StandInRaymarcher()
+    with pipeline_of(speaker, lost, outlives_gpu=True) as pipeline:
+        pipeline.push_audio(pcm[:16000])  # two calls a frame: five of about 24 are drawn
+        first = [pipeline.next_frame(20).index for _ in range(5)]
+        with pytest.raises(TimeoutError):
+            pipeline.next_frame(0.1)
+        pipeline.renderer = make_renderer(speaker, cpu, 96)
+        pipeline.push_audio(pcm[16000:])
+        pipeline.end_audio()
+        rest = [frame.index for frame in pipeline]
+    assert lost.lost
+    assert first == [0, 1, 2, 3, 4]
+    assert rest == list(range(rest[0], 50))
+    assert 5 < rest[0] <= 25
+    assert cpu.drawn == 2 * len(rest)
 
 
 def test_a_failing_source_is_told_to_who_iterates(speaker):

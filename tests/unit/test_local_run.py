@@ -7,7 +7,7 @@ import pytest
 import stand_ins
 from test_local_microphone import WEBCAM, FakePortAudio
 
-from streaming import file_run, local_run
+from streaming import file_run, gpu_rendering, local_run
 from streaming.errors import InputError
 from streaming.governor import Governor
 from streaming.local_run import LiveReport, LiveRun, PlayoutClock, show_frames
@@ -234,6 +234,7 @@ class TalkingPortAudio(FakePortAudio):
 def settings(tmp_path, monkeypatch):
     bundle_factory.write_tiny_bundle(tmp_path / "Tiny", image_size_px=128)
     monkeypatch.setattr(file_run, "open_raymarcher", lambda speaker, threads: stand_ins.StandInRaymarcher())
+    monkeypatch.setattr(gpu_rendering, "find_cuda_device", lambda: None)
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     return StreamSettings(speaker="Tiny", speakers_dir=tmp_path, mic="web", preview=True, render_size=96)
 

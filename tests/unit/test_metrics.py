@@ -14,6 +14,9 @@ NAMES = {
     "geneface_frames_dropped_total": "counter",
     "geneface_render_size_pixels": "gauge",
     "geneface_render_size_changes_total": "counter",
+    "geneface_gpu_draws": "gauge",
+    "geneface_gpu_batch_frames": "histogram",
+    "geneface_gpu_kernel_duration_seconds": "histogram",
     "geneface_stage_duration_seconds": "histogram",
     "geneface_microphone_depth_seconds": "gauge",
     "geneface_microphone_packets_lost_total": "counter",
@@ -41,6 +44,17 @@ def test_two_servers_in_one_process_do_not_share():
     one.sessions_active.set(3)
     assert b"geneface_sessions_active 3.0" in one.text()
     assert b"geneface_sessions_active 0.0" in other.text()
+
+
+def test_a_launch_is_counted_with_its_frames_and_its_time():
+    metrics = Metrics()
+    metrics.gpu_drew(3, 1.5)
+    metrics.gpu_drew(17, 6.5)
+    sample = metrics.registry.get_sample_value
+    assert sample("geneface_gpu_batch_frames_sum") == 20
+    assert sample("geneface_gpu_batch_frames_bucket", {"le": "4.0"}) == 1
+    assert sample("geneface_gpu_kernel_duration_seconds_sum") == pytest.approx(0.008)
+    assert sample("geneface_gpu_draws") == 0
 
 
 def test_what_was_said_of_a_session_goes_with_it():

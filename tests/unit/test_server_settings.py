@@ -179,7 +179,7 @@ def test_others_reach_any_other_address(host):
 
 class StandInHost:
     name = "Tiny"
-    threads = 2
+    device = "CPU, 2 threads"
     start_px = 256
 
     def make_renderer(self, size_px):
@@ -240,6 +240,28 @@ def test_a_signal_that_was_swallowed_while_the_speaker_opened_still_ends_the_ser
     with pytest.raises(Stopped):
         server.serve(StreamSettings(port=0), say=said.append, stopped=lambda: True)
     assert said == []
+
+
+def test_a_gpu_is_given_back_where_the_server_does_not_come_up(monkeypatch):
+    gpu, asked = types.SimpleNamespace(lost="", closed=0), []
+
+    def close():
+        gpu.closed += 1
+
+    def open_gpu(device, **_):
+        asked.append(device)
+        return gpu
+
+    def refuse(*_, **given):
+        assert given["gpu"] is gpu
+        raise InputError("Tiny: too large")
+
+    gpu.close = close
+    monkeypatch.setattr(server, "open_gpu", open_gpu)
+    monkeypatch.setattr(SpeakerHost, "open", refuse)
+    with pytest.raises(InputError, match="too large"):
+        server.serve(StreamSettings(port=0, device="cuda"), say=print, stopped=lambda: False)
+    assert (asked, gpu.closed) == (["cuda"], 1)
 
 
 def test_a_server_that_was_stopped_has_ended_in_order(monkeypatch, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 import types
 
@@ -450,6 +451,30 @@ async def test_an_offer_that_fails_leaves_no_thread(setup):
     await it.session.aclose("the offer failed")
     assert threads_of_sessions() == []
     assert it.peer.closed == 1
+
+
+@on_loop
+async def test_a_session_goes_on_with_the_cpu_at_its_smallest_size(setup):
+    it = setup()
+    raymarcher = stand_ins.StandInRaymarcher()
+    cpu = dataclasses.replace(
+        it.host,
+        raymarcher=raymarcher,
+        costs={size: FrameCost(render_ms=25.0, other_ms=5.0) for size in (128, 96)},
+    )
+    await it.session.answer("offer")
+    it.peer.connect()
+    before_ms = it.session.schedule.delay_ms
+    it.session.move_to(cpu)
+    await until(lambda: 96 in raymarcher.sizes)
+    message, _ = it.session.telemetry(-1)
+    assert message["render_px"] == 96
+    assert message["render_note"] == "the GPU failed, the CPU draws"
+    assert it.session.schedule.delay_ms > before_ms
+    assert it.session.core_ms() == cpu.core_ms(96)
+    assert not it.ends
+    await it.session.aclose("done")
+    assert threads_of_sessions() == []
 
 
 # The end ----------------------------------------------------------------------------------------------

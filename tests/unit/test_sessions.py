@@ -32,6 +32,9 @@ class ManualClock:
 class StandInHost:
     sizes_px = (256, 128)
     start_px = 256
+    on_gpu = False
+    gpu_ms = 0.0
+    device = "CPU, 2 threads"
 
     def __init__(self, name):
         self.name = name
@@ -42,6 +45,13 @@ class StandInHost:
 
     def core_ms(self, size_px):
         return FRAME_MS if size_px == 128 else 2 * FRAME_MS
+
+    def to_gpu(self):
+        """Lets a GPU draw it, with cores and GPU to spare."""
+        self.on_gpu, self.gpu_ms, self.device = True, 1.0, "A GPU"
+        self.sizes_px, self.start_px = (512,), 512
+        self.core_ms = lambda _: 1.0
+        return self
 
     def close(self):
         self.may_close.wait(10)
@@ -63,7 +73,12 @@ class StandInSession:
         self.may_close.set()
         self.closed = False
         self.told = 0
+        self.moved_to = []
         self.made.append(self)
+
+    def move_to(self, host):
+        self.host = host
+        self.moved_to.append(host)
 
     async def answer(self, offer):
         answer = self.answers(self) if callable(self.answers) else self.answers
@@ -123,7 +138,18 @@ class Setup:
             metrics=self.metrics,
             speakers=StandInList(folder, ["Ada", "Ben", "Tiny"]),
             clock=self.clock,
+            on_cpu=self._open_on_cpu,
         )
+        self.on_cpu = []
+        self.may_open_on_cpu = threading.Event()
+        self.may_open_on_cpu.set()
+
+    def _open_on_cpu(self, host):
+        self.on_cpu.append(host.name)
+        self.may_open_on_cpu.wait(10)
+        if self.broken is not None:
+            raise self.broken
+        return StandInHost(host.name)
 
     def _open(self, path):
         self.opened.append(path)
@@ -607,3 +633,140 @@ async def test_the_end_does_not_wait_for_ever_for_a_speaker_either(setup, monkey
     it.default.may_close.set()
     await until(it.default.closed.is_set)
     await until(lambda: not any("close-speakers" in thread.name for thread in threading.enumerate()))
+
+
+# A GPU that fails -------------------------------------------------------------------------------------
+
+LOST = "cuStreamSynchronize: expected success, got CUDA_ERROR_LAUNCH_FAILED"
+
+
+@on_loop
+async def test_without_the_gpu_the_cpu_draws_the_oldest_sessions_and_the_others_end(setup):
+    it = setup()
+    it.default.to_gpu()
+    sessions = [(await it.sessions.open("Tiny", "offer"))[0] for _ in range(5)]
+    it.metrics.gpu_draws.set(1)
+    it.may_open_on_cpu.clear()
+    it.sessions.gpu_lost(LOST)
+    it.sessions.gpu_lost(LOST)
+    assert it.sessions.falling_back
+    assert it.sessions.gpu_failure == LOST
+    assert it.sample("gpu_draws") == 0
+    assert len(it.sessions) == 5  # frames are left out meanwhile
+    it.may_open_on_cpu.set()
+    await until(lambda: not it.sessions.falling_back)
+    assert it.on_cpu == ["Tiny"]
+    assert [len(session.moved_to) for session in sessions] == [1, 1, 1, 0, 0]  # two cores draw three
+    assert not sessions[0].host.on_gpu
+    await until(lambda: len(it.sessions) == it.admission.sessions == 3)
+    assert [session.ended for session in sessions[3:]] == [
+        "the GPU failed, and the CPU has no room for this session"
+    ] * 2
+    assert it.default.closed.is_set()
+    assert it.sessions.drawable
+    assert it.sessions.device == "CPU, 2 threads"
+    with pytest.raises(FullError, match="core-milliseconds"):  # by what the CPU takes
+        await it.sessions.open("Tiny", "offer")
+    await it.sessions.aclose()
+    assert it.nothing_is_left()
+
+
+@on_loop
+async def test_who_comes_meanwhile_waits_for_the_cpu(setup):
+    it = setup()
+    it.default.to_gpu()
+    it.may_open_on_cpu.clear()
+    it.sessions.gpu_lost(LOST)
+    coming = asyncio.create_task(it.sessions.open("Tiny", "offer"))
+    await until(lambda: it.on_cpu)
+    assert not coming.done()
+    it.may_open_on_cpu.set()
+    session, _ = await coming
+    assert not session.host.on_gpu
+    assert session.moved_to == []
+    await it.sessions.aclose()
+
+
+@on_loop
+async def test_all_speakers_of_the_gpu_fall_back_those_of_the_cpu_stay(setup, monkeypatch):
+    it = setup()
+    it.default.to_gpu()
+    _, ada = await it.sessions.open("Tiny", "offer"), await it.sessions.open("Ada", "offer")
+    it.sessions._hosts["Ada"].to_gpu()
+    ben, _ = await it.sessions.open("Ben", "offer")
+    it.sessions.gpu_lost(LOST)
+    await until(lambda: not it.sessions.falling_back)
+    assert sorted(it.on_cpu) == ["Ada", "Tiny"]
+    assert len(ada[0].moved_to) == 1
+    assert ben.moved_to == []
+    await it.sessions.aclose()
+
+
+@on_loop
+async def test_a_speaker_that_was_being_opened_on_the_gpu_falls_back_too(setup):
+    it = setup()
+    it.may_open.clear()
+    opened = it._open
+    it.sessions._open_host = lambda path: opened(path).to_gpu()
+    coming = asyncio.create_task(it.sessions.open("Ada", "offer"))
+    await until(lambda: it.opened)
+    it.sessions.gpu_lost(LOST)
+    await until(lambda: not it.sessions.falling_back)
+    assert it.on_cpu == []  # nothing yet
+    it.may_open.set()
+    session, _ = await coming
+    await until(lambda: not session.host.on_gpu)
+    assert it.on_cpu == ["Ada"]
+    await it.sessions.aclose()
+
+
+@on_loop
+async def test_where_the_cpu_cannot_draw_sessions_end_with_a_word_and_the_server_lives_on(setup, caplog):
+    it = setup()
+    it.default.to_gpu()
+    session, _ = await it.sessions.open("Tiny", "offer")
+    it.broken = RuntimeError("no kernel")
+    it.sessions.gpu_lost(LOST)
+    await until(lambda: session.closed)
+    assert session.ended == "the GPU failed, and the CPU cannot draw this speaker"
+    assert it.sample("sessions_total", end=session.ended) == 1
+    assert not it.sessions.drawable
+    assert "no kernel" in caplog.text
+    it.broken = None
+    again, _ = await it.sessions.open("Tiny", "offer")  # it is opened anew
+    assert it.opened == [str(it.folder / "Tiny")]
+    assert it.sessions.drawable
+    assert not again.host.on_gpu
+    await it.sessions.aclose()
+    assert it.nothing_is_left()
+
+
+@on_loop
+async def test_a_server_that_stops_does_not_wait_for_the_cpu(setup):
+    it = setup()
+    it.default.to_gpu()
+    session, _ = await it.sessions.open("Tiny", "offer")
+    it.may_open_on_cpu.clear()
+    it.sessions.gpu_lost(LOST)
+    await until(lambda: it.on_cpu)
+    coming = asyncio.create_task(it.sessions.open("Tiny", "offer"))
+    await asyncio.sleep(0)
+    await it.sessions.aclose()
+    assert session.closed
+    with pytest.raises(FullError, match="stopping"):
+        await coming
+    it.sessions.gpu_lost(LOST)
+    assert not it.sessions.falling_back
+    it.may_open_on_cpu.set()
+
+
+@on_loop
+async def test_no_way_to_draw_on_the_cpu_ends_the_sessions(setup):
+    it = setup()
+    it.default.to_gpu()
+    it.sessions._on_cpu = None
+    session, _ = await it.sessions.open("Tiny", "offer")
+    it.sessions.gpu_lost(LOST)
+    await until(lambda: session.closed)
+    assert session.ended.startswith("the GPU failed")
+    await it.sessions.aclose()

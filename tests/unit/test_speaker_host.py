@@ -9,10 +9,14 @@ import feature_bundle
 import numpy as np
 import pytest
 import stand_ins
+from stand_in_gpu import StandInRenderer
 
-from models.speaker import BundleError, UnknownSpeakerError
+from cuda_kernels.cuda_module import CudaError, CudaUnavailableError
+from cuda_kernels.folding import SceneError
+from models.speaker import BundleError, UnknownSpeakerError, read_settings
 from streaming import file_run, speaker_host
 from streaming.errors import InputError
+from streaming.gpu_rendering import GpuRenderer
 from streaming.media_schedule import LARGEST_ALLOWANCE_TICKS, SMALLEST_ALLOWANCE_TICKS, allowance_ticks_for
 from streaming.networks import SharedFeatures
 from streaming.render_size import FrameCost
@@ -229,3 +233,109 @@ def test_whatever_goes_wrong_ends_the_raymarcher_s_threads(monkeypatch, speakers
             StreamSettings(speakers_dir=speakers, render_size=render_size), "Small", threads=1, cores=1
         )
     assert [raymarcher.closed for raymarcher in raymarchers] == [True]
+
+
+# On a GPU ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gpus():
+    """Opens GPUs that stand-ins play; they are closed in the end."""
+    opened = []
+
+    def open_one(speakers, **options):
+        renderer = StandInRenderer(condition_size=read_settings(speakers / "Tiny").condition.size)
+        opened.append(GpuRenderer(renderer, name="A GPU", **options))
+        opened[-1].start()
+        return opened[-1], renderer
+
+    yield open_one
+    for gpu in opened:
+        gpu.close()
+
+
+def on_gpu(speakers, gpu, name="Tiny", said=None, **settings):
+    return SpeakerHost.open(
+        StreamSettings(speakers_dir=speakers, **settings),
+        name,
+        threads=2,
+        cores=2,
+        gpu=gpu,
+        say=pytest.fail if said is None else said.append,
+    )
+
+
+def test_a_gpu_draws_the_bundle_s_size_finished_and_costs_one_thread(speakers, raymarchers, gpus):
+    gpu, renderer = gpus(speakers)
+    host = on_gpu(speakers, gpu)
+    assert (host.on_gpu, host.device, host.threads) == (True, "A GPU", 1)
+    assert (host.sizes_px, host.start_px) == ((512,), 512)
+    assert raymarchers == []
+    cost = host.costs[512]
+    assert host.gpu_ms == cost.render_ms > 0
+    assert host.core_ms(512) == pytest.approx(cost.render_ms + cost.other_ms)
+    assert max(len(batch) for batch in renderer.batches) == 8  # it was measured in company
+    drawing = host.make_renderer(512)
+    assert drawing.draws_finished
+    assert not drawing.draws_mouth_apart
+    scene_condition = np.full(host.speaker.condition.size, 7, np.float32)
+    whole = drawing.draw_whole(c2w=host.speaker.poses[0], condition=scene_condition)
+    assert whole.shape == (768, 512)
+    assert drawing.finish(whole, *drawing.draw_mouth(c2w=None, condition=None, pose=0)) is whole
+    host.close()
+    assert len(renderer.unloaded) == 1
+
+
+def test_a_smaller_size_on_a_gpu_is_drawn_as_on_the_cpu(speakers, raymarchers, gpus):
+    gpu, _ = gpus(speakers)
+    host = on_gpu(speakers, gpu, render_size=256)
+    assert (host.sizes_px, host.start_px) == ((256,), 256)
+    drawing = host.make_renderer(256)
+    assert not drawing.draws_finished
+    condition = np.zeros(host.speaker.condition.size, np.float32)
+    whole = drawing.draw_whole(c2w=host.speaker.poses[0], condition=condition)
+    assert whole.shape == (256, 256, 3)
+    assert drawing.finish(whole, None, (0, 0, 0, 0)).shape == (768, 512)
+    with pytest.raises(InputError, match="--render-size: expected at most 512"):
+        on_gpu(speakers, gpu, render_size=600)
+
+
+def test_speakers_share_the_gpu(speakers, raymarchers, gpus):
+    gpu, _ = gpus(speakers)
+    hosts = [on_gpu(speakers, gpu, name) for name in ("Tiny", "Small")]
+    assert [host.start_px for host in hosts] == [512, 128]
+    assert len({host.raymarcher for host in hosts}) == 2
+    assert all(host.on_gpu for host in hosts)
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        SceneError("head: expected hidden layers of at most 128, got 256; draw this speaker with the CPU"),
+        CudaUnavailableError("nvrtcCompileProgram for sm_130: expected success, got an error; update it"),
+        CudaError("cuMemAlloc: expected success, got CUDA_ERROR_OUT_OF_MEMORY"),
+    ],
+)
+def test_a_speaker_that_the_gpu_does_not_take_is_drawn_by_the_cpu_or_refused(
+    speakers, raymarchers, gpus, refusal
+):
+    gpu, renderer = gpus(speakers)
+    renderer.refusal, said = refusal, []
+    host = on_gpu(speakers, gpu, "Small", said)
+    assert said == [f"the CPU draws Small, not A GPU: {refusal}"]
+    assert (host.on_gpu, host.device, host.gpu_ms) == (False, "CPU, 2 threads", 0.0)
+    assert not gpu.lost
+    with pytest.raises(InputError) as error:
+        file_run.choose_raymarcher(host.speaker, threads=2, device="cuda", gpu=gpu, say=pytest.fail)
+    assert str(error.value) == (
+        f"--device cuda: Small cannot be drawn on A GPU: {refusal}; leave --device out"
+    )
+
+
+def test_a_gpu_that_fails_while_it_is_measured_leaves_the_cpu(speakers, raymarchers, gpus):
+    gpu, renderer = gpus(speakers)
+    renderer.failure, said = CudaError("cuStreamSynchronize: CUDA_ERROR_LAUNCH_FAILED"), []
+    host = on_gpu(speakers, gpu, "Small", said)
+    assert said == ["the CPU draws Small, not A GPU: cuStreamSynchronize: CUDA_ERROR_LAUNCH_FAILED"]
+    assert not host.on_gpu
+    assert len(raymarchers) == 1

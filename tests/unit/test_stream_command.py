@@ -2,6 +2,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import threading
 
 import av
 import bundle_factory
@@ -9,10 +10,15 @@ import feature_bundle
 import numpy as np
 import pytest
 import stand_ins
+from stand_in_gpu import StandInRenderer
 
+from cuda_kernels import cuda_raymarcher
+from cuda_kernels.cuda_module import CudaError
+from cuda_kernels.folding import SceneError
 from export.bundle import write_bundle
-from models.speaker import load_speaker
-from streaming import cli, engine, file_run, networks
+from models.speaker import load_speaker, read_settings
+from streaming import cli, engine, file_run, gpu_rendering, networks
+from streaming.cuda_device import CudaDevice
 from streaming.engine import EngineSettings
 from streaming.errors import InputError
 from streaming.landmark_video import LandmarkDrawing, plain_face
@@ -33,6 +39,7 @@ def speakers(tmp_path_factory):
 def quick(monkeypatch):
     """The stand-in draws, and no variable of the machine interferes."""
     monkeypatch.setattr(file_run, "open_raymarcher", lambda speaker, threads: stand_ins.StandInRaymarcher())
+    monkeypatch.setattr(gpu_rendering, "find_cuda_device", lambda: None)
     for name in options():
         monkeypatch.delenv(variable(name), raising=False)
 
@@ -222,6 +229,61 @@ def test_what_runs_the_networks_is_said_where_it_is_not_the_cpu(
     monkeypatch.setattr(networks.SpeakerNetworks, "describe", lambda self: "features on NVIDIA H100")
     assert cli.main(arguments(speakers, wav, tmp_path / "out.mp4")) == 0
     assert capsys.readouterr().err.rstrip().endswith("; features on NVIDIA H100")
+
+
+@pytest.fixture
+def gpu(quick, speakers, monkeypatch):
+    """A GPU that a stand-in plays; the CPU's raymarcher is not to be opened."""
+    renderer = StandInRenderer(condition_size=read_settings(speakers / "Tiny").condition.size)
+    found = CudaDevice(name="NVIDIA H100 80GB HBM3", capability=(9, 0))
+    monkeypatch.setattr(gpu_rendering, "find_cuda_device", lambda: found)
+    monkeypatch.setattr(cuda_raymarcher, "CudaRenderer", lambda: renderer)
+    monkeypatch.setattr(file_run, "open_raymarcher", lambda speaker, threads: pytest.fail("the CPU draws"))
+    yield renderer
+    assert not [thread for thread in threading.enumerate() if thread.name == "geneface-gpu"]
+
+
+def test_a_gpu_draws_the_whole_picture_and_is_named(gpu, speakers, wav, tmp_path, capsys):
+    assert cli.main(arguments(speakers, wav, tmp_path / "out.mp4")) == 0
+    captured = capsys.readouterr()
+    assert captured.err.startswith("Tiny on NVIDIA H100 80GB HBM3, draws 128 x 128\n")
+    assert captured.out.endswith(" on NVIDIA H100 80GB HBM3\n")
+    assert len(gpu.batches) == 38 + 1  # and one to warm up
+    assert gpu.closed == 1
+
+
+def test_with_device_cpu_a_gpu_stays_unused(gpu, speakers, wav, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(file_run, "open_raymarcher", lambda speaker, threads: stand_ins.StandInRaymarcher())
+    assert cli.main(arguments(speakers, wav, tmp_path / "out.mp4", "--device", "cpu")) == 0
+    assert capsys.readouterr().err.startswith("Tiny on CPU")
+    assert (gpu.batches, gpu.closed) == ([], 0)
+
+
+def test_a_speaker_that_the_gpu_does_not_take_is_drawn_by_the_cpu_with_a_word(
+    gpu, speakers, wav, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(file_run, "open_raymarcher", lambda speaker, threads: stand_ins.StandInRaymarcher())
+    gpu.refusal = SceneError("head: expected hidden layers of at most 128, got 256; draw it with the CPU")
+    assert cli.main(arguments(speakers, wav, tmp_path / "out.mp4")) == 0
+    first, second = capsys.readouterr().err.splitlines()[:2]
+    assert first == f"the CPU draws Tiny, not NVIDIA H100 80GB HBM3: {gpu.refusal}"
+    assert second.startswith("Tiny on CPU")
+    assert gpu.closed == 1
+
+
+def test_a_gpu_that_fails_ends_the_run_with_the_way_out(gpu, speakers, wav, tmp_path, capsys):
+    gpu.failure = CudaError("cuStreamSynchronize: expected success, got CUDA_ERROR_LAUNCH_FAILED")
+    assert cli.main(arguments(speakers, wav, tmp_path / "out.mp4")) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"geneface-stream: the GPU failed: {gpu.failure}; run it again with --device cpu"
+    )
+    assert [entry.name for entry in tmp_path.iterdir()] == ["speech.wav"]
+
+
+def test_a_gpu_that_was_asked_for_and_is_not_there_is_bad_input(quick, speakers, wav, tmp_path, capsys):
+    """The networks look for it first."""
+    assert cli.main(arguments(speakers, wav, tmp_path / "out.mp4", "--device", "cuda")) == 2
+    assert "expected a CUDA device, got none; check nvidia-smi" in one_line(capsys)
 
 
 def test_an_engine_that_cannot_run_here_is_bad_input(quick, speakers, wav, tmp_path, capsys, monkeypatch):

@@ -1,0 +1,208 @@
+"""A GPU that fails under live sessions: pictures go on from the CPU, or the session ends with a word."""
+
+from __future__ import annotations
+
+import threading
+
+import httpx
+import pytest
+import stand_ins
+from aiortc_client import AiortcPeer
+from bundle_factory import write_tiny_bundle
+from on_loop import on_loop, until
+from quick_server import OWN_PLATES, QuickServer, client_process
+from stand_in_gpu import StandInRenderer
+
+from cuda_kernels.cuda_module import CudaError
+from models.speaker import load_speaker
+from streaming.admission import Admission
+from streaming.gpu_rendering import GpuRaymarcher, GpuRenderer
+from streaming.metrics import Metrics
+from streaming.networks import open_networks
+from streaming.offer import Offer
+from streaming.peer import PeerSettings
+from streaming.render_size import FrameCost
+from streaming.server import on_loop_when_lost
+from streaming.session import SessionSettings
+from streaming.sessions import Sessions
+from streaming.speaker_host import SpeakerHost
+
+LOST = "cuStreamSynchronize: expected success, got CUDA_ERROR_ILLEGAL_ADDRESS"
+
+
+@pytest.fixture(scope="module")
+def speaker(tmp_path_factory):
+    return load_speaker(write_tiny_bundle(tmp_path_factory.mktemp("speakers") / "Tiny", image_size_px=128))
+
+
+@pytest.fixture(scope="module")
+def networks(speaker):
+    return open_networks(speaker)
+
+
+class Setup:
+    def __init__(self, speaker, networks, *, hang_s):
+        self.metrics, self.peers = Metrics(), []
+        self.renderer = StandInRenderer(condition_size=speaker.condition.size)
+        self.cpu = stand_ins.StandInRaymarcher()
+        self.cpu_works = True
+        self.gpu = GpuRenderer(self.renderer, name="A GPU", observe=self.metrics.gpu_drew, hang_s=hang_s)
+        self.gpu.start()
+
+        def host(raymarcher, *sizes_px):
+            return SpeakerHost(
+                speaker=speaker,
+                networks=networks,
+                raymarcher=raymarcher,
+                sizes_px=sizes_px,
+                start_px=sizes_px[0],
+                costs={size: FrameCost(render_ms=1.0, other_ms=5.0) for size in sizes_px},
+                threads=1,
+            )
+
+        def on_cpu(lost):
+            if not self.cpu_works:
+                raise RuntimeError("no kernel")
+            return host(self.cpu, 128, 96)
+
+        self.sessions = Sessions(
+            lambda _: pytest.fail("no other speaker is asked for"),
+            host(GpuRaymarcher(self.gpu, speaker.scene()), 128),
+            SessionSettings(peer=PeerSettings(), bitrate=600_000),
+            Admission(cores=8),
+            self.metrics,
+            on_cpu=on_cpu,
+        )
+
+    async def __aenter__(self):
+        on_loop_when_lost(self.gpu, self.sessions)
+        return self
+
+    async def __aexit__(self, *_):
+        for peer in self.peers:
+            await peer.close()
+        await self.sessions.aclose()
+        self.renderer.may_draw.set()
+        self.gpu.close()
+        self.gpu._thread.join(10)
+        assert not [thread for thread in threading.enumerate() if thread.name == "geneface-gpu"]
+
+    async def connect(self):
+        peer = AiortcPeer()
+        self.peers.append(peer)
+        session, answer = await self.sessions.open("Tiny", Offer.parse(await peer.offer()))
+        await peer.accept(answer)
+        return peer, session
+
+    def sample(self, name, **labels):
+        return self.metrics.registry.get_sample_value(f"geneface_{name}", labels)
+
+
+@pytest.fixture
+def setup(speaker, networks):
+    return lambda hang_s=10.0: Setup(speaker, networks, hang_s=hang_s)
+
+
+async def pictures(peer, count):
+    wanted = len(peer.pictures) + count
+    await until(lambda: len(peer.pictures) >= wanted, what=f"{count} pictures")
+
+
+@pytest.mark.parametrize("fault", ["fails", "hangs"])
+@on_loop
+async def test_sessions_go_on_with_the_cpu(setup, fault):
+    async with setup(hang_s=10.0 if fault == "fails" else 0.3) as it:
+        first, session = await it.connect()
+        second, other = await it.connect()
+        await pictures(first, 5)
+        await pictures(second, 5)
+        assert it.sample("gpu_batch_frames_count") >= 5
+        assert it.cpu.drawn == 0
+        if fault == "fails":
+            it.renderer.failure = CudaError(LOST)
+        else:
+            it.renderer.may_draw.clear()
+        await until(lambda: it.cpu.drawn > 0, what="the CPU draws")
+        await pictures(first, 10)
+        await pictures(second, 10)
+        assert session.host.device == "CPU, 1 thread"
+        assert it.cpu.sizes[0] == 96
+        assert it.sessions.gpu_failure == (LOST if fault == "fails" else "it gave no picture within 0.3 s")
+        assert (session.ended, other.ended) == ("", "")
+        third, late = await it.connect()
+        await pictures(third, 5)
+        assert not late.host.on_gpu
+
+
+@on_loop
+async def test_without_a_cpu_that_draws_sessions_end_with_a_word(setup):
+    async with setup() as it:
+        peer, session = await it.connect()
+        await pictures(peer, 5)
+        it.cpu_works, it.renderer.failure = False, CudaError(LOST)
+        await until(lambda: peer.connection.connectionState == "closed", what="the peer was told")
+        assert session.ended == "the GPU failed, and the CPU cannot draw this speaker"
+        assert len(it.sessions) == 0
+
+
+@on_loop
+async def test_a_gpu_that_hangs_does_not_hold_up_the_end_of_the_server(setup, monkeypatch):
+    monkeypatch.setattr("streaming.gpu_rendering._JOIN_S", 0.05)
+    monkeypatch.setattr("streaming.pipeline._JOIN_S", 5.0)
+    it = setup(hang_s=0.5)
+    on_loop_when_lost(it.gpu, it.sessions)
+    peer, session = await it.connect()
+    await pictures(peer, 5)
+    it.renderer.may_draw.clear()
+    begun = len(it.renderer.batches)
+    await until(lambda: len(it.renderer.batches) > begun, what="a launch that never ends")
+    await it.sessions.aclose()
+    assert session.ended == "server stopping"
+    assert not [thread.name for thread in threading.enumerate() if thread.name == "geneface-render"]
+    it.gpu.close()  # left behind: its thread is in the device's hands
+    assert it.renderer.closed == 0
+    it.renderer.may_draw.set()
+    it.gpu._thread.join(10)
+    assert it.renderer.closed == 1
+    await peer.close()
+
+
+# The whole server -------------------------------------------------------------------------------------
+
+FAILING_GPU = """
+from cuda_kernels import cuda_raymarcher
+from cuda_kernels.cuda_module import CudaError
+from stand_in_gpu import StandInRenderer
+from streaming import gpu_rendering
+from streaming.cuda_device import CudaDevice
+def render(requests, renderer=StandInRenderer(condition_size={condition_size})):
+    if len(renderer.batches) >= 80:
+        raise CudaError("cuLaunchKernel: expected success, got CUDA_ERROR_LAUNCH_FAILED")
+    return StandInRenderer.render(renderer, requests)
+renderer = render.__defaults__[0]
+renderer.render = render
+gpu_rendering.find_cuda_device = lambda: CudaDevice(name="A GPU", capability=(9, 0))
+cuda_raymarcher.CudaRenderer = lambda: renderer
+"""
+
+
+def test_a_server_outlives_its_gpu(speaker, tmp_path):
+    prepare = OWN_PLATES + FAILING_GPU.format(condition_size=speaker.condition.size)
+    with QuickServer(tmp_path / "log.txt", speaker.path.parent, prepare=prepare) as server:
+        ready = httpx.get(f"{server.url}readyz", trust_env=False).json()
+        assert ready == {"status": "ready", "speaker": "Tiny", "device": "A GPU"}
+        assert "Tiny on A GPU, draws 128 x 128" in server.log()
+        assert server.metric("gpu_draws") == 1
+        client = client_process(server.url)
+        try:
+            server.wait_said("drawn by CPU, ")
+            told = httpx.get(f"{server.url}readyz", trust_env=False).json()
+            assert told["device"].startswith("CPU, ")
+            assert told["gpu_failure"].startswith("cuLaunchKernel: ")
+            assert (server.metric("gpu_draws"), server.metric("sessions_active")) == (0, 1)
+            drawn = server.metric("frames_rendered_total")
+            server.until_metric("frames_rendered_total", above=drawn + 10, within_s=20)
+        finally:
+            client.kill()
+            client.communicate()
+    assert "Traceback" not in server.log()

@@ -1,0 +1,64 @@
+"""What stands in for a GPU in tests: `import stand_in_gpu`."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+WAIT_S = 20.0  # for a busy machine; nothing takes so long
+
+
+class StandInScene:
+    def __init__(self, mark=0, condition_size=2):
+        self.mark, self.condition_size = mark, condition_size
+
+
+class StandInRenderer:
+    """Draws the scene's mark plus the condition's first number, once it may."""
+
+    kernel_ms = 1.5
+
+    def __init__(self, *, condition_size=2):
+        self._condition_size = condition_size
+        self.batches: list[list[int]] = []
+        self.threads: set[str] = set()
+        self.may_draw = threading.Event()
+        self.may_draw.set()
+        self.drawing = threading.Semaphore(0)
+        self.refusal: Exception | None = None
+        self.failure: Exception | None = None
+        self.unloaded: list[StandInScene] = []
+        self.closed = 0
+
+    def load(self, scene):
+        if self.refusal is not None:
+            raise self.refusal
+        is_one = isinstance(scene, StandInScene)
+        return scene if is_one else StandInScene(condition_size=self._condition_size)
+
+    def unload(self, scene):
+        if self.failure is not None:
+            raise self.failure
+        self.unloaded.append(scene)
+
+    def render(self, requests):
+        self.threads.add(threading.current_thread().name)
+        self.batches.append([self._mark(request) for request in requests])
+        self.drawing.release()
+        assert self.may_draw.wait(WAIT_S)
+        if self.failure is not None:
+            raise self.failure
+        pictures = []
+        for request in requests:
+            picture = request.out if request.out is not None else np.empty(request.shape, np.uint8)
+            picture[:] = self._mark(request)
+            pictures.append(picture)
+        return pictures
+
+    @staticmethod
+    def _mark(request):
+        return request.scene.mark + int(request.condition[0]) % 256
+
+    def close(self):
+        self.closed += 1
