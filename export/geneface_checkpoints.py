@@ -656,7 +656,7 @@ def _load(network: Network, state: State, checkpoint: GenefaceCheckpoint, place:
     own = network.state_dict()
     problems = [(key, _form(own[key]), "none") for key in own if key not in state]
     problems += [(key, "no such key", _form(state[key])) for key in state if key not in own]
-    for key in own.keys() & state.keys():
+    for key in (key for key in own if key in state):  # in the network's order: the first is named
         if (own[key].shape, own[key].dtype) != (state[key].shape, state[key].dtype):
             problems.append((key, _form(own[key]), _form(state[key])))
         elif state[key].is_floating_point() and not bool(torch.isfinite(state[key]).all()):
