@@ -35,6 +35,7 @@ from .preview import open_pygame
 from .render_size import FRAME_BUDGET_MS
 from .renderer import FrameRenderer, Raymarcher
 from .settings import StreamSettings
+from .speaker_host import motion_limit_ms
 from .tensorrt_engine import INSTALL as INSTALL_TENSORRT
 from .tls import server_ssl_context
 from .video_encoder import H264VideoEncoder, Vp8VideoEncoder
@@ -283,7 +284,7 @@ class _Checks:
         hears = "motion takes" if networks.features is None else "features and motion take"
         where = networks.describe() or "all on the CPU"
         detail = f"{hears} {meter.motion_ms:.1f} ms a frame; {where}"
-        if meter.motion_ms > FRAME_BUDGET_MS:
+        if meter.motion_ms > motion_limit_ms(networks):
             return _Found(
                 status="warn",
                 detail=f"{detail}: too slow for live use",

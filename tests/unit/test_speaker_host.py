@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import bundle_factory
 import feature_bundle
@@ -18,10 +19,10 @@ from streaming import file_run, speaker_host
 from streaming.errors import InputError
 from streaming.gpu_rendering import GpuRenderer
 from streaming.media_schedule import LARGEST_ALLOWANCE_TICKS, SMALLEST_ALLOWANCE_TICKS, allowance_ticks_for
-from streaming.networks import SharedFeatures
+from streaming.networks import SharedFeatures, SpeakerNetworks
 from streaming.render_size import FrameCost
 from streaming.settings import StreamSettings
-from streaming.speaker_host import SpeakerHost
+from streaming.speaker_host import SpeakerHost, motion_limit_ms
 
 OTHER_MS = 3.0
 
@@ -144,13 +145,21 @@ def test_networks_that_do_not_keep_up_are_refused_before_anything_is_drawn(
     with pytest.raises(InputError) as refusal:
         opened_on(monkeypatch, machine, speakers)
     assert str(refusal.value) == (
-        "Tiny: expected motion networks that take at most 40 ms a frame, to speak live, got 312 ms here "
+        "Tiny: expected motion networks that take at most 24 ms a frame, to speak live, got 312 ms here "
         "(CPU); use an NVIDIA GPU with --device cuda, or make a causal student of it with "
         "`geneface-export distil`"
     )
     assert machine.looked == []
     assert raymarchers[0].closed
-    opened_on(monkeypatch, Machine(1, motion_ms=39.9), speakers).close()
+    opened_on(monkeypatch, Machine(1, motion_ms=23.9), speakers).close()
+
+
+@pytest.mark.parametrize(("device", "limit_ms"), [("CPU", 12), ("A GPU (ONNX Runtime)", 24)])
+def test_features_on_the_cpu_leave_half_of_the_time_to_what_draws(device, limit_ms):
+    small = SimpleNamespace(device="CPU")
+    networks = SpeakerNetworks(motion=small, condition=small, features=SimpleNamespace(device=device))
+    assert motion_limit_ms(networks) == pytest.approx(limit_ms)
+    assert motion_limit_ms(SpeakerNetworks(motion=small, condition=small)) == pytest.approx(24)
 
 
 def test_hosts_that_hear_the_same_features_share_the_network(speakers, raymarchers):
