@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from models.landmark_filter import LandmarkFilter
 from models.onnx_runtime import load_onnxruntime
 from models.speaker import Speaker, find_speaker, load_speaker
-from streaming.landmarks import LandmarkFilter
 from streaming.networks import open_networks
 from training.cli import missing_extra
 

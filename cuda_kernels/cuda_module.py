@@ -12,7 +12,6 @@ import hashlib
 import importlib
 import lzma
 import os
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from .scene import U8
+from .user_cache import user_cache_dir
 
 HERE = Path(__file__).parent
 MAIN_SOURCE = "raymarcher.cu"
@@ -110,11 +110,7 @@ def prebuilt_architecture(architecture: int) -> int | None:
 def cache_directory() -> Path:
     """Where compiled kernels are kept: GENEFACE_KERNEL_CACHE, or the user's cache directory."""
     named = os.environ.get("GENEFACE_KERNEL_CACHE")
-    if named:
-        return Path(named)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "geneface-stream" / "kernels"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "geneface-stream" / "kernels"
+    return Path(named) if named else user_cache_dir() / "kernels"
 
 
 def _import(name: str) -> ModuleType:

@@ -35,7 +35,7 @@ from training.postnet import load_postnet
 from training.speaker_data import training_frames
 from training.syncnet import load_syncnet
 
-from .bundle import BundleParts, write_bundle
+from .bundle import BundleParts, require_free, write_bundle
 from .condition import ConditionExport, export_condition
 from .graphs import open_graph, with_small_weights, without_notes
 from .head import measure_faithfulness, require_faithful, require_same_camera, scene_of, stored
@@ -98,6 +98,7 @@ def make_bundle(request: BundleRequest) -> Speaker:
     Raises:
         ValueError: an input that is missing, broken or does not fit the others; nothing is written.
     """
+    require_free(request.out)
     origin = read_origin(request.origin)
     figures = read_figures(request.figures)
     files = _read_speaker_files(request.data)

@@ -104,6 +104,17 @@ def parts_of(speaker: Speaker) -> BundleParts:
     )
 
 
+def require_free(out: Path) -> None:
+    """Refuses a folder that no bundle may be written to: before hours of work, not after.
+
+    Raises:
+        BundleError: `out` is there and is no bundle.
+    """
+    if out.exists() and not (out / SETTINGS_FILE).is_file():
+        way_out = "give a new folder or an older bundle to replace"
+        raise BundleError(str(out), "out", "no such folder yet", "one that is no bundle", way_out)
+
+
 def write_bundle(out: Path, parts: BundleParts, *, max_bytes: int | None = None) -> Speaker:
     """Returns the speaker read back from the bundle folder `out`, which replaces an older bundle there.
 
@@ -114,9 +125,7 @@ def write_bundle(out: Path, parts: BundleParts, *, max_bytes: int | None = None)
             that is no bundle; nothing is left behind.
     """
     out = Path(out).absolute()
-    if out.exists() and not (out / SETTINGS_FILE).is_file():
-        way_out = "give a new folder or an older bundle to replace"
-        raise BundleError(str(out), "out", "no such folder yet", "one that is no bundle", way_out)
+    require_free(out)
     contents = _contents(parts)
     total_bytes = sum(map(len, contents.values()))
     if max_bytes is not None and total_bytes > max_bytes:

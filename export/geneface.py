@@ -32,7 +32,7 @@ from preparation.media import read_pcm
 from training.fields import draw_head, draw_torso
 
 from .assembly import FILES, Origin, read_origin
-from .bundle import BundleParts, write_bundle
+from .bundle import BundleParts, require_free, write_bundle
 from .condition import export_condition
 from .geneface_checkpoints import GenefaceFolders, GenefaceNetworks, find_folders, read_networks
 from .geneface_dataset import GenefaceDataset, read_dataset
@@ -70,6 +70,7 @@ def import_geneface(request: GenefaceRequest) -> Speaker:
         ValueError: an input that is missing, broken or does not fit the others, or a part that differs from
             its source once exported; nothing is written.
     """
+    require_free(request.out)
     origin = read_origin(request.origin) if request.origin else _unstated_origin(request.speaker)
     networks = _read_networks(request)
     for source in networks.sources:

@@ -19,8 +19,6 @@ from torch import Tensor
 from models.hubert import (
     CONV_KERNELS,
     CONV_STRIDES,
-    FEATURE_HOP_SAMPLES,
-    FEATURE_SAMPLES,
     HUBERT_NAME,
     Hubert,
     HubertConfig,
@@ -28,6 +26,7 @@ from models.hubert import (
     hubert_from_state,
 )
 from models.settings import show
+from models.speaker import FEATURE_HOP_SAMPLES, FEATURE_SAMPLES
 
 from .graphs import with_small_weights, without_notes
 from .restricted_pickle import read_torch

@@ -11,11 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from models.hubert import FEATURE_HOP_SAMPLES
 from models.latent_noise import latent_noise
 from models.onnx_runtime import load_onnxruntime
 from models.pitch import WINDOW_SAMPLES, f0_hz
-from models.speaker import LANDMARKS, SAMPLES_PER_FRAME, FeatureSettings, Speaker
+from models.speaker import FEATURE_HOP_SAMPLES, LANDMARKS, SAMPLES_PER_FRAME, FeatureSettings, Speaker
 
 from .graphs import open_graph
 from .hubert import CLIP_FEATURES, offline_features

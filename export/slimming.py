@@ -21,7 +21,8 @@ import numpy.typing as npt
 
 from cuda_kernels.cpu_raymarcher import CpuRaymarcher
 from cuda_kernels.scene import HeadField, Scene
-from models.speaker import LANDMARKS, SETTINGS_FILE, BundleError, HeadSettings, Speaker, load_speaker
+from models.landmark_filter import MOUTH, LandmarkFilter
+from models.speaker import LANDMARKS, BundleError, HeadSettings, Speaker, load_speaker
 from preparation.media import read_pcm
 from training.head_student import (
     HELD_OUT,
@@ -38,7 +39,7 @@ from training.head_student import (
 )
 from training.loop import LoopSettings
 
-from .bundle import CARD_FILE, head_tensors, parts_of, write_bundle
+from .bundle import CARD_FILE, head_tensors, parts_of, require_free, write_bundle
 from .graphs import open_graph
 from .head import measure_faithfulness, psnr_db, require_faithful, stored
 from .model_card import with_figures
@@ -53,7 +54,6 @@ U8 = npt.NDArray[np.uint8]
 Motion = Callable[[F32], F32]
 """(n,) samples at 16 kHz to (T, 68, 3) landmarks in the speaker's domain."""
 
-BROWS, EYES, MOUTH = slice(17, 27), slice(36, 48), slice(48, 68)
 FRAMES_BETWEEN_BLINKS = 70
 MEASURED_FRAMES = 16
 TIMED_FRAMES = 12
@@ -136,7 +136,7 @@ def prepare(request: SlimRequest, *, open_motion: Callable[[Speaker], Motion] = 
     """
     speaker = load_speaker(request.bundle)
     require_wider(speaker.settings.head, request.hidden)
-    _require_free(request.out)
+    require_free(request.out)
     source = _source(speaker, request)
     file = request.work_folder / LESSONS_FILE
     if file.is_file():
@@ -180,13 +180,6 @@ def prepare(request: SlimRequest, *, open_motion: Callable[[Speaker], Motion] = 
     return speaker
 
 
-def _require_free(out: Path) -> None:
-    """Refuses now what `write_bundle` would refuse after hours."""
-    if out.exists() and not (out / SETTINGS_FILE).is_file():
-        way_out = "give a new folder or an older bundle to replace"
-        raise BundleError(str(out), "out", "no such folder yet", "one that is no bundle", way_out)
-
-
 def _source(speaker: Speaker, request: SlimRequest) -> str:
     """Returns what tells lessons apart: hashes of all that they are made from."""
     names = ("head.safetensors", "poses.safetensors", "condition.onnx", "motion.onnx")
@@ -202,20 +195,17 @@ def _source(speaker: Speaker, request: SlimRequest) -> str:
 def normalized_landmarks(speaker: Speaker, landmarks: F32) -> F32:
     """Returns (T, 68, 3) landmarks as the live path has them: normalised, clamped, smoothed, with blinks.
 
-    Brows and eyes are clamped to half in x and y; blinks come after the clamp (GeneFace's inference rule).
+    Blinks come after the clamp, at regular moments.
     """
     motion = speaker.motion
-    limits = np.full((LANDMARKS, 3), motion.clamp_std, np.float32)
-    limits[BROWS, :2] *= 0.5
-    limits[EYES, :2] *= 0.5
-    track = np.clip((landmarks - motion.landmark_mean) / motion.landmark_std, -limits, limits)
-    for i in range(1, len(track)):
-        track[i] = motion.ema * track[i - 1] + (1 - motion.ema) * track[i]
-    blink = speaker.blinks / motion.landmark_std
+    settle = LandmarkFilter(
+        mean=motion.landmark_mean, std=motion.landmark_std, clamp_std=motion.clamp_std, ema=motion.ema
+    )
+    track: F32 = np.array([settle.step(row) for row in landmarks], np.float32).reshape(-1, LANDMARKS, 3)
+    blink = settle.scale(speaker.blinks)
     for start in range(FRAMES_BETWEEN_BLINKS // 2, len(track) - len(blink), FRAMES_BETWEEN_BLINKS):
         track[start : start + len(blink)] += blink
-    smooth: F32 = track.astype(np.float32)
-    return smooth
+    return track
 
 
 def conditions(speaker: Speaker, track: F32) -> F32:

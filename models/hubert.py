@@ -19,10 +19,6 @@ from .settings import one_line
 
 HUBERT_NAME = "hubert-large-ls960-ft"
 """What a bundle calls these features."""
-FEATURE_HOP_SAMPLES = 320
-FEATURE_SAMPLES = 400
-"""Feature j stands for samples [320 j, 320 j + 400); attention lets it hear the whole clip."""
-
 CONV_KERNELS = (10, 3, 3, 3, 3, 2, 2)
 CONV_STRIDES = (5, 2, 2, 2, 2, 2, 2)
 
@@ -112,11 +108,6 @@ class Hubert(nn.Module):
     def forward(self, pcm: Tensor) -> Tensor:
         """Returns `features`."""
         return self.features(pcm)
-
-
-def feature_count(samples: int) -> int:
-    """Returns the features of `samples` samples."""
-    return max(0, (samples - FEATURE_SAMPLES) // FEATURE_HOP_SAMPLES + 1)
 
 
 def hubert_from_state(state: Mapping[str, Tensor], config: HubertConfig, *, source: str) -> Hubert:

@@ -48,6 +48,8 @@ UNREAD_FILES = ("features.onnx", RECORDED_CASES_FILE)
 LANDMARKS = 68
 SAMPLES_PER_FRAME = 640
 MEL_HISTORY_SAMPLES = 192  # left of the window, so that the first mel frame is whole without future sound
+FEATURE_SAMPLES = 400  # that one 50 Hz feature hears: feature j, samples [320 j, 320 j + 400)
+FEATURE_HOP_SAMPLES = 320
 SPHERICAL_HARMONICS = 16
 
 _MAX_SETTINGS_BYTES = 4 << 20
@@ -372,6 +374,11 @@ def _check_net(
     require(inputs is None or widths[0] == inputs, f"{name}[0]", f"{inputs}", widths[0])
     require(widths[0] > above, f"{name}[0]", f"more than {above}", widths[0])
     require(outputs is None or widths[-1] == outputs, f"{name}[-1]", f"{outputs}", widths[-1])
+
+
+def feature_count(samples: int) -> int:
+    """Returns how many features `samples` samples give."""
+    return max(0, (samples - FEATURE_SAMPLES) // FEATURE_HOP_SAMPLES + 1)
 
 
 def checksum(document: Mapping[str, Any]) -> str:

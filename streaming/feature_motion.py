@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from models.latent_noise import latent_noise
 from models.pitch import f0_hz
-from models.speaker import MotionSettings
+from models.speaker import FEATURE_HOP_SAMPLES, MotionSettings, feature_count
 
 from .clock import FRAME_SAMPLES, first_sample, frames_covering
 from .engine import Engine
@@ -25,14 +25,7 @@ from .running_normalisation import RunningNormalisation
 
 F32 = npt.NDArray[np.float32]
 
-FEATURE_SAMPLES = 400  # that one feature hears
-FEATURE_STEP_SAMPLES = 320
-FEATURES_PER_FRAME = FRAME_SAMPLES // FEATURE_STEP_SAMPLES
-
-
-def feature_count(samples: int) -> int:
-    """Returns how many features `samples` samples give; feature j covers [320 j, 320 j + 400)."""
-    return max((samples - FEATURE_SAMPLES) // FEATURE_STEP_SAMPLES + 1, 0)
+FEATURES_PER_FRAME = FRAME_SAMPLES // FEATURE_HOP_SAMPLES
 
 
 class FeatureMotion:

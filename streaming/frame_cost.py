@@ -7,10 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from models.landmark_filter import POINTS, LandmarkFilter
 from models.speaker import Speaker
 
 from .clock import MonotonicClock, SystemClock
-from .landmarks import POINTS, LandmarkFilter
 from .motion import frames_at_once
 from .networks import SpeakerNetworks, network_specs
 from .performance import PoseLoop

@@ -13,9 +13,10 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
+from models.landmark_filter import POINTS
+
 from .clock import FRAME_RATE_HZ
 from .errors import InputError
-from .landmarks import POINTS
 from .video_output import check_writable, temporary_path, writing_errors
 
 F32 = npt.NDArray[np.float32]

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from models.landmark_filter import EYES, MOUTH, POINTS
+
 from .audio_file import AudioFile
 from .i420 import I420Converter
-from .landmarks import EYES, MOUTH, POINTS
 from .video_output import VideoOutput
 
 F32 = npt.NDArray[np.float32]

@@ -1,4 +1,4 @@
-"""From predicted landmarks to what the condition net sees: normalise, clamp, smooth, window, blink."""
+"""From filtered landmarks to what the condition net sees: windows, and blinks."""
 
 from __future__ import annotations
 
@@ -8,68 +8,17 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from models.landmark_filter import LandmarkFilter
 from models.speaker import Speaker
 
 from .clock import FRAME_RATE_HZ
 
 F32 = npt.NDArray[np.float32]
 
-POINTS = 68
-BROWS = slice(17, 27)
-EYES = slice(36, 48)
-MOUTH = slice(48, 68)
-
 BLINKS_PER_MINUTE = 16.0
 SHORTEST_INTERVAL_S = 1.2
 LONGEST_INTERVAL_S = 7.0
 _GAMMA_SHAPE = 4.0  # spread of the intervals: standard deviation is half the mean
-
-
-def clamp_limits(clamp_std: float) -> F32:
-    """Returns (68, 3) float32: how many standard deviations a coordinate may leave its mean.
-
-    Brows and eyes get half of it in x and y (GeneFace's inference rule).
-    """
-    limits = np.full((POINTS, 3), clamp_std, np.float32)
-    limits[BROWS, :2] *= np.float32(0.5)
-    limits[EYES, :2] *= np.float32(0.5)
-    return limits
-
-
-class LandmarkFilter:
-    """Normalises by the speaker's mean and std, clamps, and smooths over time, frame by frame."""
-
-    def __init__(self, *, mean: F32, std: F32, clamp_std: float, ema: float) -> None:
-        """Keeps the speaker's statistics.
-
-        Args:
-            mean: (68, 3) float32.
-            std: (68, 3) float32, > 0.
-            clamp_std: bound of a coordinate, in standard deviations.
-            ema: weight of the previous smoothed frame, [0, 1).
-        """
-        self._mean = np.asarray(mean, np.float32).reshape(POINTS, 3)
-        self._std = np.asarray(std, np.float32).reshape(POINTS, 3)
-        self._limits = clamp_limits(clamp_std)
-        self._ema = np.float32(ema)
-        self._previous: F32 | None = None
-
-    def step(self, landmarks: F32) -> F32:
-        """Returns the next frame's `landmarks_normalized` (68, 3) float32."""
-        normalized = (landmarks.reshape(POINTS, 3) - self._mean) / self._std
-        clamped = np.clip(normalized, -self._limits, self._limits)
-        if self._previous is not None:
-            clamped = self._ema * self._previous + (np.float32(1) - self._ema) * clamped
-        self._previous = clamped.astype(np.float32, copy=False)
-        return self._previous
-
-    def restore(self, landmarks_normalized: F32) -> F32:
-        """Returns landmarks (68, 3) float32 with the speaker's mean and std put back."""
-        return landmarks_normalized * self._std + self._mean
-
-    def scale(self, offsets: F32) -> F32:
-        """Returns un-normalised offsets (F, 68, 3) in standard deviations."""
-        return (offsets / self._std).astype(np.float32)
 
 
 class FrameWindows:

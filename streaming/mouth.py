@@ -6,9 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cuda_kernels.scene import Camera
+from models.landmark_filter import MOUTH, clamp_limits
 from models.speaker import MotionSettings
-
-from .landmarks import MOUTH, clamp_limits
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]

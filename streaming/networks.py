@@ -7,11 +7,11 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from models.speaker import MotionSettings, Speaker
+from models.landmark_filter import POINTS
+from models.speaker import MotionSettings, Speaker, feature_count
 
 from .engine import Engine, EngineSettings, NetworkSpec, describe_devices, open_engine
-from .feature_motion import FeatureMotion, feature_count
-from .landmarks import POINTS
+from .feature_motion import FeatureMotion
 from .motion import MotionStream, PcmMotion
 
 log = logging.getLogger(__name__)

@@ -20,8 +20,6 @@ import importlib
 import json
 import logging
 import math
-import os
-import sys
 import tempfile
 import threading
 import weakref
@@ -31,6 +29,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from cuda_kernels.user_cache import user_cache_dir
 
 from .cuda_device import CudaDevice
 from .engine import EngineError, EngineUnavailableError, NetworkSpec, OnnxEngine, check_tensors, probe
@@ -59,7 +59,7 @@ def open_tensorrt_engine(
     Args:
         network: which, and of what shape; free axes take half to twice the lengths given there.
         gpu: what it is built for.
-        cache_dir: where built engines are kept; None: `user_cache_dir`.
+        cache_dir: where built engines are kept; None: `engines` in `user_cache_dir`.
         say: takes a line when a build begins, and at each tenth of it.
 
     Raises:
@@ -68,26 +68,12 @@ def open_tensorrt_engine(
     """
     trt, cudart = _import("tensorrt"), _import("cuda.bindings.runtime")
     try:
-        return _open(trt, cudart, network, gpu, cache_dir or user_cache_dir(), say)
+        return _open(trt, cudart, network, gpu, cache_dir or user_cache_dir() / "engines", say)
     except (EngineError, Stopped):
         raise
     except Exception as error:  # whatever its bindings raise, another runtime may still do it
         log.debug("TensorRT", exc_info=True)
         raise _unavailable(trt, network, f"{type(error).__name__}: {error}") from None
-
-
-def user_cache_dir() -> Path:
-    """Returns the folder where engines are kept on this platform; it need not exist."""
-    home = Path.home()
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = home / "Library" / "Caches"
-    else:
-        stated = os.environ.get("XDG_CACHE_HOME", "")
-        # The XDG base directory specification: a relative path is to be ignored.
-        base = Path(stated) if stated and Path(stated).is_absolute() else home / ".cache"
-    return base / "geneface-stream" / "engines"
 
 
 def _import(name: str) -> Foreign:

@@ -1,8 +1,8 @@
 import cv2
 import numpy as np
 
+from models.landmark_filter import EYES, MOUTH, POINTS
 from streaming.landmark_video import SIZE_PX, LandmarkDrawing, landmark_px
-from streaming.landmarks import EYES, MOUTH, POINTS
 
 
 def test_points_lie_where_the_reference_draws_them(shared_fixtures):

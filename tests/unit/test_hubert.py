@@ -12,9 +12,9 @@ from models.hubert import (
     Hubert,
     HubertConfig,
     HubertError,
-    feature_count,
     hubert_from_state,
 )
+from models.speaker import feature_count
 
 TINY = HubertConfig(
     conv_channels=8, dimension=32, layers=2, heads=4, feed_forward=24, position_kernel=16, position_groups=4

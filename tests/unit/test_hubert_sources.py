@@ -14,7 +14,8 @@ from small_hubert import hugging_face_config, hugging_face_state, random_hubert
 
 from export.hubert import clips, load_hubert, normalised, offline_features
 from export.restricted_pickle import GenefaceFileError
-from models.hubert import HubertConfig, HubertError, feature_count
+from models.hubert import HubertConfig, HubertError
+from models.speaker import feature_count
 
 TINY = HubertConfig(
     conv_channels=8,

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
+from models.landmark_filter import LandmarkFilter, clamp_limits
 from models.speaker import load_speaker
-from streaming.landmarks import BlinkSchedule, DrawnLandmarks, FrameWindows, LandmarkFilter, clamp_limits
+from streaming.landmarks import BlinkSchedule, DrawnLandmarks, FrameWindows
 
 
 def a_filter(**changes):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import stand_ins
 
+from models.landmark_filter import EYES, MOUTH, POINTS
 from streaming.audio_file import AudioFile
 from streaming.errors import InputError
 from streaming.landmark_video import SIZE_PX, LandmarkDrawing, LandmarkVideo, landmark_px, plain_face
-from streaming.landmarks import EYES, MOUTH, POINTS
 
 WHITE, RED, GREEN, BLUE = (255, 255, 255), (255, 0, 0), (0, 255, 0), (0, 0, 255)
 STILL = np.zeros((POINTS, 3), np.float32)

@@ -10,8 +10,9 @@ import wide_speaker
 from export.graphs import open_graph
 from export.slimming import conditions, mouth_reach, normalized_landmarks, prepare
 from export.slimming_request import SlimRequest
+from models.landmark_filter import LandmarkFilter
 from models.speaker import load_speaker
-from streaming.landmarks import FrameWindows, LandmarkFilter
+from streaming.landmarks import FrameWindows
 from streaming.mouth import project
 from training.head_student import LESSONS_FILE, LessonsError, load_lessons
 

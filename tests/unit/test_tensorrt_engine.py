@@ -12,11 +12,12 @@ import pytest
 from fake_tensorrt import Machine
 from onnx import TensorProto, helper, numpy_helper
 
+from cuda_kernels.user_cache import user_cache_dir
 from streaming import tensorrt_engine
 from streaming.cuda_device import CudaDevice
 from streaming.engine import EngineError, EngineUnavailableError, NetworkSpec, OnnxEngine
 from streaming.errors import Stopped
-from streaming.tensorrt_engine import open_tensorrt_engine, user_cache_dir
+from streaming.tensorrt_engine import open_tensorrt_engine
 
 GPU = CudaDevice(name="NVIDIA H100", capability=(9, 0))
 
@@ -332,7 +333,7 @@ def test_the_cache_is_where_the_platform_has_them(monkeypatch, platform, variabl
     monkeypatch.delenv(variable, raising=False)
     if stated:
         monkeypatch.setenv(variable, stated)
-    assert user_cache_dir() == Path(expected).expanduser()
+    assert user_cache_dir() / "engines" == Path(expected).expanduser()
 
 
 # Progress -------------------------------------------------------------------------------------------
