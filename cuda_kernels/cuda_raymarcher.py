@@ -19,8 +19,6 @@ from .cuda_records import (
     FRAME,
     LAUNCH,
     PIXEL_BYTES,
-    TILE_HEIGHT_PX,
-    TILE_WIDTH_PX,
     WORK,
     PackedScene,
     Record,
@@ -37,12 +35,6 @@ _BACKGROUNDS_KEPT = 4  # sizes of one scene's
 _ALIGNMENT = 256  # bytes, of what lies one after the other in a buffer
 _COUNTS_BYTES = 8  # samples of the head, and samples that went through the networks
 _TILES_A_WARP = 8  # from so many on a warp takes its rays a tile at a time; below, in smaller chunks
-_PIXELS_A_LANE = 5  # below so many, lanes are spare: two take samples of one ray
-
-
-def samples_at_once(pixels: int, lanes: int) -> int:
-    """How many samples of a ray to take at once, for so many pixels on a GPU with so many lanes at work."""
-    return 2 if pixels < _PIXELS_A_LANE * lanes else 1
 
 
 def _aligned(size: int) -> int:
@@ -210,15 +202,15 @@ class _Layout:
         self.input_bytes = max(self.frames_at + len(requests) * FRAME.itemsize, _COUNTS_BYTES)
         self.pictures_at: list[int] = []
         self.output_bytes = 0
-        # In the scratch memory: counts and what is taken, tiles' pixels done (zeros so far), pixels.
-        self.taken_tiles_at = _COUNTS_BYTES
-        self.taken_chunks_at = self.taken_tiles_at + 4 * works
+        # In the scratch memory: counts and what is taken, chunks' pixels done (zeros so far), pixels.
+        self.finished_chunks_at = _COUNTS_BYTES
+        self.taken_chunks_at = self.finished_chunks_at + 4 * works
         self.done_at: list[int] = []
         self.zeros_bytes = self.taken_chunks_at + 4 * len(requests)
         for request in requests:
             x0, y0, x1, y1 = request.region
             self.done_at.append(self.zeros_bytes)
-            self.zeros_bytes += 4 * tile_count(x1 - x0, y1 - y0)[1]
+            self.zeros_bytes += 4 * CHUNKS_A_TILE * tile_count(x1 - x0, y1 - y0)[1]
             self.pictures_at.append(self.output_bytes)
             self.output_bytes += _aligned(math.prod(request.shape))
         self.pixels_at: list[int] = []
@@ -355,13 +347,11 @@ class CudaRenderer:
             launch["works"] = self._input.address + own[0] * WORK.itemsize
             launch["frames"] = self._input.address + layout.frames_at
             launch["counts"] = self._scratch.address
-            launch["taken_tiles"] = self._scratch.address + layout.taken_tiles_at + 4 * own[0]
+            launch["finished_chunks"] = self._scratch.address + layout.finished_chunks_at + 4 * own[0]
             launch["taken_chunks"] = self._scratch.address + layout.taken_chunks_at
             tiles, warps = int(works["tiles"][own].sum()), kernel.threads // 32
             many = tiles >= _TILES_A_WARP * warps * device.multiprocessors
             launch["work_count"], launch["chunks_at_once"] = len(own), CHUNKS_A_TILE if many else 1
-            lanes = kernel.threads * device.multiprocessors
-            launch["samples_at_once"] = samples_at_once(tiles * TILE_WIDTH_PX * TILE_HEIGHT_PX, lanes)
             blocks = min(device.multiprocessors, max(len(own), -(-tiles * CHUNKS_A_TILE // warps)))
             device.launch(kernel, blocks, as_bytes(launch))
         device.mark(1)

@@ -117,12 +117,10 @@ LAUNCH = np.dtype(
         ("works", "<u8"),
         ("frames", "<u8"),
         ("taken_chunks", "<u8"),
-        ("taken_tiles", "<u8"),
+        ("finished_chunks", "<u8"),
         ("counts", "<u8"),
         ("work_count", "<u4"),
         ("chunks_at_once", "<u4"),
-        ("samples_at_once", "<u4"),
-        ("unused", "<u4"),
     ]
 )
 

@@ -5,11 +5,12 @@
 // ray has ended the next from the stack follows, so that the matrix products stay full. What a ray saw is written
 // to the frame's pixels and counted in its tile.
 //
-// With few pixels to draw there are not rays enough, and the longest would end long after the others: then two or
-// four lanes take consecutive samples of one ray, some of them in vain behind the one that ends it.
+// When no rays are left to take, those in hand move together, and the lanes that this frees take their next samples:
+// up to eight lanes have consecutive samples of one ray, some of them in vain behind the one that ends it. The
+// longest rays would else end long after the others.
 //
-// When no rays are left to take, warps finish tiles: they wait until all pixels of one are counted, lay torso
-// and background behind them, and write the picture's bytes. Nobody waits with rays in hand, so all waiting ends.
+// Then warps finish chunks: they wait until all pixels of one are counted, lay torso and background behind them, and
+// write the picture's bytes. Nobody waits with rays in hand, so all waiting ends.
 //
 // What a lane computes for a ray does not depend on the ray's neighbours: a picture is the same bit for bit
 // however it is cut into parts and launches.
@@ -21,7 +22,9 @@
 #include "raymarcher_scene.cuh"
 
 constexpr int TILE_WIDTH = 16, TILE_HEIGHT = 8, TILE_PIXELS = TILE_WIDTH * TILE_HEIGHT;
+constexpr int CHUNK_HEIGHT = 32 / TILE_WIDTH;
 constexpr u32 CHUNKS_A_TILE = TILE_PIXELS / 32;
+constexpr int MOST_SAMPLES_AT_ONCE = 8;  // of a ray
 constexpr int FEATURE_TILES = 2;  // a grid's features, 16 levels of two, are two tiles of inputs
 constexpr int HIDDEN_TILES = WIDTH / 16;
 constexpr int DEFORM_TILES = TORSO_DEFORM_WIDTH / 16;
@@ -46,8 +49,8 @@ struct alignas(16) SampleRow {
 struct WarpMemory {
   SampleRow rows[32];
   union {
-    uint2 stack[64];        // rays to draw: column and row (from bit 16 on) in the picture, and first lattice step
-    u32 list[TILE_PIXELS];  // pixels of a tile in which the torso shows; later a tile's red, green and blue
+    uint2 stack[64];  // rays to draw: column and row (from bit 16 on) in the picture, and first lattice step
+    u32 list[32];     // lanes with a ray; of a chunk, pixels in which the torso shows, later red, green and blue
   };
 };
 
@@ -295,25 +298,41 @@ DEVICE float4 field_at(const Scene& scene, const Frame& frame, Weights<WEIGHTS_I
   return own.out;
 }
 
+// Where the pixels of a chunk lie.
+struct Chunk {
+  u32 left, top;      // in the picture
+  u32 right, bottom;  // of the part of it that is drawn
+
+  DEVICE u32 column(int pixel) const { return left + static_cast<u32>(pixel % TILE_WIDTH); }
+  DEVICE u32 row(int pixel) const { return top + static_cast<u32>(pixel / TILE_WIDTH); }
+  DEVICE bool inside(int pixel) const { return column(pixel) < right && row(pixel) < bottom; }
+};
+
+DEVICE Chunk chunk_of(const Frame& frame, u32 chunk) {
+  const u32 tile = chunk / CHUNKS_A_TILE;
+  const u32 top = tile / frame.tiles_across * TILE_HEIGHT + chunk % CHUNKS_A_TILE * CHUNK_HEIGHT;
+  return Chunk{frame.x0 + tile % frame.tiles_across * TILE_WIDTH, frame.y0 + top, frame.x0 + frame.width,
+               frame.y0 + frame.height};
+}
+
 // Writes what a ray saw. Column and row are those of the picture.
 DEVICE void store_pixel(const Frame& frame, u32 column, u32 row, float red, float green, float blue, float through) {
   const u64 at = static_cast<u64>(row - frame.y0) * frame.width + (column - frame.x0);
   frame.pixels[at] = uint2{to_16_bits(red, green), to_16_bits(blue, through)};
 }
 
-// Counts pixels of a tile that are written, so that whoever sees the count sees them too.
+// Counts pixels of a chunk that are written, so that whoever sees the count sees them too.
 DEVICE void count_pixels(const Frame& frame, u32 column, u32 row, u32 pixels) {
-  const u32 tile = (row - frame.y0) / TILE_HEIGHT * frame.tiles_across + (column - frame.x0) / TILE_WIDTH;
-  add_after_writes(frame.done + tile, pixels);
+  const u32 down = row - frame.y0;
+  const u32 tile = down / TILE_HEIGHT * frame.tiles_across + (column - frame.x0) / TILE_WIDTH;
+  add_after_writes(frame.done + tile * CHUNKS_A_TILE + down % TILE_HEIGHT / CHUNK_HEIGHT, pixels);
 }
 
 // Marches the 32 rays of a chunk; those that meet anything go on the stack. How many are on it then.
 DEVICE int set_up_chunk(const Scene& scene, const Frame& frame, WarpMemory& memory, int lane, u32 chunk, int stacked) {
-  const u32 tile = chunk / CHUNKS_A_TILE;
-  const u32 left = frame.x0 + tile % frame.tiles_across * TILE_WIDTH;
-  const u32 top = frame.y0 + tile / frame.tiles_across * TILE_HEIGHT + chunk % CHUNKS_A_TILE * (32 / TILE_WIDTH);
-  const u32 column = left + static_cast<u32>(lane % TILE_WIDTH), row = top + static_cast<u32>(lane / TILE_WIDTH);
-  const bool inside = column < frame.x0 + frame.width && row < frame.y0 + frame.height;
+  const Chunk own = chunk_of(frame, chunk);
+  const u32 column = own.column(lane), row = own.row(lane);
+  const bool inside = own.inside(lane);
   int k = -1;
   if (inside) {
     const Ray ray = make_ray(scene, frame, column, row);
@@ -323,7 +342,7 @@ DEVICE int set_up_chunk(const Scene& scene, const Frame& frame, WarpMemory& memo
   const u32 hits = __ballot_sync(ALL_LANES, k >= 0), misses = __ballot_sync(ALL_LANES, inside && k < 0);
   if (k >= 0) memory.stack[stacked + lanes_below(hits, lane)] = uint2{column | (row << 16), static_cast<u32>(k)};
   __syncwarp();
-  if (lane == 0 && misses != 0u) count_pixels(frame, left, top, static_cast<u32>(__popc(misses)));
+  if (lane == 0 && misses != 0u) count_pixels(frame, own.left, own.top, static_cast<u32>(__popc(misses)));
   return stacked + __popc(hits);
 }
 
@@ -340,9 +359,8 @@ DEVICE void draw_rays(const Launch& launch, const Scene& scene, const Frame& fra
   const float bound = scene.bound, unit = 0.5f / bound, step = scene.step;
   const u32 chunks = frame.tiles * CHUNKS_A_TILE;
   // Lane slot + j rays_at_once has the ray of that slot, as all its other lanes do, and the j-th next sample of it.
-  const int samples_at_once = static_cast<int>(launch.samples_at_once), rays_at_once = 32 / samples_at_once;
-  const int slot = lane % rays_at_once, ahead = lane / rays_at_once;
-  const u32 slots = ALL_LANES >> (32 - rays_at_once);
+  int samples_at_once = 1, rays_at_once = 32, slot = lane, ahead = 0;
+  u32 slots = ALL_LANES;
   Ray ray = {};
   bool living = false, more = true;
   u32 place = 0, chunk = 0, chunks_end = 0, samples = 0, passes = 0;
@@ -372,7 +390,36 @@ DEVICE void draw_rays(const Launch& launch, const Scene& scene, const Frame& fra
       through = 1.0f;
     }
     stacked = stacked > wanted ? stacked - wanted : 0;
-    if (!__any_sync(ALL_LANES, living)) break;
+    const u32 rays = __ballot_sync(ALL_LANES, living) & slots;
+    const int left = __popc(rays);
+    if (left == 0) break;
+    if (!more && stacked == 0 && 2 * left <= rays_at_once && samples_at_once < MOST_SAMPLES_AT_ONCE) {
+      while (2 * left <= rays_at_once && samples_at_once < MOST_SAMPLES_AT_ONCE) {
+        samples_at_once *= 2;
+        rays_at_once /= 2;
+      }
+      if (((rays >> lane) & 1u) != 0u) memory.list[lanes_below(rays, lane)] = static_cast<u32>(lane);
+      __syncwarp();
+      slot = lane % rays_at_once;
+      ahead = lane / rays_at_once;
+      slots = ALL_LANES >> (32 - rays_at_once);
+      living = slot < left;
+      const int from = living ? static_cast<int>(memory.list[slot]) : lane;
+      __syncwarp();
+      ray.dx = __shfl_sync(ALL_LANES, ray.dx, from);
+      ray.dy = __shfl_sync(ALL_LANES, ray.dy, from);
+      ray.dz = __shfl_sync(ALL_LANES, ray.dz, from);
+      ray.near = __shfl_sync(ALL_LANES, ray.near, from);
+      ray.end = __shfl_sync(ALL_LANES, ray.end, from);
+      place = __shfl_sync(ALL_LANES, place, from);
+      taken = __shfl_sync(ALL_LANES, taken, from);
+      red = __shfl_sync(ALL_LANES, red, from);
+      green = __shfl_sync(ALL_LANES, green, from);
+      blue = __shfl_sync(ALL_LANES, blue, from);
+      through = __shfl_sync(ALL_LANES, through, from);
+      k = __shfl_sync(ALL_LANES, k, from);
+      k = living ? occupied_ahead(scene, frame, ray, k, ahead) : -1;
+    }
     const float t = ray.near + static_cast<float>(k) * step;
     // Lanes without a sample all read the same cells, which costs little.
     const float x = k < 0 ? 0.5f : (clamped(fmaf(t, ray.dx, frame.pose[3]), -bound, bound) + bound) * unit;
@@ -525,45 +572,24 @@ DEVICE float4 torso_at(const Scene& scene, const Frame& frame, WarpMemory& memor
   return own.out;
 }
 
-// Where a tile's pixels lie.
-struct Tile {
-  u32 left, top;      // in the picture
-  u32 right, bottom;  // of the part of it that is drawn
-
-  DEVICE u32 column(int pixel) const { return left + static_cast<u32>(pixel % TILE_WIDTH); }
-  DEVICE u32 row(int pixel) const { return top + static_cast<u32>(pixel / TILE_WIDTH); }
-  DEVICE bool inside(int pixel) const { return column(pixel) < right && row(pixel) < bottom; }
-};
-
-DEVICE uint2* pixel_at(const Frame& frame, const Tile& tile, int pixel) {
-  return frame.pixels + static_cast<u64>(tile.row(pixel) - frame.y0) * frame.width + (tile.column(pixel) - frame.x0);
+DEVICE uint2* pixel_at(const Frame& frame, const Chunk& chunk, int pixel) {
+  return frame.pixels + static_cast<u64>(chunk.row(pixel) - frame.y0) * frame.width + (chunk.column(pixel) - frame.x0);
 }
 
-// Lays the torso behind the head of a tile, where it may be and can be seen.
-DEVICE void draw_torso(const Scene& scene, const Frame& frame, WarpMemory& memory, const Tile& tile, int lane) {
-  int seen = 0;
-  for (int first = 0; first < TILE_PIXELS; first += 32) {
-    const int pixel = first + lane;
-    const bool here = tile.inside(pixel) && from_16_bits(__ldcg(pixel_at(frame, tile, pixel))).w > 1.0f / 255.0f &&
-                      torso_here(scene, torso_coordinate(frame, tile.row(pixel)),
-                                 torso_coordinate(frame, tile.column(pixel)));
-    const u32 lanes = __ballot_sync(ALL_LANES, here);
-    if (here) memory.list[seen + lanes_below(lanes, lane)] = static_cast<u32>(pixel);
-    seen += __popc(lanes);
-  }
-  __syncwarp();
-  for (int first = 0; first < seen; first += 32) {
-    const bool living = first + lane < seen;
-    const int pixel = living ? static_cast<int>(memory.list[first + lane]) : 0;
-    const float4 torso = torso_at(scene, frame, memory, lane, torso_coordinate(frame, tile.row(pixel)),
-                                  torso_coordinate(frame, tile.column(pixel)));
-    if (living) {
-      uint2* const at = pixel_at(frame, tile, pixel);
-      const float4 head = from_16_bits(__ldcg(at));
-      const float weight = sigmoid(torso.x) * head.w;
-      *at = uint2{to_16_bits(fmaf(weight, sigmoid(torso.y), head.x), fmaf(weight, sigmoid(torso.z), head.y)),
-                  to_16_bits(fmaf(weight, sigmoid(torso.w), head.z), head.w - weight)};
-    }
+// Lays the torso behind the head of a chunk, where it may be and can be seen.
+DEVICE void draw_torso(const Scene& scene, const Frame& frame, WarpMemory& memory, const Chunk& chunk, int lane) {
+  const bool here = chunk.inside(lane) && from_16_bits(__ldcg(pixel_at(frame, chunk, lane))).w > 1.0f / 255.0f &&
+                    torso_here(scene, torso_coordinate(frame, chunk.row(lane)),
+                               torso_coordinate(frame, chunk.column(lane)));
+  if (!__any_sync(ALL_LANES, here)) return;
+  const float4 torso = torso_at(scene, frame, memory, lane, torso_coordinate(frame, chunk.row(lane)),
+                                torso_coordinate(frame, chunk.column(lane)));
+  if (here) {
+    uint2* const at = pixel_at(frame, chunk, lane);
+    const float4 head = from_16_bits(__ldcg(at));
+    const float weight = sigmoid(torso.x) * head.w;
+    *at = uint2{to_16_bits(fmaf(weight, sigmoid(torso.y), head.x), fmaf(weight, sigmoid(torso.z), head.y)),
+                to_16_bits(fmaf(weight, sigmoid(torso.w), head.z), head.w - weight)};
   }
   __syncwarp();
 }
@@ -571,12 +597,11 @@ DEVICE void draw_torso(const Scene& scene, const Frame& frame, WarpMemory& memor
 // ------------------------------------------------------------------------------------------ picture
 DEVICE int to_byte(float value) { return static_cast<int>(clamped(fmaf(value, 255.0f, 0.5f), 0.0f, 255.0f)); }
 
-// Writes a tile as RGB, or as I420 (BT.601, limited range; chroma of each two by two pixels' mean).
-DEVICE void write_picture(const Frame& frame, WarpMemory& memory, const Tile& tile, int lane) {
-  for (int pixel = lane; pixel < TILE_PIXELS; pixel += 32) {
-    if (!tile.inside(pixel)) continue;
-    const u32 column = tile.column(pixel), row = tile.row(pixel);
-    const float4 front = from_16_bits(__ldcg(pixel_at(frame, tile, pixel)));
+// Writes a chunk as RGB, or as I420 (BT.601, limited range; chroma of each two by two pixels' mean).
+DEVICE void write_picture(const Frame& frame, WarpMemory& memory, const Chunk& chunk, int lane) {
+  if (chunk.inside(lane)) {
+    const u32 column = chunk.column(lane), row = chunk.row(lane);
+    const float4 front = from_16_bits(__ldcg(pixel_at(frame, chunk, lane)));
     const float4 behind = from_16_bits(__ldg(frame.background + static_cast<u64>(row) * frame.size_px + column));
     const int r = to_byte(fmaf(front.w, behind.x, front.x)), g = to_byte(fmaf(front.w, behind.y, front.y));
     const int b = to_byte(fmaf(front.w, behind.z, front.z));
@@ -588,13 +613,12 @@ DEVICE void write_picture(const Frame& frame, WarpMemory& memory, const Tile& ti
     } else {
       // 65.481, 128.553, 24.966 of 255 in 16 fractional bits, with a half for rounding
       frame.out[at] = static_cast<u8>((16829 * r + 33039 * g + 6416 * b + 1081344) >> 16);
-      memory.list[pixel] = static_cast<u32>(r | (g << 8) | (b << 16));
+      memory.list[lane] = static_cast<u32>(r | (g << 8) | (b << 16));
     }
   }
   __syncwarp();
-  const int column = 2 * (lane % (TILE_WIDTH / 2)), row = 2 * (lane / (TILE_WIDTH / 2));
-  const int first = row * TILE_WIDTH + column;
-  if (frame.i420 == 0u || !tile.inside(first)) return;
+  const int first = 2 * lane;
+  if (frame.i420 == 0u || first >= TILE_WIDTH || !chunk.inside(first)) return;
   int r = 0, g = 0, b = 0;
 #pragma unroll
   for (int pixel = 0; pixel < 4; pixel++) {
@@ -604,7 +628,7 @@ DEVICE void write_picture(const Frame& frame, WarpMemory& memory, const Tile& ti
     b += static_cast<int>(rgb >> 16);
   }
   const u64 luma = static_cast<u64>(frame.width) * frame.height;
-  const u32 x = (tile.column(first) - frame.x0) / 2, y = (tile.row(first) - frame.y0) / 2;
+  const u32 x = (chunk.column(first) - frame.x0) / 2, y = (chunk.row(first) - frame.y0) / 2;
   const u64 at = luma + static_cast<u64>(y) * (frame.width / 2) + x;
   frame.out[at] = static_cast<u8>((-9714 * r - 19071 * g + 28784 * b + (257 << 17)) >> 18);
   frame.out[at + luma / 4] = static_cast<u8>((28784 * r - 24103 * g - 4681 * b + (257 << 17)) >> 18);
@@ -623,19 +647,17 @@ DEVICE const Frame& frame_of_tile(const Launch& launch, const Work& work, u32 ti
   return launch.frames[work.first_frame + low];
 }
 
-// Finishes a tile once all of its rays are drawn.
-DEVICE void finish_tile(const Launch& launch, const Work& work, const Scene& scene, WarpMemory& memory, int lane,
-                        u32 number) {
-  const Frame& frame = frame_of_tile(launch, work, number);
-  const u32 own = number - frame.first_tile;
-  const u32 x = own % frame.tiles_across * TILE_WIDTH, y = own / frame.tiles_across * TILE_HEIGHT;
-  const Tile tile = {frame.x0 + x, frame.y0 + y, frame.x0 + frame.width, frame.y0 + frame.height};
-  const u32 across = frame.width - x < TILE_WIDTH ? frame.width - x : TILE_WIDTH;
-  const u32 down = frame.height - y < TILE_HEIGHT ? frame.height - y : TILE_HEIGHT;
-  if (lane == 0) wait_for_count(frame.done + own, across * down);
+// Finishes a chunk of a work once all of its rays are drawn.
+DEVICE void finish_chunk(const Launch& launch, const Work& work, const Scene& scene, WarpMemory& memory, int lane,
+                         u32 number) {
+  const Frame& frame = frame_of_tile(launch, work, number / CHUNKS_A_TILE);
+  const u32 own = number - frame.first_tile * CHUNKS_A_TILE;
+  const Chunk chunk = chunk_of(frame, own);
+  const u32 pixels = static_cast<u32>(__popc(__ballot_sync(ALL_LANES, chunk.inside(lane))));
+  if (lane == 0) wait_for_count(frame.done + own, pixels);
   __syncwarp();
-  if (scene.occupancy_side != 0u) draw_torso(scene, frame, memory, tile, lane);
-  write_picture(frame, memory, tile, lane);
+  if (scene.occupancy_side != 0u) draw_torso(scene, frame, memory, chunk, lane);
+  write_picture(frame, memory, chunk, lane);
   __syncwarp();
 }
 
@@ -651,7 +673,7 @@ __constant__ u32 raymarch_block[2] = {
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) raymarch(const Launch launch) {
   extern __shared__ uint4 shared[];
-  u32& tiles_left = shared[0].x;
+  u32& chunks_left = shared[0].x;
   const int lane = static_cast<int>(threadIdx.x % 32u), warp = static_cast<int>(threadIdx.x / 32u);
   const Scene& scene = *reinterpret_cast<const Scene*>(shared + 1);
   uint4* const weights = shared + 1 + SCENE_UINT4S;
@@ -661,10 +683,11 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) raymarch(const Launc
   for (u32 turn = 0; turn < launch.work_count; turn++) {
     const u32 which = (blockIdx.x + turn) % launch.work_count;
     const Work& work = launch.works[which];
-    u32* const taken_tiles = launch.taken_tiles + which;
-    if (threadIdx.x == 0u) tiles_left = *static_cast<volatile u32*>(taken_tiles) < work.tiles;
+    u32* const finished_chunks = launch.finished_chunks + which;
+    const u32 chunks = work.tiles * CHUNKS_A_TILE;
+    if (threadIdx.x == 0u) chunks_left = *static_cast<volatile u32*>(finished_chunks) < chunks;
     __syncthreads();
-    const bool mine = tiles_left != 0u;
+    const bool mine = chunks_left != 0u;
     if (mine) {
       const uint4* const source = reinterpret_cast<const uint4*>(work.scene);
       for (u32 i = threadIdx.x; i < SCENE_UINT4S; i += blockDim.x) shared[1 + i] = __ldg(source + i);
@@ -684,10 +707,11 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) raymarch(const Launc
       draw_rays(launch, scene, launch.frames[at], launch.taken_chunks + at, packed, memory, lane);
     }
     for (;;) {
-      if (lane == 0) number = atomicAdd(taken_tiles, 1u);
+      if (lane == 0) number = atomicAdd(finished_chunks, launch.chunks_at_once);
       number = __shfl_sync(ALL_LANES, number, 0);
-      if (number >= work.tiles) break;
-      finish_tile(launch, work, scene, memory, lane, number);
+      if (number >= chunks) break;
+      const u32 end = number + launch.chunks_at_once < chunks ? number + launch.chunks_at_once : chunks;
+      for (; number < end; number++) finish_chunk(launch, work, scene, memory, lane, number);
     }
     __syncthreads();
   }

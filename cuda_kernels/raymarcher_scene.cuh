@@ -64,7 +64,7 @@ struct Frame {
   u32 i420;                 // 0: RGB
   const uint2* background;  // (size, size) red, green, blue and nothing, 16 bits each
   uint2* pixels;            // (height, width) red, green, blue of the head and what passes through it
-  u32* done;                // (tiles,) pixels of a tile that are drawn; zero at the start
+  u32* done;                // (chunks,) pixels of a chunk that are drawn; zero at the start
   u8* out;
   float ambient_bias[MAX_WIDTH];
   float deform_bias[TORSO_DEFORM_WIDTH];
@@ -83,11 +83,9 @@ struct Work {
 struct Launch {
   const Work* works;
   const Frame* frames;
-  u32* taken_chunks;  // (frames,) chunks of rays that warps have taken; zero at the start
-  u32* taken_tiles;   // (works,) tiles that warps have taken to finish; zero at the start
-  u32* counts;        // (2,) head samples, and samples that went through the networks; zero at the start
+  u32* taken_chunks;     // (frames,) chunks of rays that warps have taken; zero at the start
+  u32* finished_chunks;  // (works,) chunks that warps have taken to finish; zero at the start
+  u32* counts;           // (2,) head samples, and samples that went through the networks; zero at the start
   u32 work_count;
-  u32 chunks_at_once;   // that a warp takes
-  u32 samples_at_once;  // of a ray: 1, 2 or 4
-  u32 unused;
+  u32 chunks_at_once;  // that a warp takes
 };

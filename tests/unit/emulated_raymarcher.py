@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from cuda_kernels.cuda_records import (
+    CHUNKS_A_TILE,
     FRAME,
     LAUNCH,
     PIXEL_BYTES,
@@ -55,7 +56,7 @@ class HostScene:
         self.record = as_bytes(self.packed.with_addresses(addresses)).copy()
 
 
-def draw(library, frames, *, chunks_at_once=1, samples_at_once=1, blocks=2):
+def draw(library, frames, *, chunks_at_once=1, blocks=2):
     """([picture, ...], (samples, passed)) of frames [(HostScene, {c2w, condition, size_px, ...}), ...]."""
     records, works, kept, pictures = np.zeros(len(frames), FRAME), [], [], [None] * len(frames)
     scenes = list({id(scene): scene for scene, _ in frames}.values())
@@ -69,7 +70,7 @@ def draw(library, frames, *, chunks_at_once=1, samples_at_once=1, blocks=2):
         pictures[number] = np.full((height * 3 // 2, width) if i420 else (height, width, 3), 77, np.uint8)
         background = background_words(resize_by_area(scene.scene.background, size))
         pixels = np.full(width * height * PIXEL_BYTES, 199, np.uint8)
-        done = np.zeros(tile_count(width, height)[1], np.uint32)
+        done = np.zeros(CHUNKS_A_TILE * tile_count(width, height)[1], np.uint32)
         kept += [background, pixels, done]
         if not works or works[-1]["scene"] != scene.record.ctypes.data:
             works.append(np.zeros((), WORK))
@@ -94,9 +95,8 @@ def draw(library, frames, *, chunks_at_once=1, samples_at_once=1, blocks=2):
     launch["works"], launch["frames"] = works.ctypes.data, records.ctypes.data
     launch["counts"] = counters.ctypes.data
     launch["taken_chunks"] = counters[2:].ctypes.data
-    launch["taken_tiles"] = counters[2 + len(frames) :].ctypes.data
+    launch["finished_chunks"] = counters[2 + len(frames) :].ctypes.data
     launch["work_count"], launch["chunks_at_once"] = len(works), chunks_at_once
-    launch["samples_at_once"] = samples_at_once
     assert library.shared_bytes() <= library.room_bytes()
     library.draw(ctypes.c_void_p(launch.ctypes.data), ctypes.c_uint(blocks))
     return pictures, (int(counters[0]), int(counters[1]))

@@ -99,14 +99,17 @@ def test_the_widest_networks_with_weights_in_device_memory(tmp_path):
     compare(kernel, make_scene(**{**SMALL, "hidden": 100, "torso_hidden": 64}), 16)
 
 
-@pytest.mark.parametrize("samples_at_once", [2, 4])
-def test_samples_taken_ahead_change_no_bit(kernel, scene, samples_at_once):
-    frames = [(HostScene(scene), frame_of(scene))]
-    (plain,), (samples, passed) = draw(kernel, frames)
-    (ahead,), counts = draw(kernel, frames, samples_at_once=samples_at_once)
-    np.testing.assert_array_equal(ahead, plain)
-    assert counts[0] == samples
-    assert counts[1] > passed
+def test_a_ray_alone_has_eight_lanes_and_gives_the_same_bits(kernel, scene):
+    host, sparse = HostScene(scene), []
+    (whole,), _ = draw(kernel, [(host, frame_of(scene))])
+    for x, y in [(20, 20), (17, 24), (25, 15)]:
+        (part,), (samples, passed) = draw(
+            kernel, [(host, frame_of(scene, region_px=(x, y, x + 1, y + 1)))], blocks=1
+        )
+        np.testing.assert_array_equal(part[0, 0], whole[y, x])
+        assert passed == 32 * -(-samples // 8)
+        sparse.append(samples)
+    assert max(sparse) > 1  # some ray took samples ahead
 
 
 @pytest.mark.parametrize("region_px", [(0, 0, 1, 1), (7, 5, 38, 31)])
