@@ -13,6 +13,7 @@ import importlib
 import lzma
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -26,6 +27,7 @@ from .user_cache import user_cache_dir
 HERE = Path(__file__).parent
 MAIN_SOURCE = "raymarcher.cu"
 SOURCES = (MAIN_SOURCE, "raymarcher_scene.cuh", "warp_matrix.cuh")
+TRAINING_SOURCE = "training.cu"  # stands alone; compiled where it is used, never prebuilt
 CUBINS = HERE / "cubins"
 MANIFEST = CUBINS / "SOURCES.sha256"
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
@@ -81,11 +83,15 @@ def variant_for(width: int, architecture: int) -> Variant:
     )
 
 
-@functools.cache
 def sources_digest() -> str:
-    """SHA-256 of all that a kernel is made from."""
+    """SHA-256 of all that the raymarcher is made from."""
+    return _digest(SOURCES)
+
+
+@functools.cache
+def _digest(names: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
-    for name in SOURCES:
+    for name in names:
         digest.update(name.encode() + b"\0" + (HERE / name).read_bytes() + b"\0")
     return digest.hexdigest()
 
@@ -113,12 +119,17 @@ def cache_directory() -> Path:
     return Path(named) if named else user_cache_dir() / "kernels"
 
 
-def _import(name: str) -> ModuleType:
+def import_extra(name: str) -> ModuleType:
+    """A module of the extra [cuda].
+
+    Raises:
+        CudaUnavailableError: it cannot be imported.
+    """
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise CudaUnavailableError(
-            f"{name}: expected to be installed for rendering on a GPU, got {error}; "
+            f"{name}: expected to be installed to compute on a GPU, got {error}; "
             "install the extra: pip install -e '.[cuda]'"
         ) from error
 
@@ -129,7 +140,24 @@ def compile_with_nvrtc(variant: Variant) -> bytes:
     Raises:
         CudaUnavailableError: no NVRTC, or one that does not know the architecture.
     """
-    nvrtc = _import("cuda.bindings.nvrtc")
+    return compile_sources(SOURCES, variant.architecture, variant.defines, instead="draw on the CPU")
+
+
+def compile_sources(
+    sources: tuple[str, ...], architecture: int, options: tuple[str, ...] = (), *, instead: str
+) -> bytes:
+    """Machine code for an architecture, made by NVRTC of a source and the headers named after it.
+
+    Args:
+        sources: file names beside this one, the main source first.
+        architecture: 90 for sm_90.
+        options: of the compiler.
+        instead: what a user may do where it cannot be made.
+
+    Raises:
+        CudaUnavailableError: no NVRTC, or one that does not know the architecture.
+    """
+    nvrtc = import_extra("cuda.bindings.nvrtc")
 
     def call(name: str, *arguments: object) -> Any:  # noqa: ANN401 -- the bindings ship no types
         try:
@@ -141,22 +169,22 @@ def compile_with_nvrtc(variant: Variant) -> bytes:
             ) from error
         if int(status) != 0:
             raise CudaUnavailableError(
-                f"{name} for sm_{variant.architecture}: expected success, got {status.name}; update the "
-                "package nvidia-cuda-nvrtc, or draw on the CPU"
+                f"{name} for sm_{architecture}: expected success, got {status.name}; update the "
+                f"package nvidia-cuda-nvrtc, or {instead}"
             )
         return results[0] if len(results) == 1 else None
 
-    headers = SOURCES[1:]
+    main, *headers = sources
     program = call(
         "nvrtcCreateProgram",
-        (HERE / MAIN_SOURCE).read_bytes(),
-        MAIN_SOURCE.encode(),
+        (HERE / main).read_bytes(),
+        main.encode(),
         len(headers),
         [(HERE / name).read_bytes() for name in headers],
         [name.encode() for name in headers],
     )
-    options = [f"-arch=sm_{variant.architecture}", "-std=c++17", *variant.defines]
-    call("nvrtcCompileProgram", program, len(options), [option.encode() for option in options])
+    arguments = [f"-arch=sm_{architecture}", "-std=c++17", *options]
+    call("nvrtcCompileProgram", program, len(arguments), [argument.encode() for argument in arguments])
     code = b" " * int(call("nvrtcGetCUBINSize", program))
     call("nvrtcGetCUBIN", program, code)
     call("nvrtcDestroyProgram", program)
@@ -165,11 +193,28 @@ def compile_with_nvrtc(variant: Variant) -> bytes:
 
 def _cached(variant: Variant) -> bytes:
     """The variant's machine code from the user's cache, where NVRTC puts it if need be."""
-    key = hashlib.sha256(repr((sources_digest(), variant)).encode()).hexdigest()[:32]
+    return _kept((sources_digest(), variant), lambda: compile_with_nvrtc(variant))
+
+
+def training_code(architecture: int) -> bytes:
+    """The training kernels for an architecture, from the user's cache or compiled now.
+
+    Raises:
+        CudaUnavailableError: NVRTC cannot make them.
+    """
+    return _kept(
+        (_digest((TRAINING_SOURCE,)), architecture),
+        lambda: compile_sources((TRAINING_SOURCE,), architecture, instead="train with the torch kernels"),
+    )
+
+
+def _kept(identity: object, make: Callable[[], bytes]) -> bytes:
+    """Machine code of that identity from the user's cache, where what was made anew is put."""
+    key = hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
     path = cache_directory() / f"{key}.cubin"
     if path.is_file():
         return path.read_bytes()
-    code = compile_with_nvrtc(variant)
+    code = make()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
@@ -218,7 +263,7 @@ class CudaDevice:
         Raises:
             CudaUnavailableError: no driver, or no such GPU.
         """
-        self._driver = _import("cuda.bindings.driver")
+        self._driver = import_extra("cuda.bindings.driver")
         try:
             self.call("cuInit", 0)
             count = self.call("cuDeviceGetCount")

@@ -570,6 +570,106 @@ def unpack(values: Tensor, packed: Packed, shape: tuple[int, int]) -> Tensor:
     return empty.index_copy(0, target, values)[:total].reshape(*shape, *values.shape[1:])
 
 
+class Marched(NamedTuple):
+    """The samples of N rays, and the same M in one row in the order of the rays."""
+
+    samples: Samples  # t (N, S), mask (N, S)
+    packed: Packed  # slots (M,), valid (M,)
+    ray: Tensor  # (M,) int64; 0 where not valid
+    positions: Tensor  # (M, 3)
+    fits: Tensor  # (N,) bool: all samples of the ray had room
+    wanted: Tensor  # () int64: samples in all, also those without room
+    ends: Tensor  # (N,) int32: samples of the rays up to and with this one, also those without room
+
+
+def march_packed(
+    rays_o: Tensor,
+    rays_d: Tensor,
+    near: Tensor,
+    far: Tensor,
+    occupancy: Tensor,
+    *,
+    points: int,
+    max_steps: int,
+    bound: float,
+    capacity: int | None,
+    phase: Tensor | None = None,
+    accumulate: bool = False,
+) -> Marched:
+    """The samples of rays and their positions in one row; arguments as those of `march` and `pack`."""
+    samples = march(
+        rays_o,
+        rays_d,
+        near,
+        far,
+        occupancy,
+        points=points,
+        max_steps=max_steps,
+        bound=bound,
+        phase=phase,
+        accumulate=accumulate,
+    )
+    packed = pack(samples.mask, capacity)
+    ends = samples.mask.sum(1, dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    ray = packed.slots // max_steps
+    t = samples.t.reshape(-1)[packed.slots]
+    return Marched(
+        samples=samples,
+        packed=packed,
+        ray=ray,
+        positions=(rays_o[ray] + t[:, None] * rays_d[ray]).clamp(-bound, bound),
+        fits=torch.ones_like(ends, dtype=torch.bool) if capacity is None else ends <= capacity,
+        wanted=samples.mask.sum(),
+        ends=ends,
+    )
+
+
+class Rays(NamedTuple):
+    """What N rays see of M samples in one row, before any background."""
+
+    image: Tensor  # (N, 3), weighted colours
+    weights_sum: Tensor  # (N,)
+    depth: Tensor  # (N,) weighted distance to the far end of each sample's step
+    ambient: Tensor  # (N,) sum over the samples that were looked at, not weighted
+    centre: Tensor  # (N,) weighted mean of how many steps a sample lies behind the ray's first; no gradient
+    spread: Tensor  # (N,) weighted squared distance from there, in steps; the centre taken as a constant
+    weights: Tensor  # (M,); no gradient
+    live: Tensor  # (N,) int32: samples looked at before the ray had become opaque
+
+
+def composite_packed(
+    values: Tensor, marched: Marched, *, step: float, stop_transmittance: float = 1e-4
+) -> Rays:
+    """Front-to-back compositing of samples in one row; what had no room is empty space.
+
+    Differentiable in `values` through image, weights_sum, depth, ambient and spread.
+
+    Args:
+        values: (M, 5) density, red, green, blue, and a number that is summed for itself.
+        marched: where the samples were taken.
+        step: the length each sample stands for.
+        stop_transmittance: nothing is added once less than this passes.
+    """
+    samples, packed = marched.samples, marched.packed
+    rays, most = samples.t.shape
+    padded = unpack(values.float(), packed, (rays, most))  # (N, S, 5)
+    drawn = composite(
+        padded[..., 0], padded[..., 1:4], samples, step=step, stop_transmittance=stop_transmittance
+    )
+    deep = (samples.t - samples.t[:, :1]) / step  # (N, S)
+    centre = ((drawn.weights * deep).sum(1) / drawn.weights_sum.clamp(min=1e-5)).detach()
+    return Rays(
+        image=drawn.image,
+        weights_sum=drawn.weights_sum,
+        depth=drawn.depth,
+        ambient=torch.where(drawn.live, padded[..., 4], 0.0).sum(1),
+        centre=centre,
+        spread=(drawn.weights * (deep - centre[:, None]).square()).sum(1),
+        weights=(drawn.weights.reshape(-1)[packed.slots] * packed.valid).detach(),
+        live=drawn.live.sum(1, dtype=torch.int32),
+    )
+
+
 # --- the reference's inference schedule ---------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 -- torch's own convention
 from torch import Tensor, nn
 
+from cuda_kernels import torch_kernels
 from cuda_kernels.scene import F32, Grid
 from cuda_kernels.torch_reference import GridConstants, GridLayout, grid_constants, grid_encode
 
@@ -76,6 +77,7 @@ class GridEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.bound = bound
+        self.kernels = False  # encode by the CUDA kernels instead of their twin in torch
         self.layout = config.layout(dimensions)
         self.width = config.width
         self.embeddings = nn.Parameter(torch.empty(self.layout.offsets[-1], config.features))
@@ -86,6 +88,8 @@ class GridEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, levels * features) of (N, D) positions, level-major."""
+        if self.kernels:
+            return torch_kernels.grid_encode(x, self.embeddings, self.layout, bound=self.bound)
         constants = GridConstants(self._scales, self._strides, self._first_rows, self._rows, self._masks)
         return grid_encode(x, self.embeddings, self.layout, bound=self.bound, constants=constants)
 
@@ -100,6 +104,31 @@ class GridEncoder(nn.Module):
             hashed=self.layout.hashed,
             smoothstep=self.layout.smoothstep,
         )
+
+
+class _SharedRows(torch.autograd.Function):
+    """index_select of few rows by many: the gradient is a matrix product, not a sum that all wait for."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, table: Tensor, row: Tensor) -> Tensor:
+        ctx.save_for_backward(row)
+        ctx.rows = table.shape[0]  # type: ignore[attr-defined]
+        return table.index_select(0, row)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, None]:
+        (row,), (grad,) = ctx.saved_tensors, grads  # type: ignore[attr-defined]
+        rows = ctx.rows  # type: ignore[attr-defined]
+        taken = torch.arange(rows, device=row.device)[:, None] == row  # (F, M)
+        return taken.to(grad.dtype) @ grad, None
+
+
+def shared_rows(table: Tensor, row: Tensor) -> Tensor:
+    """(M, W) rows of a small (F, W) table at (M,) indices; of one row alone (1, W), which broadcasts."""
+    if table.shape[0] == 1:
+        return table
+    result: Tensor = _SharedRows.apply(table, row)  # type: ignore[no-untyped-call]
+    return result
 
 
 class Mlp(nn.Module):

@@ -13,27 +13,26 @@ import torch
 import torch.nn.functional as F  # noqa: N812 -- torch's own convention
 from torch import Tensor, nn
 
+from cuda_kernels import torch_kernels
 from cuda_kernels.scene import Camera, HeadField
 from cuda_kernels.torch_reference import (
-    Packed,
-    Samples,
+    Marched,
+    Rays,
     WaveRender,
-    composite,
+    composite_packed,
     lattice_points,
-    march,
     march_in_waves,
+    march_packed,
     near_far,
     occupancy_volume,
-    pack,
     spherical_harmonics,
     step_length,
     truncated_exp,
-    unpack,
 )
 
 from .condition import ConditionConfig, FramePrenet, WindowAttention, encode_windows
 from .density_grid import mean_density, pack_bits, unseen_cells, updated
-from .encodings import GridConfig, GridEncoder, Mlp, as_numpy
+from .encodings import GridConfig, GridEncoder, Mlp, as_numpy, shared_rows
 
 _SH = 16
 
@@ -97,15 +96,6 @@ class HeadConfig:
         )
 
 
-class Found(NamedTuple):
-    """The samples of N rays: M in one row, and their places among the S that each ray may have."""
-
-    samples: Samples  # (N, S)
-    packed: Packed  # (M,)
-    ray: Tensor  # (M,)
-    positions: Tensor  # (M, 3)
-
-
 class HeadRender(NamedTuple):
     """What N rays see."""
 
@@ -130,6 +120,7 @@ class Head(nn.Module):
         """Networks start at random, the occupancy empty: update it before the first step."""
         super().__init__()
         self.config = config
+        self.kernels = False
         cond = config.condition.outputs
         self.cond_prenet = FramePrenet(config.condition)
         self.cond_att_net = WindowAttention(config.condition) if config.condition.window_frames > 1 else None
@@ -154,6 +145,11 @@ class Head(nn.Module):
         self.step = step_length(config.grid_size)
         self.register_load_state_dict_post_hook(_refresh_occupancy)  # type: ignore[no-untyped-call]
 
+    def use_kernels(self, kernels: bool) -> None:
+        """From now on the CUDA kernels march, encode and composite, or else their twins in torch."""
+        self.kernels = kernels
+        self.position_embedder.kernels = self.ambient_embedder.kernels = kernels
+
     # --- the field
 
     def encode_condition(self, windows: Tensor) -> Tensor:
@@ -173,7 +169,9 @@ class Head(nn.Module):
         where = self.position_embedder(positions)  # (M, P)
         weight = self.ambient_net.first
         driven = F.linear(condition, weight[:, where.shape[1] :])  # (F, H)
-        hidden = F.linear(where, weight[:, : where.shape[1]]) + (driven if row is None else driven[row])
+        hidden = F.linear(where, weight[:, : where.shape[1]]) + (
+            driven if row is None else shared_rows(driven, row)
+        )
         ambient = torch.tanh(self.ambient_net.after_first(hidden).float())  # (M, 2)
         out = self.sigma_net(torch.cat((where, self.ambient_embedder(ambient)), 1))  # (M, 1 + G)
         return truncated_exp(out[:, 0].float()), out[:, 1:], ambient
@@ -189,7 +187,7 @@ class Head(nn.Module):
         weight, last = self.color_net.first, _SH + self.config.geometry_features
         coded = F.linear(code, weight[:, last:])
         return F.linear(spherical_harmonics(directions), weight[:, :_SH]) + (
-            coded if row is None else coded[row]
+            coded if row is None else shared_rows(coded, row)
         )
 
     def color(self, geometry: Tensor, look: Tensor) -> Tensor:
@@ -210,7 +208,7 @@ class Head(nn.Module):
         phase: Tensor | None = None,
         capacity: int | None = None,
         accumulate: bool = False,
-    ) -> Found:
+    ) -> Marched:
         """Where (N, 3) rays meet occupied cells; `max_steps` samples a ray, the head's own if None.
 
         `phase`, `capacity` and `accumulate` are those of `forward`.
@@ -219,7 +217,20 @@ class Head(nn.Module):
         max_steps = config.max_steps if max_steps is None else max_steps
         box = self.aabb_train if self.training else self.aabb_infer
         near, far = near_far(rays_o, rays_d, box, min_near=config.min_near)
-        samples = march(
+        if self.kernels and not accumulate:
+            return torch_kernels.march(
+                rays_o,
+                rays_d,
+                near,
+                far,
+                self.occupancy,
+                points=self.points,
+                max_steps=max_steps,
+                bound=config.bound,
+                capacity=capacity,
+                phase=phase,
+            )
+        return march_packed(
             rays_o,
             rays_d,
             near,
@@ -228,14 +239,17 @@ class Head(nn.Module):
             points=self.points,
             max_steps=max_steps,
             bound=config.bound,
+            capacity=capacity,
             phase=phase,
             accumulate=accumulate,
         )
-        packed = pack(samples.mask, capacity)
-        ray = packed.slots // max_steps
-        t = samples.t.reshape(-1)[packed.slots]
-        positions = (rays_o[ray] + t[:, None] * rays_d[ray]).clamp(-config.bound, config.bound)
-        return Found(samples, packed, ray, positions)
+
+    def composite(self, values: Tensor, marched: Marched) -> Rays:
+        """What the marched rays see of (M, 5) values: density, red, green, blue, ambient motion."""
+        step, stop = self.step, self.config.stop_transmittance
+        if self.kernels:
+            return torch_kernels.composite_packed(values, marched, step=step, stop_transmittance=stop)
+        return composite_packed(values, marched, step=step, stop_transmittance=stop)
 
     def forward(
         self,
@@ -263,31 +277,23 @@ class Head(nn.Module):
             capacity: the most samples in all; a fixed number keeps shapes static and the host out of it.
             accumulate: form the lattice as the reference's kernel does, see `march`.
         """
-        config = self.config
-        samples, packed, ray, positions = self.find_samples(
-            rays_o, rays_d, phase=phase, capacity=capacity, accumulate=accumulate
+        marched = self.find_samples(rays_o, rays_d, phase=phase, capacity=capacity, accumulate=accumulate)
+        ray = marched.ray
+        sigma, geometry, ambient = self.density(
+            marched.positions, condition, None if frame is None else frame[ray]
         )
-        sigma, geometry, ambient = self.density(positions, condition, None if frame is None else frame[ray])
         if code is None:
             code = self.individual_embeddings[:1]
         look = self.look(rays_d, code, frame if code.shape[0] > 1 else None)
         color = self.color(geometry, look[ray])
-        shape = (rays_o.shape[0], config.max_steps)
         values = torch.cat((sigma[:, None], color, ambient.abs().sum(-1, keepdim=True)), 1)  # (M, 5)
-        values = unpack(values, packed, shape)  # (N, S, 5)
-        drawn = composite(
-            values[..., 0],
-            values[..., 1:4],
-            samples,
-            step=self.step,
-            stop_transmittance=config.stop_transmittance,
-        )
+        drawn = self.composite(values, marched)
         return HeadRender(
             image=drawn.image + (1 - drawn.weights_sum)[:, None] * background,
             weights_sum=drawn.weights_sum,
             depth=drawn.depth,
-            ambient=torch.where(drawn.live, values[..., 4], 0.0).sum(1),
-            wanted=samples.mask.sum(),
+            ambient=drawn.ambient,
+            wanted=marched.wanted,
         )
 
     @torch.no_grad()

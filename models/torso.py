@@ -5,6 +5,7 @@ With the default sizes it is GeneFace's, key for key and number for number.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from cuda_kernels.scene import TorsoField
 from cuda_kernels.torch_reference import frequency_encode, sample_occupancy
 
 from .density_grid import updated_torso
-from .encodings import GridConfig, GridEncoder, Mlp, as_numpy
+from .encodings import GridConfig, GridEncoder, Mlp, as_numpy, shared_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,9 @@ class TorsoRender(NamedTuple):
     deform: Tensor  # (M, 2) offsets of the points that were looked at
 
 
+Look = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor]]
+
+
 class Torso(nn.Module):
     """The field with its occupancy."""
 
@@ -76,6 +80,10 @@ class Torso(nn.Module):
         self.torso_canonicial_net = Mlp((self.torso_embedder.width + driven, canonical, canonical, 4))
         self.mean_density = 0.0  # not saved by the reference, and 0 after loading
 
+    def use_kernels(self, kernels: bool) -> None:
+        """From now on the CUDA kernels encode positions, or else their twin in torch."""
+        self.torso_embedder.kernels = kernels
+
     def look(
         self, x: Tensor, pose6: Tensor, code: Tensor, row: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -94,13 +102,13 @@ class Torso(nn.Module):
         own = waves.shape[1]
         weight = self.torso_deform_net.first
         shared = F.linear(fixed, weight[:, own:])
-        hidden = F.linear(waves, weight[:, :own]) + (shared if row is None else shared[row])
+        hidden = F.linear(waves, weight[:, :own]) + (shared if row is None else shared_rows(shared, row))
         deform = self.torso_deform_net.after_first(hidden).float()  # (M, 2)
         features = self.torso_embedder((x + deform).clamp(-1, 1))  # (M, L * F)
         weight, own = self.torso_canonicial_net.first, own + features.shape[1]
         shared = F.linear(fixed, weight[:, own:])
         hidden = F.linear(torch.cat((features, waves), 1), weight[:, :own]) + (
-            shared if row is None else shared[row]
+            shared if row is None else shared_rows(shared, row)
         )
         out = torch.sigmoid(self.torso_canonicial_net.after_first(hidden).float())  # (M, 4)
         return out[:, :1], out[:, 1:], deform
@@ -119,6 +127,7 @@ class Torso(nn.Module):
         *,
         frame: Tensor | None = None,
         code: Tensor | None = None,
+        look: Look | None = None,
     ) -> TorsoRender:
         """What pixels of one or several frames show; shapes are static while training.
 
@@ -128,13 +137,14 @@ class Torso(nn.Module):
             background: (N, 3).
             frame: (N,) which pose (and code) each pixel takes; F must be 1 if None.
             code: (F, I) or (1, I); row 0 of the individual codes for all if None.
+            look: a compiled stand-in for `look` in training.
         """
         if code is None:
             code = self.torso_individual_codes[:1]
         with torch.no_grad():
             occupied = self.occupied(coordinates)  # (N,)
         if self.training:
-            alpha, rgb, deform = self.look(coordinates, pose6, code, frame)
+            alpha, rgb, deform = (look or self.look)(coordinates, pose6, code, frame)
             alpha = alpha * occupied[:, None]
             return TorsoRender(alpha * rgb + (1 - alpha) * background, alpha[:, 0], deform)
         index = occupied.nonzero().squeeze(1)

@@ -81,6 +81,7 @@ def _parser_of_tasks() -> argparse.ArgumentParser:
 def _train(name: str, arguments: list[str]) -> int:
     import torch
 
+    from .curve import write_curve
     from .loop import LoopSettings, fit
 
     module = importlib.import_module(f"training.{name}")
@@ -118,6 +119,9 @@ def _train(name: str, arguments: list[str]) -> int:
     out.mkdir(parents=True, exist_ok=True)
     write_settings(out / "settings.json", {"task": name, "data": data, "settings": settings, "loop": loop})
     outcome = fit(task, out, loop)
+    curve = write_curve(out)
+    if curve is not None:
+        print(curve)
     if outcome.reason == "finished":
         after = getattr(module, "after_training", None)
         if after is not None:

@@ -7,12 +7,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 RATE_WARMUP_STEPS = 100
+Kernels = Literal["auto", "cuda", "torch"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,10 @@ class FieldTraining:
     anneal_steps: int = field(default=20_000, metadata={"help": "steps over which the rates fall"})
     anneal_minutes: float | None = field(
         default=None, metadata={"help": "let the rates fall over this time instead of over steps"}
+    )
+    kernels: Kernels = field(
+        default="auto",
+        metadata={"help": "cuda: kernels of our own, torch: their twin, auto: kernels where they run"},
     )
     average_decay: float = field(default=0.995, metadata={"help": "of the averaged weights that are kept"})
     validation_frames: int = field(default=8, metadata={"help": "frames drawn at each validation"})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +15,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cuda_kernels import torch_kernels
 from cuda_kernels.scene import Camera
 from cuda_kernels.torch_reference import (
-    Composite,
-    Samples,
-    composite,
+    Marched,
+    Rays,
     field_pose,
     image_coordinates,
     pixel_centres,
@@ -30,14 +32,32 @@ from models.encodings import GridConfig
 from models.head import Head, HeadConfig
 from models.torso import Torso, TorsoConfig
 
+from .course import Kernels
 from .loop import checkpoints, load_task_state, save_checkpoint
 from .pixel_choice import Pixels
 from .speaker_data import SpeakerData
+
+log = logging.getLogger(__name__)
 
 F32 = npt.NDArray[np.float32]
 Precision = Literal["fp32", "bf16"]
 
 RAYS_AT_ONCE = 1 << 17  # in pictures
+CAPACITY_STEP = 1 << 14
+
+
+def kernels_wanted(kernels: Kernels, device: torch.device) -> bool:
+    """Whether a training on the device takes the CUDA kernels instead of their twins in torch.
+
+    Raises:
+        ValueError: they were asked for and do not run there.
+    """
+    runs = kernels != "torch" and device.type == "cuda" and torch_kernels.usable(device)
+    if kernels == "cuda" and not runs:
+        why = "the log says why" if device.type == "cuda" else "they need --device cuda"
+        raise ValueError(f"kernels: got cuda, but they do not run on {device}: {why}; use --kernels auto")
+    log.info("marching, grids and compositing: %s", "CUDA kernels" if runs else "plain torch")
+    return runs
 
 
 # --- what a training leaves behind --------------------------------------------------------------------
@@ -162,14 +182,16 @@ def write_slim(out: Path, task: str) -> Path:
 # --- rays ---------------------------------------------------------------------------------------------
 
 
+def room_for(samples: float, limit: int) -> int:
+    """How much room to give a step for that many samples: whole CAPACITY_STEPs, at most `limit`."""
+    return min(limit, max(1, math.ceil(samples / CAPACITY_STEP)) * CAPACITY_STEP)
+
+
 class Traced(NamedTuple):
     """What N rays met."""
 
-    drawn: Composite
-    samples: Samples
-    ambient: Tensor  # (N, S) absolute ambient coordinates, summed over the two
-    fits: Tensor  # (N,) bool: the ray's samples all had room
-    cells: Tensor  # (N, S) int64, flat [x, y, z] cell of each sample; only with `want_cells`
+    drawn: Rays  # `ambient` sums the absolute values of both ambient coordinates
+    marched: Marched
 
 
 Field = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -183,8 +205,10 @@ def field_values(head: Head) -> Field:
 
     def values(positions: Tensor, rays_d: Tensor, condition: Tensor, ray: Tensor, frame: Tensor) -> Tensor:
         sigma, geometry, ambient = head.density(positions, condition, frame)
-        look = head.look(rays_d, head.individual_embeddings[:1])  # (N, H)
-        color = head.color(geometry, look.index_select(0, ray))
+        # Of each sample's direction, not of each ray's with its result handed out: handing out would cost
+        # the way back a sum over the samples of a ray, and this costs it a matrix product.
+        look = head.look(rays_d.index_select(0, ray), head.individual_embeddings[:1])  # (M, H)
+        color = head.color(geometry, look)
         return torch.cat((sigma[:, None], color, ambient.abs().sum(-1, keepdim=True)), 1)
 
     return values
@@ -201,37 +225,15 @@ def trace(
     max_steps: int,
     capacity: int | None = None,
     precision: Precision = "fp32",
-    want_cells: bool = False,
 ) -> Traced:
     """Marches (N, 3) rays of frames (N,) with conditions (F, C) through the head.
 
     With a `capacity` all shapes are fixed and nothing waits for the host; rays without room do not `fits`.
     """
-    config = head.config
-    samples, packed, ray, positions = head.find_samples(
-        rays_o, rays_d, max_steps=max_steps, capacity=capacity
-    )
-    with torch.no_grad():
-        wanted = samples.mask.sum(1, dtype=torch.int32).cumsum(0)
-        fits = torch.ones_like(wanted, dtype=torch.bool) if capacity is None else wanted <= capacity
+    marched = head.find_samples(rays_o, rays_d, max_steps=max_steps, capacity=capacity)
     with torch.autocast(rays_o.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        found = values(positions, rays_d, condition, ray, frame[ray])
-    shape = (rays_o.shape[0], max_steps)
-    spread = unpack(found.float(), packed, shape)  # (N, S, 5)
-    drawn = composite(
-        spread[..., 0],
-        spread[..., 1:4],
-        samples,
-        step=head.step,
-        stop_transmittance=config.stop_transmittance,
-    )
-    cells = torch.zeros(0, dtype=torch.int64, device=rays_o.device)
-    if want_cells:
-        size = config.grid_size
-        cell = (0.5 * (positions / config.bound + 1) * size).clamp(0, size - 1).long()
-        flat = (cell[:, 0] * size + cell[:, 1]) * size + cell[:, 2]
-        cells = unpack(flat[:, None], packed, shape)[..., 0]
-    return Traced(drawn, samples, spread[..., 4], fits, cells)
+        found = values(marched.positions, rays_d, condition, marched.ray, frame[marched.ray])
+    return Traced(head.composite(found.float(), marched), marched)
 
 
 def rays_of(pixels: Pixels, poses: Tensor, camera: Camera) -> tuple[Tensor, Tensor, Tensor]:
@@ -271,12 +273,14 @@ def draw_head(head: Head, c2w: Tensor, condition: Tensor, camera: Camera, size_p
             values=values,
             max_steps=head.config.max_steps,
         )
-        drawn = traced.drawn
-        before = 1 - drawn.weights.cumsum(1) + drawn.weights
+        drawn, shape = traced.drawn, (len(part), head.config.max_steps)
+        weights = unpack(drawn.weights, traced.marched.packed, shape)  # (N, S)
+        before = 1 - weights.cumsum(1) + weights
+        live = torch.arange(shape[1], device=c2w.device) < drawn.live[:, None]
         images.append(drawn.image)
         sums.append(drawn.weights_sum)
         counts.append(drawn.live.sum())
-        fewer.append((drawn.live & (before >= 1e-2)).sum())
+        fewer.append((live & (before >= 1e-2)).sum())
         hits.append((drawn.weights_sum > 0.5).sum())
     return Drawn(
         image=torch.cat(images).view(size_px, size_px, 3),

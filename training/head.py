@@ -33,9 +33,11 @@ from .fields import (
     draw_torso,
     field_values,
     head_config_of,
+    kernels_wanted,
     load_head,
     load_torso,
     rays_of,
+    room_for,
     speaker_facts,
     trace,
 )
@@ -47,7 +49,7 @@ log = logging.getLogger(__name__)
 
 DENSITY_EVERY = 16  # steps between looks at every cell
 CAPACITY_EVERY = 128  # steps between looks at how much room for samples a step needs
-CAPACITY_STEP = 1 << 14
+COMPILED_ROOM = 1.25  # of what the rays want once they settled: another room must be compiled for
 SEEN_EVERY = 500  # steps between looks at what is visible at all
 SEEN_FRAMES = 256
 SEEN_PIXELS = 8192
@@ -55,7 +57,7 @@ SEEN_WEIGHT = 2e-3  # a sample that gives less to every ray need not be drawn
 WARM_SAMPLES = 64  # a ray before the occupancy is known
 
 SIZES = HeadConfig.streaming()  # the defaults below
-LOOP = LoopSettings(steps=20_000, validate_every=2000, checkpoint_every=2000)
+LOOP = LoopSettings(steps=20_000, validate_every=2000, checkpoint_every=2000, validate_at_stop=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +166,7 @@ class HeadTask:
         self.data, self.settings, self.device = data, settings, device
         self.camera = data.box.camera
         self.head = Head(settings.config(data)).to(device).train()
+        self.head.use_kernels(kernels_wanted(settings.kernels, device))
         self.poses = field_pose(data.c2w, self.camera)  # (n, 4, 4)
         self.box = figure_box(data.labels[: data.train_frames])
         self.shares = Shares(mouth=settings.mouth_share, eyes=settings.eyes_share)
@@ -184,7 +187,10 @@ class HeadTask:
         self.descent = Descent(self.head, grids, settings)
         self.head.points = min(self.head.points, self._longest_ray())
         self.capacity = settings.frames_per_step * settings.pixels_per_frame * settings.samples_per_ray
+        self.settled_capacity: int | None = None  # where compiled: the one other room there is code for
         self.torso = None if settings.torso is None else load_torso(settings.torso, device=device).torso
+        if self.torso is not None:
+            self.torso.use_kernels(self.head.kernels)
 
     def _start_from(self, path: Path) -> None:
         """Takes a trained head's weights and the cells it is drawn from, which are trusted from the start.
@@ -224,21 +230,21 @@ class HeadTask:
         scene = backdrop(data, pixels, edge_random_share=settings.edge_random_share)
         rays_o, rays_d, frame = rays_of(pixels, self.poses, self.camera)
         condition = self.head.encode_condition(data.landmarks_normalized[pixels.frames])
-        traced = trace(
+        most = self._samples_allowed(step)
+        drawn, marched = trace(
             self.head,
             rays_o,
             rays_d,
             condition,
             frame,
             values=self.values,
-            max_steps=self._samples_allowed(step),
+            max_steps=most,
             capacity=self.capacity,
             precision=settings.precision,
         )
-        if not warm and step % CAPACITY_EVERY == 0 and not settings.compile:
-            self._make_room(int(traced.samples.mask.sum()))
-        drawn = traced.drawn
-        fits = traced.fits.float()
+        if not warm and step % CAPACITY_EVERY == 0:
+            self._make_room(step, int(marched.wanted))
+        fits = marched.fits.float()
         rays = fits.sum().clamp(min=1)
         image = drawn.image + (1 - drawn.weights_sum)[:, None] * scene.behind.reshape(-1, 3)
         error = (image - scene.target.reshape(-1, 3)).square().mean(-1)
@@ -246,29 +252,26 @@ class HeadTask:
 
         alpha = drawn.weights_sum.clamp(1e-5, 1 - 1e-5)
         entropy = -(alpha * alpha.log2() + (1 - alpha) * (1 - alpha).log2())
-        steps_deep = (traced.samples.t - traced.samples.t[:, :1]) / self.head.step  # (N, S)
-        centre = (drawn.weights * steps_deep).sum(1) / drawn.weights_sum.clamp(min=1e-5)
-        spread = (drawn.weights * (steps_deep - centre.detach()[:, None]).square()).sum(1)
         outside = self._outside_face(pixels).reshape(-1).float() * fits
-        ambient = (torch.where(drawn.live, traced.ambient, 0.0).mean(1) * outside).sum() / rays
+        ambient = (drawn.ambient * outside).sum() / (rays * most)
         loss = (
             mse
             + settings.entropy_weight * (entropy * fits).sum() / rays
-            + settings.concentration_weight * share * (spread.clamp(max=64) * fits).sum() / rays
+            + settings.concentration_weight * share * (drawn.spread.clamp(max=64) * fits).sum() / rays
             + settings.ambient_weight * share * ambient
         )
         self.descent.follow(loss, step)
 
         with torch.no_grad():
-            inside = ((pixels.labels == HEAD) & ~pixels.edge).reshape(-1) & traced.fits
-            hit = (drawn.weights_sum > 0.5) & traced.fits
+            inside = ((pixels.labels == HEAD) & ~pixels.edge).reshape(-1) & marched.fits
+            hit = (drawn.weights_sum > 0.5) & marched.fits
             head_mse = (error * inside).sum() / inside.sum().clamp(min=1)
             return {
                 "mse": mse.detach(),
                 "psnr_head_db": -10 * torch.log10(head_mse.clamp(min=1e-10)),
-                "spread": (spread * hit).sum() / hit.sum().clamp(min=1),
+                "spread": (drawn.spread * hit).sum() / hit.sum().clamp(min=1),
                 "samples": drawn.live.sum() / hit.sum().clamp(min=1),
-                "fits": traced.fits.float().mean(),
+                "fits": fits.mean(),
                 "rate": rate,
             }
 
@@ -281,11 +284,20 @@ class HeadTask:
             max(settings.max_steps, WARM_SAMPLES // 2) if step < 2 * self.warmup_steps else settings.max_steps
         )
 
-    def _make_room(self, wanted: int) -> None:
-        """Sets the room for samples to what the rays want now and a little more, within the setting."""
+    def _make_room(self, step: int, wanted: int) -> None:
+        """Sets the room for samples to what the rays want now and a little more, within the setting.
+
+        A compiled field has two rooms: the setting's, and one that is chosen when the occupancy has settled.
+        """
         settings = self.settings
         limit = settings.frames_per_step * settings.pixels_per_frame * settings.samples_per_ray
-        self.capacity = min(limit, math.ceil(1.1 * wanted / CAPACITY_STEP) * CAPACITY_STEP)
+        if not settings.compile:
+            self.capacity = room_for(1.1 * wanted, limit)
+            return
+        if self.settled_capacity is None and step >= 2 * self.warmup_steps + SEEN_EVERY:
+            self.settled_capacity = room_for(COMPILED_ROOM * wanted, limit)
+        if self.settled_capacity is not None:
+            self.capacity = self.settled_capacity if wanted <= self.settled_capacity else limit
 
     @torch.no_grad()
     def _longest_ray(self) -> int:
@@ -421,11 +433,10 @@ class HeadTask:
                 values=field_values(head),
                 max_steps=settings.max_steps,
                 precision=settings.precision,
-                want_cells=True,
             )
-            weight.scatter_reduce_(
-                0, traced.cells.reshape(-1), traced.drawn.weights.reshape(-1), "amax", include_self=True
-            )
+            cell = (0.5 * (traced.marched.positions / head.config.bound + 1) * size).clamp(0, size - 1).long()
+            cell = (cell[:, 0] * size + cell[:, 1]) * size + cell[:, 2]  # (M,) flat [x, y, z]
+            weight.scatter_reduce_(0, cell, traced.drawn.weights, "amax", include_self=True)
         flat = torch.empty_like(weight)
         flat[self.order] = weight
         self.seen = dilate(flat, size) > SEEN_WEIGHT

@@ -43,6 +43,7 @@ from models.settings import from_mapping, to_mapping
 from models.speaker import SPHERICAL_HARMONICS, GridSettings, HeadSettings
 
 from .course import Descent, FieldTraining
+from .fields import kernels_wanted
 from .loop import LoopSettings, Outcome, Validation, fit
 
 F32 = npt.NDArray[np.float32]
@@ -275,6 +276,9 @@ class StudentTask:
         self.teacher = head_of(lessons).to(device).requires_grad_(False)
         require_wider(lessons.settings, settings.hidden)
         self.student = narrow_head(self.teacher, settings.hidden).to(device)
+        kernels = kernels_wanted(settings.kernels, device)
+        self.teacher.use_kernels(kernels)
+        self.student.use_kernels(kernels)
         self.poses = field_pose(torch.from_numpy(lessons.poses).to(device), self.camera)  # (P, 4, 4)
         self.conditions = torch.from_numpy(lessons.conditions).to(device)  # (K, C)
         self.train_poses, self.train_conditions = (

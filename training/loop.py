@@ -82,11 +82,17 @@ class LoopSettings:
 
     steps: int = field(default=10_000, metadata={"help": "steps in all, those before a resume included"})
     validate_every: int = field(default=1000, metadata={"help": "steps between validations"})
+    validate_minutes: float | None = field(
+        default=None, metadata={"help": "validate also where this long has passed without"}
+    )
     checkpoint_every: int = field(default=1000, metadata={"help": "steps between checkpoints"})
     log_every: int = field(default=50, metadata={"help": "steps between logged training scalars"})
     keep_checkpoints: int = field(default=2, metadata={"help": "newest checkpoints to keep, 0 for all"})
     max_minutes: float | None = field(
         default=None, metadata={"help": "stop with a checkpoint after this long; the same command goes on"}
+    )
+    validate_at_stop: bool = field(
+        default=False, metadata={"help": "validate once more where max_minutes stops the run"}
     )
     seed: int = field(default=9999, metadata={"help": "seed of torch's generators"})
     device: str = field(default="cpu", metadata={"help": "torch device: cpu, cuda, cuda:1"})
@@ -98,8 +104,10 @@ class LoopSettings:
                 raise ValueError(f"{name}: expected 1 or more, got {getattr(self, name)}")
         if self.keep_checkpoints < 0:
             raise ValueError(f"keep_checkpoints: expected 0 (all) or more, got {self.keep_checkpoints}")
-        if self.max_minutes is not None and not self.max_minutes > 0:
-            raise ValueError(f"max_minutes: expected more than 0, got {self.max_minutes}")
+        for name in ("max_minutes", "validate_minutes"):
+            minutes = getattr(self, name)
+            if minutes is not None and not minutes > 0:
+                raise ValueError(f"{name}: expected more than 0, got {minutes}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,13 +213,13 @@ def fit(task: Task, out: Path, settings: LoopSettings) -> Outcome:
         CheckpointError: the newest checkpoint is broken or of another task.
         FloatingPointError: a logged training scalar is not finite.
     """
-    start_s = time.monotonic()
+    start_s = validated_s = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     device = torch.device(settings.device)
     torch.manual_seed(settings.seed)
     first_step = _resume(task, out, device)
     _forget_validations_after(out, first_step)
-    saved_step = first_step
+    saved_step = validated_step = first_step
     step = first_step
     reason: Literal["finished", "time", "signal"] = "finished"
     sums: dict[str, Tensor] = {}
@@ -246,8 +254,9 @@ def fit(task: Task, out: Path, settings: LoopSettings) -> Outcome:
                         f"go on from step {saved_step} with a lower learning rate"
                     )
             bar.update()
-            if step % settings.validate_every == 0 or last:
+            if step % settings.validate_every == 0 or last or _passed(validated_s, settings.validate_minutes):
                 _validate(task, out, board, bar, step, settings.seed, device)
+                validated_s, validated_step = time.monotonic(), step
             if step % settings.checkpoint_every == 0 or last:
                 _save(task, out, step, device, settings.keep_checkpoints)
                 saved_step = step
@@ -256,13 +265,20 @@ def fit(task: Task, out: Path, settings: LoopSettings) -> Outcome:
             if stop.is_set():
                 reason = "signal"
                 break
-            if settings.max_minutes is not None and time.monotonic() - start_s >= 60 * settings.max_minutes:
+            if _passed(start_s, settings.max_minutes):
                 reason = "time"
                 break
+        if reason == "time" and settings.validate_at_stop and validated_step != step:
+            _validate(task, out, board, bar, step, settings.seed, device)
         if saved_step != step:
             _save(task, out, step, device, settings.keep_checkpoints)
     log.info("%s: %s at step %d of %d", task.name, reason, step, settings.steps)
     return Outcome(step=step, reason=reason)
+
+
+def _passed(since_s: float, minutes: float | None) -> bool:
+    """Whether so many minutes have passed, if any are given."""
+    return minutes is not None and time.monotonic() - since_s >= 60 * minutes
 
 
 def _resume(task: Task, out: Path, device: torch.device) -> int:

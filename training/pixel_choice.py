@@ -5,6 +5,7 @@ Everything has a fixed size and stays on the device: no step waits for the host.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -60,19 +61,40 @@ def figure_box(labels: Tensor, *, least_label: int = HEAD, margin_px: int = 6) -
     return top, left, bottom - top, right - left
 
 
+@functools.lru_cache(maxsize=64)
+def _offsets(places: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(rows, columns), each (k,): a tensor made of numbers would make every step wait for the device."""
+    down, right = torch.tensor(places, device=device).unbind(1)
+    return down, right
+
+
+def neighbours(radius_px: int) -> tuple[tuple[int, int], ...]:
+    """(rows, columns) down and to the right of the eight places around a pixel, at each radius from 1."""
+    return tuple(
+        (down, right)
+        for radius in range(1, radius_px + 1)
+        for down in (-radius, 0, radius)
+        for right in (-radius, 0, radius)
+        if down or right
+    )
+
+
+def labels_around(
+    labels: Tensor, frames: Tensor, rows: Tensor, columns: Tensor, places: tuple[tuple[int, int], ...]
+) -> Tensor:
+    """(F, n, k) labels at k places around pixels (F, n) of frames (F,); the picture's edge goes on."""
+    height, width = labels.shape[1:]
+    down, right = _offsets(places, labels.device)
+    row = (rows[..., None] + down).clamp(0, height - 1)
+    column = (columns[..., None] + right).clamp(0, width - 1)
+    return labels[frames[:, None, None], row, column]
+
+
 def at_edge(labels: Tensor, frames: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """(F, n) bool: whether head and not head meet within EDGE_RADIUS_PX of the pixel."""
-    height, width = labels.shape[1:]
     head = labels[frames[:, None], rows, columns] == HEAD
-    found = torch.zeros_like(head)
-    for radius in range(1, EDGE_RADIUS_PX + 1):
-        for down in (-radius, 0, radius):
-            for right in (-radius, 0, radius):
-                if down or right:
-                    row = (rows + down).clamp(0, height - 1)
-                    column = (columns + right).clamp(0, width - 1)
-                    found |= (labels[frames[:, None], row, column] == HEAD) != head
-    return found
+    around = labels_around(labels, frames, rows, columns, neighbours(EDGE_RADIUS_PX)) == HEAD
+    return (around != head[..., None]).any(-1)
 
 
 def look_up(data: SpeakerData, frames: Tensor, rows: Tensor, columns: Tensor) -> Pixels:

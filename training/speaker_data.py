@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from cuda_kernels.scene import Camera
-from preparation.media import video_frames
 
 log = logging.getLogger(__name__)
 
@@ -253,6 +252,8 @@ def _batches(
     path: Path, pixel_format: Literal["rgb24", "gray"], index: npt.NDArray[np.int64], shape: tuple[int, ...]
 ) -> Iterator[npt.NDArray[np.uint8]]:
     """Pictures at `index`, `UPLOAD_FRAMES` at a time."""
+    from preparation.media import video_frames  # PyAV; frames that are in memory already need none
+
     wanted = set(index.tolist())
     last = int(index[-1])
     batch: list[npt.NDArray[np.uint8]] = []

@@ -18,25 +18,29 @@ from torch.nn import functional
 
 from cuda_kernels.torch_reference import field_pose, image_coordinates, pose_vector
 from models.encodings import GridConfig
-from models.torso import Torso, TorsoConfig
+from models.torso import Look, Torso, TorsoConfig
 
 from .course import Descent, FieldTraining
 from .field_validation import measure_and_slim, measure_frames, validation_rows
 from .fields import (
+    Field,
     Precision,
+    Traced,
     TrainedHead,
     draw_head,
     draw_torso,
     field_values,
+    kernels_wanted,
     load_head,
     load_torso,
     rays_of,
+    room_for,
     speaker_facts,
     torso_config_of,
     trace,
 )
 from .loop import LoopSettings, Validation
-from .pixel_choice import Pixels, drawn_by_weight, figure_box, look_up
+from .pixel_choice import Pixels, drawn_by_weight, figure_box, labels_around, look_up, neighbours
 from .speaker_data import BACKGROUND, HEAD, NECK, SpeakerData, load_speaker_data
 
 OCCUPANCY_EVERY = 16
@@ -44,10 +48,11 @@ OCCUPANCY_DECAY = 0.98
 EDGE_RADIUS_PX = 2
 EDGE_WEIGHT = 3.0
 EMPTY_WEIGHT = 0.2
+HEAD_ROOM = 1.2  # of the most samples that the head's rays had in a few steps
 HEAD_EDGE_SHARE = 0.3  # how much a pixel counts that may hold some of the head, while none is drawn over it
 
 SIZES = TorsoConfig.streaming()  # the defaults below
-LOOP = LoopSettings(steps=10_000, validate_every=2000, checkpoint_every=2000)
+LOOP = LoopSettings(steps=10_000, validate_every=2000, checkpoint_every=2000, validate_at_stop=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +80,8 @@ class TorsoTraining(FieldTraining):
     anneal_steps: int = field(default=10_000, metadata={"help": "steps over which the rates fall"})
     hidden_weight: float = field(default=0.1, metadata={"help": "of what the head hides"})
     deform_weight: float = field(default=1e-4, metadata={"help": "of the deformation's size"})
-    precision: Precision = field(default="fp32", metadata={"help": "of the head's arithmetic"})
+    precision: Precision = field(default="fp32", metadata={"help": "of the networks' arithmetic"})
+    compile: bool = field(default=False, metadata={"help": "compile the fields with torch.compile"})
 
     def config(self) -> TorsoConfig:
         """The torso's sizes."""
@@ -103,6 +109,11 @@ class TorsoTask:
             self.trained_head = load_head(settings.head, device=device)
             self.camera = self.trained_head.camera
         self.torso = Torso(settings.config()).to(device).train()
+        kernels = kernels_wanted(settings.kernels, device)
+        self.torso.use_kernels(kernels)
+        self.look: Look = self.torso.look
+        if settings.compile:
+            self.look = torch.compile(self.look, dynamic=False)
         if settings.start is not None:
             before = load_torso(settings.start, device=device)
             if before.torso.config != self.torso.config:
@@ -118,6 +129,13 @@ class TorsoTask:
         self.box = _torso_box(data)
         self.possible = _possible_cells(data, self.torso.config.grid_size)
         self.descent = Descent(self.torso, [self.torso.torso_embedder.embeddings], settings)
+        self.capacity: int | None = None  # none yet: the first look at the head is exact
+        if self.trained_head is not None:
+            self.trained_head.head.use_kernels(kernels)
+            self.values: Field = field_values(self.trained_head.head)
+            self.capacity = self._room_for_head()
+            if settings.compile:
+                self.values = torch.compile(self.values, dynamic=False)
 
     def training_step(self, step: int) -> dict[str, float | Tensor]:
         """Scalars of one step over pixels of several frames."""
@@ -149,18 +167,27 @@ class TorsoTask:
         coordinates = image_coordinates(
             pixels.columns.reshape(-1) + 0.5, pixels.rows.reshape(-1) + 0.5, data.size_px
         )
-        drawn = self.torso(coordinates, self.pose6[pixels.frames], behind.reshape(-1, 3), frame=frame)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            drawn = self.torso(
+                coordinates,
+                self.pose6[pixels.frames],
+                behind.reshape(-1, 3),
+                frame=frame,
+                look=self.look,
+            )
         error = (drawn.image - target.reshape(-1, 3)).square().mean(-1)
         mse = (error * weight.reshape(-1)).mean()
         loss = mse + settings.deform_weight * drawn.deform.square().sum(-1).mean()
 
         whole_mse = torch.zeros((), device=self.device)
         if self.trained_head is not None:
-            image, weights_sum = self._head_over(pixels)
+            head, marched = self._head_over(pixels)
             # The same torso over the true background: alpha * rgb is what the random background left.
             over = drawn.image + (1 - drawn.alpha)[:, None] * (plain - behind).reshape(-1, 3)
-            whole = image + (1 - weights_sum)[:, None] * over
-            whole_mse = (whole - truth.reshape(-1, 3)).square().mean()
+            whole = head.image + (1 - head.weights_sum)[:, None] * over
+            fits = marched.fits.float()
+            wrong = (whole - truth.reshape(-1, 3)).square().mean(-1)
+            whole_mse = (wrong * fits).sum() / fits.sum().clamp(min=1)
             loss = loss + whole_mse
         self.descent.follow(loss, step)
         with torch.no_grad():
@@ -189,45 +216,44 @@ class TorsoTask:
         return look_up(data, frames, rows.gather(1, best), columns.gather(1, best))
 
     def _differs(self, frames: Tensor, rows: Tensor, columns: Tensor, labels: Tensor) -> Tensor:
-        """(F, n) bool: another label stands within EDGE_RADIUS_PX, left, right, above or below."""
-        found = torch.zeros_like(labels, dtype=torch.bool)
-        last = self.data.size_px - 1
-        for down, right in ((-1, 0), (1, 0), (0, -1), (0, 1)):
-            row = (rows + down * EDGE_RADIUS_PX).clamp(0, last)
-            column = (columns + right * EDGE_RADIUS_PX).clamp(0, last)
-            found |= self.data.labels[frames[:, None], row, column] != labels
-        return found
+        """(F, n) bool: another label stands EDGE_RADIUS_PX away, left, right, above or below."""
+        r = EDGE_RADIUS_PX
+        places = ((-r, 0), (r, 0), (0, -r), (0, r))
+        return (labels_around(self.data.labels, frames, rows, columns, places) != labels[..., None]).any(-1)
 
     def _border(self, pixels: Pixels) -> Tensor:
         """(F, n) bool: torso and background meet within EDGE_RADIUS_PX, and the head is not near."""
-        torso = pixels.labels >= NECK
-        found = torch.zeros_like(torso)
-        last = self.data.size_px - 1
-        for radius in range(1, EDGE_RADIUS_PX + 1):
-            for down, right in ((-1, 0), (1, 0), (0, -1), (0, 1), (-1, -1), (-1, 1), (1, -1), (1, 1)):
-                row = (pixels.rows + down * radius).clamp(0, last)
-                column = (pixels.columns + right * radius).clamp(0, last)
-                other = self.data.labels[pixels.frames[:, None], row, column]
-                found |= (torso & (other == BACKGROUND)) | ((pixels.labels == BACKGROUND) & (other >= NECK))
-        return found & ~pixels.edge
+        around = labels_around(
+            self.data.labels, pixels.frames, pixels.rows, pixels.columns, neighbours(EDGE_RADIUS_PX)
+        )  # (F, n, k)
+        to_background = (pixels.labels >= NECK) & (around == BACKGROUND).any(-1)
+        to_torso = (pixels.labels == BACKGROUND) & (around >= NECK).any(-1)
+        return (to_background | to_torso) & ~pixels.edge
+
+    def _room_for_head(self) -> int:
+        """How many samples a step's rays have of the frozen head, and some more."""
+        assert self.trained_head is not None
+        wanted = max(int(self._head_over(self._choose()).marched.wanted) for _ in range(4))
+        rays = self.settings.frames_per_step * self.settings.pixels_per_frame
+        return room_for(HEAD_ROOM * wanted, rays * self.trained_head.head.config.max_steps)
 
     @torch.no_grad()
-    def _head_over(self, pixels: Pixels) -> tuple[Tensor, Tensor]:
-        """((N, 3), (N,)) the frozen head at the chosen pixels, before any background."""
+    def _head_over(self, pixels: Pixels) -> Traced:
+        """The frozen head at the chosen pixels."""
         assert self.trained_head is not None
         head = self.trained_head.head
         rays_o, rays_d, frame = rays_of(pixels, self.poses, self.camera)
-        traced = trace(
+        return trace(
             head,
             rays_o,
             rays_d,
             head.encode_condition(self.data.landmarks_normalized[pixels.frames]),
             frame,
-            values=field_values(head),
+            values=self.values,
             max_steps=head.config.max_steps,
+            capacity=self.capacity,
             precision=self.settings.precision,
         )
-        return traced.drawn.image, traced.drawn.weights_sum
 
     @torch.no_grad()
     def validate(self, step: int) -> Validation:

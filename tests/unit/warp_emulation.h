@@ -79,6 +79,14 @@ T __shfl_sync(unsigned, T value, int from) {
 }
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int other) { return __shfl_sync(mask, value, lanes.current ^ other); }
+template <class T>
+T __shfl_up_sync(unsigned mask, T value, int by) {
+  return __shfl_sync(mask, value, lanes.current < by ? lanes.current : lanes.current - by);
+}
+template <class T>
+T __shfl_down_sync(unsigned mask, T value, int by) {
+  return __shfl_sync(mask, value, lanes.current + by > 31 ? lanes.current : lanes.current + by);
+}
 
 inline void (*lane_body)();
 inline void lane_entry() {
@@ -121,6 +129,7 @@ inline unsigned atomicAdd(unsigned* at, unsigned value) {
   *at += value;
   return old;
 }
+inline void atomicAdd(float* at, float value) { *at += value; }
 inline void add_after_writes(unsigned* counter, unsigned value) { *counter += value; }
 inline void wait_for_count(const unsigned* counter, unsigned count) {
   if (*counter != count) std::abort();  // one warp runs: all rays are drawn before tiles are finished
