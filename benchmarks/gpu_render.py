@@ -347,7 +347,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(
         f"a frame alone: {calls['cuLaunchKernel']} kernel launch, {calls['cuMemsetD32Async']} fill, "
         f"{calls['cuMemcpyHtoDAsync']} copy in, {calls['cuMemcpyDtoHAsync']} copies out, "
-        f"{calls['cuStreamSynchronize']} wait"
+        f"{calls['cuEventSynchronize']} wait"
     )
     for name, count in sessions.items():
         print(f"live sessions, 512 px, 25 fps, p99 below {TICK_MS:.0f} ms: {name}: {count}")

@@ -1,9 +1,13 @@
-"""How many sessions one GPU draws live: `python -m benchmarks.gpu_serving --sessions 25 50 100 150`.
+"""How many sessions one GPU draws live: `python -m benchmarks.gpu_serving --sessions 50 100 150 --head big`.
 
 Each session has a thread of its own, as a live one does, and asks for a picture every 40 ms, at a phase of
 its own. What is measured goes from the moment a picture is due to be asked for until its session has it:
-gathering, the launch, both copies, and Python's threads. Scenes are random weights of GeneFace's sizes, drawn
-as I420. Networks, encoders and the network are not in it.
+the thread's waking, gathering, the launch, both copies, and Python's threads. Scenes are random weights of
+GeneFace's sizes, drawn as I420. Networks, encoders and the network are not in it.
+
+All threads share one interpreter. `woke` tells how late the sessions' threads began, which is this program's
+own load and no GPU's; with `--pretend-ms` nothing is drawn, and what is left is what Python makes of so many
+sessions.
 """
 
 from __future__ import annotations
@@ -12,17 +16,26 @@ import argparse
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.gpu_render import DISTANCES
 from benchmarks.synthetic_scene import make_condition, make_pose, make_scene
-from streaming.errors import InputError
-from streaming.gpu_rendering import GpuRaymarcher, open_gpu
+from cuda_kernels.cuda_module import CudaUnavailableError
+from cuda_kernels.cuda_raymarcher import CudaRenderer, FrameRequest
+from streaming.gpu_rendering import GATHER_S, LEAD_S, MOST_FRAMES, Gathering, GpuRaymarcher, GpuRenderer
+
+if TYPE_CHECKING:
+    from cuda_kernels.scene import Scene
 
 FRAME_S = 0.04
+SETTLING_S = 0.5
 _LEVELS, _TORSO_WIDTH, _CONDITION = 16, 64, 64
+_POSES = 64  # of a session's path, made beforehand
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,27 +44,84 @@ class Row:
 
     sessions: int
     p50_ms: float
+    p95_ms: float
     p99_ms: float
     late: float  # share of the pictures that came after the next was due
+    woke_p99_ms: float  # that a session's thread began after its picture was due
     frames_a_launch: float
     kernel_ms: float  # of a frame
+    busy: float  # share of the time that kernels ran
+    cores: float  # core-seconds a second of this process
+
+
+class PretendRenderer:
+    """Stands in for a GPU that takes some time for a launch and each frame, one launch after the other."""
+
+    def __init__(self, *, launch_ms: float, frame_ms: float) -> None:
+        self.kernel_ms = 0.0
+        self._launch_s, self._frame_s = launch_ms / 1000, frame_ms / 1000
+        self._free_s = 0.0  # when it has drawn all
+
+    def load(self, scene: Scene) -> Any:  # noqa: ANN401 -- a scene that no device holds
+        """Returns what a request needs of a scene."""
+        return SimpleNamespace(scene=scene, condition_size=_CONDITION)
+
+    def unload(self, scene: object) -> None:
+        """Does nothing."""
+
+    def submit(self, requests: Sequence[FrameRequest]) -> Any:  # noqa: ANN401 -- no device's launch
+        """Returns the pictures' shapes, what they take, and when they are drawn."""
+        spent_s = self._launch_s + self._frame_s * len(requests)
+        self._free_s = max(self._free_s, time.perf_counter()) + spent_s
+        return [request.shape for request in requests], spent_s, self._free_s
+
+    def collect(self, launch: Any) -> list[np.ndarray]:  # noqa: ANN401
+        """Returns grey pictures once their time has come."""
+        shapes, spent_s, ends_s = launch
+        time.sleep(max(0.0, ends_s - time.perf_counter()))
+        self.kernel_ms = 1000 * spent_s
+        return [np.full(shape, 128, np.uint8) for shape in shapes]
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """One launch, as the renderer tells of it."""
+
+    at_s: float
+    frames: int
+    kernel_ms: float
 
 
 def serve(
     speakers: Sequence[GpuRaymarcher],
-    launches: list[tuple[int, float]],
+    launches: list[Seen],
     *,
     sessions: int,
     size_px: int,
+    distance: float,
     seconds: float,
 ) -> Row:
-    """Returns what sessions got that ran for so long, after half a second to settle."""
-    random = np.random.default_rng(sessions)
-    phases_s = random.uniform(0, FRAME_S, sessions)
-    frames, settling = round(seconds / FRAME_S), round(0.5 / FRAME_S)
+    """Returns what sessions got that ran for so long, after half a second to settle.
+
+    Args:
+        speakers: drawn in turn.
+        launches: where the renderer tells of its launches; cleared.
+        sessions: how many.
+        size_px: side of the pictures.
+        distance: of the camera, in those of the synthetic scene.
+        seconds: how long.
+    """
+    phases_s = np.random.default_rng(sessions).uniform(0, FRAME_S, sessions)
+    frames, settling = round(seconds / FRAME_S), round(SETTLING_S / FRAME_S)
     conditions = [make_condition(speaker.scene) for speaker in speakers]
+    path = np.stack([make_pose(0.2 * np.sin(0.1 * number), 0.05) for number in range(_POSES)])
+    path[:, :3, 3] *= np.float32(distance)
     waits_ms: list[list[float]] = [[] for _ in range(sessions)]
-    start_s = time.perf_counter() + 0.2
+    woke_ms: list[list[float]] = [[] for _ in range(sessions)]
+    start_s = time.perf_counter() + 0.2 + 0.001 * sessions  # threads start meanwhile
 
     def run(session: int) -> None:
         raymarcher = speakers[session % len(speakers)]
@@ -60,49 +130,114 @@ def serve(
         while frame < settling + frames:
             due_s = start_s + phases_s[session] + FRAME_S * frame
             time.sleep(max(0.0, due_s - time.perf_counter()))
-            pose = make_pose(0.2 * np.sin(0.1 * frame + session), 0.05)
+            begun_s = time.perf_counter()
+            pose = path[(frame + 7 * session) % _POSES]
             raymarcher.render_i420(c2w=pose, condition=condition, size_px=size_px)
             waited_s = time.perf_counter() - due_s
             if frame >= settling:
                 waits_ms[session].append(waited_s * 1000)
+                woke_ms[session].append((begun_s - due_s) * 1000)
             frame += max(1, int(waited_s / FRAME_S))  # what is late is left out
 
     threads = [threading.Thread(target=run, args=(session,)) for session in range(sessions)]
     launches.clear()
     for thread in threads:
         thread.start()
+    time.sleep(max(0.0, start_s + SETTLING_S - time.perf_counter()))
+    from_s, cpu_s = time.perf_counter(), time.process_time()
+    time.sleep(max(0.0, start_s + SETTLING_S + seconds - time.perf_counter()))
+    until_s, cpu_s = time.perf_counter(), time.process_time() - cpu_s
     for thread in threads:
         thread.join()
-    waits = np.concatenate(waits_ms)
-    drawn = sum(count for count, _ in launches)
+    waits, woke = np.concatenate(waits_ms), np.concatenate(woke_ms)
+    seen = [launch for launch in launches if from_s <= launch.at_s <= until_s]
+    drawn, busy_ms = sum(launch.frames for launch in seen), sum(launch.kernel_ms for launch in seen)
+    p50_ms, p95_ms, p99_ms = (float(value) for value in np.quantile(waits, (0.5, 0.95, 0.99)))
     return Row(
         sessions=sessions,
-        p50_ms=float(np.quantile(waits, 0.5)),
-        p99_ms=float(np.quantile(waits, 0.99)),
+        p50_ms=p50_ms,
+        p95_ms=p95_ms,
+        p99_ms=p99_ms,
         late=float((waits > FRAME_S * 1000).mean()),
-        frames_a_launch=drawn / max(len(launches), 1),
-        kernel_ms=sum(ms for _, ms in launches) / max(drawn, 1),
+        woke_p99_ms=float(np.quantile(woke, 0.99)),
+        frames_a_launch=drawn / max(len(seen), 1),
+        kernel_ms=busy_ms / max(drawn, 1),
+        busy=busy_ms / 1000 / (until_s - from_s),
+        cores=cpu_s / (until_s - from_s),
     )
 
 
-def main() -> int:
+def full_launch_ms(
+    draw: Callable[[Sequence[FrameRequest]], object],
+    requests: Sequence[FrameRequest],
+    launches: list[Seen],
+) -> float:
+    """Returns what the kernels take for a frame of a launch of all the requests: the median of five."""
+    draw(requests)  # buffers are made
+    launches.clear()
+    for _ in range(5):
+        draw(requests)
+    return float(np.median([seen.kernel_ms / seen.frames for seen in launches]))
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Returns the rows as text."""
+    lines = [
+        "sessions | p50 ms | p95 ms | p99 ms | late % | woke p99 ms | frames a launch | kernel ms a frame | "
+        "GPU busy % | cores"
+    ]
+    lines += [
+        f"{row.sessions:8d} | {row.p50_ms:6.2f} | {row.p95_ms:6.2f} | {row.p99_ms:6.2f} | "
+        f"{100 * row.late:6.2f} | {row.woke_p99_ms:11.2f} | {row.frames_a_launch:15.1f} | "
+        f"{row.kernel_ms:17.3f} | {100 * row.busy:10.1f} | {row.cores:5.2f}"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the table; 2 where there is no GPU that can draw."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sessions", type=int, nargs="+", default=[1, 25, 50, 100, 150])
+    parser.add_argument("--sessions", type=int, nargs="+", default=[50, 75, 100, 110, 120, 130, 140, 150])
     parser.add_argument("--speakers", type=int, default=1, help="different ones, in turn")
     parser.add_argument("--width", type=int, default=128, choices=(32, 64, 96, 128))
+    parser.add_argument("--head", default="big", choices=DISTANCES, help="how much of the picture it covers")
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--seconds", type=float, default=3.0, help="for each number of sessions")
-    given = parser.parse_args()
-    launches: list[tuple[int, float]] = []
-    try:
-        gpu = open_gpu("cuda", say=print, observe=lambda frames, ms: launches.append((frames, ms)))
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    assert gpu is not None  # asked for by name
+    parser.add_argument("--gather-ms", type=float, default=1000 * GATHER_S, help="see Gathering")
+    parser.add_argument("--lead-ms", type=float, default=1000 * LEAD_S, help="see Gathering")
+    parser.add_argument("--most-frames", type=int, default=MOST_FRAMES, help="of a launch")
+    parser.add_argument(
+        "--pretend-ms",
+        type=float,
+        nargs=2,
+        metavar=("LAUNCH", "FRAME"),
+        help="needs no GPU and draws nothing: what a launch takes, and each of its frames",
+    )
+    given = parser.parse_args(arguments)
+    launches: list[Seen] = []
+
+    def observe(frames: int, kernel_ms: float) -> None:
+        launches.append(Seen(at_s=time.perf_counter(), frames=frames, kernel_ms=kernel_ms))
+
+    renderer: CudaRenderer | PretendRenderer
+    if given.pretend_ms is not None:
+        launch_ms, frame_ms = given.pretend_ms
+        renderer, name = PretendRenderer(launch_ms=launch_ms, frame_ms=frame_ms), "no GPU"
+    else:
+        try:
+            renderer = CudaRenderer()
+        except CudaUnavailableError as error:
+            print(error, file=sys.stderr)
+            return 2
+        name = renderer.device.name
+    gathering = Gathering(
+        gather_s=given.gather_ms / 1000, lead_s=given.lead_ms / 1000, most_frames=given.most_frames
+    )
+    gpu = GpuRenderer(renderer, name=name, observe=observe, gathering=gathering)
+    gpu.start()
     speakers = [
         GpuRaymarcher(
             gpu,
@@ -117,22 +252,43 @@ def main() -> int:
         )
         for seed in range(given.speakers)
     ]
+    distance = DISTANCES[given.head]
     poses = np.stack([make_pose(0.2 * np.sin(number), 0.05) for number in range(8)])
+    poses[:, :3, 3] *= np.float32(distance)
     condition = make_condition(speakers[0].scene)
     frame_ms = speakers[0].frame_ms(poses=poses, condition=condition, size_px=given.size)
-    print(
-        f"{gpu.name}: {given.width} wide, {given.speakers} speakers, {given.size} px I420, "
-        f"{frame_ms:.3f} ms a frame in launches of eight"
+    loaded = gpu.load(speakers[0].scene)
+    full_ms = full_launch_ms(
+        gpu.draw,
+        [
+            FrameRequest(
+                scene=loaded, c2w=poses[number % 8], condition=condition, size_px=given.size, i420=True
+            )
+            for number in range(given.most_frames)
+        ],
+        launches,
     )
-    print("sessions | p50 ms | p99 ms | late % | frames a launch | kernel ms a frame")
+    gpu.unload(loaded)
+    rows = []
     for sessions in given.sessions:
-        row = serve(speakers, launches, sessions=sessions, size_px=given.size, seconds=given.seconds)
-        print(
-            f"{row.sessions:8d} | {row.p50_ms:6.2f} | {row.p99_ms:6.2f} | {100 * row.late:6.2f} | "
-            f"{row.frames_a_launch:15.1f} | {row.kernel_ms:.3f}",
-            flush=True,
+        rows.append(
+            serve(
+                speakers,
+                launches,
+                sessions=sessions,
+                size_px=given.size,
+                distance=distance,
+                seconds=given.seconds,
+            )
         )
+        print(f"{sessions} sessions: p99 {rows[-1].p99_ms:.1f} ms", file=sys.stderr, flush=True)
     gpu.close()
+    print(
+        f"{name}: {given.width} wide, {given.head} head, {given.speakers} speakers, {given.size} px I420; "
+        f"{frame_ms:.3f} ms a frame in launches of eight; {full_ms:.3f} ms of kernels in launches of "
+        f"{given.most_frames}: at most {1000 * FRAME_S / full_ms:.0f} sessions"
+    )
+    print(table(rows))
     return 0
 
 

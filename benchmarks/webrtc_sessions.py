@@ -35,6 +35,7 @@ from .server_process import ServerError, ServerProcess
 FRAME_S = 0.04
 CLIENTS_A_PROCESS = 4  # a client's decoding takes a tenth of a core
 STAGGER_S = 0.25  # between the starts of sessions
+LEAVE_S = 30.0
 SETTLE_S = 3.0  # before pictures are counted: the start is told apart
 HELLO = Path(__file__).resolve().parents[1] / "examples" / "hello.wav"
 
@@ -103,6 +104,8 @@ async def _view(url: str, audio: Path, delay_s: float, end_s: float) -> Viewed:
             answer = await asyncio.to_thread(lambda: urllib.request.urlopen(request, timeout=20).read())
         except urllib.error.HTTPError as error:
             return Viewed(refused=f"{error.code} {error.reason}", first_s=0.0, arrivals_s=(), side_px=0)
+        except OSError as error:  # no answer in time among them
+            return Viewed(refused=str(error), first_s=0.0, arrivals_s=(), side_px=0)
         await connection.setRemoteDescription(RTCSessionDescription(sdp=answer.decode(), type="answer"))
         await sound.start()
         await asyncio.sleep(max(0.0, end_s - time.monotonic()))
@@ -189,6 +192,15 @@ def measure(server: ServerProcess, speaker: str, audio: Path, *, sessions: int, 
     return figures(sessions, viewed, before, after, cores=cores)
 
 
+def _wait_until_nobody_is_in(server: ServerProcess) -> None:
+    """Waits for those before to leave: the server notices a while after."""
+    end_s = time.monotonic() + LEAVE_S
+    while counted(server.get("/metrics"), "geneface_sessions_active") > 0:
+        if time.monotonic() > end_s:
+            raise ServerError(f"sessions did not end within {LEAVE_S:.0f} s")
+        time.sleep(0.2)
+
+
 def table(rows: Sequence[Row]) -> str:
     """The figures as Markdown."""
     lines = [
@@ -234,11 +246,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             with ServerProcess(flags, log) as server:
                 for sessions in given.sessions:
+                    _wait_until_nobody_is_in(server)
                     audio = given.audio.resolve()
                     rows.append(
                         measure(server, given.speaker, audio, sessions=sessions, seconds=given.seconds)
                     )
-                    print(f"{sessions} sessions measured", file=sys.stderr)
+                    print(f"{sessions} sessions measured", file=sys.stderr, flush=True)
                 faults = server.faults()
         except ServerError as error:
             print(f"{parser.prog}: {error}", file=sys.stderr)

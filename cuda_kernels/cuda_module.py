@@ -32,6 +32,9 @@ CUBINS = HERE / "cubins"
 MANIFEST = CUBINS / "SOURCES.sha256"
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
+_SLEEPING, _UNTIMED = 1, 2  # CU_EVENT_BLOCKING_SYNC, CU_EVENT_DISABLE_TIMING
+
 _SHARED_KIB = {75: 64, 80: 163, 86: 99, 87: 163, 88: 99, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227}
 _SHARED_KIB_ELSEWHERE = 99
 _WEIGHTS_KIB = {32: 11, 64: 41, 96: 80, 128: 130}  # of a head; rounded up
@@ -252,9 +255,10 @@ class Kernel:
 
 
 class CudaDevice:
-    """One GPU's primary context, one stream, and the kernels loaded so far; not for several threads at once.
+    """One GPU's primary context, a stream for uploads, and the kernels loaded so far.
 
-    The primary context is the one that torch and ONNX Runtime use too.
+    Not for several threads at once, save `make_current` and `wait`. The primary context is the one that
+    torch and ONNX Runtime use too.
     """
 
     def __init__(self, number: int = 0) -> None:
@@ -286,8 +290,7 @@ class CudaDevice:
         self.architecture = 10 * major + minor
         self.multiprocessors = self._attribute(attribute.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
         self.clock_hz = 1e3 * self._attribute(attribute.CU_DEVICE_ATTRIBUTE_CLOCK_RATE)
-        self.stream = self.call("cuStreamCreate", 1)  # not synchronised with the default stream
-        self._events = [self.call("cuEventCreate", 0) for _ in range(2)]
+        self.stream = self.create_stream()
         self._kernels: dict[int, Kernel] = {}
         self._modules: list[Any] = []
 
@@ -347,56 +350,74 @@ class CudaDevice:
         """Gives back what `allocate_pinned` gave."""
         self.call("cuMemFreeHost", address)
 
+    def create_stream(self) -> Any:  # noqa: ANN401 -- the bindings ship no types
+        """A stream that neither waits for the default stream nor holds it up."""
+        return self.call("cuStreamCreate", _NON_BLOCKING)
+
+    def destroy_stream(self, stream: Any) -> None:  # noqa: ANN401
+        """Gives back what `create_stream` gave."""
+        self.call("cuStreamDestroy", stream)
+
+    def create_event(self, *, timed: bool) -> Any:  # noqa: ANN401
+        """A point on a stream: one that `elapsed_ms` measures, or one that a thread waits for asleep."""
+        return self.call("cuEventCreate", 0 if timed else _SLEEPING | _UNTIMED)
+
+    def destroy_event(self, event: Any) -> None:  # noqa: ANN401
+        """Gives back what `create_event` gave."""
+        self.call("cuEventDestroy", event)
+
     def upload(self, data: U8) -> int:
         """Address on the device of a copy of the bytes; done when it returns."""
         address = self.allocate(max(16, data.nbytes))
-        # On the stream, which the default stream, where a plain copy would go, does not wait for or hold up.
-        self.copy_in(address, data.ctypes.data, data.nbytes)
-        self.synchronize()
+        # On a stream, which the default stream, where a plain copy would go, does not wait for or hold up.
+        self.copy_in(address, data.ctypes.data, data.nbytes, self.stream)
+        self.synchronize(self.stream)
         return address
 
-    def clear(self, address: int, size: int) -> None:
-        """Puts the zeroing of so many bytes, a multiple of four, on the stream."""
-        self.call("cuMemsetD32Async", address, 0, size // 4, self.stream)
+    def clear(self, address: int, size: int, stream: Any) -> None:  # noqa: ANN401
+        """Puts the zeroing of so many bytes, a multiple of four, on a stream."""
+        self.call("cuMemsetD32Async", address, 0, size // 4, stream)
 
-    def copy_in(self, address: int, source: int, size: int) -> None:
-        """Puts a copy to the device on the stream."""
-        self.call("cuMemcpyHtoDAsync", address, source, size, self.stream)
+    def copy_in(self, address: int, source: int, size: int, stream: Any) -> None:  # noqa: ANN401
+        """Puts a copy to the device on a stream."""
+        self.call("cuMemcpyHtoDAsync", address, source, size, stream)
 
-    def copy_out(self, target: int, address: int, size: int) -> None:
-        """Puts a copy from the device to pinned memory on the stream."""
-        self.call("cuMemcpyDtoHAsync", target, address, size, self.stream)
+    def copy_out(self, target: int, address: int, size: int, stream: Any) -> None:  # noqa: ANN401
+        """Puts a copy from the device to pinned memory on a stream."""
+        self.call("cuMemcpyDtoHAsync", target, address, size, stream)
 
-    def launch(self, kernel: Kernel, blocks: int, argument: U8) -> None:
-        """Puts a kernel, whose one argument is a record of these bytes, on the stream."""
+    def launch(self, kernel: Kernel, blocks: int, argument: U8, stream: Any) -> None:  # noqa: ANN401
+        """Puts a kernel, whose one argument is a record of these bytes, on a stream."""
         pointers = np.array([argument.ctypes.data], np.uint64)
         self.call(
             "cuLaunchKernel",
             kernel.function,
             *(blocks, 1, 1, kernel.threads, 1, 1, kernel.shared_bytes),
-            self.stream,
+            stream,
             pointers.ctypes.data,
             0,
         )
 
-    def mark(self, event: int) -> None:
-        """Puts a point in time on the stream: 0 begins what `elapsed_ms` measures, 1 ends it."""
-        self.call("cuEventRecord", self._events[event], self.stream)
+    def mark(self, event: Any, stream: Any) -> None:  # noqa: ANN401
+        """Puts an event on a stream."""
+        self.call("cuEventRecord", event, stream)
 
-    def elapsed_ms(self) -> float:
-        """Milliseconds between the two marks, once the stream has passed them."""
-        return float(self.call("cuEventElapsedTime", *self._events))
+    def elapsed_ms(self, begin: Any, end: Any) -> float:  # noqa: ANN401
+        """Milliseconds from one event to another that streams have passed; negative if `end` was first."""
+        return float(self.call("cuEventElapsedTime", begin, end))
 
-    def synchronize(self) -> None:
-        """Waits until all on the stream is done."""
-        self.call("cuStreamSynchronize", self.stream)
+    def wait(self, event: Any) -> None:  # noqa: ANN401
+        """Waits until an event's stream has passed it; other threads of Python run meanwhile."""
+        self.call("cuEventSynchronize", event)
+
+    def synchronize(self, stream: Any) -> None:  # noqa: ANN401
+        """Waits until all on a stream is done."""
+        self.call("cuStreamSynchronize", stream)
 
     def close(self) -> None:
         """Unloads the kernels and lets the context go."""
         self.make_current()
-        for event in self._events:
-            self.call("cuEventDestroy", event)
         for module in self._modules:
             self.call("cuModuleUnload", module)
-        self.call("cuStreamDestroy", self.stream)
+        self.destroy_stream(self.stream)
         self.call("cuDevicePrimaryCtxRelease", self._device)

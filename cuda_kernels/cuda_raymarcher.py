@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import threading
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .cpu_raymarcher import MAX_SIZE_PX, MIN_SIZE_PX, RenderInputError
-from .cuda_module import CudaDevice, machine_code
+from .cuda_module import CudaDevice, CudaError, machine_code
 from .cuda_records import (
     CHUNKS_A_TILE,
     FRAME,
@@ -24,21 +25,31 @@ from .cuda_records import (
     Record,
     as_bytes,
     background_words,
-    fill_frame,
+    fill_frames,
+    frame_template,
     pack_scene,
     tile_count,
 )
 from .folding import resize_by_area
 from .scene import F32, U8, Scene
 
+_SLOTS = 3  # launches that the GPU may have at once: one that it draws, one behind it, one copied out
 _BACKGROUNDS_KEPT = 4  # sizes of one scene's
+_KINDS_KEPT = 64  # of one scene's frames
 _ALIGNMENT = 256  # bytes, of what lies one after the other in a buffer
 _COUNTS_BYTES = 8  # samples of the head, and samples that went through the networks
-_TILES_A_WARP = 8  # from so many on a warp takes its rays a tile at a time; below, in smaller chunks
+# The least that is allocated: pinning and giving back stop all that is under way for milliseconds, so memory
+# is to grow no more once the first launches have run. Enough for 32 pictures of 512 px.
+_LEAST_INPUT_BYTES, _LEAST_PICTURES_BYTES, _LEAST_SCRATCH_BYTES = 1 << 17, 1 << 24, 1 << 27
 
 
 def _aligned(size: int) -> int:
     return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+def _grown(size: int, least: int) -> int:
+    """The next power of two: what grows frame by frame is made anew a few times, not at each."""
+    return 1 << (max(size, least) - 1).bit_length()
 
 
 class CudaScene:
@@ -50,6 +61,7 @@ class CudaScene:
         self._device = device
         self._owned: list[int] = []
         self._backgrounds: dict[int, int] = {}
+        self._kinds: dict[tuple[object, ...], _Kind] = {}
         try:
             addresses = {name: self._upload(array) for name, array in packed.arrays.items()}
             self.address = self._upload(packed.with_addresses(addresses))
@@ -75,12 +87,23 @@ class CudaScene:
             found = self._backgrounds[size_px] = self._device.upload(as_bytes(words))
         return found
 
+    def kind(self, request: FrameRequest) -> _Kind:
+        """What the request shares with others of its size and region; good until memory is given back."""
+        key = (request.size_px, request.region_px, request.i420)
+        found = self._kinds.get(key)
+        if found is None:
+            if len(self._kinds) >= _KINDS_KEPT:
+                self._kinds.clear()
+            found = self._kinds[key] = _Kind(request, self.background(request.size_px))
+        return found
+
     def forget_backgrounds(self, kept: set[int]) -> None:
         """Gives back the oldest backgrounds beyond a few, of sizes other than `kept`."""
         for size_px in [size for size in self._backgrounds if size not in kept]:
             if len(self._backgrounds) <= _BACKGROUNDS_KEPT:
                 return
             self._device.free(self._backgrounds.pop(size_px))
+            self._kinds.clear()  # they name it
 
     def free(self) -> None:
         """Gives the memory back; the scene cannot be drawn any more."""
@@ -88,6 +111,7 @@ class CudaScene:
             self._device.free(address)
         self._owned.clear()
         self._backgrounds.clear()
+        self._kinds.clear()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,16 +169,40 @@ class FrameRequest:
             )
 
 
+class _Kind:
+    """What frames of one scene, size and region have in common."""
+
+    def __init__(self, request: FrameRequest, background: int) -> None:
+        x0, y0, x1, y1 = request.region
+        self.template = frame_template(
+            request.scene.packed,
+            size_px=request.size_px,
+            region_px=request.region,
+            i420=request.i420,
+            background=background,
+        )
+        self.shape = request.shape
+        self.tiles = tile_count(x1 - x0, y1 - y0)[1]
+        self.picture_bytes = math.prod(self.shape)
+        # Of one frame in a launch's memory: done chunks, the picture, its pixels.
+        self.sizes = (
+            4 * CHUNKS_A_TILE * self.tiles,
+            _aligned(self.picture_bytes),
+            _aligned(PIXEL_BYTES * (x1 - x0) * (y1 - y0)),
+        )
+
+
 class _Buffer:
     """Bytes in pinned memory and as many on the device; grows, never shrinks."""
 
-    def __init__(self, device: CudaDevice) -> None:
-        self._device = device
+    def __init__(self, device: CudaDevice, least: int) -> None:
+        self._device, self._least = device, least
         self.size = self.pinned = self.address = 0
 
     def reserve(self, size: int) -> None:
         """Makes room for so many bytes; what was in it is lost if it grows."""
         if size > self.size:
+            size = _grown(size, self._least)
             self.free()
             self.pinned = self._device.allocate_pinned(size)
             self.address = self._device.allocate(size)
@@ -176,13 +224,14 @@ class _Buffer:
 class _DeviceMemory:
     """Bytes on the device; grows, never shrinks."""
 
-    def __init__(self, device: CudaDevice) -> None:
-        self._device = device
+    def __init__(self, device: CudaDevice, least: int) -> None:
+        self._device, self._least = device, least
         self.size = self.address = 0
 
     def reserve(self, size: int) -> None:
         """Makes room for so many bytes; what was in it is lost if it grows."""
         if size > self.size:
+            size = _grown(size, self._least)
             self.free()
             self.address = self._device.allocate(size)
             self.size = size
@@ -194,38 +243,115 @@ class _DeviceMemory:
         self.size = self.address = 0
 
 
-class _Layout:
-    """Where in the buffers of a launch everything lies, in bytes from each buffer's start."""
+class _Lease:
+    """Pinned bytes of one launch's pictures; they go back once no array shows them any more."""
 
-    def __init__(self, requests: Sequence[FrameRequest], works: int) -> None:
-        self.frames_at = _aligned(works * WORK.itemsize)
-        self.input_bytes = max(self.frames_at + len(requests) * FRAME.itemsize, _COUNTS_BYTES)
-        self.pictures_at: list[int] = []
-        self.output_bytes = 0
-        # In the scratch memory: counts and what is taken, chunks' pixels done (zeros so far), pixels.
-        self.finished_chunks_at = _COUNTS_BYTES
-        self.taken_chunks_at = self.finished_chunks_at + 4 * works
-        self.done_at: list[int] = []
-        self.zeros_bytes = self.taken_chunks_at + 4 * len(requests)
+    def __init__(self, pool: _PinnedPool, address: int, size: int) -> None:
+        self._pool, self._address, self._size = pool, address, size
+        self.__array_interface__ = {
+            "shape": (size,),
+            "typestr": "|u1",
+            "data": (address, False),
+            "version": 3,
+        }
+
+    @property
+    def address(self) -> int:
+        """Where the bytes are."""
+        return self._address
+
+    def __del__(self) -> None:
+        self._pool.take_back(self._address, self._size)
+
+
+class _PinnedPool:
+    """Pinned memory that pictures come out to; it outlives the renderer as long as an array shows it."""
+
+    def __init__(self, device: CudaDevice) -> None:
+        self._device = device
+        self._lock = threading.RLock()  # a lease may end wherever an array is let go, here too
+        self._free: list[tuple[int, int]] = []  # (address, size)
+        self._leased = 0
+        self._closed = False
+
+    def lease(self, size: int) -> _Lease:
+        """At least so many bytes."""
+        with self._lock:
+            fitting = [block for block in self._free if block[1] >= size]
+            if fitting:
+                address, size = min(fitting, key=lambda block: block[1])
+                self._free.remove((address, size))
+            else:
+                while self._free:  # too small, and what is asked for grows
+                    self._device.free_pinned(self._free.pop()[0])
+                size = _grown(size, _LEAST_PICTURES_BYTES)
+                address = self._device.allocate_pinned(size)
+            self._leased += 1
+            return _Lease(self, address, size)
+
+    def take_back(self, address: int, size: int) -> None:
+        """Takes what was leased; the last one of a closed renderer closes the device."""
+        with self._lock:
+            self._leased -= 1
+            self._free.append((address, size))
+            if self._closed:
+                with contextlib.suppress(CudaError):  # a failed device's memory goes with the process
+                    self._end()
+
+    def close(self) -> None:
+        """Gives all back and closes the device, now or with the last lease."""
+        with self._lock:
+            self._closed = True
+            self._end()
+
+    def _end(self) -> None:
+        self._device.make_current()
+        while self._free:
+            self._device.free_pinned(self._free.pop()[0])
+        if self._leased == 0:
+            self._device.close()
+
+
+class _Slot:
+    """Where one launch at a time is drawn: a stream, and memory of its own."""
+
+    def __init__(self, device: CudaDevice) -> None:
+        self._device = device
+        self.stream = device.create_stream()
+        self.begin, self.end = (device.create_event(timed=True) for _ in range(2))  # of the kernels
+        self.done = device.create_event(timed=False)
+        self.input = _Buffer(device, _LEAST_INPUT_BYTES)
+        self.output = _DeviceMemory(device, _LEAST_PICTURES_BYTES)
+        self.scratch = _DeviceMemory(device, _LEAST_SCRATCH_BYTES)
+
+    def free(self) -> None:
+        """Gives all back; nothing of it may be in use."""
+        for memory in (self.input, self.output, self.scratch):
+            memory.free()
+        for event in (self.begin, self.end, self.done):
+            self._device.destroy_event(event)
+        self._device.destroy_stream(self.stream)
+
+
+class Launch:
+    """Frames that are being drawn; made by `CudaRenderer.submit`, for `CudaRenderer.collect`."""
+
+    def __init__(self, slot: _Slot, requests: Sequence[FrameRequest]) -> None:
+        self.slot = slot
+        self.sizes_px: dict[CudaScene, set[int]] = {}
         for request in requests:
-            x0, y0, x1, y1 = request.region
-            self.done_at.append(self.zeros_bytes)
-            self.zeros_bytes += 4 * CHUNKS_A_TILE * tile_count(x1 - x0, y1 - y0)[1]
-            self.pictures_at.append(self.output_bytes)
-            self.output_bytes += _aligned(math.prod(request.shape))
-        self.pixels_at: list[int] = []
-        self.scratch_bytes = _aligned(self.zeros_bytes)
-        for request in requests:
-            x0, y0, x1, y1 = request.region
-            self.pixels_at.append(self.scratch_bytes)
-            self.scratch_bytes += _aligned(PIXEL_BYTES * (x1 - x0) * (y1 - y0))
+            self.sizes_px.setdefault(request.scene, set()).add(request.size_px)
+        self.lease: _Lease | None = None
+        self.pictures: list[tuple[int, int, tuple[int, ...]]] = []  # (first byte, bytes, shape) in the lease
+        self.counts_at = 0  # in the lease
 
 
 class CudaRenderer:
-    """Draws frames of the scenes loaded on one GPU; safe to call from several threads, which then wait.
+    """Draws frames of the scenes loaded on one GPU; safe to call from several threads.
 
-    A call copies one record per frame to the device, launches one kernel for each width of networks among
-    the frames' scenes, copies the pictures back and waits once.
+    A launch copies one record per frame to the device, starts one kernel for each width of networks among
+    the frames' scenes, and copies the pictures back. Several may be under way: while the GPU draws one, the
+    next is prepared and waits behind it, and the one before is copied out.
     """
 
     def __init__(self, *, device: int = 0) -> None:
@@ -236,15 +362,19 @@ class CudaRenderer:
         """
         self.device = CudaDevice(device)
         self.samples = 0
-        """Head samples of the last call."""
+        """Head samples of the launch that was collected last."""
         self.samples_passed = 0
-        """Samples that the last call took through the networks, those of lanes without a ray among them."""
+        """Samples that it took through the networks, those of lanes without a ray among them."""
         self.kernel_ms = 0.0
-        """Time that the last call's kernels took on the GPU."""
-        self._input, self._output = _Buffer(self.device), _Buffer(self.device)
-        self._scratch = _DeviceMemory(self.device)
+        """Time that its kernels took on the GPU, without what they shared with those of the one before."""
+        self._pinned = _PinnedPool(self.device)
         self._scenes: list[CudaScene] = []
-        self._lock = threading.Lock()
+        self._slots: list[_Slot] = []
+        self._free_slots: list[_Slot] = []
+        self._flying: list[Launch] = []  # they are kept while the GPU may write to their memory
+        self._last: _Slot | None = None  # whose launch was collected last, until another is drawn there
+        self._lock = threading.Lock()  # guards all above, and the device
+        self._landed = threading.Condition(self._lock)
         self._closed = False
 
     def load(self, scene: Scene) -> CudaScene:
@@ -267,11 +397,14 @@ class CudaRenderer:
             return loaded
 
     def unload(self, scene: CudaScene) -> None:
-        """Gives back what a scene takes up on the device."""
+        """Gives back what a scene takes up on the device, once the launches that draw it are done."""
         with self._lock:
             if scene in self._scenes:
                 self._scenes.remove(scene)
                 self.device.make_current()
+                for launch in self._flying:
+                    if scene in launch.sizes_px:
+                        self.device.wait(launch.slot.done)
                 scene.free()
 
     def render(self, requests: Sequence[FrameRequest]) -> list[U8]:
@@ -286,99 +419,201 @@ class CudaRenderer:
         if not requests:
             return []
         pictures = [r.out if r.out is not None else np.empty(r.shape, np.uint8) for r in requests]
+        for picture, drawn in zip(pictures, self.collect(self.submit(requests)), strict=True):
+            np.copyto(picture, drawn)
+        return pictures
+
+    def submit(self, requests: Sequence[FrameRequest]) -> Launch:
+        """The launch that draws the requests, at least one; `collect` is to be called for it.
+
+        Each must have passed `FrameRequest.check`; their `out` is not written to. Waits while three launches
+        are under way: who submits more than that before collecting waits for others.
+
+        Raises:
+            RenderInputError: a scene that is not loaded here.
+            CudaError: the device failed.
+        """
         with self._lock:
+            while not self._closed and not self._free_slots and len(self._slots) >= _SLOTS:
+                self._landed.wait()
             self._refuse_closed()
             for request in requests:
                 if request.scene not in self._scenes:
                     raise RenderInputError("scene: expected one that is loaded here, got one that is not")
             self.device.make_current()
-            starts = self._draw(requests)
-            for picture, start in zip(pictures, starts, strict=True):
-                np.copyto(picture.reshape(-1), self._output.bytes_at(start, picture.size))
-        return pictures
+            if not self._free_slots:
+                self._slots.append(_Slot(self.device))
+                self._free_slots.append(self._slots[-1])
+            launch = Launch(self._free_slots.pop(0), requests)
+            if launch.slot is self._last:
+                self._last = None
+            self._flying.append(launch)
+            try:
+                self._enqueue(launch, requests)
+            except BaseException:
+                self._abandon(launch)
+                raise
+            return launch
+
+    def collect(self, launch: Launch) -> list[U8]:
+        """The pictures of a launch once they are drawn, in the order of its requests.
+
+        They share pinned memory that is used again once none of them is referred to: keep a copy, not them.
+
+        Raises:
+            CudaError: the device failed.
+        """
+        self.device.make_current()
+        with self._lock:
+            self._refuse_closed()
+            if launch not in self._flying:
+                raise RuntimeError("a launch: expected one that is under way here, got one that is not")
+        try:
+            self.device.wait(launch.slot.done)
+        except BaseException:
+            with self._lock:
+                self._land(launch)
+            raise
+        with self._lock:
+            self._refuse_closed()
+            self._measure(launch)
+            self._land(launch)
+        assert launch.lease is not None  # it was submitted
+        memory = np.asarray(launch.lease)
+        launch.lease = None
+        counts = memory[launch.counts_at : launch.counts_at + _COUNTS_BYTES].view(np.uint32)
+        self.samples, self.samples_passed = int(counts[0]), int(counts[1])
+        return [memory[start : start + size].reshape(shape) for start, size, shape in launch.pictures]
 
     def _refuse_closed(self) -> None:
         if self._closed:
             raise RuntimeError("the renderer is closed")
 
-    def _draw(self, requests: Sequence[FrameRequest]) -> list[int]:
-        """Draws into the output buffer; where in it each picture begins."""
-        device = self.device
-        sizes: dict[CudaScene, set[int]] = {}
-        for request in requests:
-            sizes.setdefault(request.scene, set()).add(request.size_px)
-        scenes = sorted(sizes, key=lambda scene: scene.packed.width)
-        layout = _Layout(requests, len(scenes))
-        self._input.reserve(layout.input_bytes)
-        self._output.reserve(layout.output_bytes)
-        self._scratch.reserve(layout.scratch_bytes)
-        works, frames = np.zeros(len(scenes), WORK), np.zeros(len(requests), FRAME)
-        works["scene"] = [scene.address for scene in scenes]
-        order = sorted(range(len(requests)), key=lambda number: scenes.index(requests[number].scene))
-        for place, number in enumerate(order):
-            request = requests[number]
-            work = works[scenes.index(request.scene)]
-            if work["frames"] == 0:
-                work["first_frame"] = place
-            work["frames"] += 1
-            work["tiles"] += fill_frame(
-                frames[place],
-                request.scene.packed,
-                c2w=np.asarray(request.c2w, np.float64),
-                condition=np.ascontiguousarray(request.condition, np.float32),
-                size_px=request.size_px,
-                region_px=request.region,
-                i420=request.i420,
-                first_tile=int(work["tiles"]),
-                background=request.scene.background(request.size_px),
-                pixels=self._scratch.address + layout.pixels_at[number],
-                done=self._scratch.address + layout.done_at[number],
-                out=self._output.address + layout.pictures_at[number],
-            )
-        self._input.bytes_at(0, works.nbytes)[:] = works.view(np.uint8)
-        self._input.bytes_at(layout.frames_at, frames.nbytes)[:] = frames.view(np.uint8)
-        device.copy_in(self._input.address, self._input.pinned, layout.input_bytes)
-        device.clear(self._scratch.address, layout.zeros_bytes)
-        device.mark(0)
+    def _abandon(self, launch: Launch) -> None:
+        """Takes back a launch of which only some may be on its stream."""
+        with contextlib.suppress(CudaError):  # a device that failed writes no more
+            self.device.synchronize(launch.slot.stream)
+        self._land(launch)
+
+    def _land(self, launch: Launch) -> None:
+        """Frees a launch's slot, and backgrounds that none draws."""
+        if launch not in self._flying:  # the renderer was closed meanwhile
+            return
+        self._flying.remove(launch)
+        self._free_slots.append(launch.slot)
+        self._landed.notify()
+        for scene in launch.sizes_px:
+            if scene in self._scenes:
+                drawn = (other.sizes_px.get(scene, set()) for other in (launch, *self._flying))
+                scene.forget_backgrounds(set().union(*drawn))
+
+    def _measure(self, launch: Launch) -> None:
+        """Takes the time of a launch's kernels."""
+        slot, elapsed_ms = launch.slot, self.device.elapsed_ms
+        spent_ms = elapsed_ms(slot.begin, slot.end)
+        if self._last is not None and self._last is not slot:  # it may have begun behind that one
+            spent_ms = min(spent_ms, elapsed_ms(self._last.end, slot.end))
+        self.kernel_ms = max(spent_ms, 0.0)
+        self._last = slot
+
+    def _enqueue(self, launch: Launch, requests: Sequence[FrameRequest]) -> None:
+        """Puts all that a launch is on its slot's stream."""
+        device, slot = self.device, launch.slot
+        stream, count = slot.stream, len(requests)
+        scenes = sorted(launch.sizes_px, key=lambda scene: scene.packed.width)
+        numbers: dict[CudaScene, list[int]] = {scene: [] for scene in scenes}
+        for number, request in enumerate(requests):
+            numbers[request.scene].append(number)
+        order = [number for scene in scenes for number in numbers[scene]]
+        kinds = [requests[number].scene.kind(requests[number]) for number in order]
+
+        sizes = np.array([kind.sizes for kind in kinds], np.int64)
+        ends = np.cumsum(sizes, axis=0)
+        done_at, pictures_at, pixels_at = (ends - sizes).T
+        done_bytes, output_bytes, pixels_bytes = (int(end) for end in ends[-1])
+        # In the scratch memory: counts and what is taken, chunks' pixels done (zeros so far), pixels.
+        finished_chunks_at = _COUNTS_BYTES
+        taken_chunks_at = finished_chunks_at + 4 * len(scenes)
+        first_done_at = taken_chunks_at + 4 * count
+        zeros_bytes = first_done_at + done_bytes
+        frames_at = _aligned(len(scenes) * WORK.itemsize)
+        input_bytes = frames_at + count * FRAME.itemsize
+        slot.input.reserve(input_bytes)
+        slot.output.reserve(output_bytes)
+        slot.scratch.reserve(_aligned(zeros_bytes) + pixels_bytes)
+        launch.lease = self._pinned.lease(output_bytes + _COUNTS_BYTES)
+        launch.counts_at = output_bytes
+        launch.pictures = [(0, 0, ())] * count
+        for number, kind, start in zip(order, kinds, pictures_at.tolist(), strict=True):
+            launch.pictures[number] = (start, kind.picture_bytes, kind.shape)
+
+        works = np.zeros(len(scenes), WORK)
+        frames = slot.input.bytes_at(frames_at, count * FRAME.itemsize).view(FRAME)
+        first = 0
+        for work, scene in zip(works, scenes, strict=True):
+            last = first + len(numbers[scene])
+            own, records = kinds[first:last], frames[first:last]
+            for place, kind in enumerate(own):
+                records[place] = kind.template
+            c2w = np.empty((len(own), 4, 4))
+            conditions = np.empty((len(own), scene.condition_size), np.float32)
+            for place, number in enumerate(numbers[scene]):
+                c2w[place], conditions[place] = requests[number].c2w, requests[number].condition
+            fill_frames(records, scene.packed, c2w=c2w, conditions=conditions)
+            tiles = np.cumsum(records["tiles"])
+            records["first_tile"] = tiles - records["tiles"]
+            work["scene"], work["first_frame"], work["frames"] = scene.address, first, len(own)
+            work["tiles"] = tiles[-1]
+            first = last
+        frames["pixels"] = slot.scratch.address + _aligned(zeros_bytes) + pixels_at
+        frames["done"] = slot.scratch.address + first_done_at + done_at
+        frames["out"] = slot.output.address + pictures_at
+        slot.input.bytes_at(0, works.nbytes)[:] = works.view(np.uint8)
+
+        device.copy_in(slot.input.address, slot.input.pinned, input_bytes, stream)
+        device.clear(slot.scratch.address, zeros_bytes, stream)
+        device.mark(slot.begin, stream)
         for width in sorted({scene.packed.width for scene in scenes}):
-            own = [index for index, scene in enumerate(scenes) if scene.packed.width == width]
+            of_width = [index for index, scene in enumerate(scenes) if scene.packed.width == width]
             kernel = device.kernel(width)
-            launch = np.zeros((), LAUNCH)
-            launch["works"] = self._input.address + own[0] * WORK.itemsize
-            launch["frames"] = self._input.address + layout.frames_at
-            launch["counts"] = self._scratch.address
-            launch["finished_chunks"] = self._scratch.address + layout.finished_chunks_at + 4 * own[0]
-            launch["taken_chunks"] = self._scratch.address + layout.taken_chunks_at
-            tiles, warps = int(works["tiles"][own].sum()), kernel.threads // 32
-            many = tiles >= _TILES_A_WARP * warps * device.multiprocessors
-            launch["work_count"], launch["chunks_at_once"] = len(own), CHUNKS_A_TILE if many else 1
-            blocks = min(device.multiprocessors, max(len(own), -(-tiles * CHUNKS_A_TILE // warps)))
-            device.launch(kernel, blocks, as_bytes(launch))
-        device.mark(1)
-        device.copy_out(self._output.pinned, self._output.address, layout.output_bytes)
-        device.copy_out(self._input.pinned, self._scratch.address, _COUNTS_BYTES)
-        device.synchronize()
-        self.kernel_ms = device.elapsed_ms()
-        counts = self._input.bytes_at(0, _COUNTS_BYTES).view(np.uint32)
-        self.samples, self.samples_passed = int(counts[0]), int(counts[1])
-        for scene, drawn in sizes.items():
-            scene.forget_backgrounds(drawn)
-        return layout.pictures_at
+            record = np.zeros((), LAUNCH)
+            record["works"] = slot.input.address + of_width[0] * WORK.itemsize
+            record["frames"] = slot.input.address + frames_at
+            record["counts"] = slot.scratch.address
+            record["finished_chunks"] = slot.scratch.address + finished_chunks_at + 4 * of_width[0]
+            record["taken_chunks"] = slot.scratch.address + taken_chunks_at
+            record["work_count"] = len(of_width)
+            chunks = int(works["tiles"][of_width].sum()) * CHUNKS_A_TILE
+            blocks = max(len(of_width), -(-chunks // (kernel.threads // 32)))
+            device.launch(kernel, min(device.multiprocessors, blocks), as_bytes(record), stream)
+        device.mark(slot.end, stream)
+        device.copy_out(launch.lease.address, slot.output.address, output_bytes, stream)
+        device.copy_out(launch.lease.address + launch.counts_at, slot.scratch.address, _COUNTS_BYTES, stream)
+        device.mark(slot.done, stream)
 
     def close(self) -> None:
-        """Gives all memory back; drawing is over. May be called twice."""
+        """Gives all memory back once what is under way is done; drawing is over. May be called twice.
+
+        Memory of pictures that are still referred to goes with the last of them.
+        """
         with self._lock:
             if self._closed:
                 return
             self._closed = True
+            self._landed.notify_all()
             self.device.make_current()
+            for launch in self._flying:
+                self.device.synchronize(launch.slot.stream)
+                launch.lease = None
+            self._flying.clear()
             for scene in self._scenes:
                 scene.free()
             self._scenes.clear()
-            self._input.free()
-            self._output.free()
-            self._scratch.free()
-            self.device.close()
+            for slot in self._slots:
+                slot.free()
+            self._slots.clear()
+            self._free_slots.clear()
+            self._pinned.close()
 
 
 class CudaRaymarcher:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,6 @@ from .folding import (
     PackedGrid,
     SceneError,
     check_scene,
-    field_pose,
     fold_color,
     fold_condition,
     fold_head,
@@ -27,6 +27,7 @@ from .folding import (
 from .scene import F32, U8, Camera, HeadField, Scene, TorsoField
 
 F16 = npt.NDArray[np.float16]
+F64 = npt.NDArray[np.float64]
 U16 = npt.NDArray[np.uint16]
 U32 = npt.NDArray[np.uint32]
 Record = npt.NDArray[np.void]
@@ -120,7 +121,7 @@ LAUNCH = np.dtype(
         ("finished_chunks", "<u8"),
         ("counts", "<u8"),
         ("work_count", "<u4"),
-        ("chunks_at_once", "<u4"),
+        ("unused", "<u4"),
     ]
 )
 
@@ -343,6 +344,13 @@ class PackedScene:
     record: Record  # SCENE with no addresses in it
     arrays: Mapping[str, npt.NDArray[np.generic]]
 
+    @cached_property
+    def torso_constant(self) -> F64:
+        """(O, I) weights of the pose's frequencies and the code, those of the deform net first."""
+        assert self.torso is not None
+        both = (self.torso.deform_constant, self.torso.canonical_constant)
+        return np.concatenate(both).astype(np.float64)
+
     def with_addresses(self, addresses: Mapping[str, int]) -> Record:
         """The SCENE record once each of `arrays` lies at an address."""
         record = self.record.copy()
@@ -406,6 +414,75 @@ def tile_count(width: int, height: int) -> tuple[int, int]:
     return across, across * -(-height // TILE_HEIGHT_PX)
 
 
+def frame_template(
+    scene: PackedScene, *, size_px: int, region_px: tuple[int, int, int, int], i420: bool, background: int
+) -> Record:
+    """() of FRAME: what frames of a scene, a size and a region have in common; the rest is zero.
+
+    Args:
+        scene: whose frames they are.
+        size_px: side of the whole picture.
+        region_px: x0 y0 x1 y1, the part of it that is drawn.
+        i420: planar YUV instead of RGB.
+        background: address of `background_words` of that size.
+    """
+    record, camera = np.zeros((), FRAME), scene.camera
+    scale = size_px / scene.image_size_px
+    x0, y0, x1, y1 = region_px
+    record["focal_px"] = camera.focal_px * scale
+    record["cx_px"], record["cy_px"] = camera.cx_px * scale, camera.cy_px * scale
+    record["pixel_px"], record["image_size_px"] = 1 / scale, scene.image_size_px
+    record["size_px"] = size_px
+    record["x0"], record["y0"], record["width"], record["height"] = x0, y0, x1 - x0, y1 - y0
+    record["tiles_across"], record["tiles"] = tile_count(x1 - x0, y1 - y0)
+    record["i420"], record["background"] = i420, background
+    return record
+
+
+def fill_frames(records: Record, scene: PackedScene, *, c2w: F64, conditions: F32) -> None:
+    """Writes what differs between frames of a scene: poses, and the biases that follow from the inputs.
+
+    A frame's numbers are the same bit for bit however many are filled at once: each has products of its own.
+
+    Args:
+        records: (N,) of FRAME.
+        scene: whose frames they are.
+        c2w: (N, 4, 4) camera to head space.
+        conditions: (N, C).
+    """
+    pose = np.empty((len(c2w), 3, 4))
+    pose[:] = c2w[:, (1, 2, 0)]  # the turn into the field's space; see folding.field_pose
+    pose[:, :, 1:3] *= -1
+    pose[:, :, 3] *= scene.camera.scale
+    pose[:, :, 3] += scene.camera.offset
+    records["pose"] = pose.reshape(-1, 12)
+    weights = scene.head.condition_weights
+    records["ambient_bias"][:, : weights.shape[0]] = np.matmul(weights, conditions[:, :, None])[..., 0]
+    if scene.torso is None:
+        return
+    biases = np.matmul(scene.torso_constant, _torso_inputs(scene.torso, pose)[:, :, None])[..., 0]
+    rows = len(scene.torso.deform_constant)
+    records["deform_bias"][:, :rows] = biases[:, :rows]
+    records["canonical_bias"][:, : biases.shape[1] - rows] = biases[:, rows:]
+
+
+def _torso_inputs(torso: FoldedTorso, pose: F64) -> F64:
+    """(N, 6 (1 + 2 octaves) + I) the poses' angles, translations and frequencies, and the code."""
+    octaves = torso.pose_octaves
+    values = np.empty((len(pose), 6))
+    values[:, 0] = np.arctan2(-pose[:, 1, 2], pose[:, 2, 2])  # as folding.pose_vector
+    values[:, 1] = np.arcsin(np.clip(pose[:, 0, 2], -1, 1))
+    values[:, 2] = np.arctan2(-pose[:, 0, 1], pose[:, 0, 0])
+    values[:, 3:] = pose[:, :, 3]
+    inputs = np.empty((len(pose), 6 + 12 * octaves + len(torso.individual_code)))
+    inputs[:, :6] = values
+    waves = inputs[:, 6 : 6 + 12 * octaves].reshape(len(pose), octaves, 2, 6)  # a view
+    turns = values[:, None, :] * 2.0 ** np.arange(octaves)[:, None]  # (N, octaves, 6)
+    waves[:, :, 0], waves[:, :, 1] = np.sin(turns), np.cos(turns)
+    inputs[:, 6 + 12 * octaves :] = torso.individual_code
+    return inputs
+
+
 def fill_frame(
     record: Record,
     scene: PackedScene,
@@ -434,30 +511,16 @@ def fill_frame(
         first_tile: of the frame, among the tiles of its work.
         background: address of `background_words` of that size.
         pixels: address of PIXEL_BYTES for each pixel of the region.
-        done: address of four bytes for each tile, zero.
+        done: address of four bytes for each chunk, zero.
         out: address of the picture's bytes.
     """
-    pose = field_pose(c2w, scene.camera)
-    scale = size_px / scene.image_size_px
-    x0, y0, x1, y1 = region_px
-    record["pose"] = pose.reshape(12)
-    record["focal_px"] = scene.camera.focal_px * scale
-    record["cx_px"], record["cy_px"] = scene.camera.cx_px * scale, scene.camera.cy_px * scale
-    record["pixel_px"], record["image_size_px"] = 1 / scale, scene.image_size_px
-    record["size_px"] = size_px
-    record["x0"], record["y0"], record["width"], record["height"] = x0, y0, x1 - x0, y1 - y0
-    across, tiles = tile_count(x1 - x0, y1 - y0)
-    record["first_tile"], record["tiles_across"], record["tiles"] = first_tile, across, tiles
-    record["i420"], record["background"], record["out"] = i420, background, out
-    record["pixels"], record["done"] = pixels, done
-    weights = scene.head.condition_weights
-    record["ambient_bias"][: weights.shape[0]] = weights @ condition
-    if scene.torso is not None:
-        deform, canonical = scene.torso.biases(pose)
-        rows = scene.torso.deform_constant.shape[0], scene.torso.canonical_constant.shape[0]
-        record["deform_bias"][: rows[0]] = deform[: rows[0]]
-        record["canonical_bias"][: rows[1]] = canonical[: rows[1]]
-    return tiles
+    frames = np.empty(1, FRAME)
+    frames[0] = frame_template(scene, size_px=size_px, region_px=region_px, i420=i420, background=background)
+    fill_frames(frames, scene, c2w=c2w[None], conditions=condition[None])
+    frames["first_tile"], frames["pixels"], frames["done"], frames["out"] = first_tile, pixels, done, out
+    for name in FRAME.names or ():
+        record[name] = frames[0][name]
+    return int(frames[0]["tiles"])
 
 
 def as_bytes(array: npt.NDArray[np.generic] | Record) -> U8:

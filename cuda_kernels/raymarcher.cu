@@ -363,20 +363,18 @@ DEVICE void draw_rays(const Launch& launch, const Scene& scene, const Frame& fra
   u32 slots = ALL_LANES;
   Ray ray = {};
   bool living = false, more = true;
-  u32 place = 0, chunk = 0, chunks_end = 0, samples = 0, passes = 0;
+  u32 place = 0, samples = 0, passes = 0;
   int k = -1, taken = 0, stacked = 0;  // k: lattice step of the lane's sample, -1 if the ray has none left for it
   float red = 0.0f, green = 0.0f, blue = 0.0f, through = 1.0f;
   for (;;) {
     const u32 idle = __ballot_sync(ALL_LANES, !living) & slots;
     const int wanted = __popc(idle);
     while (more && stacked < wanted) {
-      if (chunk == chunks_end) {
-        if (lane == 0) chunk = atomicAdd(taken_chunks, launch.chunks_at_once);
-        chunk = __shfl_sync(ALL_LANES, chunk, 0);
-        chunks_end = chunk + launch.chunks_at_once < chunks ? chunk + launch.chunks_at_once : chunks;
-        more = chunk < chunks;
-      }
-      if (more) stacked = set_up_chunk(scene, frame, memory, lane, chunk++, stacked);
+      u32 chunk = 0u;
+      if (lane == 0) chunk = atomicAdd(taken_chunks, 1u);
+      chunk = __shfl_sync(ALL_LANES, chunk, 0);
+      more = chunk < chunks;
+      if (more) stacked = set_up_chunk(scene, frame, memory, lane, chunk, stacked);
     }
     const int rank = lanes_below(idle, slot);
     if (!living && rank < stacked) {
@@ -707,11 +705,10 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) raymarch(const Launc
       draw_rays(launch, scene, launch.frames[at], launch.taken_chunks + at, packed, memory, lane);
     }
     for (;;) {
-      if (lane == 0) number = atomicAdd(finished_chunks, launch.chunks_at_once);
+      if (lane == 0) number = atomicAdd(finished_chunks, 1u);
       number = __shfl_sync(ALL_LANES, number, 0);
       if (number >= chunks) break;
-      const u32 end = number + launch.chunks_at_once < chunks ? number + launch.chunks_at_once : chunks;
-      for (; number < end; number++) finish_chunk(launch, work, scene, memory, lane, number);
+      finish_chunk(launch, work, scene, memory, lane, number);
     }
     __syncthreads();
   }

@@ -87,5 +87,5 @@ struct Launch {
   u32* finished_chunks;  // (works,) chunks that warps have taken to finish; zero at the start
   u32* counts;           // (2,) head samples, and samples that went through the networks; zero at the start
   u32 work_count;
-  u32 chunks_at_once;  // that a warp takes
+  u32 unused;
 };

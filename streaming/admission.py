@@ -34,7 +34,7 @@ class Admission:
     """
 
     def __init__(
-        self, *, cores: int, most_sessions: int | None = None, share: float = 0.85, gpu_share: float = 0.7
+        self, *, cores: int, most_sessions: int | None = None, share: float = 0.85, gpu_share: float = 0.9
     ) -> None:
         """Begins with nobody.
 
@@ -42,7 +42,7 @@ class Admission:
             cores: cores that this process may use.
             most_sessions: a limit on top of the measured one.
             share: part of the cores' time that is given away; the rest is for a busier moment.
-            gpu_share: the same of the GPU's, where a frame that just missed a launch waits for its end.
+            gpu_share: the same of the GPU's; beyond it frames pile up before they are late.
         """
         if cores < 1 or not 0 < share <= 1 or not 0 < gpu_share <= 1:
             raise ValueError(

@@ -1,13 +1,17 @@
-"""Frames of all sessions drawn on one GPU: what is asked for within a few milliseconds is one launch.
+"""Frames of all sessions drawn on one GPU: what is asked for while it draws is the next launch.
 
-A session's render thread asks and waits. One thread of this process gathers what was asked for, draws it, and
-hands each its picture. A GPU that fails, or gives nothing in time, is lost for good: whoever asks is told so.
+A session's render thread asks and waits. One thread of this process gathers what was asked for and submits
+it, so that the GPU has its next launch before it ends the one at hand; another collects the launches and
+hands each who asked its picture. A GPU that fails, or gives nothing in time, is lost for good: whoever asks
+is told.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
@@ -20,7 +24,7 @@ from .cuda_device import find_cuda_device
 from .errors import GpuLostError, InputError, Stopped
 
 if TYPE_CHECKING:
-    from cuda_kernels.cuda_raymarcher import CudaScene, FrameRequest
+    from cuda_kernels.cuda_raymarcher import CudaScene, FrameRequest, Launch
     from cuda_kernels.scene import Scene
 
     from .engine import DeviceName
@@ -30,12 +34,15 @@ U8 = npt.NDArray[np.uint8]
 
 log = logging.getLogger(__name__)
 
-GATHER_S = 0.0025  # that the first frame of a launch waits for others
+GATHER_S = 0.001  # that the first frame of a launch waits for others where the GPU draws nothing
+LEAD_S = 0.001  # that a launch is submitted before the GPU is expected to end the one at hand
+MOST_FLYING = 2  # launches: one that the GPU draws, and one behind it
 RECENT_S = 0.1  # who asked within the last two frames is waited for
 MOST_FRAMES = 32  # of a launch: more would make the first ones wait, and gain nothing
 HANG_S = 2.0  # a launch takes milliseconds; a GPU that is silent for so long will not answer
 _JOIN_S = 0.5
-_MEASURED_FRAMES, _MEASUREMENTS = 8, 3
+_MEASURED_FRAMES, _MEASUREMENTS = 2 * MOST_FRAMES, 3  # two full launches, one behind the other
+_NEWEST = 0.25  # weight of the newest launch in what a frame is expected to take
 _WARM_UP_PX = 32
 
 
@@ -50,44 +57,91 @@ class BatchRenderer(Protocol):
     def unload(self, scene: CudaScene) -> None:
         """Gives back what the scene takes up."""
 
-    def render(self, requests: Sequence[FrameRequest]) -> list[U8]:
-        """Returns the pictures, in the order of the requests."""
+    def submit(self, requests: Sequence[FrameRequest]) -> Launch:
+        """Returns a launch that draws the requests."""
+
+    def collect(self, launch: Launch) -> list[U8]:
+        """Returns a launch's pictures, in the order of its requests; they are to be copied and let go."""
 
     def close(self) -> None:
         """Gives everything back."""
 
 
 class Gathering:
-    """Decides when the frames that were asked for are drawn. Time is the caller's; no two threads at once."""
+    """Decides when the frames that were asked for are submitted. Time is the caller's, one thread at a time.
 
-    def __init__(self, *, gather_s: float = GATHER_S, most_frames: int = MOST_FRAMES) -> None:
+    Where the GPU draws nothing, the first frame waits a moment for others. Where it draws, frames gather
+    until shortly before it is expected to end; a launch behind the one at hand keeps it busy. Behind that,
+    all wait.
+    """
+
+    def __init__(
+        self,
+        *,
+        gather_s: float = GATHER_S,
+        most_frames: int = MOST_FRAMES,
+        lead_s: float = LEAD_S,
+        most_flying: int = MOST_FLYING,
+    ) -> None:
         """Knows nobody yet.
 
         Args:
-            gather_s: that a frame waits for others, at most.
+            gather_s: that a frame waits for others where the GPU draws nothing, at most.
             most_frames: so many are not waited beyond.
+            lead_s: that a launch is submitted before the one at hand is expected to end.
+            most_flying: launches that are submitted and not collected.
         """
         self.most_frames = most_frames
-        self._gather_s = gather_s
+        self._gather_s, self._lead_s, self._most_flying = gather_s, lead_s, most_flying
         self._asked_s: dict[int, float] = {}  # when each asker asked last
+        self._frame_s = 0.0  # of the GPU, as the last launches took
+        self._flying: deque[tuple[int, float]] = deque()  # of launches: frames, and when they are expected
+        self._heeded: float = 1  # from so many waiting on, who asks may change what was decided
 
     def asked(self, asker: int, *, now_s: float) -> None:
         """Takes that someone asked for a frame."""
         self._asked_s[asker] = now_s
 
+    def submitted(self, frames: int, *, now_s: float) -> None:
+        """Takes that a launch of so many frames is behind those under way."""
+        starts_s = max(self._flying[-1][1], now_s) if self._flying else now_s
+        self._flying.append((frames, starts_s + frames * self._frame_s))
+
+    def collected(self, kernel_ms: float, *, now_s: float) -> None:
+        """Takes that the oldest launch has ended, and what its kernels took."""
+        frames, _ = self._flying.popleft()
+        if kernel_ms > 0:  # else it failed
+            frame_s = kernel_ms / 1000 / frames
+            known = self._frame_s > 0
+            self._frame_s = _NEWEST * frame_s + (1 - _NEWEST) * self._frame_s if known else frame_s
+        ends_s = now_s
+        for place, (others, _) in enumerate(self._flying):
+            ends_s += others * self._frame_s
+            self._flying[place] = (others, ends_s)
+
+    def heeds(self, waiting: int) -> bool:
+        """Returns whether `wait_s` may say something else now that so many frames wait."""
+        return waiting >= self._heeded
+
     def wait_s(self, waiting: Sequence[tuple[int, float]], *, now_s: float) -> float | None:
-        """Returns how long to wait for others; 0: draw now. None: nothing is to be drawn.
+        """Returns how long to wait for others; 0: submit now. None: nothing is to be submitted for now.
 
         Args:
             waiting: who asked and when, oldest first.
             now_s: the time.
         """
+        if len(self._flying) >= self._most_flying:
+            self._heeded = math.inf
+            return None
         if not waiting:
+            self._heeded = 1
             return None
         self._asked_s = {who: at_s for who, at_s in self._asked_s.items() if now_s - at_s <= RECENT_S}
+        self._heeded = min(self.most_frames, len(self._asked_s))
         if len(waiting) >= self.most_frames or self._asked_s.keys() <= {who for who, _ in waiting}:
             return 0.0
-        return max(waiting[0][1] + self._gather_s - now_s, 0.0)
+        until_s = self._flying[0][1] - self._lead_s if self._flying else waiting[0][1] + self._gather_s
+        return max(until_s - now_s, 0.0)
 
 
 class _Wanted:
@@ -95,9 +149,29 @@ class _Wanted:
 
     def __init__(self, request: FrameRequest, asker: int, asked_s: float) -> None:
         self.request, self.asker, self.asked_s = request, asker, asked_s
-        self.settled = threading.Event()
         self.picture: U8 | None = None
         self.failure: Callable[[], Exception] | None = None  # each who waits raises one of its own
+        self._settled = False
+        self._unsettled = threading.Lock()  # cheaper than an Event, of which each frame would need a new one
+        self._unsettled.acquire()
+
+    def settle(self, *, picture: U8 | None = None, failure: Callable[[], Exception] | None = None) -> None:
+        """Lets who waits go on; only the first time counts. Not for two threads at once."""
+        if not self._settled:
+            self._settled, self.picture, self.failure = True, picture, failure
+            self._unsettled.release()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Returns whether it is settled, after at most so long; for one thread, until it is."""
+        return self._unsettled.acquire(timeout=timeout_s)
+
+    def take(self) -> U8:
+        """Returns a copy of the picture, in the request's `out` if it has one; the other is let go."""
+        drawn, self.picture = self.picture, None
+        assert drawn is not None  # settled without a failure
+        out = self.request.out if self.request.out is not None else np.empty(drawn.shape, np.uint8)
+        np.copyto(out, drawn)
+        return out
 
 
 class GpuRenderer:
@@ -113,12 +187,12 @@ class GpuRenderer:
         hang_s: float = HANG_S,
         clock: MonotonicClock | None = None,
     ) -> None:
-        """Takes what draws, which is closed with it; `start` starts the thread.
+        """Takes what draws, which is closed with it; `start` starts the threads.
 
         Args:
             renderer: draws.
             name: of the GPU.
-            observe: told of each launch how many frames it drew, and what its kernels took; from the thread.
+            observe: told, from a thread, of each launch's frames and what its kernels took.
             gathering: decides what is drawn together.
             hang_s: a frame that takes longer means that the GPU is lost.
             clock: tells when frames are asked for.
@@ -129,13 +203,17 @@ class GpuRenderer:
         self._gathering = gathering or Gathering()
         self._hang_s = hang_s
         self._clock = clock or SystemClock()
-        self._changed = threading.Condition()  # guards all below
+        self._lock = threading.Lock()  # guards all below
+        self._asked = threading.Condition(self._lock)  # also: a launch has landed, it is over
+        self._submitted = threading.Condition(self._lock)  # also: nothing more will be
         self._waiting: deque[_Wanted] = deque()
-        self._drawing: list[_Wanted] = []
+        self._submitting: list[_Wanted] = []
+        self._flying: deque[tuple[list[_Wanted], Launch]] = deque()
         self._lost = ""
         self._on_lost: Callable[[str], None] | None = None
         self._closed = False
-        self._thread: threading.Thread | None = None
+        self._submits = True
+        self._threads: list[threading.Thread] = []
 
     @property
     def lost(self) -> str:
@@ -143,15 +221,26 @@ class GpuRenderer:
         return self._lost
 
     def start(self) -> None:
-        """Starts the thread that draws."""
-        if self._thread is not None or self._closed:
+        """Starts the threads that submit and collect."""
+        if self._threads or self._closed:
             raise RuntimeError("GPU renderer: started twice, or after it was closed")
-        self._thread = threading.Thread(target=self._run, name="geneface-gpu", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=run, name=name, daemon=True)
+            for run, name in ((self._submit_all, "geneface-gpu"), (self._collect_all, "geneface-gpu-collect"))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def join(self, timeout_s: float) -> bool:
+        """Returns whether the threads have ended, after at most so long; once lost or closed they do."""
+        until_s = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(until_s - time.monotonic(), 0.0))
+        return not any(thread.is_alive() for thread in self._threads)
 
     def when_lost(self, call: Callable[[str], None]) -> None:
         """Calls back once with the reason when it is lost, from any thread; at once if it is already."""
-        with self._changed:
+        with self._lock:
             self._on_lost = call
             reason = self._lost
         if reason:
@@ -192,105 +281,156 @@ class GpuRenderer:
             request.check()  # here: a launch is not to fail for one of many
         asker, now_s = threading.get_ident(), self._clock.now_s()
         wanted = [_Wanted(request, asker, now_s) for request in requests]
-        with self._changed:
+        with self._lock:
             if self._lost:
                 raise GpuLostError(self._lost)
             if self._closed:
                 raise Stopped("the GPU renderer was closed")
-            if self._thread is None:
+            if not self._threads:
                 raise RuntimeError("GPU renderer: asked to draw before it was started")
             self._gathering.asked(asker, now_s=now_s)
             self._waiting.extend(wanted)
-            self._changed.notify_all()
+            if self._gathering.heeds(len(self._waiting)):
+                self._asked.notify()
         pictures = []
         for one in wanted:
-            if not one.settled.wait(self._hang_s):
+            if not one.wait(self._hang_s):
                 self._lose(f"it gave no picture within {self._hang_s:g} s")
             if one.failure is not None:
                 raise one.failure()
-            assert one.picture is not None  # settled without a failure
-            pictures.append(one.picture)
+            pictures.append(one.take())
         return pictures
 
     def close(self) -> None:
-        """Ends the thread, and what draws with it; who waits hears `Stopped`.
+        """Ends the threads, and what draws with them; who waits hears `Stopped`.
 
-        A GPU that hangs is left behind after half a second. A second time, or unstarted, it is safe.
+        What the GPU has is handed out before. A GPU that hangs is left behind after half a second. A second
+        time, or unstarted, it is safe.
         """
-        with self._changed:
+        with self._lock:
             first, self._closed = not self._closed, True
             self._fail(self._waiting, lambda: Stopped("the GPU renderer was closed"))
             self._waiting.clear()
-            self._changed.notify_all()
+            self._asked.notify_all()
         if not first:
             return
-        if self._thread is None:
+        if not self._threads:
             self._release()
             return
-        self._thread.join(_JOIN_S)
-        if self._thread.is_alive():
+        if not self.join(_JOIN_S):
             log.error("%s did not end within %.1f s and is left behind", self.name, _JOIN_S)
-            with self._changed:
-                self._fail(self._drawing, lambda: Stopped("the GPU renderer was closed"))
+            with self._lock:
+                self._fail(self._drawing(), lambda: Stopped("the GPU renderer was closed"))
 
-    # The thread's side --------------------------------------------------------------------------------
+    def _drawing(self) -> list[_Wanted]:
+        """Returns the frames that the GPU has, or is about to."""
+        return [*(wanted for batch, _ in self._flying for wanted in batch), *self._submitting]
 
-    def _run(self) -> None:
+    # The threads' side --------------------------------------------------------------------------------
+
+    def _submit_all(self) -> None:
         try:
             while batch := self._gather():
-                self._draw_batch(batch)
+                self._submit(batch)
         except BaseException:  # a thread's outermost frame
             log.exception("the thread that draws on the GPU failed")
             self._lose("its thread failed, the log says why")
         finally:
-            self._release()
+            with self._lock:
+                self._submits = False
+                self._submitted.notify_all()
 
     def _gather(self) -> list[_Wanted]:
-        """Returns what is drawn next, oldest first; nothing once it is over."""
-        with self._changed:
+        """Returns what is submitted next, oldest first; nothing once it is over."""
+        with self._lock:
             while not self._closed and not self._lost:
                 waiting = [(wanted.asker, wanted.asked_s) for wanted in self._waiting]
                 wait_s = self._gathering.wait_s(waiting, now_s=self._clock.now_s())
                 if wait_s == 0.0:
                     count = min(len(self._waiting), self._gathering.most_frames)
-                    self._drawing = [self._waiting.popleft() for _ in range(count)]
-                    return self._drawing
-                self._changed.wait(wait_s)
+                    self._submitting = [self._waiting.popleft() for _ in range(count)]
+                    return self._submitting
+                self._asked.wait(wait_s)
             return []
 
-    def _draw_batch(self, batch: list[_Wanted]) -> None:
+    def _submit(self, batch: list[_Wanted]) -> None:
         from cuda_kernels.cuda_module import CudaError
 
         try:
-            pictures = self._renderer.render([wanted.request for wanted in batch])
+            launch = self._renderer.submit([wanted.request for wanted in batch])
         except CudaError as error:
             self._lose(str(error))
             return
-        except Exception as error:
-            log.exception(
-                "drawing %d frames on the GPU failed, and that is a fault of the program", len(batch)
-            )
-            text = f"drawing on the GPU failed: {error}"
-            with self._changed:
-                self._fail(batch, lambda: RuntimeError(text))
-                self._drawing = []
+        except Exception as error:  # noqa: BLE001 - logged, and told to who waits
+            self._fail_batch(batch, error)
+            with self._lock:
+                self._submitting = []
             return
-        with self._changed:
-            self._drawing = []
-            if not self._lost:
-                for wanted, picture in zip(batch, pictures, strict=True):
-                    wanted.picture = picture
-                    wanted.settled.set()
-        self._observe(len(batch), self._renderer.kernel_ms)
+        with self._lock:
+            self._submitting = []
+            self._flying.append((batch, launch))
+            self._gathering.submitted(len(batch), now_s=self._clock.now_s())
+            self._submitted.notify()
+
+    def _collect_all(self) -> None:
+        try:
+            while flying := self._next_flying():
+                self._collect(*flying)
+        except BaseException:  # a thread's outermost frame
+            log.exception("the thread that collects from the GPU failed")
+            self._lose("its thread failed, the log says why")
+        finally:
+            self._threads[0].join()  # lost or closed, so it ends, unless the device holds it
+            self._release()
+
+    def _next_flying(self) -> tuple[list[_Wanted], Launch] | None:
+        """Returns the oldest launch under way; None once there will be no more, or the GPU is lost."""
+        with self._lock:
+            while self._submits and not self._flying and not self._lost:
+                self._submitted.wait()
+            return self._flying[0] if self._flying and not self._lost else None
+
+    def _collect(self, batch: list[_Wanted], launch: Launch) -> None:
+        from cuda_kernels.cuda_module import CudaError
+
+        kernel_ms = 0.0
+        try:
+            pictures = self._renderer.collect(launch)
+            kernel_ms = self._renderer.kernel_ms
+        except CudaError as error:
+            self._lose(str(error))
+            return
+        except Exception as error:  # noqa: BLE001 - logged, and told to who waits
+            self._fail_batch(batch, error)
+            pictures = []
+        with self._lock:
+            self._flying.popleft()
+            self._gathering.collected(kernel_ms, now_s=self._clock.now_s())
+            self._asked.notify()
+            for wanted, picture in zip(batch, pictures, strict=False):  # none of a batch that failed
+                wanted.settle(picture=picture)
+        if pictures:
+            self._observe(len(batch), kernel_ms)
+
+    def _fail_batch(self, batch: list[_Wanted], error: Exception) -> None:
+        log.error(
+            "drawing %d frames on the GPU failed, and that is a fault of the program",
+            len(batch),
+            exc_info=error,
+        )
+        text = f"drawing on the GPU failed: {error}"
+        with self._lock:
+            self._fail(batch, lambda: RuntimeError(text))
 
     def _lose(self, reason: str) -> None:
-        with self._changed:
+        with self._lock:
             if self._lost:
                 return
             self._lost = reason
-            self._fail([*self._drawing, *self._waiting], lambda: GpuLostError(reason))
+            self._fail([*self._drawing(), *self._waiting], lambda: GpuLostError(reason))
             self._waiting.clear()
-            self._changed.notify_all()
+            self._asked.notify_all()
+            self._submitted.notify_all()
             call = self._on_lost
         log.error("%s draws no more: %s; start anew to draw on it again", self.name, reason)
         if call is not None:
@@ -299,9 +439,7 @@ class GpuRenderer:
     @staticmethod
     def _fail(unsettled: Sequence[_Wanted] | deque[_Wanted], failure: Callable[[], Exception]) -> None:
         for wanted in unsettled:
-            if not wanted.settled.is_set():
-                wanted.failure = failure
-                wanted.settled.set()
+            wanted.settle(failure=failure)
 
     def _release(self) -> None:
         try:
@@ -359,7 +497,7 @@ class GpuRaymarcher:
         return self._gpu.draw([self._finished(c2w, condition, size_px)])[0]
 
     def frame_ms(self, *, poses: F32, condition: F32, size_px: int) -> float:
-        """Returns what a finished picture takes the GPU and its thread, as one of several in a launch.
+        """Returns what a finished picture takes the GPU and its threads, as one of several in a launch.
 
         Args:
             poses: (P, 4, 4) the head's path; pictures are spread over it.

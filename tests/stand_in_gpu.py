@@ -22,11 +22,13 @@ class StandInRenderer:
     def __init__(self, *, condition_size=2):
         self._condition_size = condition_size
         self.batches: list[list[int]] = []
+        self.collected: list[list[int]] = []
         self.threads: set[str] = set()
         self.may_draw = threading.Event()
         self.may_draw.set()
         self.drawing = threading.Semaphore(0)
         self.refusal: Exception | None = None
+        self.submit_failure: Exception | None = None
         self.failure: Exception | None = None
         self.unloaded: list[StandInScene] = []
         self.closed = 0
@@ -42,19 +44,21 @@ class StandInRenderer:
             raise self.failure
         self.unloaded.append(scene)
 
-    def render(self, requests):
+    def submit(self, requests):
+        """What was wrong by then is found here, and what goes wrong later in `collect`."""
         self.threads.add(threading.current_thread().name)
         self.batches.append([self._mark(request) for request in requests])
         self.drawing.release()
+        if self.submit_failure is not None:
+            raise self.submit_failure
+        return list(requests)
+
+    def collect(self, launch):
         assert self.may_draw.wait(WAIT_S)
         if self.failure is not None:
             raise self.failure
-        pictures = []
-        for request in requests:
-            picture = request.out if request.out is not None else np.empty(request.shape, np.uint8)
-            picture[:] = self._mark(request)
-            pictures.append(picture)
-        return pictures
+        self.collected.append([self._mark(request) for request in launch])
+        return [np.full(request.shape, self._mark(request), np.uint8) for request in launch]
 
     @staticmethod
     def _mark(request):

@@ -84,8 +84,8 @@ class Setup:
         await self.sessions.aclose()
         self.renderer.may_draw.set()
         self.gpu.close()
-        self.gpu._thread.join(10)
-        assert not [thread for thread in threading.enumerate() if thread.name == "geneface-gpu"]
+        assert self.gpu.join(10)
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("geneface-gpu")]
 
     async def connect(self):
         peer = AiortcPeer()
@@ -162,7 +162,7 @@ async def test_a_gpu_that_hangs_does_not_hold_up_the_end_of_the_server(setup, mo
     it.gpu.close()  # left behind: its thread is in the device's hands
     assert it.renderer.closed == 0
     it.renderer.may_draw.set()
-    it.gpu._thread.join(10)
+    assert it.gpu.join(10)
     assert it.renderer.closed == 1
     await peer.close()
 
@@ -175,12 +175,12 @@ from cuda_kernels.cuda_module import CudaError
 from stand_in_gpu import StandInRenderer
 from streaming import gpu_rendering
 from streaming.cuda_device import CudaDevice
-def render(requests, renderer=StandInRenderer(condition_size={condition_size})):
+def submit(requests, renderer=StandInRenderer(condition_size={condition_size})):
     if len(renderer.batches) >= 80:
         raise CudaError("cuLaunchKernel: expected success, got CUDA_ERROR_LAUNCH_FAILED")
-    return StandInRenderer.render(renderer, requests)
-renderer = render.__defaults__[0]
-renderer.render = render
+    return StandInRenderer.submit(renderer, requests)
+renderer = submit.__defaults__[0]
+renderer.submit = submit
 gpu_rendering.find_cuda_device = lambda: CudaDevice(name="A GPU", capability=(9, 0))
 cuda_raymarcher.CudaRenderer = lambda: renderer
 """

@@ -6,6 +6,7 @@ weights make of a rounding is larger than what trained ones do.
 
 from __future__ import annotations
 
+import ctypes
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -242,15 +243,46 @@ def test_i420_is_the_conversion_of_the_rgb_picture(renderer, speakers, region):
     np.testing.assert_array_equal(renderer.render([yuv])[0], expected)
 
 
+def poison(renderer, byte):
+    """Fills what pictures are drawn in and copied to."""
+    for slot in renderer._slots:
+        for memory in (slot.output, slot.scratch):
+            renderer.device.call("cuMemsetD8", memory.address, byte, memory.size)
+    renderer.device.call("cuCtxSynchronize")
+    for address, size in renderer._pinned._free:
+        ctypes.memset(address, byte, size)
+
+
+@pytest.mark.parametrize("byte", [0, 255])
+def test_launches_at_once_equal_launches_alone(renderer, speakers, byte):
+    """Three are under way all the time, of one to 30 frames, whatever stood in their memory before."""
+    batches = [requests_of(speakers, count) for count in (1, 30, 7, 16, 2, 24)]
+    alone = [renderer.render(batch) for batch in batches]
+    poison(renderer, byte)
+    under_way = []
+
+    def collect():
+        number, launch = under_way.pop(0)
+        for picture, expected in zip(renderer.collect(launch), alone[number], strict=True):
+            np.testing.assert_array_equal(picture, expected)
+        assert 0 <= renderer.kernel_ms < 1000
+
+    for turn in range(30):
+        if len(under_way) == 3:
+            collect()
+        under_way.append((turn % 6, renderer.submit(batches[turn % 6])))
+    while under_way:
+        collect()
+
+
 def test_every_byte_is_written(renderer, speakers):
     """Each picture comes out the same whatever stood in its place on the device before."""
     pictures = []
     for byte in (0, 255):
         requests = requests_of(speakers, 8)
-        renderer.render(requests)
-        for memory in (renderer._output, renderer._scratch):
-            renderer.device.call("cuMemsetD8", memory.address, byte, memory.size)
-        renderer.device.call("cuCtxSynchronize")
+        for launch in [renderer.submit(requests) for _ in range(3)]:  # all slots are made
+            renderer.collect(launch)
+        poison(renderer, byte)
         pictures.append(renderer.render(requests))
     for first, second in zip(*pictures, strict=True):
         np.testing.assert_array_equal(first, second)

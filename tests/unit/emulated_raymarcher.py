@@ -56,7 +56,7 @@ class HostScene:
         self.record = as_bytes(self.packed.with_addresses(addresses)).copy()
 
 
-def draw(library, frames, *, chunks_at_once=1, blocks=2):
+def draw(library, frames, *, blocks=2):
     """([picture, ...], (samples, passed)) of frames [(HostScene, {c2w, condition, size_px, ...}), ...]."""
     records, works, kept, pictures = np.zeros(len(frames), FRAME), [], [], [None] * len(frames)
     scenes = list({id(scene): scene for scene, _ in frames}.values())
@@ -96,7 +96,7 @@ def draw(library, frames, *, chunks_at_once=1, blocks=2):
     launch["counts"] = counters.ctypes.data
     launch["taken_chunks"] = counters[2:].ctypes.data
     launch["finished_chunks"] = counters[2 + len(frames) :].ctypes.data
-    launch["work_count"], launch["chunks_at_once"] = len(works), chunks_at_once
+    launch["work_count"] = len(works)
     assert library.shared_bytes() <= library.room_bytes()
     library.draw(ctypes.c_void_p(launch.ctypes.data), ctypes.c_uint(blocks))
     return pictures, (int(counters[0]), int(counters[1]))

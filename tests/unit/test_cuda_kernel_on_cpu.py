@@ -116,7 +116,7 @@ def test_a_ray_alone_has_eight_lanes_and_gives_the_same_bits(kernel, scene):
 def test_a_region_is_the_crop_bit_for_bit(kernel, scene, region_px):
     host, (x0, y0, x1, y1) = HostScene(scene), region_px
     (whole,), _ = draw(kernel, [(host, frame_of(scene))])
-    (part,), _ = draw(kernel, [(host, frame_of(scene, region_px=region_px))], chunks_at_once=4)
+    (part,), _ = draw(kernel, [(host, frame_of(scene, region_px=region_px))])
     np.testing.assert_array_equal(part, whole[y0:y1, x0:x1])
 
 

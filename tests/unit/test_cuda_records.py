@@ -7,10 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.synthetic_scene import make_scene
+from benchmarks.synthetic_scene import make_condition, make_pose, make_scene
 from cuda_kernels.cuda_records import (
+    FRAME,
     WIDTHS,
     background_words,
+    fill_frames,
+    frame_template,
     head_width,
     head_words,
     hidden_fragments,
@@ -18,7 +21,7 @@ from cuda_kernels.cuda_records import (
     pack_scene,
     tile_count,
 )
-from cuda_kernels.folding import SceneError, pack_grid
+from cuda_kernels.folding import SceneError, field_pose, pack_grid
 
 SMALL = {"hidden": 16, "levels": 5, "log2_rows": 10, "condition": 8, "grid_size": 32, "image_size_px": 64}
 RANDOM = np.random.default_rng(0)
@@ -106,3 +109,59 @@ def test_a_background_is_sixteen_bits_a_colour():
 @pytest.mark.parametrize(("size", "tiles"), [((16, 8), (1, 1)), ((17, 8), (2, 2)), ((512, 512), (32, 2048))])
 def test_tiles_cover_a_picture(size, tiles):
     assert tile_count(*size) == tiles
+
+
+# --------------------------------------------------------------------------------------- frames
+INPUTS = ("pose", "ambient_bias", "deform_bias", "canonical_bias")
+
+
+def filled(scene, count, at_once):
+    """(N,) of FRAME, so many filled at a time."""
+    described, frames = make_scene(**scene), np.zeros(count, FRAME)
+    packed = pack_scene(described)
+    c2w = np.stack([make_pose(0.4 * np.sin(n), 0.3 * np.cos(n)).astype(np.float64) for n in range(count)])
+    conditions = np.stack([make_condition(described, seed=n) for n in range(count)])
+    for first in range(0, count, at_once):
+        own = slice(first, first + at_once)
+        fill_frames(frames[own], packed, c2w=c2w[own], conditions=conditions[own])
+    return packed, c2w, conditions, frames
+
+
+@pytest.mark.parametrize(
+    "scene", [{**SMALL, "hidden": 64, "torso_hidden": 64}, {**SMALL, "with_torso": False}]
+)
+def test_a_frame_has_the_numbers_of_its_pose_and_condition(scene):
+    packed, c2w, conditions, frames = filled(scene, 9, 9)
+    for number, frame in enumerate(frames):
+        pose = field_pose(c2w[number], packed.camera)
+        np.testing.assert_array_equal(frame["pose"], pose.reshape(12).astype(np.float32))
+        weights = packed.head.condition_weights
+        # float32 sums of eight products in another order
+        np.testing.assert_allclose(
+            frame["ambient_bias"][: len(weights)], weights @ conditions[number], rtol=1e-5, atol=1e-6
+        )
+        assert not frame["ambient_bias"][len(weights) :].any()
+        if packed.torso is None:
+            assert not frame["deform_bias"].any()
+            assert not frame["canonical_bias"].any()
+        else:
+            for name, biases in zip(INPUTS[2:], packed.torso.biases(pose), strict=True):
+                rows = min(len(biases), len(frame[name]))
+                np.testing.assert_allclose(frame[name][:rows], biases[:rows], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 5, 16])
+def test_a_frame_is_the_same_bit_for_bit_however_many_are_filled_at_once(at_once):
+    scene = {**SMALL, "hidden": 128, "torso_hidden": 64, "condition": 64}
+    together, apart = filled(scene, 33, 33)[-1], filled(scene, 33, at_once)[-1]
+    for name in INPUTS:
+        np.testing.assert_array_equal(together[name], apart[name])
+
+
+def test_frames_of_a_kind_have_their_region_and_camera_in_common():
+    scene = pack_scene(make_scene(**SMALL))
+    frame = frame_template(scene, size_px=128, region_px=(8, 16, 40, 33), i420=False, background=77)
+    assert [int(frame[name]) for name in ("x0", "y0", "width", "height", "size_px")] == [8, 16, 32, 17, 128]
+    assert (int(frame["tiles_across"]), int(frame["tiles"]), int(frame["background"])) == (2, 6, 77)
+    assert frame["focal_px"] == np.float32(scene.camera.focal_px * 2)
+    assert (frame["pixel_px"], frame["i420"]) == (0.5, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from cuda_kernels.cuda_raymarcher import FrameRequest
 from streaming import gpu_rendering
 from streaming.cuda_device import CudaDevice
 from streaming.errors import GpuLostError, InputError, Stopped
-from streaming.gpu_rendering import RECENT_S, Gathering, GpuRaymarcher, GpuRenderer, open_gpu
+from streaming.gpu_rendering import MOST_FRAMES, RECENT_S, Gathering, GpuRaymarcher, GpuRenderer, open_gpu
 
 POSE = np.eye(4, dtype=np.float32)
 GPU = CudaDevice(name="NVIDIA H100", capability=(9, 0))
@@ -89,10 +90,9 @@ def opened():
     for gpu, renderer in made:
         renderer.may_draw.set()
         gpu.close()
-        if gpu._thread is not None:
-            gpu._thread.join(WAIT_S)
+        assert gpu.join(WAIT_S)
         assert renderer.closed == 1
-    assert not [thread for thread in threading.enumerate() if thread.name == "geneface-gpu"]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("geneface-gpu")]
 
 
 # Who is drawn with whom -------------------------------------------------------------------------------
@@ -133,8 +133,66 @@ def test_a_full_launch_waits_for_nobody():
     assert gathering.wait_s([(0, 0.0), (1, 0.0)], now_s=0.0) == 0.0
 
 
+def flying(count, *, frames=1, kernel_ms=8.0, at_s=0.0, **options):
+    """A gathering that knows what a frame takes and has launches under way."""
+    gathering = Gathering(gather_s=0.0025, lead_s=0.001, **options)
+    gathering.submitted(1, now_s=at_s)
+    gathering.collected(kernel_ms, now_s=at_s)
+    for asker in range(100, 110):
+        gathering.asked(asker, now_s=at_s)
+    for _ in range(count):
+        gathering.submitted(frames, now_s=at_s)
+    return gathering
+
+
+def test_while_the_gpu_draws_frames_gather_until_shortly_before_it_ends():
+    gathering = flying(1, frames=2, kernel_ms=8.0)
+    assert gathering.wait_s([(100, 0.0)], now_s=0.0) == pytest.approx(0.015)
+    assert gathering.wait_s([(100, 0.0)], now_s=0.014) == pytest.approx(0.001)
+    assert gathering.wait_s([(100, 0.0)], now_s=0.016) == 0.0
+    assert gathering.wait_s([(who, 0.0) for who in range(100, 110)], now_s=0.0) == 0.0  # nobody is missing
+
+
+def test_what_has_waited_behind_a_launch_that_ended_does_not_wait_again():
+    gathering = flying(1, kernel_ms=40.0)
+    assert gathering.wait_s([(100, 0.001)], now_s=0.002) > 0.03
+    gathering.collected(10.0, now_s=0.01)  # sooner than was expected
+    assert gathering.wait_s([(100, 0.001)], now_s=0.01) == 0.0
+
+
+def test_behind_two_launches_all_wait_for_one_to_end():
+    gathering = flying(2, kernel_ms=8.0)
+    everyone = [(who, 0.0) for who in range(100, 200)]
+    assert gathering.wait_s(everyone, now_s=0.0) is None
+    assert not gathering.heeds(1000)
+    gathering.collected(8.0, now_s=0.009)
+    assert gathering.wait_s(everyone[:3], now_s=0.009) == pytest.approx(0.007)  # the other began just now
+
+
+def test_a_first_launch_of_which_nothing_is_known_holds_up_nobody():
+    gathering = Gathering(gather_s=60)
+    for asker in (1, 2, 3):
+        gathering.asked(asker, now_s=0.0)
+    gathering.submitted(1, now_s=0.0)
+    assert gathering.wait_s([(2, 0.0)], now_s=0.0) == 0.0
+
+
+def test_a_launch_that_failed_says_nothing_of_what_a_frame_takes():
+    gathering = flying(2, kernel_ms=8.0)
+    gathering.collected(0.0, now_s=0.0)
+    assert gathering.wait_s([(100, 0.0)], now_s=0.0) == pytest.approx(0.007)
+
+
+def test_who_asks_is_heeded_only_where_that_may_change_anything():
+    gathering = flying(0, most_frames=4)
+    assert gathering.wait_s([], now_s=0.0) is None
+    assert gathering.heeds(1)
+    assert gathering.wait_s([(100, 0.0)], now_s=0.0) > 0
+    assert [gathering.heeds(waiting) for waiting in (2, 3, 4)] == [False, False, True]
+
+
 def test_what_sessions_of_all_speakers_ask_for_meanwhile_is_one_launch_and_each_gets_its_own(opened):
-    gathering, told = CountedGathering(), []
+    gathering, told = CountedGathering(most_flying=1), []
     gpu, renderer = opened(gathering=gathering, observe=lambda *seen: told.append(seen))
     speakers = [StandInScene(0), StandInScene(100)]
     renderer.may_draw.clear()
@@ -154,7 +212,7 @@ def test_what_sessions_of_all_speakers_ask_for_meanwhile_is_one_launch_and_each_
 
 def test_sessions_that_are_known_are_waited_for(opened):
     """Were they not, or were the last not enough, this would take an hour."""
-    gathering = CountedGathering(gather_s=3600)
+    gathering = CountedGathering(gather_s=3600, most_flying=1)
     gpu, renderer = opened(gathering=gathering, clock=ManualClock())
     renderer.may_draw.clear()
     first = Asker(gpu, StandInScene(), 1, frames=3)
@@ -172,7 +230,7 @@ def test_sessions_that_are_known_are_waited_for(opened):
 
 
 def test_the_oldest_go_first_where_one_launch_has_no_room_for_all(opened):
-    gathering = CountedGathering(most_frames=3)
+    gathering = CountedGathering(most_frames=3, most_flying=1)
     gpu, renderer = opened(gathering=gathering)
     renderer.may_draw.clear()
     askers = [Asker(gpu, StandInScene(), 1)]
@@ -184,6 +242,127 @@ def test_the_oldest_go_first_where_one_launch_has_no_room_for_all(opened):
     renderer.may_draw.set()
     assert [asker.result() for asker in askers] == [{number} for number in range(1, 10)]
     assert renderer.batches == [[1], [2, 3, 4], [5, 6, 7], [8, 9]]
+
+
+# Two launches at once ---------------------------------------------------------------------------------
+
+
+def two_flying(gpu, renderer, gathering, *, third=False):
+    """Askers whose launches the GPU has, and one who waits behind them."""
+    renderer.may_draw.clear()
+    askers = []
+    for number in (1, 2):
+        askers.append(Asker(gpu, StandInScene(), number))
+        assert renderer.drawing.acquire(timeout=WAIT_S)
+        assert gathering.counted.acquire(timeout=WAIT_S)
+    if third:
+        askers.append(Asker(gpu, StandInScene(), 3))
+        assert gathering.counted.acquire(timeout=WAIT_S)
+    return askers
+
+
+def test_a_second_launch_is_submitted_before_the_first_has_ended_and_no_third(opened):
+    gathering = CountedGathering()
+    gpu, renderer = opened(gathering=gathering)
+    askers = two_flying(gpu, renderer, gathering, third=True)
+    assert (renderer.batches, renderer.collected) == ([[1], [2]], [])
+    renderer.may_draw.set()
+    assert [asker.result() for asker in askers] == [{1}, {2}, {3}]
+    assert renderer.batches == renderer.collected == [[1], [2], [3]]
+
+
+def test_a_gpu_that_fails_at_the_first_of_two_launches_is_lost_to_both_and_to_who_waits(opened):
+    gathering = CountedGathering()
+    gpu, renderer = opened(gathering=gathering)
+    askers = two_flying(gpu, renderer, gathering, third=True)
+    renderer.failure = CudaError("cuEventSynchronize: expected success, got CUDA_ERROR_ILLEGAL_ADDRESS")
+    renderer.may_draw.set()
+    errors = [asker.result() for asker in askers]
+    assert [type(error) for error in errors] == [GpuLostError] * 3
+    assert len({id(error) for error in errors}) == 3
+    assert gpu.join(WAIT_S)
+    assert (renderer.batches, renderer.closed) == ([[1], [2]], 1)
+
+
+def test_a_gpu_that_refuses_the_second_launch_is_lost_to_the_first_too(opened):
+    gathering = CountedGathering()
+    gpu, renderer = opened(gathering=gathering)
+    renderer.may_draw.clear()
+    first = Asker(gpu, StandInScene(), 1)
+    assert renderer.drawing.acquire(timeout=WAIT_S)
+    renderer.submit_failure = CudaError("cuMemAlloc: expected success, got CUDA_ERROR_OUT_OF_MEMORY")
+    second = Asker(gpu, StandInScene(), 2)
+    assert [type(asker.result()) for asker in (first, second)] == [GpuLostError] * 2
+    renderer.may_draw.set()
+    assert gpu.join(WAIT_S)
+    assert "OUT_OF_MEMORY" in gpu.lost
+
+
+def test_a_fault_of_the_program_in_the_first_of_two_launches_leaves_the_second_alone(opened):
+    class FailsOnce(StandInRenderer):
+        def collect(self, launch):
+            pictures = super().collect(launch)
+            if len(self.collected) == 1:
+                raise ValueError("no such scene")
+            return pictures
+
+    gathering = CountedGathering()
+    gpu, renderer = opened(FailsOnce(), gathering=gathering)
+    askers = two_flying(gpu, renderer, gathering)
+    renderer.may_draw.set()
+    assert str(askers[0].result()) == "drawing on the GPU failed: no such scene"
+    assert askers[1].result() == {2}
+    assert not gpu.lost
+
+
+def test_a_close_hands_out_what_the_gpu_has_and_stops_who_waits(opened):
+    gathering = CountedGathering()
+    gpu, renderer = opened(gathering=gathering)
+    askers = two_flying(gpu, renderer, gathering, third=True)
+    closing = threading.Thread(target=gpu.close)
+    closing.start()
+    assert isinstance(askers[2].result(), Stopped)
+    renderer.may_draw.set()
+    closing.join(WAIT_S)
+    assert [asker.result() for asker in askers[:2]] == [{1}, {2}]
+    assert gpu.join(WAIT_S)
+    assert renderer.closed == 1
+
+
+def test_both_launches_of_a_gpu_that_hangs_hear_of_the_close(opened, monkeypatch):
+    monkeypatch.setattr(gpu_rendering, "_JOIN_S", 0.01)
+    gathering = CountedGathering()
+    gpu, renderer = opened(gathering=gathering, hang_s=3600)
+    askers = two_flying(gpu, renderer, gathering, third=True)
+    gpu.close()
+    assert [type(asker.result()) for asker in askers] == [Stopped] * 3
+    assert renderer.closed == 0
+
+
+def test_pictures_are_copied_and_those_of_the_renderer_let_go(opened):
+    class Keeps(StandInRenderer):
+        def collect(self, launch):
+            pictures = super().collect(launch)
+            self.drawn = [weakref.ref(picture) for picture in pictures]
+            return pictures
+
+    gpu, renderer = opened(Keeps())
+    out = np.zeros((16, 16, 3), np.uint8)
+    given = FrameRequest(scene=StandInScene(), c2w=POSE, condition=condition(7), size_px=16, out=out)
+    pictures = gpu.draw([given, request(StandInScene(), 8)])
+    assert pictures[0] is out
+    assert [np.unique(picture).tolist() for picture in pictures] == [[7], [8]]
+    gpu.close()
+    assert [reference() for reference in renderer.drawn] == [None, None]
+
+
+def test_many_sessions_get_every_picture_of_their_own(opened):
+    """Launches pass each other by the hundred, while threads ask as fast as they are answered."""
+    gpu, renderer = opened()
+    askers = [Asker(gpu, StandInScene(), number, frames=50) for number in range(1, 25)]
+    assert [asker.result() for asker in askers] == [{number} for number in range(1, 25)]
+    assert sum(len(batch) for batch in renderer.batches) == 24 * 50
+    assert renderer.collected == renderer.batches
 
 
 # Failures ---------------------------------------------------------------------------------------------
@@ -224,12 +403,12 @@ def test_a_gpu_that_fails_is_lost_to_all_who_ask_and_told_once(opened, caplog, t
     errors = [asker.result() for asker in askers]
     assert [(type(error), str(error)) for error in errors] == [(GpuLostError, text)] * 3
     assert len({id(error) for error in errors}) == 3  # a traceback belongs to one thread
-    assert renderer.batches == [[1]]
+    assert [len(batch) for batch in renderer.batches] in ([1], [1, 1], [1, 2])  # none after the failure
     for ask in (lambda: gpu.draw([request(StandInScene(), 4)]), lambda: gpu.load(StandInScene())):
         with pytest.raises(GpuLostError, match="CUDA_ERROR"):
             ask()
     raymarcher.close()  # without a word to the device
-    gpu._thread.join(WAIT_S)
+    assert gpu.join(WAIT_S)
     assert renderer.closed == 1
     assert (lost, gpu.lost) == ([text], text)
     gpu.when_lost(lost.append)  # too late to hear of it otherwise
@@ -247,7 +426,7 @@ def test_a_gpu_that_hangs_is_lost_and_holds_up_nobody_s_end(opened, monkeypatch,
     assert "is left behind" in caplog.text
     assert renderer.closed == 0  # it might never return
     renderer.may_draw.set()  # it does, after all
-    gpu._thread.join(WAIT_S)
+    assert gpu.join(WAIT_S)
     assert renderer.closed == 1
 
 
@@ -275,7 +454,7 @@ def test_a_fault_of_the_program_fails_its_launch_and_no_other(opened, caplog):
 def test_an_observer_that_fails_loses_the_gpu_and_is_logged(opened, caplog):
     gpu, _ = opened(observe=lambda *_: 1 / 0)
     gpu.draw([request(StandInScene(), 1)])
-    gpu._thread.join(WAIT_S)
+    assert gpu.join(WAIT_S)
     assert gpu.lost == "its thread failed, the log says why"
     assert "ZeroDivisionError" in caplog.text
 
@@ -347,7 +526,7 @@ def test_a_frame_s_time_is_measured_among_others(opened):
     gpu, renderer = opened()
     raymarcher = GpuRaymarcher(gpu, StandInScene())
     spent_ms = raymarcher.frame_ms(poses=np.stack([POSE] * 3), condition=condition(0), size_px=16)
-    assert [len(batch) for batch in renderer.batches] == [8] * 4
+    assert [len(batch) for batch in renderer.batches] == [MOST_FRAMES] * 8  # each time two launches
     assert 0 < spent_ms < WAIT_S * 1000
 
 

@@ -17,7 +17,7 @@ from cuda_kernels.folding import SceneError
 from models.speaker import BundleError, UnknownSpeakerError, read_settings
 from streaming import file_run, speaker_host
 from streaming.errors import InputError
-from streaming.gpu_rendering import GpuRenderer
+from streaming.gpu_rendering import MOST_FRAMES, GpuRenderer
 from streaming.media_schedule import LARGEST_ALLOWANCE_TICKS, SMALLEST_ALLOWANCE_TICKS, allowance_ticks_for
 from streaming.networks import SharedFeatures, SpeakerNetworks
 from streaming.render_size import FrameCost
@@ -283,7 +283,7 @@ def test_a_gpu_draws_the_bundle_s_size_finished_and_costs_one_thread(speakers, r
     cost = host.costs[512]
     assert host.gpu_ms == cost.render_ms > 0
     assert host.core_ms(512) == pytest.approx(cost.render_ms + cost.other_ms)
-    assert max(len(batch) for batch in renderer.batches) == 8  # it was measured in company
+    assert max(len(batch) for batch in renderer.batches) == MOST_FRAMES  # it was measured in company
     drawing = host.make_renderer(512)
     assert drawing.draws_finished
     assert not drawing.draws_mouth_apart
