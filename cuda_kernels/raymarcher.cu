@@ -396,6 +396,7 @@ DEVICE void draw_rays(const Launch& launch, const Scene& scene, const Frame& fra
         samples_at_once *= 2;
         rays_at_once /= 2;
       }
+      __syncwarp();  // the stack, whose place the list takes, has been read
       if (((rays >> lane) & 1u) != 0u) memory.list[lanes_below(rays, lane)] = static_cast<u32>(lane);
       __syncwarp();
       slot = lane % rays_at_once;

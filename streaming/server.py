@@ -19,7 +19,7 @@ from models.speaker import list_speakers
 
 from . import file_run, memory
 from .access import Access
-from .admission import Admission
+from .admission import MOST_SESSIONS, Admission
 from .app import AppSettings, AvatarApp
 from .cores import usable_cores
 from .errors import InputError, Stopped
@@ -112,7 +112,7 @@ def serve(settings: StreamSettings, *, say: Callable[[str], None], stopped: Call
                     ),
                     bitrate=settings.bitrate_kbps * 1000,
                 ),
-                Admission(cores=cores, most_sessions=settings.max_sessions or None),
+                Admission(cores=cores, most_sessions=settings.max_sessions or MOST_SESSIONS),
                 metrics,
                 speakers=SpeakerList(functools.partial(list_speakers, speakers_dir=settings.speakers_dir)),
                 on_cpu=on_cpu,

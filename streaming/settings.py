@@ -248,7 +248,7 @@ class StreamSettings:
         int,
         Option(
             parse=int,
-            help="at most so many at once; 0: as many as this machine draws",
+            help="at most so many at once; 0: as many as this machine draws, 8 at most",
             metavar="N",
             group=SERVER,
         ),
