@@ -483,46 +483,6 @@ def _torso_inputs(torso: FoldedTorso, pose: F64) -> F64:
     return inputs
 
 
-def fill_frame(
-    record: Record,
-    scene: PackedScene,
-    *,
-    c2w: npt.NDArray[np.float64],
-    condition: F32,
-    size_px: int,
-    region_px: tuple[int, int, int, int],
-    i420: bool,
-    first_tile: int,
-    background: int,
-    pixels: int,
-    done: int,
-    out: int,
-) -> int:
-    """Writes a FRAME record; the number of its tiles.
-
-    Args:
-        record: () of FRAME.
-        scene: whose frame it is.
-        c2w: (4, 4) camera to head space.
-        condition: (C,).
-        size_px: side of the whole picture.
-        region_px: x0 y0 x1 y1, the part of it that is drawn.
-        i420: planar YUV instead of RGB.
-        first_tile: of the frame, among the tiles of its work.
-        background: address of `background_words` of that size.
-        pixels: address of PIXEL_BYTES for each pixel of the region.
-        done: address of four bytes for each chunk, zero.
-        out: address of the picture's bytes.
-    """
-    frames = np.empty(1, FRAME)
-    frames[0] = frame_template(scene, size_px=size_px, region_px=region_px, i420=i420, background=background)
-    fill_frames(frames, scene, c2w=c2w[None], conditions=condition[None])
-    frames["first_tile"], frames["pixels"], frames["done"], frames["out"] = first_tile, pixels, done, out
-    for name in FRAME.names or ():
-        record[name] = frames[0][name]
-    return int(frames[0]["tiles"])
-
-
 def as_bytes(array: npt.NDArray[np.generic] | Record) -> U8:
     """The array's bytes, flat."""
     return np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)

@@ -3,7 +3,7 @@
 // First the rays. A warp takes chunks of 32 of a frame and marches each ray to its first occupied lattice point;
 // those that have one go on a stack. 32 samples at a time pass through grids and networks, one a lane; where a
 // ray has ended the next from the stack follows, so that the matrix products stay full. What a ray saw is written
-// to the frame's pixels and counted in its tile.
+// to the frame's pixels and counted in its chunk.
 //
 // When no rays are left to take, those in hand move together, and the lanes that this frees take their next samples:
 // up to eight lanes have consecutive samples of one ray, some of them in vain behind the one that ends it. The

@@ -17,7 +17,8 @@ from cuda_kernels.cuda_records import (
     WORK,
     as_bytes,
     background_words,
-    fill_frame,
+    fill_frames,
+    frame_template,
     pack_scene,
     tile_count,
 )
@@ -54,6 +55,18 @@ class HostScene:
         self.arrays = {name: np.ascontiguousarray(array) for name, array in self.packed.arrays.items()}
         addresses = {name: array.ctypes.data for name, array in self.arrays.items()}
         self.record = as_bytes(self.packed.with_addresses(addresses)).copy()
+
+
+def fill_frame(record, scene, *, c2w, condition, size_px, region_px, i420, background, **addresses):
+    """Writes one record as a launch writes many; the number of its tiles."""
+    frames = np.empty(1, FRAME)
+    frames[0] = frame_template(scene, size_px=size_px, region_px=region_px, i420=i420, background=background)
+    fill_frames(frames, scene, c2w=c2w[None], conditions=condition[None])
+    for name, value in addresses.items():
+        frames[name] = value
+    for name in FRAME.names:
+        record[name] = frames[0][name]
+    return int(frames[0]["tiles"])
 
 
 def draw(library, frames, *, blocks=2):
