@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -217,20 +218,10 @@ class Head(nn.Module):
         max_steps = config.max_steps if max_steps is None else max_steps
         box = self.aabb_train if self.training else self.aabb_infer
         near, far = near_far(rays_o, rays_d, box, min_near=config.min_near)
-        if self.kernels and not accumulate:
-            return torch_kernels.march(
-                rays_o,
-                rays_d,
-                near,
-                far,
-                self.occupancy,
-                points=self.points,
-                max_steps=max_steps,
-                bound=config.bound,
-                capacity=capacity,
-                phase=phase,
-            )
-        return march_packed(
+        # The kernel multiplies the lattice's points out; only the twin can add them up.
+        kernels = self.kernels and not accumulate
+        march = torch_kernels.march if kernels else partial(march_packed, accumulate=accumulate)
+        return march(
             rays_o,
             rays_d,
             near,
@@ -241,15 +232,12 @@ class Head(nn.Module):
             bound=config.bound,
             capacity=capacity,
             phase=phase,
-            accumulate=accumulate,
         )
 
     def composite(self, values: Tensor, marched: Marched) -> Rays:
         """What the marched rays see of (M, 5) values: density, red, green, blue, ambient motion."""
-        step, stop = self.step, self.config.stop_transmittance
-        if self.kernels:
-            return torch_kernels.composite_packed(values, marched, step=step, stop_transmittance=stop)
-        return composite_packed(values, marched, step=step, stop_transmittance=stop)
+        composited = torch_kernels.composite_packed if self.kernels else composite_packed
+        return composited(values, marched, step=self.step, stop_transmittance=self.config.stop_transmittance)
 
     def forward(
         self,
