@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import math
 import threading
 import time
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .cpu_raymarcher import MAX_SIZE_PX, MIN_SIZE_PX, RenderInputError
+from .cuda_memory import DeviceMemory, Lease, PinnedBuffer, PinnedPool
 from .cuda_module import CudaDevice, CudaError, machine_code
 from .cuda_records import (
     CHUNKS_A_TILE,
@@ -45,11 +45,6 @@ _LEAST_INPUT_BYTES, _LEAST_PICTURES_BYTES, _LEAST_SCRATCH_BYTES = 1 << 17, 1 << 
 
 def _aligned(size: int) -> int:
     return -(-size // _ALIGNMENT) * _ALIGNMENT
-
-
-def _grown(size: int, least: int) -> int:
-    """The next power of two: what grows frame by frame is made anew a few times, not at each."""
-    return 1 << (max(size, least) - 1).bit_length()
 
 
 class CudaScene:
@@ -192,126 +187,6 @@ class _Kind:
         )
 
 
-class _Buffer:
-    """Bytes in pinned memory and as many on the device; grows, never shrinks."""
-
-    def __init__(self, device: CudaDevice, least: int) -> None:
-        self._device, self._least = device, least
-        self.size = self.pinned = self.address = 0
-
-    def reserve(self, size: int) -> None:
-        """Makes room for so many bytes; what was in it is lost if it grows."""
-        if size > self.size:
-            size = _grown(size, self._least)
-            self.free()
-            self.pinned = self._device.allocate_pinned(size)
-            self.address = self._device.allocate(size)
-            self.size = size
-
-    def bytes_at(self, start: int, size: int) -> U8:
-        """The pinned bytes, shared."""
-        return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(self.pinned + start))
-
-    def free(self) -> None:
-        """Gives both back."""
-        if self.pinned:
-            self._device.free_pinned(self.pinned)
-        if self.address:
-            self._device.free(self.address)
-        self.size = self.pinned = self.address = 0
-
-
-class _DeviceMemory:
-    """Bytes on the device; grows, never shrinks."""
-
-    def __init__(self, device: CudaDevice, least: int) -> None:
-        self._device, self._least = device, least
-        self.size = self.address = 0
-
-    def reserve(self, size: int) -> None:
-        """Makes room for so many bytes; what was in it is lost if it grows."""
-        if size > self.size:
-            size = _grown(size, self._least)
-            self.free()
-            self.address = self._device.allocate(size)
-            self.size = size
-
-    def free(self) -> None:
-        """Gives it back."""
-        if self.address:
-            self._device.free(self.address)
-        self.size = self.address = 0
-
-
-class _Lease:
-    """Pinned bytes of one launch's pictures; they go back once no array shows them any more."""
-
-    def __init__(self, pool: _PinnedPool, address: int, size: int) -> None:
-        self._pool, self._address, self._size = pool, address, size
-        self.__array_interface__ = {
-            "shape": (size,),
-            "typestr": "|u1",
-            "data": (address, False),
-            "version": 3,
-        }
-
-    @property
-    def address(self) -> int:
-        """Where the bytes are."""
-        return self._address
-
-    def __del__(self) -> None:
-        self._pool.take_back(self._address, self._size)
-
-
-class _PinnedPool:
-    """Pinned memory that pictures come out to; it outlives the renderer as long as an array shows it."""
-
-    def __init__(self, device: CudaDevice) -> None:
-        self._device = device
-        self._lock = threading.RLock()  # a lease may end wherever an array is let go, here too
-        self._free: list[tuple[int, int]] = []  # (address, size)
-        self._leased = 0
-        self._closed = False
-
-    def lease(self, size: int) -> _Lease:
-        """At least so many bytes."""
-        with self._lock:
-            fitting = [block for block in self._free if block[1] >= size]
-            if fitting:
-                address, size = min(fitting, key=lambda block: block[1])
-                self._free.remove((address, size))
-            else:
-                while self._free:  # too small, and what is asked for grows
-                    self._device.free_pinned(self._free.pop()[0])
-                size = _grown(size, _LEAST_PICTURES_BYTES)
-                address = self._device.allocate_pinned(size)
-            self._leased += 1
-            return _Lease(self, address, size)
-
-    def take_back(self, address: int, size: int) -> None:
-        """Takes what was leased; the last one of a closed renderer closes the device."""
-        with self._lock:
-            self._leased -= 1
-            self._free.append((address, size))
-            if self._closed:
-                with contextlib.suppress(CudaError):  # a failed device's memory goes with the process
-                    self._end()
-
-    def close(self) -> None:
-        """Gives all back and closes the device, now or with the last lease."""
-        with self._lock:
-            self._closed = True
-            self._end()
-
-    def _end(self) -> None:
-        self._device.make_current()
-        while self._free:
-            self._device.free_pinned(self._free.pop()[0])
-        if self._leased == 0:
-            self._device.close()
-
-
 class _Slot:
     """Where one launch at a time is drawn: a stream, and memory of its own."""
 
@@ -320,9 +195,9 @@ class _Slot:
         self.stream = device.create_stream()
         self.begin, self.end = (device.create_event(timed=True) for _ in range(2))  # of the kernels
         self.done = device.create_event(timed=False)
-        self.input = _Buffer(device, _LEAST_INPUT_BYTES)
-        self.output = _DeviceMemory(device, _LEAST_PICTURES_BYTES)
-        self.scratch = _DeviceMemory(device, _LEAST_SCRATCH_BYTES)
+        self.input = PinnedBuffer(device, _LEAST_INPUT_BYTES)
+        self.output = DeviceMemory(device, _LEAST_PICTURES_BYTES)
+        self.scratch = DeviceMemory(device, _LEAST_SCRATCH_BYTES)
 
     def free(self) -> None:
         """Gives all back; nothing of it may be in use."""
@@ -341,7 +216,7 @@ class Launch:
         self.sizes_px: dict[CudaScene, set[int]] = {}
         for request in requests:
             self.sizes_px.setdefault(request.scene, set()).add(request.size_px)
-        self.lease: _Lease | None = None
+        self.lease: Lease | None = None
         self.pictures: list[tuple[int, int, tuple[int, ...]]] = []  # (first byte, bytes, shape) in the lease
         self.counts_at = 0  # in the lease
 
@@ -367,7 +242,7 @@ class CudaRenderer:
         """Samples that it took through the networks, those of lanes without a ray among them."""
         self.kernel_ms = 0.0
         """Time that its kernels took on the GPU, without what they shared with those of the one before."""
-        self._pinned = _PinnedPool(self.device)
+        self._pinned = PinnedPool(self.device, _LEAST_PICTURES_BYTES)
         self._scenes: list[CudaScene] = []
         self._slots: list[_Slot] = []
         self._free_slots: list[_Slot] = []

@@ -1,0 +1,138 @@
+"""Memory that launches use again: on the device, pinned beside it, and what pictures come out to."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import threading
+
+import numpy as np
+
+from .cuda_module import CudaDevice, CudaError
+from .scene import U8
+
+
+def _grown(size: int, least: int) -> int:
+    """The next power of two: what grows frame by frame is made anew a few times, not at each."""
+    return 1 << (max(size, least) - 1).bit_length()
+
+
+class PinnedBuffer:
+    """Bytes in pinned memory and as many on the device; grows, never shrinks."""
+
+    def __init__(self, device: CudaDevice, least: int) -> None:
+        self._device, self._least = device, least
+        self.size = self.pinned = self.address = 0
+
+    def reserve(self, size: int) -> None:
+        """Makes room for so many bytes; what was in it is lost if it grows."""
+        if size > self.size:
+            size = _grown(size, self._least)
+            self.free()
+            self.pinned = self._device.allocate_pinned(size)
+            self.address = self._device.allocate(size)
+            self.size = size
+
+    def bytes_at(self, start: int, size: int) -> U8:
+        """The pinned bytes, shared."""
+        return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(self.pinned + start))
+
+    def free(self) -> None:
+        """Gives both back."""
+        if self.pinned:
+            self._device.free_pinned(self.pinned)
+        if self.address:
+            self._device.free(self.address)
+        self.size = self.pinned = self.address = 0
+
+
+class DeviceMemory:
+    """Bytes on the device; grows, never shrinks."""
+
+    def __init__(self, device: CudaDevice, least: int) -> None:
+        self._device, self._least = device, least
+        self.size = self.address = 0
+
+    def reserve(self, size: int) -> None:
+        """Makes room for so many bytes; what was in it is lost if it grows."""
+        if size > self.size:
+            size = _grown(size, self._least)
+            self.free()
+            self.address = self._device.allocate(size)
+            self.size = size
+
+    def free(self) -> None:
+        """Gives it back."""
+        if self.address:
+            self._device.free(self.address)
+        self.size = self.address = 0
+
+
+class Lease:
+    """Pinned bytes of one launch's pictures; they go back once no array shows them any more."""
+
+    def __init__(self, pool: PinnedPool, address: int, size: int) -> None:
+        self._pool, self._address, self._size = pool, address, size
+        self.__array_interface__ = {
+            "shape": (size,),
+            "typestr": "|u1",
+            "data": (address, False),
+            "version": 3,
+        }
+
+    @property
+    def address(self) -> int:
+        """Where the bytes are."""
+        return self._address
+
+    def __del__(self) -> None:
+        """Gives the bytes back."""
+        self._pool.take_back(self._address, self._size)
+
+
+class PinnedPool:
+    """Pinned memory that pictures come out to; it outlives the renderer as long as an array shows it."""
+
+    def __init__(self, device: CudaDevice, least: int) -> None:
+        self._device, self._least = device, least
+        self._lock = threading.RLock()  # a lease may end wherever an array is let go, here too
+        self._free: list[tuple[int, int]] = []  # (address, size)
+        self._leased = 0
+        self._closed = False
+
+    def lease(self, size: int) -> Lease:
+        """At least so many bytes."""
+        with self._lock:
+            fitting = [block for block in self._free if block[1] >= size]
+            if fitting:
+                address, size = min(fitting, key=lambda block: block[1])
+                self._free.remove((address, size))
+            else:
+                while self._free:  # too small, and what is asked for grows
+                    self._device.free_pinned(self._free.pop()[0])
+                size = _grown(size, self._least)
+                address = self._device.allocate_pinned(size)
+            self._leased += 1
+            return Lease(self, address, size)
+
+    def take_back(self, address: int, size: int) -> None:
+        """Takes what was leased; the last one of a closed renderer closes the device."""
+        with self._lock:
+            self._leased -= 1
+            self._free.append((address, size))
+            if self._closed:
+                with contextlib.suppress(CudaError):  # a failed device's memory goes with the process
+                    self._end()
+
+    def close(self) -> None:
+        """Gives all back and closes the device, now or with the last lease."""
+        with self._lock:
+            self._closed = True
+            self._end()
+
+    def _end(self) -> None:
+        self._device.make_current()
+        while self._free:
+            self._device.free_pinned(self._free.pop()[0])
+        if self._leased == 0:
+            self._device.close()
