@@ -1,7 +1,9 @@
-# make run | video | test | check | bench | clean. Each sets up what it needs; the second time that takes no time.
+# make run | video | test | check | bench | lock | sbom | clean. Each sets up what it needs; the second time that
+# takes no time.
 #
-# Two environments: .venv-run holds what the program needs to speak (no torch),
-# .venv what it takes to train, test and measure.
+# Two environments: .venv-run holds what the program needs to speak (no torch), .venv what it takes to train, test
+# and measure. What they install is locked in requirements/, by version and hash; `make lock && make test` lets in
+# what is newer.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -9,16 +11,18 @@ SHELL := /bin/bash
 
 RUN_ENV := .venv-run
 DEV_ENV := .venv
+LOCK_ENV := .venv-lock
 SPEAKER ?= May
 INPUT ?= examples/hello.wav
 OUTPUT ?= talking.mp4
+LOCK ?= requirements/run.txt
 
 # The first Python on the path that is new enough; PYTHON=... names another.
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python3.14 python,\
 	$(if $(shell command -v $(p) >/dev/null 2>&1 && \
 		$(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo yes),$(p))))
 
-.PHONY: help run video test check bench clean
+.PHONY: help run video test check bench lock sbom clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,24 +51,48 @@ bench: $(DEV_ENV)/.installed ## measure renderer, pipeline and live latency on t
 	$(DEV_ENV)/bin/python -m benchmarks.latency --speaker $(SPEAKER) --audio $(INPUT)
 
 clean: ## remove the environments and what tools left behind
-	rm -rf $(RUN_ENV) $(DEV_ENV) node_modules build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(RUN_ENV) $(DEV_ENV) $(LOCK_ENV) node_modules build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
-$(RUN_ENV)/.installed: pyproject.toml
-	$(call install,$(RUN_ENV),.)
+# uv resolves once for every platform and Python from 3.11 on; each lock is a part of that one resolution.
+UV_COMPILE = $(LOCK_ENV)/bin/uv pip compile pyproject.toml --group build --quiet --universal --fork-strategy fewest \
+	--python-version 3.11 --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
 
-$(DEV_ENV)/.installed: pyproject.toml
-	$(call install,$(DEV_ENV),.[train$(comma)dev])
+lock: $(LOCK_ENV)/bin/uv ## take the newest releases that pyproject.toml allows into requirements/
+	$(UV_COMPILE) --upgrade --extra train --extra dev --extra cuda --no-header --output-file requirements/.all.txt
+	$(UV_COMPILE) --generate-hashes --constraints requirements/.all.txt --output-file requirements/run.txt
+	$(UV_COMPILE) --generate-hashes --constraints requirements/.all.txt --extra cuda --output-file requirements/cuda.txt
+	$(UV_COMPILE) --generate-hashes --constraints requirements/.all.txt --extra train --extra dev \
+		--output-file requirements/dev.txt
+	@rm requirements/.all.txt
 
-comma := ,
+$(LOCK_ENV)/bin/uv:
+	$(call create,$(LOCK_ENV))
+	$(LOCK_ENV)/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.8'
 
-# install ENVIRONMENT,REQUIREMENT
-define install
+sbom: $(DEV_ENV)/.installed ## write sbom.cdx.json: what LOCK installs, as CycloneDX
+	$(DEV_ENV)/bin/python -W ignore::UserWarning -m cyclonedx_py requirements $(LOCK) --pyproject pyproject.toml --mc-type application \
+		--output-reproducible --spec-version 1.6 --output-file sbom.cdx.json
+
+$(RUN_ENV)/.installed: pyproject.toml requirements/run.txt
+	$(call install,$(RUN_ENV),requirements/run.txt)
+
+$(DEV_ENV)/.installed: pyproject.toml requirements/dev.txt
+	$(call install,$(DEV_ENV),requirements/dev.txt)
+
+# create ENVIRONMENT
+define create
 @if [ -z "$(PYTHON)" ]; then \
 	echo "Python 3.11 or newer was not found; install it, or name it: make PYTHON=/path/to/python3" >&2; exit 2; fi
 @if [ ! -x $(1)/bin/python ]; then \
 	echo "Creating $(1) with $$($(PYTHON) --version)"; \
 	$(PYTHON) -m venv $(1) || { \
 		rm -rf $(1); echo "$(PYTHON) cannot create environments; on Debian: apt-get install python3-venv" >&2; exit 2; }; fi
-$(1)/bin/python -m pip install --quiet --disable-pip-version-check -e '$(2)'
+endef
+
+# install ENVIRONMENT,LOCK
+define install
+$(call create,$(1))
+$(1)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(2)
+$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 @touch $@
 endef

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torchaudio
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -27,6 +26,7 @@ from models.hubert import (
 )
 from models.settings import show
 from models.speaker import FEATURE_HOP_SAMPLES, FEATURE_SAMPLES
+from models.torchaudio_pair import import_torchaudio
 
 from .graphs import with_small_weights, without_notes
 from .restricted_pickle import read_torch
@@ -81,7 +81,7 @@ def load_hubert(source: Path | None, *, config: HubertConfig | None = None) -> H
 
 def _downloaded() -> dict[str, Tensor]:
     try:
-        network = torchaudio.pipelines.HUBERT_ASR_LARGE.get_model()
+        network = import_torchaudio().pipelines.HUBERT_ASR_LARGE.get_model()
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         raise HubertError(
             f"HuBERT: expected to download torchaudio's HUBERT_ASR_LARGE, got {show(str(error))}; "

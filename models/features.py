@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchaudio.functional import melscale_fbanks
+
+from .torchaudio_pair import import_torchaudio
 
 SAMPLE_RATE_HZ = 16000
 FRAME_SAMPLES = 640
@@ -82,15 +83,19 @@ class LogMel(nn.Module):
         self.dimension = config.bands
         self.left_context_samples = config.window_samples - config.hop_samples
         size = config.window_samples
-        filters = melscale_fbanks(  # (bins, bands), Slaney's scale, each of unit area over frequency
-            n_freqs=size // 2 + 1,
-            f_min=config.lowest_hz,
-            f_max=config.highest_hz,
-            n_mels=config.bands,
-            sample_rate=config.sample_rate_hz,
-            norm="slaney",
-            mel_scale="slaney",
-        ).numpy()
+        filters = (
+            import_torchaudio()
+            .functional.melscale_fbanks(  # (bins, bands), Slaney's scale, each of unit area over frequency
+                n_freqs=size // 2 + 1,
+                f_min=config.lowest_hz,
+                f_max=config.highest_hz,
+                n_mels=config.bands,
+                sample_rate=config.sample_rate_hz,
+                norm="slaney",
+                mel_scale="slaney",
+            )
+            .numpy()
+        )
         heard = np.flatnonzero(filters.any(axis=1))
         n, k = np.arange(size), np.arange(heard[0], heard[-1] + 1)
         hann = 0.5 - 0.5 * np.cos(2 * np.pi * n / size)

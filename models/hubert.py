@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import remove_parametrizations
-from torchaudio.models import wav2vec2_model
 
 from .settings import one_line
+from .torchaudio_pair import import_torchaudio
 
 HUBERT_NAME = "hubert-large-ls960-ft"
 """What a bundle calls these features."""
@@ -75,7 +75,7 @@ class Hubert(nn.Module):
         self.config = config = config or HubertConfig()
         channels = config.conv_channels
         convolutions = [(channels, *sizes) for sizes in zip(CONV_KERNELS, CONV_STRIDES, strict=True)]
-        self.encoder = wav2vec2_model(
+        self.encoder = import_torchaudio().models.wav2vec2_model(
             extractor_mode="layer_norm",
             extractor_conv_layer_config=convolutions,
             extractor_conv_bias=config.conv_bias,
