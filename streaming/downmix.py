@@ -44,6 +44,7 @@ class Downmix:
         self._group_samples = max(round(sample_rate_hz / _MEASURED_RATE_HZ), 1)
         self._hop_samples = self._group_samples * _HOP_VALUES
         self._keep = math.exp(-self._hop_samples / (_MEMORY_S * sample_rate_hz))
+        self._group_mean = np.full(self._group_samples, 1 / self._group_samples, np.float32)
         self._ramp = ((np.arange(self._hop_samples) + 0.5) / self._hop_samples).astype(np.float32)
         self._filled = 0  # of the hop that runs
         self._channel: int | None = None
@@ -66,7 +67,7 @@ class Downmix:
             self._begin(len(block))
         if len(block) == 1:
             return np.asarray(block[0], np.float32)
-        mixed = np.asarray(block.mean(axis=0, dtype=np.float32))
+        mixed = np.asarray(np.add.reduce(block, axis=0) / np.float32(len(block)), np.float32)
         at = 0
         while at < len(mixed):
             count = min(self._hop_samples - self._filled, len(mixed) - at)
@@ -84,7 +85,7 @@ class Downmix:
         self._channel = self._channel_before = None
         self._filled = 0
         self._hop = np.zeros((channels, self._hop_samples), np.float32)
-        self._last_values = np.zeros((channels, 1))
+        self._last_values = np.zeros((channels, 1), np.float32)
         self._powers = np.zeros(channels)
         self._sum_power = 0.0
 
@@ -99,7 +100,8 @@ class Downmix:
     def _choose(self) -> None:
         """Measures the hop that is over and chooses for the next one."""
         self._channel_before = self._channel
-        values = self._hop.reshape(len(self._hop), _HOP_VALUES, -1).mean(axis=2, dtype=np.float64)
+        values = self._hop.reshape(-1, self._group_samples) @ self._group_mean
+        values = values.reshape(len(self._hop), _HOP_VALUES)
         slopes = np.diff(values, axis=1, prepend=self._last_values)  # (channels, 160)
         self._last_values = values[:, -1:]
         powers = np.square(slopes).mean(axis=1)  # (channels,)

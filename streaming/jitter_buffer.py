@@ -159,9 +159,11 @@ class JitterBuffer:
         self._missing: OrderedDict[int, None] = OrderedDict()  # given up, and may still come late
 
     @property
-    def next_sequence(self) -> int | None:
-        """The number after the packet that was taken last."""
-        return self._next_sequence
+    def missing(self) -> int:
+        """How many numbers lie between the packet that was taken last and the oldest that waits."""
+        if self._next_sequence is None or not self._packets:
+            return 0
+        return max(self._packets[0].sequence - self._next_sequence, 0)
 
     def put(self, *, sequence: int, timestamp: int, payload: bytes, arrived_s: float) -> None:
         """Takes a packet as it came: `sequence` of 16 bits, `timestamp` of 32. What is no Opus is lost."""
@@ -196,17 +198,21 @@ class JitterBuffer:
         self._pass(packet.sequence)
         return packet
 
-    def drop_before(self, position: int) -> None:
-        """Drops packets that end at or before the timestamp `position`: they are late."""
+    def drop_before(self, position: int) -> int:
+        """Drops packets that end at or before the timestamp `position`: they are late. Returns their samples."""
+        samples = 0
         while self._packets and self._packets[0].end <= position:
-            self.take()
+            samples += self.take().samples
             self.late += 1
+        return samples
 
-    def drop_stale(self, *, before: int) -> None:
-        """Drops packets that begin before the timestamp `before`: to start nearer to now."""
+    def drop_stale(self, *, before: int) -> int:
+        """Drops packets that begin before the timestamp `before`, to start nearer to now. Returns their samples."""
+        samples = 0
         while self._packets and self._packets[0].timestamp < before:
-            self.take()
+            samples += self.take().samples
             self.late += 1
+        return samples
 
     def clear(self) -> None:
         """Throws away what waits."""
