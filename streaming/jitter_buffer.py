@@ -207,7 +207,7 @@ class JitterBuffer:
         return samples
 
     def drop_stale(self, *, before: int) -> int:
-        """Drops packets that begin before the timestamp `before`, to start nearer to now. Returns their samples."""
+        """Drops packets that begin before the timestamp `before`: to start nearer to now. Returns their samples."""
         samples = 0
         while self._packets and self._packets[0].timestamp < before:
             samples += self.take().samples

@@ -1,4 +1,4 @@
-"""Where each packet of Opus belongs in the media: by the packets' own length, and by timestamps where those tell more.
+"""Where each packet of Opus belongs in the media: by its length, and by timestamps where those tell more.
 
 The timestamps of Opus count samples at 48 kHz (RFC 7587, section 4.1). Some senders count at the rate of
 their encoder, in milliseconds, or not at all, and others are a few samples off; the packets themselves tell how
