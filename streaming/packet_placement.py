@@ -1,8 +1,8 @@
 """Where each packet of Opus belongs in the media: by its length, and by timestamps where those tell more.
 
 The timestamps of Opus count samples at 48 kHz (RFC 7587, section 4.1). Some senders count at the rate of
-their encoder, in milliseconds, or not at all, and others are a few samples off; the packets themselves tell how
-long they are. So a packet whose number is the next one follows without a gap, unless its timestamp says that
+their encoder, in milliseconds, or not at all, others are a few samples off; the packets tell how long they
+are. So a packet whose number is the next one follows without a gap, unless its timestamp says that
 the sender paused (discontinuous transmission) and nothing speaks against that. How many ticks of the
 timestamps make a sample is learnt where it is not one.
 """
@@ -34,13 +34,13 @@ class Packet(Protocol):
     """What is to be placed; numbers unwrapped."""
 
     @property
-    def sequence(self) -> int: ...
+    def sequence(self) -> int: ...  # noqa: D102 - the name says it
     @property
-    def timestamp(self) -> int: ...
+    def timestamp(self) -> int: ...  # noqa: D102 - the name says it
     @property
-    def samples(self) -> int: ...
+    def samples(self) -> int: ...  # noqa: D102 - the name says it
     @property
-    def arrived_s(self) -> float: ...
+    def arrived_s(self) -> float: ...  # noqa: D102 - the name says it
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -144,7 +144,7 @@ class PacketPlacement:
         return max(min(position, latest), before.end)
 
     def _excess(self, before: _Placed, packet: Packet) -> int:
-        """Returns by how many samples the timestamps say more than the lengths, 0 where they are not believed."""
+        """Returns how many samples more the timestamps say than the lengths, 0 if they are not believed."""
         expected = _by_length(before, packet)
         ticks = packet.timestamp - before.timestamp
         if self._ticks_per_sample is None or abs(ticks - expected) < MIN_PAUSE_SAMPLES:
@@ -196,5 +196,5 @@ class PacketPlacement:
 
 
 def _by_length(before: _Placed, packet: Packet) -> int:
-    """Returns how many samples lie between two packets' beginnings if none paused; what is missing is as long."""
+    """Returns the samples between the beginnings of two packets if none paused; what is missing is as long."""
     return (packet.sequence - before.sequence) * before.samples
