@@ -199,7 +199,7 @@ class JitterBuffer:
         return packet
 
     def drop_before(self, position: int) -> int:
-        """Drops packets that end at or before the timestamp `position`, which are late; returns their samples."""
+        """Drops packets that end at or before the timestamp `position`, late ones; returns their samples."""
         samples = 0
         while self._packets and self._packets[0].end <= position:
             samples += self.take().samples
@@ -207,7 +207,7 @@ class JitterBuffer:
         return samples
 
     def drop_stale(self, *, before: int) -> int:
-        """Drops packets that begin before the timestamp `before`, to start nearer to now; returns their samples."""
+        """Drops packets that begin before the timestamp `before`, for a newer start; returns their samples."""
         samples = 0
         while self._packets and self._packets[0].timestamp < before:
             samples += self.take().samples

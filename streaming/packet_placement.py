@@ -196,5 +196,5 @@ class PacketPlacement:
 
 
 def _by_length(before: _Placed, packet: Packet) -> int:
-    """Returns the samples between the beginnings of two packets if none paused; what is missing is as long."""
+    """Returns the samples between the beginnings of two packets if none paused; missing ones are as long."""
     return (packet.sequence - before.sequence) * before.samples
