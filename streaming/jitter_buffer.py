@@ -207,7 +207,7 @@ class JitterBuffer:
         return samples
 
     def drop_stale(self, *, before: int) -> int:
-        """Drops packets that begin before the timestamp `before`, for a newer start; returns their samples."""
+        """Drops packets that begin before the timestamp `before` (a newer start); returns their samples."""
         samples = 0
         while self._packets and self._packets[0].timestamp < before:
             samples += self.take().samples
