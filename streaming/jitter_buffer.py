@@ -2,16 +2,18 @@
 
 How long to wait is learnt from the transit of each packet, its time of arrival less its place in the media:
 the least of the last two seconds is the network at rest, and what nearly every packet stays below is what a
-player has to wait. Sequence numbers and timestamps are unwrapped (RFC 3550, appendix A.1).
+player has to wait. Sequence numbers and timestamps are unwrapped (RFC 3550, appendix A.1); what the player
+goes by is the place that `packet_placement` finds.
 """
 
 from __future__ import annotations
 
 import bisect
 from collections import OrderedDict, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .opus import BLOCK_SAMPLES, LONGEST_PACKET_SAMPLES, OPUS_RATE_HZ, packet_samples
+from .packet_placement import PacketPlacement
 
 START_TARGET_S = 0.040  # until enough packets were seen
 LEAST_TARGET_S = 0.010
@@ -42,7 +44,7 @@ class AudioPacket:
     """One packet of Opus."""
 
     sequence: int  # unwrapped
-    timestamp: int  # unwrapped, 48 kHz, of the first sample
+    timestamp: int  # unwrapped, 48 kHz, of the first sample; once placed: its place in the media
     payload: bytes
     samples: int  # at 48 kHz, as the payload's head says
     arrived_s: float
@@ -150,15 +152,18 @@ class JitterBuffer:
         self.lost = 0  # given up when later ones were played, or not decodable; never goes back
         self.late = 0  # came when its place had been played, given up before or not
         self._packets: list[AudioPacket] = []
-        self._newest: AudioPacket | None = None  # by sequence
+        self._placement = PacketPlacement()
+        self._newest: AudioPacket | None = None  # by sequence; as it came, not placed
         self._stray: AudioPacket | None = None
         self._next_sequence: int | None = None  # what is older than this was played or given up
         self._missing: OrderedDict[int, None] = OrderedDict()  # given up, and may still come late
 
     @property
-    def next_sequence(self) -> int | None:
-        """The number after the packet that was taken last."""
-        return self._next_sequence
+    def missing(self) -> int:
+        """How many numbers lie between the packet that was taken last and the oldest that waits."""
+        if self._next_sequence is None or not self._packets:
+            return 0
+        return max(self._packets[0].sequence - self._next_sequence, 0)
 
     def put(self, *, sequence: int, timestamp: int, payload: bytes, arrived_s: float) -> None:
         """Takes a packet as it came: `sequence` of 16 bits, `timestamp` of 32. What is no Opus is lost."""
@@ -193,17 +198,21 @@ class JitterBuffer:
         self._pass(packet.sequence)
         return packet
 
-    def drop_before(self, position: int) -> None:
-        """Drops packets that end at or before the timestamp `position`: they are late."""
+    def drop_before(self, position: int) -> int:
+        """Drops packets that end at or before the timestamp `position`, late ones; returns their samples."""
+        samples = 0
         while self._packets and self._packets[0].end <= position:
-            self.take()
+            samples += self.take().samples
             self.late += 1
+        return samples
 
-    def drop_stale(self, *, before: int) -> None:
-        """Drops packets that begin before the timestamp `before`: to start nearer to now."""
+    def drop_stale(self, *, before: int) -> int:
+        """Drops packets that begin before the timestamp `before` (a newer start); returns their samples."""
+        samples = 0
         while self._packets and self._packets[0].timestamp < before:
-            self.take()
+            samples += self.take().samples
             self.late += 1
+        return samples
 
     def clear(self) -> None:
         """Throws away what waits."""
@@ -215,18 +224,22 @@ class JitterBuffer:
             if packet.sequence in self._missing:
                 del self._missing[packet.sequence]
                 self.late += 1
-                self.transit.add(packet)
+                self.transit.add(self._placed(packet))
             return  # else a duplicate of what was played
         at = bisect.bisect_left(self._packets, packet.sequence, key=lambda waiting: waiting.sequence)
         if at < len(self._packets) and self._packets[at].sequence == packet.sequence:
             return
-        self._packets.insert(at, packet)
-        self.transit.add(packet)
+        placed = self._placed(packet)
+        self._packets.insert(at, placed)
+        self.transit.add(placed)
         if self._newest is None or packet.sequence > self._newest.sequence:
             self._newest = packet
         while sum(waiting.samples for waiting in self._packets) > BOUND_S * OPUS_RATE_HZ:
             self.take()
             self.late += 1
+
+    def _placed(self, packet: AudioPacket) -> AudioPacket:
+        return replace(packet, timestamp=self._placement.place(packet))
 
     def _begin_anew(self, *packets: AudioPacket) -> None:
         self.generation += 1
@@ -234,6 +247,7 @@ class JitterBuffer:
         self._missing.clear()
         self._newest = None
         self._next_sequence = None
+        self._placement.begin_anew()
         self.transit.forget()
         for packet in packets:
             self._accept(packet)
@@ -252,6 +266,8 @@ def _belongs(known: AudioPacket, packet: AudioPacket) -> bool:
     steps = packet.sequence - known.sequence
     if not -_MOST_BEHIND <= steps <= _MOST_AHEAD:
         return False
+    if abs(steps) <= _MOST_BEHIND:
+        return True  # numbers go on: of some senders the timestamps mean nothing
     # A network that held packets back moves the clock, not the numbers; a sender that paused, the reverse.
     by_numbers = abs(packet.timestamp - known.timestamp) <= (abs(steps) + 1) * LONGEST_PACKET_SAMPLES
     return by_numbers or abs(packet.transit_s - known.transit_s) <= _SAME_CLOCK_S

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .clock import SAMPLE_RATE_HZ, MonotonicClock, SystemClock
+from .downmix import Downmix
 from .errors import InputError, Stopped
 from .queues import Aborted, BoundedQueue, Ended, Overflow
 from .settings import DEFAULT_MICROPHONE
@@ -176,6 +177,7 @@ class LocalMicrophone:
             duration_ms=lambda block: len(block) * 1000 / self.rate_hz,
         )
         self._stream: contextlib.AbstractContextManager[object] | None = None
+        self._downmix = Downmix(SAMPLE_RATE_HZ)
         self._resampler: av.AudioResampler | None = None
         self._deadline_s = 0.0
         self._closed = False
@@ -197,6 +199,7 @@ class LocalMicrophone:
         refused: Exception | None = None
         for rate_hz, channels in self._ways_to_open():
             self.rate_hz = rate_hz
+            self._downmix = Downmix(rate_hz)
             try:
                 stream = portaudio.InputStream(
                     device=self.device.index,
@@ -281,8 +284,11 @@ class LocalMicrophone:
         self.close()
 
     def _ways_to_open(self) -> list[tuple[int, int]]:
-        """Returns rates and channels to try; a raw device often offers its own only."""
-        channels = (1, min(self.device.channels, 2))
+        """Returns rates and channels to try; a raw device often offers its own only.
+
+        Two channels come first: asked for one, many systems give the mean, and sides may cancel in it.
+        """
+        channels = (min(self.device.channels, 2), 1)
         ways = [(rate, count) for rate in (SAMPLE_RATE_HZ, self.device.rate_hz) for count in channels]
         return list(dict.fromkeys(ways))
 
@@ -293,7 +299,7 @@ class LocalMicrophone:
         if status and status.input_overflow:
             self.overflows += 1
         with contextlib.suppress(Aborted):
-            self._queue.put(block.mean(axis=1, dtype=np.float32))
+            self._queue.put(np.array(self._downmix.step(block.T)))
 
     def _resampled(self, block: F32) -> F32:
         assert self._resampler is not None

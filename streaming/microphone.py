@@ -87,6 +87,7 @@ class MicrophoneStream:
         self._surplus_samples = 0  # to leave out
         self._surplus_ticks = 0
         self._depth_s = 0.0
+        self._made_up_samples = 0  # while no packet was there: whether one was lost, the next one tells
         self._concealed_samples = 0
         self._shortened_samples = 0
         self._lengthened_samples = 0
@@ -119,7 +120,7 @@ class MicrophoneStream:
 
     @property
     def concealed_ms(self) -> float:
-        """Sound made up while a stream was playing."""
+        """Sound made up for packets that were lost or late; a sender's pauses are none of it."""
         return self._concealed_samples * 1000 / OPUS_RATE_HZ
 
     @property
@@ -158,6 +159,7 @@ class MicrophoneStream:
                 self._generation = self._buffer.generation
                 log.info("the microphone's sender began anew")
                 self._stop()
+                self._made_up_samples = 0
             self._steer(now_s)
             if self._position is None:
                 self._start(now_s)
@@ -218,9 +220,13 @@ class MicrophoneStream:
             return
         self._packet_samples = first.samples
         newest_start_s = now_s - self._wait_s()
-        self._buffer.drop_stale(before=int((newest_start_s - TICK_S) * OPUS_RATE_HZ) + 1)
+        self._count_concealed(
+            self._buffer.drop_stale(before=int((newest_start_s - TICK_S) * OPUS_RATE_HZ) + 1)
+        )
         first = self._buffer.peek()
         if first is not None and first.timestamp <= newest_start_s * OPUS_RATE_HZ:
+            self._count_concealed(self._buffer.missing * first.samples)
+            self._made_up_samples = 0
             self._position = first.timestamp
 
     # Sound --------------------------------------------------------------------------------------------
@@ -233,19 +239,28 @@ class MicrophoneStream:
             return
         with self._lock:
             if self._generation != self._buffer.generation:
-                packet, lost = None, False  # of another stream: the next tick is its first
+                packet, missing = None, 0  # of another stream: the next tick is its first
             else:
-                self._buffer.drop_before(position)
+                self._count_concealed(self._buffer.drop_before(position))
                 packet = self._buffer.peek()
-                lost = packet is not None and packet.sequence != self._buffer.next_sequence
+                missing = self._buffer.missing
                 if packet is not None and packet.timestamp <= position:
                     self._buffer.take()
         if packet is None:
             self._decode_nothing(position)
-        elif packet.timestamp <= position:
+            return
+        self._count_concealed(missing * packet.samples + position - packet.timestamp)
+        self._made_up_samples = 0
+        if packet.timestamp <= position:
             self._decode_packet(packet, position)
         else:
-            self._decode_gap(packet, packet.timestamp - position, lost=lost)
+            self._decode_gap(packet, packet.timestamp - position, missing=missing)
+
+    def _count_concealed(self, samples: int) -> None:
+        """Counts as concealed what was made up where packets should have been, now that they are known of."""
+        samples = min(max(samples, 0), self._made_up_samples)
+        self._made_up_samples -= samples
+        self._concealed_samples += samples
 
     def _decode_nothing(self, position: int) -> None:
         if self._concealed_run >= _IDLE_SAMPLES:
@@ -257,14 +272,20 @@ class MicrophoneStream:
             self._lengthened_samples += samples
         else:
             self._position = position + samples
+            self._made_up_samples += samples
         self._append(self._conceal(samples), None)
-        self._concealed_samples += samples
 
-    def _decode_gap(self, packet: AudioPacket, gap_samples: int, *, lost: bool) -> None:
+    def _decode_gap(self, packet: AudioPacket, gap_samples: int, *, missing: int) -> None:
         assert self._position is not None
-        if lost and gap_samples > packet.samples:
+        pause_samples = gap_samples - missing * packet.samples
+        if pause_samples > 0:
+            samples = min(pause_samples, BLOCK_SAMPLES)
+            self._position += samples
+            self._append(self._conceal(samples), packet.arrived_s)  # libopus' comfort noise, then silence
+            return
+        if gap_samples > packet.samples:
             gap_samples -= packet.samples  # the rest may be recovered
-        elif lost:
+        else:
             tail = self._tail()
             recovered = self._decoder.recover(packet.payload, packet.samples)
             if recovered is not None:
@@ -288,6 +309,9 @@ class MicrophoneStream:
         except OpusError:
             with self._lock:
                 self._buffer.lost += 1
+            self._position = packet.end
+            self._append(self._conceal(packet.end - position), None)
+            self._concealed_samples += packet.end - position
             return
         self._packet_samples = packet.samples
         self._position = packet.end

@@ -23,6 +23,7 @@ import av.error
 import numpy as np
 import numpy.typing as npt
 
+from .downmix import Downmix
 from .time_scale import SEAM_SAMPLES, cross_fade, find_period
 
 F32 = npt.NDArray[np.float32]
@@ -34,6 +35,7 @@ OPUS_RATE_HZ = 48_000
 BLOCK_SAMPLES = 960  # 20 ms
 LONGEST_PACKET_SAMPLES = 5760  # 120 ms, RFC 6716, section 3.2.5
 
+_CHANNELS = 2
 _GRAIN_SAMPLES = 120  # libopus conceals in multiples of 2.5 ms
 _LARGEST_PACKET_BYTES = 1500
 _APPLICATIONS = {"voip": 2048, "audio": 2049}
@@ -153,7 +155,10 @@ class _Decoder(Protocol):
 
 
 class OpusDecoder:
-    """Packets in, 48 kHz mono out; stereo is mixed down. One stream, one thread at a time."""
+    """Packets in, 48 kHz mono out; stereo is mixed down, or its louder side taken where the sides cancel.
+
+    One stream, one thread at a time.
+    """
 
     def __init__(self) -> None:
         library = find_libopus()
@@ -200,11 +205,13 @@ class _LibopusDecoder:
     def __init__(self, library: Libopus) -> None:
         self._library = library
         code = ctypes.c_int()
-        self._state = library.decoder_create(OPUS_RATE_HZ, 1, ctypes.byref(code))
+        # Opened as mono, libopus would mix by itself, and sides that cancel would be silence.
+        self._state = library.decoder_create(OPUS_RATE_HZ, _CHANNELS, ctypes.byref(code))
         if not self._state:
             raise OpusError(f"opus: no decoder: {library.reason(code.value)}")
         weakref.finalize(self, library.decoder_destroy, self._state)
-        self._pcm = np.zeros(LONGEST_PACKET_SAMPLES, np.float32)
+        self._downmix = Downmix(OPUS_RATE_HZ)
+        self._pcm = np.zeros((LONGEST_PACKET_SAMPLES, _CHANNELS), np.float32)
         self._pcm_at = self._pcm.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
 
     def decode(self, payload: bytes) -> F32:
@@ -236,7 +243,7 @@ class _LibopusDecoder:
         )
         if count < 0:
             raise OpusError(f"opus: {self._library.reason(count)}, {len(payload or b'')} bytes")
-        return self._pcm[:count].copy()
+        return _mono(self._pcm[:count].T, self._downmix)
 
 
 class _PyavDecoder:
@@ -245,6 +252,7 @@ class _PyavDecoder:
     _FADE_SAMPLES = 1920
 
     def __init__(self) -> None:
+        self._downmix = Downmix(OPUS_RATE_HZ)
         self.reset()
 
     def reset(self) -> None:
@@ -252,7 +260,7 @@ class _PyavDecoder:
         codec = av.CodecContext.create(name, "r")
         assert isinstance(codec, av.AudioCodecContext)
         codec.sample_rate = OPUS_RATE_HZ
-        codec.layout = "mono"
+        codec.layout = "stereo"
         self._codec = codec
         self._last = np.zeros(0, np.float32)  # what was decoded last, at most 40 ms
         self._concealed_samples = 0
@@ -262,7 +270,8 @@ class _PyavDecoder:
             frames = self._codec.decode(av.Packet(payload))
         except av.error.FFmpegError as error:
             raise OpusError(f"opus: {error.strerror}, {len(payload)} bytes") from None
-        samples = np.concatenate([_mono(frame) for frame in frames] or [np.zeros(0, np.float32)])
+        pieces = [_mono(_channels(frame), self._downmix) for frame in frames]
+        samples = np.concatenate(pieces or [np.zeros(0, np.float32)])
         heard = samples
         if self._concealed_samples and len(samples):
             seam = min(SEAM_SAMPLES, len(samples))
@@ -286,12 +295,19 @@ class _PyavDecoder:
         return None
 
 
-def _mono(frame: av.AudioFrame) -> F32:
+def _mono(channels: F32, downmix: Downmix) -> F32:
+    """Returns (n,) of its own memory for (channels, n)."""
+    if len(channels) == 1 or np.array_equal(channels[0], channels[-1]):  # what was sent as mono
+        return np.array(channels[0])
+    return downmix.step(channels)
+
+
+def _channels(frame: av.AudioFrame) -> F32:
     values = frame.to_ndarray()
     if not frame.format.is_planar:
         values = values.reshape(-1, frame.layout.nb_channels).T
     scale = 1.0 if values.dtype.kind == "f" else 1.0 / 32768
-    return np.asarray(values.mean(axis=0) * scale, np.float32)
+    return np.asarray(values * scale, np.float32)
 
 
 class _Encoder(Protocol):

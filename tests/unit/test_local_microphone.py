@@ -206,9 +206,9 @@ def test_a_device_that_lets_us_is_opened_at_16_khz_mono(monkeypatch):
 
 
 def test_a_device_that_insists_is_opened_its_way_and_resampled(monkeypatch):
-    refuses = [(16000, 1), (16000, 2), (48000, 1)]
+    refuses = [(16000, 2), (16000, 1), (48000, 2)]
     portaudio, microphone = opened(monkeypatch, device=HEADSET, refuses=refuses)
-    assert portaudio.asked == [*refuses, (48000, 2)]
+    assert portaudio.asked == [*refuses, (48000, 1)]
     assert portaudio.stream.given["blocksize"] == 960
     pieces = []
     for block in tone(1.0, 48000).reshape(-1, 960):
@@ -223,9 +223,23 @@ def test_a_device_that_insists_is_opened_its_way_and_resampled(monkeypatch):
 
 
 def test_channels_are_mixed(monkeypatch):
-    portaudio, microphone = opened(monkeypatch, device=HEADSET, refuses=[(16000, 1)])
+    portaudio, microphone = opened(monkeypatch, device=HEADSET)
+    assert portaudio.asked == [(16000, 2)]
     portaudio.stream.hear(np.stack((np.full(320, 0.5), np.full(320, 0.1)), 1))
     assert microphone.read(0) == pytest.approx(np.full(320, 0.3), abs=1e-6)
+    microphone.close()
+
+
+@pytest.mark.parametrize("refuses", [[], [(16000, 2), (16000, 1)]], ids=["16 kHz", "48 kHz"])
+def test_of_channels_that_cancel_the_louder_is_heard(monkeypatch, refuses):
+    portaudio, microphone = opened(monkeypatch, device=HEADSET, refuses=refuses)
+    rate_hz = portaudio.stream.given["samplerate"]
+    said = tone(1.0, rate_hz)
+    heard = []
+    for block in np.split(np.stack((-0.8 * said, said), 1), 50):
+        portaudio.stream.hear(block)
+        heard.append(read_all(microphone))
+    assert np.std(np.concatenate(heard)[3200:]) == pytest.approx(np.std(said), rel=0.02)
     microphone.close()
 
 

@@ -111,6 +111,41 @@ def test_a_packet_tells_its_length(payload, samples):
     assert packet_samples(payload) == samples
 
 
+def sides_payloads(left, right):
+    """Returns packets of 20 ms, 96 kbit/s, of two sides (n,)."""
+    codec = av.CodecContext.create("libopus", "w")
+    codec.format, codec.layout, codec.sample_rate, codec.bit_rate = "flt", "stereo", 48_000, 96_000
+    found = []
+    for at in range(0, len(left), BLOCK_SAMPLES):
+        block = np.stack([left[at : at + BLOCK_SAMPLES], right[at : at + BLOCK_SAMPLES]], axis=1)
+        frame = av.AudioFrame.from_ndarray(
+            block.astype(np.float32).reshape(1, -1), format="flt", layout="stereo"
+        )
+        frame.sample_rate, frame.pts = 48_000, at
+        found += [bytes(packet) for packet in codec.encode(frame)]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "share"),
+    [(1, -1, 1.0), (0.6, -1, 1.0), (1, -0.8, 1.0), (1, 1, 1.0), (1, 0, 0.5), (0, 1, 0.5), (1, 0.5, 0.75)],
+)
+def test_stereo_is_its_mean_or_the_louder_side_where_the_mean_cancels(codec, left, right, share):
+    sound = voice(2.0)
+    decoder = OpusDecoder()
+    decoded = np.concatenate([decoder.decode(p) for p in sides_payloads(left * sound, right * sound)])
+    spoken = slice(24_000, None)
+    assert np.std(decoded[spoken]) == pytest.approx(share * np.std(sound[spoken]), rel=0.1)
+
+
+def test_a_lost_packet_of_sides_that_cancel_is_concealed_by_the_louder(codec):
+    tone = 0.3 * np.sin(2 * np.pi * 300 * np.arange(48_000) / 48_000)
+    decoder = OpusDecoder()
+    for payload in sides_payloads(tone, -tone)[:25]:
+        last = decoder.decode(payload)
+    assert np.std(decoder.conceal(BLOCK_SAMPLES)) > 0.2 * np.std(last)
+
+
 @given(st.binary(max_size=80))
 def test_garbage_is_decoded_or_refused(payload):
     decoder = OpusDecoder()
