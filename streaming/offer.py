@@ -116,7 +116,7 @@ class Offer:
 
         Raises:
             OfferError: no SDP, or one that asks for what is not there.
-            NotAcceptableError: it takes no pictures.
+            NotAcceptableError: it takes no pictures, or has no codec in common.
         """
         session, sections = _read(text)
         groups = [
@@ -139,7 +139,7 @@ class Offer:
         head += [f"a=group:BUNDLE {' '.join(bundled)}"] if bundled else []
         lines = [line for section in accepted for line in [*section.sdp_lines(), *transport]]
         media = [section for section in accepted if section.kind != "application"]
-        return cls(
+        offer = cls(
             sdp="\r\n".join([*head, *lines, ""]),
             candidates=_candidates(source),
             kinds=tuple(section.kind for section in media),
@@ -149,6 +149,8 @@ class Offer:
             sections=tuple(section.described(accepted=section in accepted) for section in sections),
             bundle=bundled,
         )
+        offer.check_codecs(_OUR_CODECS["video"])
+        return offer
 
     def check_codecs(self, names: Iterable[str]) -> None:
         """Sees whether there is a codec in common.
@@ -414,6 +416,8 @@ def _read_media(number: int, value: str, session: list[_Attribute]) -> _OfferedS
 def _read_attribute(number: int, text: str) -> _Attribute:
     name, colon, value = text.partition(":")
     value = value.strip()
+    if not name:
+        raise _refused_line(number, f"a={text}", "a=NAME or a=NAME:VALUE")
     if name in _ATTRIBUTES:
         form, expected = _ATTRIBUTES[name]
         if not form.fullmatch(value):

@@ -1,8 +1,9 @@
 """A call by GStreamer's webrtcbin: `/usr/bin/python3 gstreamer_client.py WHIP_URL CODEC BUNDLE_POLICY [vad]`.
 
-Speaks a tone, decodes what comes back, and ends as soon as it has seen and heard enough, or after `LONGEST_S`. Its last
-line is JSON: `states`, `pictures`, `loudest_db`, `status` of the answer. With `check` instead of an address it only says
-which elements are missing. Runs in the system's Python, where GStreamer's bindings are; imports nothing of ours.
+Speaks a tone, decodes what comes back, and ends as soon as it has seen and heard enough, or after `LONGEST_S`.
+Its last line is JSON: `states`, `pictures`, `loudest_db`, `status` of the answer. With `check` instead of an
+address it only says which elements are missing. Runs in the system's Python, where GStreamer's bindings are, and
+imports nothing of ours.
 """
 
 from __future__ import annotations
@@ -17,10 +18,23 @@ import urllib.request
 LONGEST_S = 40
 ENOUGH_PICTURES, ENOUGH_DB = 25, -40.0
 DECODERS = {"VP8": ("rtpvp8depay", "vp8dec"), "H264": ("rtph264depay", "openh264dec")}
-ELEMENTS = (
-    "webrtcbin nicesrc dtlsenc srtpenc opusenc opusdec rtpopuspay rtpopusdepay audiotestsrc audioconvert level "
-    "rtpvp8depay vp8dec"
-).split()
+ELEMENTS = [
+    "webrtcbin",
+    "nicesrc",
+    "dtlsenc",
+    "srtpenc",
+    "opusenc",
+    "opusdec",
+    "rtpopuspay",
+    "rtpopusdepay",
+    "audiotestsrc",
+    "audioconvert",
+    "level",
+    "rtpvp8depay",
+    "vp8dec",
+    "rtph264depay",
+    "openh264dec",
+]
 LEVEL_URI = "urn:ietf:params:rtp-hdrext:ssrc-audio-level"
 
 
@@ -85,7 +99,8 @@ class Call:
 
     def _offer(self, _):
         def made(promise, *_):
-            offer = promise.get_reply().get_value("offer")
+            reply = promise.get_reply()  # the offer lives as long as it does
+            offer = reply.get_value("offer")
             self.peer.emit("set-local-description", offer, self.gst.Promise.new())
 
         self.peer.emit("create-offer", None, self.gst.Promise.new_with_change_func(made))

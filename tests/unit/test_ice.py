@@ -554,7 +554,7 @@ async def test_forged_checks_cost_one_each_and_are_forgotten(monkeypatch):
 
 @on_loop
 async def test_a_check_without_a_priority_is_no_check(monkeypatch):
-    async with checking(monkeypatch) as (made, sent):
+    async with checking(monkeypatch) as (made, _):
         check(made, addr=("127.0.0.9", 2000), protocol=made._protocols[0], priority=False)
         check(made, addr=("127.0.0.9", 2000), protocol=made._protocols[0], username="else")
         assert made.checks_received == 0
