@@ -55,8 +55,8 @@ def replace_certificate(connection: RTCPeerConnection) -> None:
 def replace_identity_check(transport: RTCDtlsTransport) -> None:
     """Lets a transport hash the peer's certificate as it came.
 
-    aiortc has it parsed first, and `cryptography` refuses what does not matter here: the fingerprint alone says
-    who the peer is (RFC 8827, 5.6), whatever version, serial number or dates stand in its certificate.
+    aiortc has it parsed first, and `cryptography` refuses what does not matter here: the fingerprint alone
+    says who the peer is (RFC 8827, 5.6), whatever version, serial number or dates stand in its certificate.
     """
 
     def validate(remote: RTCDtlsParameters) -> None:
@@ -68,7 +68,7 @@ def replace_identity_check(transport: RTCDtlsTransport) -> None:
             log.debug("a peer's certificate was not that of its offer")
             transport._set_state(State.FAILED)
 
-    transport._validate_peer_identity = validate  # type: ignore[method-assign]
+    transport._validate_peer_identity = validate  # type: ignore[method-assign, assignment]
 
 
 def _matches(certificate: bytes, remote: RTCDtlsParameters) -> bool:

@@ -85,7 +85,8 @@ class Section:
     formats: str
     mid: str | None
     accepted: bool
-    codec_lines: tuple[str, ...] = ()  # of a rejected one
+    idle: bool = False  # neither accepted nor rejected, for its transport is what all use
+    codec_lines: tuple[str, ...] = ()  # of one that is not accepted
     extension_directions: tuple[tuple[int, str], ...] = ()  # of an accepted one: id, what the answer says
 
 
@@ -107,9 +108,10 @@ class Offer:
         """Returns a checked offer.
 
         One section of a kind is accepted: of video the first that receives and has a codec of ours, of audio
-        likewise, one that goes both ways before others, and data. The rest is rejected in the answer.
-        Everything goes by one transport, the one of the section that the BUNDLE group names first among those
-        accepted (RFC 8843, 7.3.1): its candidates, credentials and fingerprints count, no others.
+        likewise, one that goes both ways before others, and data. The rest is rejected in the answer, but for a
+        section that BUNDLE names first, which is answered as inactive: Chromium refuses an answer without it.
+        Everything goes by one transport, the one of the section that the BUNDLE group names first and that has
+        one (RFC 8843, 7.3.1): its candidates, credentials and fingerprints count, no others.
         Candidates that end in `.local` are left out: resolving them takes a second where it works at all, and
         the peer's own checks tell its address anyway. For the same reason the end of candidates is not
         believed: an offer without any still connects. At most `MAX_CANDIDATES` are taken, see `is_reachable`.
@@ -126,6 +128,7 @@ class Offer:
         accepted = _choose(sections, groups)
         bundle = _bundle(sections, accepted, groups)
         source = _transport_source(sections, accepted, bundle)
+        idle = None if source in accepted else source
         transport = _transport_lines(source)
         for section in accepted:
             if section.kind == "application":
@@ -133,10 +136,10 @@ class Offer:
             elif not section.has_rtcp_mux and not source.has_rtcp_mux:  # IDENTICAL in a bundle (RFC 8859)
                 raise section.error("expected rtcp-mux, got none")
         mids = [section.mid for section in accepted]
-        bundled = tuple(mid for mid in bundle if mid in mids)
+        used = [*mids, *([idle.mid] if idle is not None else [])]
         head = ["v=0", "o=- 0 0 IN IP4 0.0.0.0", "s=-", "t=0 0"]
         head += ["a=ice-lite"] if any(a.name == "ice-lite" for a in session) else []
-        head += [f"a=group:BUNDLE {' '.join(bundled)}"] if bundled else []
+        head += [f"a=group:BUNDLE {' '.join(mid for mid in bundle if mid in mids)}"] if bundle else []
         lines = [line for section in accepted for line in [*section.sdp_lines(), *transport]]
         media = [section for section in accepted if section.kind != "application"]
         offer = cls(
@@ -146,8 +149,8 @@ class Offer:
             extensions={s.kind: {uri: number for number, uri, _ in s.extensions} for s in media},
             codecs={section.kind: section.codecs.names for section in media},
             offered={section.kind: section.codecs.offered for section in media},
-            sections=tuple(section.described(accepted=section in accepted) for section in sections),
-            bundle=bundled,
+            sections=tuple(s.described(accepted=s in accepted, idle=s is idle) for s in sections),
+            bundle=tuple(mid for mid in bundle if mid in used),
         )
         offer.check_codecs(_OUR_CODECS["video"])
         return offer
@@ -177,7 +180,9 @@ class Offer:
         head = [line for line in head if not line.startswith("a=group:BUNDLE")]
         if self.bundle:
             head.append(f"a=group:BUNDLE {' '.join(self.bundle)}")
+        _, port, _ = answered[0][0].split(" ", 2)
         transport = [line for line in answered[0] if line.startswith(_TRANSPORT)]
+        way = [line for line in answered[0] if line.startswith(("a=candidate:", "a=end-of-candidates"))]
         lines = head
         following = iter(answered)
         for section in self.sections:
@@ -185,13 +190,13 @@ class Offer:
                 lines += _accepted_lines(section, next(following))
                 continue
             lines += [
-                f"m={section.kind} 0 {section.profile} {section.formats}",
+                f"m={section.kind} {port if section.idle else 0} {section.profile} {section.formats}",
                 "c=IN IP4 0.0.0.0",
                 "a=inactive",
                 *([f"a=mid:{section.mid}"] if section.mid is not None else []),
             ]
-            if section.codec_lines:  # some peers read a rejected section as any other
-                lines += [*section.codec_lines, "a=rtcp-mux", *transport]
+            if section.kind in ("audio", "video"):  # some peers read a rejected section as any other
+                lines += [*section.codec_lines, "a=rtcp-mux", *transport, *(way if section.idle else [])]
         return "\r\n".join([*lines, ""])
 
 
@@ -336,7 +341,7 @@ class _OfferedSection:
             *(f"a=ssrc:{ssrc} cname:-" for ssrc in list(ssrcs)[:_MAX_SSRCS]),
         ]
 
-    def described(self, *, accepted: bool) -> Section:
+    def described(self, *, accepted: bool, idle: bool) -> Section:
         """Returns it for the answer."""
         codec_lines = [
             f"a={a.name}:{a.value}"
@@ -350,6 +355,7 @@ class _OfferedSection:
             formats=" ".join(self.formats),
             mid=self.mid,
             accepted=accepted,
+            idle=idle,
             codec_lines=tuple(codec_lines) if is_media and not accepted else (),
             extension_directions=tuple((n, _REVERSED[d]) for n, _, d in self.extensions if d in _REVERSED)
             if is_media and accepted
@@ -534,41 +540,28 @@ def _check_mids(sections: Sequence[_OfferedSection]) -> None:
             seen[attribute.value] = attribute.line
 
 
+def _is_usable(section: _OfferedSection, groups: Sequence[Sequence[str]]) -> bool:
+    if section.port == 0 and not (section.all("bundle-only") and any(section.mid in g for g in groups)):
+        return False  # rejected (RFC 3264, 6)
+    if section.kind == "application":
+        return section.profile in _SCTP
+    return section.kind in ("audio", "video") and _RTP.fullmatch(section.profile) is not None
+
+
 def _choose(sections: Sequence[_OfferedSection], groups: Sequence[Sequence[str]]) -> list[_OfferedSection]:
     """Returns the sections to accept, in the order of the offer."""
-    bundled = {mid for group in groups for mid in group}
-
-    def usable(section: _OfferedSection) -> bool:
-        if section.port == 0 and not (section.all("bundle-only") and section.mid in bundled):
-            return False  # rejected (RFC 3264, 6)
-        if section.kind == "application":
-            return section.profile in _SCTP
-        return section.kind in ("audio", "video") and _RTP.fullmatch(section.profile) is not None
-
-    candidates = [section for section in sections if usable(section)]
+    candidates = [section for section in sections if _is_usable(section, groups)]
     videos = [s for s in candidates if s.kind == "video" and s.direction in ("recvonly", "sendrecv")]
     if not videos:
         raise NotAcceptableError(
             "sdp: expected a section of video that receives, got none; add a recvonly video transceiver"
         )
     video = max(videos, key=lambda section: bool(section.codecs.names))
-    first_mids = [group[0] for group in groups if group]
-    # Inactive, it can still be what describes the transport of all.
-    audios = [
-        s for s in candidates if s.kind == "audio" and (s.direction != "inactive" or s.mid in first_mids)
-    ]
     audio = max(
-        audios,
-        key=lambda s: (
-            s.direction != "inactive",
-            bool(s.codecs.names),
-            s.direction == "sendrecv",
-            s.direction == "sendonly",
-        ),
+        (section for section in candidates if section.kind == "audio" and section.direction != "inactive"),
+        key=lambda s: (bool(s.codecs.names), s.direction == "sendrecv", s.direction == "sendonly"),
         default=None,
     )
-    if audio is not None and audio.direction == "inactive" and not audio.codecs.names:
-        audio = None
     data = next((section for section in candidates if section.kind == "application"), None)
     return [section for section in sections if section in (audio, video, data)]
 
@@ -591,13 +584,16 @@ def _bundle(
 def _transport_source(
     sections: Sequence[_OfferedSection], accepted: Sequence[_OfferedSection], bundle: Sequence[str]
 ) -> _OfferedSection:
-    """Returns the section whose transport all use: of a bundle the first that is accepted and has one."""
+    """Returns the section whose transport all use: of a bundle the first that may stay and has one."""
     if not bundle:
         return accepted[0]
     by_mid = {section.mid: section for section in sections}
-    members = [by_mid[mid] for mid in bundle]
-    described = [section for section in members if section.port != 0] or members
-    return next((section for section in described if section in accepted), described[0])
+    staying = [
+        section
+        for section in (by_mid[mid] for mid in bundle)
+        if section in accepted or (section.kind != "application" and _is_usable(section, (bundle,)))
+    ]
+    return next((section for section in staying if section.port != 0), accepted[0])
 
 
 def _transport_lines(section: _OfferedSection) -> list[str]:

@@ -12,7 +12,10 @@ from quick_server import QuickServer
 
 PYTHON = "/usr/bin/python3"  # the system's, where the bindings are
 CLIENT = Path(__file__).resolve().parent.parent / "gstreamer_client.py"
-PACKAGES = "python3-gi gir1.2-gst-plugins-bad-1.0 gstreamer1.0-plugins-good gstreamer1.0-plugins-bad gstreamer1.0-nice"
+PACKAGES = (
+    "python3-gi gir1.2-gst-plugins-bad-1.0 gstreamer1.0-nice "
+    "gstreamer1.0-plugins-good gstreamer1.0-plugins-bad"
+)
 CALL_S = 75
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 
@@ -60,15 +61,11 @@ def handshake(server, client):
     done = set()
     for _ in range(20):
         for end, other in ((ends[1], ends[0]), (ends[0], ends[1])):
-            try:
+            with contextlib.suppress(SSL.WantReadError):
                 end.do_handshake()
                 done.add(end)
-            except SSL.WantReadError:
-                pass
-            try:
+            with contextlib.suppress(SSL.WantReadError):
                 other.bio_write(end.bio_read(65536))
-            except SSL.WantReadError:
-                pass
         if len(done) == 2:
             return ends[1].get_cipher_name(), ends[1].get_selected_srtp_profile()
     raise AssertionError("no end of the handshake")

@@ -314,6 +314,21 @@ async def test_header_extensions_are_answered_in_the_other_direction():
 
 
 @on_loop
+async def test_an_unwanted_section_whose_transport_all_use_is_inactive_in_the_answer():
+    async with ends() as (ours, theirs):
+        theirs.connection.getTransceivers()[0].direction = "inactive"
+        answer = await ours.answer(await theirs.offer())
+        sound, video = SessionDescription.parse(answer).media
+        assert (sound.direction, video.direction) == ("inactive", "sendonly")
+        assert sound.port == video.port != 0
+        assert sound.ice == video.ice
+        assert sound.ice_candidates == video.ice_candidates
+        assert SessionDescription.parse(answer).group[0].items == ["0", "1"]
+        await theirs.accept(answer)
+        await until(lambda: theirs.connection.connectionState == "connected" and ours.peer.video.connected)
+
+
+@on_loop
 async def test_the_bundle_s_order_is_kept():
     answer, _ = await answered(CHROME.replace("BUNDLE 0 1", "BUNDLE 1 0"))
     assert "a=group:BUNDLE 1 0\r\n" in answer
