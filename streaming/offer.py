@@ -108,10 +108,10 @@ class Offer:
         """Returns a checked offer.
 
         One section of a kind is accepted: of video the first that receives and has a codec of ours, of audio
-        likewise, one that goes both ways before others, and data. The rest is rejected in the answer, but for a
-        section that BUNDLE names first, which is answered as inactive: Chromium refuses an answer without it.
-        Everything goes by one transport, the one of the section that the BUNDLE group names first and that has
-        one (RFC 8843, 7.3.1): its candidates, credentials and fingerprints count, no others.
+        likewise, one that goes both ways before others, and data. The rest is rejected in the answer, but for
+        one that BUNDLE names first: it is answered as inactive, for Chromium refuses an answer without it.
+        Everything goes by one transport, the one of the section that the BUNDLE group names first and that
+        has one (RFC 8843, 7.3.1): its candidates, credentials and fingerprints count, no others.
         Candidates that end in `.local` are left out: resolving them takes a second where it works at all, and
         the peer's own checks tell its address anyway. For the same reason the end of candidates is not
         believed: an offer without any still connects. At most `MAX_CANDIDATES` are taken, see `is_reachable`.

@@ -1,9 +1,9 @@
 """A call by GStreamer's webrtcbin: `/usr/bin/python3 gstreamer_client.py WHIP_URL CODEC BUNDLE_POLICY [vad]`.
 
-Speaks a tone, decodes what comes back, and ends when it has seen and heard enough, or after `LONGEST_S`. Its last
-line is JSON: `states`, `pictures`, `loudest_db`, `status` of the answer. With `check` instead of an address it
-only says which elements are missing. Runs in the system's Python, where GStreamer's bindings are, and imports
-nothing of ours.
+Speaks a tone, decodes what comes back, and ends when it has seen and heard enough, or after `LONGEST_S`. Its
+last line is JSON: `states`, `pictures`, `loudest_db`, `status` of the answer. With `check` instead of an address
+it only says which elements are missing. Runs in the system's Python, where GStreamer's bindings are, and
+imports nothing of ours.
 """
 
 from __future__ import annotations

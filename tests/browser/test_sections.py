@@ -51,7 +51,9 @@ CALL = """async ({policy, sections}) => {
         return {
             offered: media(connection.localDescription.sdp).map((line) => line.split(' ')[0]),
             answered: media(answer.sdp).map((line) => line.split(' ').slice(0, 2)),
-            directions: Object.fromEntries(connection.getTransceivers().map((t) => [t.mid, t.currentDirection])),
+            directions: Object.fromEntries(
+                connection.getTransceivers().map((each) => [each.mid, each.currentDirection])
+            ),
         };
     } finally {
         connection.close();

@@ -87,7 +87,7 @@ def test_a_section_without_a_direction_goes_both_ways():
     assert {section.direction for section in sections_seen(offer).values()} == {"sendrecv"}
 
 
-@pytest.mark.parametrize("direction", ["recvonly", "sendonly", "inactive"])
+@pytest.mark.parametrize("direction", ["recvonly", "sendonly"])
 def test_a_direction_is_left_as_it_is(direction):
     sound = section_of(CHROME, "audio")
     offer = Offer.parse(CHROME.replace(sound, sound.replace("a=sendrecv", f"a={direction}")))
@@ -718,11 +718,10 @@ def test_other_codecs_and_those_that_we_may_not_send():
     offer.check_codecs(["H264", "VP8"])
     with pytest.raises(NotAcceptableError, match=r"expected video as H264 \(.*\), got VP8, AV1$"):
         offer.check_codecs(["H264"])
-    offer = Offer.parse(CHROME.replace("opus/48000/2", "speex/16000"))
     with pytest.raises(
         NotAcceptableError, match="expected audio as opus/48000/2, got speex, red, G722, PCMU"
     ):
-        offer.check_codecs(["VP8"])
+        Offer.parse(CHROME.replace("opus/48000/2", "speex/16000"))
     offer = Offer.parse(CHROME.replace("96 97", "40 97").replace("rtpmap:96 VP8", "rtpmap:40 VP8"))
     assert offer.codecs["video"] == ("H264",)
     assert "VP8 (payload type 40, not from 96 to 127)" in offer.offered["video"]
