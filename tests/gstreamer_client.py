@@ -1,8 +1,8 @@
 """A call by GStreamer's webrtcbin: `/usr/bin/python3 gstreamer_client.py WHIP_URL CODEC BUNDLE_POLICY [vad]`.
 
-Speaks a tone, decodes what comes back, and ends when it has seen and heard enough, or after `LONGEST_S`. Its
-last line is JSON: `states`, `pictures`, `loudest_db`, `status` of the answer. With `check` instead of an address
-it only says which elements are missing. Runs in the system's Python, where GStreamer's bindings are, and
+Speaks a tone, decodes what comes back, and ends when it has seen and heard enough, or after `LONGEST_S`. The
+last line is JSON: `states`, `pictures`, `loudest_db`, `status` of the answer. With `check` for a URL it only
+says which elements are missing. Runs in the Python of the system, where the bindings of GStreamer are, and
 imports nothing of ours.
 """
 
