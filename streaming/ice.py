@@ -23,6 +23,46 @@ _RECEIVE_BUFFER_BYTES = 1 << 20  # a burst of packets must survive a moment in w
 _MOST_WAITING = 1024  # datagrams, seconds of a call, that nobody has taken yet; what comes then is lost
 _GATHER_S = 3.0  # a STUN or TURN server that does not answer holds the answer back no longer
 LOOPBACK = "127.0.0.1"
+MAX_CHECKS_PER_ADDRESS = 5
+"""Connectivity checks that an address gets which has neither answered one nor sent one of its own."""
+_MAX_LEARNT = 16  # remote addresses that only the peer's checks told
+
+
+def is_reachable(host: str) -> bool:
+    """Returns whether a remote candidate's address may be one peer's, and not none's, many hosts' or a name.
+
+    Loopback is: `IceConnection` leaves it out where the machine has another address. A subnet's own broadcast
+    address cannot be told from here; the kernel sends nothing there from sockets without SO_BROADCAST.
+    """
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    if isinstance(address, ipaddress.IPv4Address):
+        return not (
+            address.is_multicast
+            or address.is_link_local
+            or address.is_reserved  # 240/4, the broadcast address among it
+            or address in _THIS_NETWORK
+        )
+    embedded = address.ipv4_mapped or address.sixtofour or (address.teredo or (None, None))[1]
+    if embedded is None and any(address in network for network in _EMBEDDING):
+        embedded = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    if address.is_loopback:
+        embedded = None
+    return not (
+        address.ipv4_mapped  # RFC 8445, 5.1.1.1, as site-local ones
+        or address.is_site_local
+        or address.is_unspecified
+        or address.is_multicast
+        or address.is_link_local
+        or address.scope_id
+        or (embedded is not None and (embedded.is_loopback or not is_reachable(str(embedded))))
+    )
+
+
+_THIS_NETWORK = ipaddress.IPv4Network("0.0.0.0/8")
+_EMBEDDING = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("::/96"))  # RFC 6052, RFC 4291
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +126,14 @@ class _Socket(ice.StunProtocol):
         except Exception:  # noqa: BLE001 - aioice's parser meets garbage with whatever comes
             log.debug("a datagram from %s was no STUN message", addr)
 
+    def send_stun(self, message: stun.Message, addr: tuple[str, int]) -> None:
+        """Sends a message, unless it is a check of an address that has had its share."""
+        is_check = message.message_class == stun.Class.REQUEST and "USERNAME" in message.attributes
+        connection = self.receiver
+        if is_check and isinstance(connection, IceConnection) and not connection.take_check(addr):
+            return
+        super().send_stun(message, addr)
+
 
 class IceConnection(ice.Connection):
     """aioice's connection, but for how local candidates come about and how much may wait to be taken."""
@@ -107,6 +155,7 @@ class IceConnection(ice.Connection):
         self._asked: list[asyncio.Task[tuple[Candidate, ice.StunProtocol | None]]] = []
         self._checked = asyncio.Event()  # set while no `connect` is under way
         self._checked.set()
+        self._checks_left: dict[tuple[str, int], int] = {}  # by remote address
 
     async def get_component_candidates(
         self, component: int, addresses: list[str], timeout: int = 5
@@ -172,9 +221,55 @@ class IceConnection(ice.Connection):
     def check_incoming(
         self, message: stun.Message, addr: tuple[str, int], protocol: ice.StunProtocol
     ) -> None:
-        """Takes a check that has proved to be the peer's."""
+        """Takes a check that has proved to be the peer's; its sender may forge where it comes from."""
+        if "PRIORITY" not in message.attributes:
+            return  # it has to be there (RFC 8445, 7.1.1)
         self.checks_received += 1
+        self._make_room(addr)
+        if self._checks_left.get(addr) == 0:  # the check under way would wait for its next repetition
+            for pair in self._check_list:
+                if pair.remote_addr == addr and pair.protocol is protocol and pair.task is not None:
+                    pair.task.cancel()
+                    pair.task, pair.state = None, ice.CandidatePair.State.WAITING  # RFC 8445, 7.3.1.4
+        self._checks_left[addr] = min(self._checks_left.get(addr, 0) + 1, MAX_CHECKS_PER_ADDRESS)
         super().check_incoming(message, addr, protocol)
+
+    def take_check(self, addr: tuple[str, int]) -> bool:
+        """Returns whether an address may get another check, and counts it.
+
+        Addresses come from whoever wrote the offer, and may be a third party's: without an answer each gets
+        `MAX_CHECKS_PER_ADDRESS`, from all our sockets together, and one more for each check of its own.
+        """
+        succeeded = ice.CandidatePair.State.SUCCEEDED
+        if any(pair.state == succeeded and pair.remote_addr == addr for pair in self._check_list):
+            return True
+        left = self._checks_left.get(addr, 0)
+        self._checks_left[addr] = max(left - 1, 0)
+        return left > 0
+
+    def _make_room(self, addr: tuple[str, int]) -> None:
+        """Forgets the oldest address that only a check told where there are too many, and a new one comes."""
+        if any((c._network_host, c.port) == addr for c in self._remote_candidates):
+            return
+        in_use = [pair.remote_candidate for pair in self._nominated.values()]
+        learnt = [c for c in self._remote_candidates if c.type == "prflx" and c not in in_use]
+        for candidate in learnt[: max(0, len(learnt) - _MAX_LEARNT + 1)]:
+            self._remote_candidates.remove(candidate)
+            self._checks_left.pop((candidate._network_host, candidate.port), None)
+            for pair in [pair for pair in self._check_list if pair.remote_candidate is candidate]:
+                if pair.task is not None:
+                    pair.task.cancel()
+                self._check_list.remove(pair)
+
+    def _pair_remote_candidate(self, remote_candidate: Candidate) -> None:
+        address = ipaddress.ip_address(remote_candidate._network_host)
+        hosts = (ipaddress.ip_address(protocol.local_candidate.host) for protocol in self._protocols)
+        if address.is_loopback and not any(host.is_loopback for host in hosts):
+            return  # who is on this machine checks us, and is known by that
+        if remote_candidate.type != "prflx":
+            place = (remote_candidate._network_host, remote_candidate.port)
+            self._checks_left.setdefault(place, MAX_CHECKS_PER_ADDRESS)
+        super()._pair_remote_candidate(remote_candidate)
 
     def data_received(self, data: bytes, component: int) -> None:
         """Keeps a datagram that is no STUN message, for who reads the connection."""

@@ -10,14 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCRtpTransceiver, RTCSessionDescription
-from aiortc.exceptions import OperationError
 from aiortc.rtcconfiguration import RTCBundlePolicy
 from aiortc.rtcrtpparameters import RTCRtpCodecCapability, RTCRtpHeaderExtensionParameters
 from aiortc.rtcrtpsender import RTCRtpSender
 
+from .dtls import replace_certificate, replace_identity_check
 from .ice import IceConnection, IceServer, replace_connection
 from .media_schedule import SOUND_RATE_HZ, VIDEO_CLOCK_HZ, MediaSchedule
-from .offer import NotAcceptableError, Offer, OfferError
+from .offer import Offer, OfferError
 from .rtp_extensions import PLAYOUT_DELAY_URI
 from .rtp_receiver import MicrophoneReceiver, OnPacket
 from .rtp_sender import MediaSender
@@ -69,6 +69,7 @@ class Peer:
         # No third party is asked for our address: without servers given, aiortc would ask one.
         configuration = RTCConfiguration(iceServers=[], bundlePolicy=RTCBundlePolicy.MAX_BUNDLE)
         self._connection = RTCPeerConnection(configuration)
+        replace_certificate(self._connection)
         self._connection.on("connectionstatechange", lambda: on_state(self._connection.connectionState))
         self._on_state = on_state
         self._ice: IceConnection | None = None
@@ -99,16 +100,19 @@ class Peer:
 
         Raises:
             NotAcceptableError: no codec in common.
-            OfferError: what aiortc cannot make sense of.
+            OfferError: what aiortc cannot make sense of; the log says why.
             OSError: no UDP port, or closed meanwhile.
         """
+        offer.check_codecs(codec.name for codec in self._settings.codecs)
         connection = self._connection
         stream_id = str(uuid.uuid4())
         transceivers: dict[str, RTCRtpTransceiver] = {}
         for kind in offer.kinds:
             direction = "sendrecv" if kind == "audio" else "sendonly"
             transceivers[kind] = self._add_transceiver(kind, direction, stream_id)
-        ice_transport = transceivers[offer.kinds[0]].receiver.transport.transport
+        dtls_transport = transceivers[offer.kinds[0]].receiver.transport
+        replace_identity_check(dtls_transport)
+        ice_transport = dtls_transport.transport
         self._ice = IceConnection(servers=self._settings.ice_servers, port_range=self._settings.port_range)
         replace_connection(ice_transport, self._ice)
         try:
@@ -118,25 +122,23 @@ class Peer:
                 for candidate in offer.candidates:
                     await ice_transport.addRemoteCandidate(candidate)
                 await connection.setLocalDescription(await connection.createAnswer())
-        except OperationError:
-            wanted = " or ".join(codec.name for codec in self._settings.codecs)
-            raise NotAcceptableError(
-                f"sdp: expected Opus and one of {wanted}, got no codec in common"
-            ) from None
         except (OSError, TimeoutError):
             raise
         except Exception as error:
             self._check_open()
             log.debug("an offer that aiortc refused", exc_info=True)
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:100]
-            raise OfferError(f"sdp: the offer could not be applied ({reason})") from None
+            log.warning("an offer could not be applied: %s", ascii(reason))
+            raise OfferError(
+                "sdp: expected an offer that can be applied, got another; the server's log says why"
+            ) from None
         self._check_open()
         sdp: str = connection.localDescription.sdp
         if "a=candidate:" not in sdp:
             if self._settings.port_range is None:
                 raise OSError("no UDP port could be opened; the log says why")
             raise OSError("no UDP port is left in --udp-port-range; widen it, or end other sessions")
-        return sdp
+        return offer.complete_answer(sdp)
 
     async def aclose(self) -> None:
         """Ends the connection; a second time it does nothing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import logging
 import os
@@ -13,13 +14,14 @@ import struct
 import pytest
 from aioice import ice as aioice_ice
 from aioice import stun, turn
+from aioice.candidate import Candidate
 from aiortc import RTCPeerConnection
 from aiortc.rtcconfiguration import RTCConfiguration
 from on_loop import on_loop, until
 
 from streaming import ice
 from streaming.errors import InputError
-from streaming.ice import LOOPBACK, IceConnection, IceServer, replace_connection
+from streaming.ice import LOOPBACK, MAX_CHECKS_PER_ADDRESS, IceConnection, IceServer, replace_connection
 
 SEEN_FROM_OUTSIDE = ("203.0.113.5", 40_000)
 RELAY = ("198.51.100.9", 50_000)
@@ -448,6 +450,149 @@ async def test_garbage_is_dropped_and_what_waits_is_bounded():
         assert made._queue.qsize() == ice._MOST_WAITING
         assert made._queue.get_nowait() == (b"0", 1)
     assert faults == []
+
+
+# Whom a peer may have checked -------------------------------------------------------------------------
+
+
+def remote(host, port, *, kind="host", priority=1):
+    return Candidate(
+        foundation="1", component=1, transport="udp", priority=priority, host=host, port=port, type=kind
+    )
+
+
+def check(made, *, addr, protocol, priority=True, username="them"):
+    """Has a connection take a check of its peer that came from an address, which may be forged."""
+    request = stun.Message(message_method=stun.Method.BINDING, message_class=stun.Class.REQUEST)
+    request.attributes["USERNAME"] = f"{made.local_username}:{username}"
+    request.attributes["ICE-CONTROLLING"] = 1
+    if priority:
+        request.attributes["PRIORITY"] = 1
+    request.add_message_integrity(made.local_password.encode())
+    protocol.datagram_received(bytes(request), addr)
+
+
+@contextlib.asynccontextmanager
+async def checking(monkeypatch, *candidates, addresses=()):
+    """A connection that looks for its peer, and the checks that it sent: (address, port)."""
+    monkeypatch.setattr(aioice_ice, "get_host_addresses", lambda **_: list(addresses))
+    monkeypatch.setattr(stun, "RETRY_RTO", 0.001)
+    sent = []
+    send = aioice_ice.StunProtocol.send_stun
+
+    def count(self, message, addr):
+        if message.message_class == stun.Class.REQUEST:
+            sent.append(addr)
+        else:
+            send(self, message, addr)
+
+    monkeypatch.setattr(aioice_ice.StunProtocol, "send_stun", count)
+    async with connection() as made:
+        for candidate in candidates:
+            await made.add_remote_candidate(candidate)
+        await made.gather_candidates()
+        made.remote_username, made.remote_password = "them", "p" * 22
+        connecting = asyncio.create_task(made.connect())
+        await until(lambda: made._early_checks_done)
+        yield made, sent
+        await made.close()
+        await asyncio.gather(connecting, return_exceptions=True)
+
+
+def rested(made):
+    """Whether every check of a connection is over."""
+    return made._check_list and all(
+        pair.state == aioice_ice.CandidatePair.State.FAILED for pair in made._check_list
+    )
+
+
+@on_loop
+async def test_an_address_that_never_answers_gets_a_few_checks_from_all_sockets_together(monkeypatch):
+    candidates = [remote("127.0.0.7", 5000 + number) for number in range(3)]
+    for addresses in ([LOOPBACK], [LOOPBACK, "127.0.0.2", "127.0.0.3"]):
+        async with checking(monkeypatch, *candidates, addresses=addresses) as (made, sent):
+            await until(lambda made=made: rested(made))
+            assert len(made._check_list) == 3 * len(addresses)
+            counts = collections.Counter(sent)
+        assert counts == {("127.0.0.7", 5000 + number): MAX_CHECKS_PER_ADDRESS for number in range(3)}
+
+
+@on_loop
+async def test_its_own_check_gives_an_address_one_more(monkeypatch):
+    async with checking(monkeypatch, remote("127.0.0.7", 5000)) as (made, sent):
+        await until(lambda: rested(made))
+        for number in range(1, 4):
+            check(made, addr=("127.0.0.7", 5000), protocol=made._protocols[0])
+            await until(lambda: rested(made) and len(sent) >= MAX_CHECKS_PER_ADDRESS + 1)
+            assert len(sent) == MAX_CHECKS_PER_ADDRESS + number
+
+
+@on_loop
+async def test_a_check_renews_the_one_under_way_that_may_not_be_repeated(monkeypatch):
+    async with checking(monkeypatch, remote("127.0.0.7", 5000)) as (made, sent):
+        monkeypatch.setattr(stun, "RETRY_RTO", 3600.0)
+        await until(lambda: rested(made))
+        for number in range(1, 4):  # each at once, whatever the one before waits for
+            check(made, addr=("127.0.0.7", 5000), protocol=made._protocols[0])
+            await until(lambda number=number: len(sent) == MAX_CHECKS_PER_ADDRESS + number)
+
+
+@on_loop
+async def test_forged_checks_cost_one_each_and_are_forgotten(monkeypatch):
+    async with checking(monkeypatch) as (made, sent):
+        for number in range(200):
+            check(made, addr=("127.0.0.9", 2000 + number), protocol=made._protocols[0])
+            if number % 20 == 0:
+                await asyncio.sleep(0.01)
+        await until(lambda: rested(made))
+        assert len(sent) <= 200
+        assert max(collections.Counter(sent).values()) == 1
+        assert (
+            len(made._remote_candidates) == len(made._check_list) == len(made._checks_left) == ice._MAX_LEARNT
+        )
+
+
+@on_loop
+async def test_a_check_without_a_priority_is_no_check(monkeypatch):
+    async with checking(monkeypatch) as (made, _):
+        check(made, addr=("127.0.0.9", 2000), protocol=made._protocols[0], priority=False)
+        check(made, addr=("127.0.0.9", 2000), protocol=made._protocols[0], username="else")
+        assert made.checks_received == 0
+        assert made._check_list == []
+
+
+@on_loop
+async def test_loopback_is_asked_from_loopback_only(monkeypatch):
+    """A machine with another address shows that one; who is on it checks us, and is known by that."""
+    asked = {}
+    for shown in (LOOPBACK, "192.0.2.1"):
+        listen = IceConnection._listen
+
+        async def show(self, component, address, shown=shown, listen=listen):
+            protocol = await listen(self, component, address)
+            protocol.local_candidate.host = protocol.local_candidate._network_host = shown
+            return protocol
+
+        with monkeypatch.context() as patch:
+            patch.setattr(IceConnection, "_listen", show)
+            candidates = [remote("127.0.0.7", 5000), remote("192.0.2.5", 5001)]
+            async with checking(patch, *candidates) as (made, sent):
+                await until(lambda made=made: rested(made))
+                asked[shown] = set(sent)
+                check(made, addr=("127.0.0.7", 5000), protocol=made._protocols[0])
+                await until(lambda sent=sent: ("127.0.0.7", 5000) in sent)
+    assert asked == {
+        LOOPBACK: {("127.0.0.7", 5000), ("192.0.2.5", 5001)},
+        "192.0.2.1": {("192.0.2.5", 5001)},
+    }
+
+
+@on_loop
+async def test_nothing_can_be_broadcast():
+    async with connection() as made:
+        await made.gather_candidates()
+        sock = made._protocols[0].transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST) == 0
 
 
 @on_loop

@@ -16,7 +16,7 @@ from aiortc import RTCPeerConnection, RTCRtpReceiver, RTCRtpSender, RTCRtpTransc
 from aiortc.codecs.h264 import H264Encoder
 from aiortc.codecs.vpx import Vp8Encoder
 from aiortc.rtcconfiguration import RTCBundlePolicy, RTCConfiguration
-from aiortc.rtcdtlstransport import RTCDtlsTransport
+from aiortc.rtcdtlstransport import RTCCertificate, RTCDtlsTransport
 from aiortc.rtcicetransport import RTCIceTransport
 from aiortc.rtcrtpreceiver import StreamStatistics
 from aiortc.sdp import SessionDescription
@@ -225,20 +225,128 @@ def without_candidates(text):
 @on_loop
 async def test_nothing_in_common_is_said_in_one_line(text, change):
     with pytest.raises(
-        NotAcceptableError, match=r"expected Opus and one of H264 or VP8, got no codec in common"
+        NotAcceptableError, match=r"^sdp: expected (audio as opus/48000/2|video as H264 .* or VP8), got .+"
     ) as caught:
         await answered(change(text))
     assert len(str(caught.value).splitlines()) == 1
 
 
+# Sections that are rejected ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("data", [False, True])
+@pytest.mark.parametrize(
+    "added",
+    [
+        [("video", "recvonly")],
+        [("video", "inactive"), ("audio", "inactive")],
+        [("audio", "sendrecv"), ("video", "sendrecv"), ("audio", "recvonly")],
+    ],
+)
 @on_loop
-async def test_what_aiortc_cannot_apply_is_an_offer_error(monkeypatch):
+async def test_further_sections_are_answered_as_rejected_and_the_call_goes_on(added, data):
+    async with ends(data=data) as (ours, theirs):
+        for kind, direction in added:
+            theirs.connection.addTransceiver(kind, direction)
+        offer = await theirs.offer()
+        answer = await ours.answer(offer)
+        offered, found = (SessionDescription.parse(sdp).media for sdp in (offer, answer))
+        assert [(s.kind, s.rtp.muxId) for s in found] == [(s.kind, s.rtp.muxId) for s in offered]
+        taken = ["audio", "video", *(["application"] if data else [])]
+        assert [s.kind for s in found if s.port] == taken
+        assert [(s.port, s.direction) for s in found if s.kind != "application" and not s.port] == [
+            (0, "inactive")
+        ] * len(added)
+        (group,) = SessionDescription.parse(answer).group
+        assert group.items == [s.rtp.muxId for s in found if s.port]
+        await theirs.accept(answer)
+        await until(lambda: theirs.connection.connectionState == "connected" and ours.peer.video.connected)
+        await until(lambda: len(ours.packets) > 5)
+        encoder = ours.peer.codec.open(size_px=PICTURE_PX, bitrate=1_000_000)
+        for number in range(3):
+            ours.peer.video.push(encoder.encode(picture(number), number), 3600 * number, 40.0)
+        await until(lambda: len(theirs.pictures) >= 2)
+
+
+@on_loop
+async def test_sections_of_other_kinds_are_rejected_in_their_place():
+    other = "m=message 2855 TCP/MSRP *\r\na=mid:msrp\r\nm=text 0 RTP/AVP 98 99\r\na=rtpmap:98 t140/1000\r\n"
+    answer, _ = await answered(CHROME.replace("m=video", f"{other}m=video").replace("0 1", "0 msrp 1"))
+    lines = answer.splitlines()
+    media = [line for line in lines if line.startswith("m=")]
+    assert media[0].startswith("m=audio ")
+    assert media[1:3] == ["m=message 0 TCP/MSRP *", "m=text 0 RTP/AVP 98 99"]
+    assert media[3].startswith("m=video ")
+    assert "a=group:BUNDLE 0 1" in lines
+    at = lines.index("m=message 0 TCP/MSRP *")
+    assert lines[at + 1 : at + 6] == [
+        "c=IN IP4 0.0.0.0",
+        "a=inactive",
+        "a=mid:msrp",
+        media[2],
+        "c=IN IP4 0.0.0.0",
+    ]
+
+
+@on_loop
+async def test_the_answer_is_by_the_protocol_of_the_offer():
+    """RFC 9429, 5.3.1; and no group where there was none, RFC 8843, 7.3."""
+    answer, _ = await answered(CHROME.replace("UDP/TLS/RTP/SAVPF", "RTP/SAVPF"))
+    assert {s.profile for s in SessionDescription.parse(answer).media} == {"RTP/SAVPF"}
+    answer, _ = await answered(FIREFOX.replace("UDP/DTLS/SCTP", "TCP/DTLS/SCTP"))
+    assert sections(answer)["application"].profile == "TCP/DTLS/SCTP"
+    head, _, video = CHROME.partition("m=video")
+    alone = re.sub("(?m)^(a=group|a=mid).*\n", "", head[: head.index("m=audio")] + "m=video" + video)
+    answer, _ = await answered(alone)
+    assert list(sections(answer)) == ["video"]
+    assert "a=group" not in answer
+    assert "a=mid" not in answer
+
+
+@on_loop
+async def test_header_extensions_are_answered_in_the_other_direction():
+    """RFC 8285, 6."""
+    answer, _ = await answered(FIREFOX)
+    assert f"a=extmap:8/sendonly {PLAYOUT_DELAY_URI}" in answer
+    assert "a=extmap:3 urn:ietf:params:rtp-hdrext:sdes:mid" in answer
+    answer, _ = await answered(CHROME.replace("a=extmap:5 ", "a=extmap:5/sendonly "))
+    assert PLAYOUT_DELAY_URI not in answer
+
+
+@on_loop
+async def test_an_unwanted_section_whose_transport_all_use_is_inactive_in_the_answer():
+    async with ends() as (ours, theirs):
+        theirs.connection.getTransceivers()[0].direction = "inactive"
+        answer = await ours.answer(await theirs.offer())
+        sound, video = SessionDescription.parse(answer).media
+        assert (sound.direction, video.direction) == ("inactive", "sendonly")
+        assert sound.port == video.port != 0
+        assert sound.ice == video.ice
+        assert sound.ice_candidates == video.ice_candidates
+        assert SessionDescription.parse(answer).group[0].items == ["0", "1"]
+        await theirs.accept(answer)
+        await until(lambda: theirs.connection.connectionState == "connected" and ours.peer.video.connected)
+
+
+@on_loop
+async def test_the_bundle_s_order_is_kept():
+    answer, _ = await answered(CHROME.replace("BUNDLE 0 1", "BUNDLE 1 0"))
+    assert "a=group:BUNDLE 1 0\r\n" in answer
+    assert list(sections(answer)) == ["audio", "video"]
+
+
+@on_loop
+async def test_what_aiortc_cannot_apply_is_an_offer_error(monkeypatch, caplog):
     async def refuse(self, description):
         raise ValueError("two\nlines")
 
     monkeypatch.setattr(RTCPeerConnection, "setRemoteDescription", refuse)
-    with pytest.raises(OfferError, match=r"^sdp: the offer could not be applied \(ValueError: two\)$"):
+    with pytest.raises(
+        OfferError, match=r"^sdp: expected an offer that can be applied, got another; "
+    ) as caught:
         await answered(CHROME)
+    assert "ValueError" not in str(caught.value)
+    assert "an offer could not be applied: 'ValueError: two'" in caplog.text
 
 
 # Ways of connecting -----------------------------------------------------------------------------------
@@ -486,6 +594,8 @@ def test_the_private_parts_of_aiortc_that_we_replace_are_there():
         transport = dtls.transport
         assert transport.iceGatherer._connection is transport._connection
         assert {"_recv", "_send", "_role_set"} <= set(vars(transport))
+        assert "_RTCPeerConnection__certificates" in vars(connection)
+        assert "_ssl" in vars(dtls)
         assert {"_protocols", "_queue", "_closing", "_local_candidates"} <= set(vars(transport._connection))
         # What aiortc uses of a sender and of a receiver, ours have.
         ours = Ours()
@@ -532,6 +642,11 @@ def test_the_private_parts_of_aiortc_that_we_replace_are_there():
         (RTCRtpSender, "_handle_rtcp_packet", ["packet"]),
         (RTCRtpTransceiver, "setCodecPreferences", ["codecs"]),
         (RTCIceTransport, "addRemoteCandidate", ["candidate"]),
+        (RTCDtlsTransport, "_validate_peer_identity", ["remoteParameters"]),
+        (RTCCertificate, "_create_ssl_context", ["srtp_profiles"]),
+        (aioice_ice.StunProtocol, "send_stun", ["message", "addr"]),
+        (aioice_ice.Connection, "_pair_remote_candidate", ["remote_candidate"]),
+        (aioice_ice.Connection, "check_incoming", ["message", "addr", "protocol"]),
         (aioice_ice.Connection, "get_component_candidates", ["component", "addresses", "timeout"]),
         (aioice_ice.Connection, "data_received", ["data", "component"]),
         (aioice_ice.StunProtocol, "datagram_received", ["data", "addr"]),
