@@ -295,7 +295,7 @@ def test_a_keyframe_on_a_narrow_line_comes_at_once_and_takes_no_second_of_it(cod
 
 
 class Browser:
-    """What libwebrtc tells once a second: what came at first, then up to half as much again, a little at a time.
+    """What libwebrtc tells once a second: what came at first, then slowly up to half as much again.
 
     On a line that takes less it backs off below what came through.
     """
