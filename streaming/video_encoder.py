@@ -29,9 +29,7 @@ MAX_BACKLOG_S = 2.0  # what a line did not take in this time is waited for no lo
 MAX_GAP_FRAMES = FRAME_RATE_HZ  # a picture a second is sent on any line
 _FALLEN = 0.9  # an estimate below this share of what was sent: the line takes no more
 _SENT_FRAMES = FRAME_RATE_HZ  # what was sent lately
-_UNRAISED_FRAMES = (
-    2 * FRAME_RATE_HZ
-)  # after this a receiver that takes more would have said so: it reports each second
+_UNRAISED_FRAMES = 2 * FRAME_RATE_HZ  # a receiver reports each second: one that takes more has said so
 _VP8_TICKS = 1000  # of libvpx's clock in a frame
 _VP8_HEADROOM = 0.95  # it spends a little more than it is told
 
@@ -57,10 +55,10 @@ class VideoEncoder(Protocol):
 class LineLimit:
     """What the line takes, by what the receiver estimates and what it was sent.
 
-    An estimate follows what is received: up to half as much again in libwebrtc, a little more each second. While a
-    sender has less to send it says nothing, and whoever sent in proportion to it would shrink both for good. It
-    says that a line is narrow where it falls below what was sent lately, or is not raised although more is sent;
-    from then on it holds, until it allows for the whole bitrate.
+    An estimate follows what is received: up to half as much again in libwebrtc, a little more each second.
+    While a sender has less to send it says nothing, and whoever sent in proportion to it would shrink both for
+    good. It says that a line is narrow where it falls below what was sent lately, or is not raised although
+    more is sent; from then on it holds, until it allows for the whole bitrate.
     """
 
     def __init__(self, bitrate: int) -> None:
@@ -241,8 +239,8 @@ class Vp8VideoEncoder(_Encoder):
     """libvpx in real time, its denoiser off: there is no noise in what is drawn.
 
     ffmpeg's wrapper cannot change the bitrate of a running encoder, and a new one would begin with a keyframe
-    just when the line is narrow. But libvpx shares its bits out by the pictures' times: told that half the time
-    has passed, it spends half the bits.
+    just when the line is narrow. But libvpx shares its bits out by the pictures' times: told that half the
+    time has passed, it spends half the bits.
     """
 
     name = "VP8"

@@ -1,4 +1,4 @@
-"""Packets that no honest peer sends, where decrypted packets are handled: dropped, told, the next one taken."""
+"""Packets that no honest peer sends: dropped and told, and the next one is taken."""
 
 from __future__ import annotations
 
