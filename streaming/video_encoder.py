@@ -56,9 +56,9 @@ class LineLimit:
     """What the line takes, by what the receiver estimates and what it was sent.
 
     An estimate follows what is received: up to half as much again in libwebrtc, a little more each second.
-    While a sender has less to send it says nothing, and whoever sent in proportion to it would shrink both for
-    good. It says that a line is narrow where it falls below what was sent lately, or is not raised although
-    more is sent; from then on it holds, until it allows for the whole bitrate.
+    While a sender has less to send it says nothing, and whoever sent in proportion to it would shrink both
+    for good. It says that a line is narrow where it falls below what was sent lately, or is not raised
+    although more is sent; from then on it holds, until it allows for the whole bitrate.
     """
 
     def __init__(self, bitrate: int) -> None:
@@ -129,10 +129,10 @@ class LineLimit:
 
 
 class _Encoder:
-    """What both codecs share: one context for the session's life, a floor between keyframes, the line's limit.
+    """What both codecs share: one context for the session's life, a floor between keyframes, the line.
 
-    A line that takes less than the bitrate first lowers the quality. Where even the worst is too much, and only
-    there, pictures are left out.
+    A line that takes less than the bitrate first lowers the quality. Only where even the worst is too much
+    for it are pictures left out.
     """
 
     name = ""
