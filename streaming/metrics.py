@@ -79,6 +79,12 @@ class Metrics:
             "Sound made up for what was lost.",
             registry=registry,
         )
+        self.malformed_packets = Counter(
+            "geneface_malformed_packets_total",
+            "Packets of peers that were dropped because they could not be parsed or taken.",
+            ["kind"],
+            registry=registry,
+        )
         self.mic_to_glass = Histogram(
             "geneface_mic_to_glass_seconds",
             "From the microphone to the screen, medians as browsers report them.",

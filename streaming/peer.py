@@ -21,6 +21,7 @@ from .offer import Offer, OfferError
 from .rtp_extensions import PLAYOUT_DELAY_URI
 from .rtp_receiver import MicrophoneReceiver, OnPacket
 from .rtp_sender import MediaSender
+from .rtp_validation import OnMalformed, drop_malformed
 from .video_encoder import CODECS, VideoCodec
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class Peer:
         on_keyframe_wanted: Callable[[], None],
         on_bandwidth: Callable[[int], None],
         on_state: Callable[[str], None],
+        on_malformed: OnMalformed = lambda _kind, _what: None,
     ) -> None:
         """Prepares a connection; `answer` makes it.
 
@@ -60,6 +62,7 @@ class Peer:
             on_keyframe_wanted: the peer lost a picture, or sees its first.
             on_bandwidth: the peer's estimate of what it can take, bit/s.
             on_state: told "connecting", "connected", "failed", "closed".
+            on_malformed: told each packet that was dropped, see `drop_malformed`.
         """
         self._settings = settings
         self._schedule = schedule
@@ -72,6 +75,7 @@ class Peer:
         replace_certificate(self._connection)
         self._connection.on("connectionstatechange", lambda: on_state(self._connection.connectionState))
         self._on_state = on_state
+        self._on_malformed = on_malformed
         self._ice: IceConnection | None = None
         self._closed = False
         self.sound: MediaSender | None = None
@@ -115,6 +119,7 @@ class Peer:
         ice_transport = dtls_transport.transport
         self._ice = IceConnection(servers=self._settings.ice_servers, port_range=self._settings.port_range)
         replace_connection(ice_transport, self._ice)
+        drop_malformed(transceivers[offer.kinds[0]].receiver.transport, self._on_malformed)
         try:
             async with asyncio.timeout(_ANSWER_S):
                 await connection.setRemoteDescription(RTCSessionDescription(sdp=offer.sdp, type="offer"))

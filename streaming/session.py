@@ -149,6 +149,7 @@ class Session:
             on_keyframe_wanted=self._want_keyframe,
             on_bandwidth=self._limit_bitrate,
             on_state=self._peer_state,
+            on_malformed=self._count_malformed,
         )
         self._encoder: VideoEncoder | None = None
         self._ticks = TickLog()
@@ -166,6 +167,7 @@ class Session:
         self._had_socket = False
         self._was_connected = False
         self._end_asked = False
+        self._malformed_told = False
         self._closing: asyncio.Task[None] | None = None
         self._lost_told = 0
         self._concealed_told_ms = 0.0
@@ -352,6 +354,14 @@ class Session:
 
     def _take_packet(self, sequence: int, timestamp: int, payload: bytes, arrived_s: float) -> None:
         self.microphone.put(sequence=sequence, timestamp=timestamp, payload=payload, arrived_s=arrived_s)
+
+    def _count_malformed(self, kind: str, what: str) -> None:
+        self._metrics.malformed_packets.labels(kind).inc()
+        if not self._malformed_told:
+            self._malformed_told = True
+            self._log.warning(
+                "a malformed packet was dropped (%s: %s); more are only counted", kind, what[:100]
+            )
 
     def _want_keyframe(self) -> None:
         if self._encoder is not None:

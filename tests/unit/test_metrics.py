@@ -21,6 +21,7 @@ NAMES = {
     "geneface_microphone_depth_seconds": "gauge",
     "geneface_microphone_packets_lost_total": "counter",
     "geneface_microphone_concealed_seconds_total": "counter",
+    "geneface_malformed_packets_total": "counter",
     "geneface_mic_to_glass_seconds": "histogram",
     "geneface_av_skew_seconds": "histogram",
     "geneface_round_trip_seconds": "gauge",

@@ -75,9 +75,12 @@ class StandInEncoder:
 class StandInPeer:
     """A connection that is there when the test says so."""
 
-    def __init__(self, settings, schedule, *, on_packet, on_keyframe_wanted, on_bandwidth, on_state):
+    def __init__(
+        self, settings, schedule, *, on_packet, on_keyframe_wanted, on_bandwidth, on_state, on_malformed
+    ):
         self.on_packet, self.on_state = on_packet, on_state
         self.on_keyframe_wanted, self.on_bandwidth = on_keyframe_wanted, on_bandwidth
+        self.on_malformed = on_malformed
         self.packets_received = 0
         self.sound, self.video, self.microphone = StandInSender(), StandInSender(), None
         self.encoder = None
@@ -365,6 +368,20 @@ async def test_a_picture_that_is_too_much_for_the_line_is_counted_as_that(setup)
     assert message["frames"] == []
     assert it.peer.video.pushed == []
     assert it.sample("frames_dropped_total", speaker="Tiny", reason="bandwidth") >= 2
+    await it.session.aclose("done")
+
+
+@on_loop
+async def test_malformed_packets_are_counted_by_kind_and_said_once(setup, caplog):
+    it = setup()
+    with caplog.at_level("WARNING"):
+        for kind in ("rtp", "rtp", "rtcp"):
+            it.peer.on_malformed(kind, "x" * 1000)
+    assert it.sample("malformed_packets_total", kind="rtp") == 2
+    assert it.sample("malformed_packets_total", kind="rtcp") == 1
+    (record,) = caplog.records
+    assert it.session.label in record.getMessage()
+    assert len(record.getMessage()) < 250
     await it.session.aclose("done")
 
 
