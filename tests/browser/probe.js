@@ -52,18 +52,21 @@ window.probe = (() => {
     });
   }
 
-  /** Returns [when, root mean square] of each 10 ms or so of a track. */
+  /** Returns [when, root mean square] of each 10 ms or so of a track; when by its own clock, not by this page's. */
   async function levels(track, seconds) {
-    const sounds = new MediaStreamTrackProcessor({ track }).readable.getReader();
+    const sounds = new MediaStreamTrackProcessor({ track, maxBufferSize: 1000 }).readable.getReader();
     const list = [];
+    let originMs = null;
     const endMs = nowMs() + 1000 * seconds;
     while (nowMs() < endMs) {
       const { value: sound, done } = await sounds.read();
       if (done) break;
       const samples = new Float32Array(sound.numberOfFrames);
       sound.copyTo(samples, { planeIndex: 0, format: 'f32-planar' });
+      const mediaMs = sound.timestamp / 1000;
+      originMs ??= nowMs() - mediaMs;
       sound.close();
-      list.push([nowMs(), Math.sqrt(samples.reduce((sum, x) => sum + x * x, 0) / samples.length)]);
+      list.push([originMs + mediaMs, Math.sqrt(samples.reduce((sum, x) => sum + x * x, 0) / samples.length)]);
     }
     sounds.cancel();
     return list;
