@@ -56,10 +56,8 @@ def test_two_people(open_page, server, microphones):
         if min(own for own, _ in found) > 0.8:
             break
     for own, foreign in found:
-        # A browser that gets too little time makes up some of the sound; exchanged voices are told all the same.
-        assert own > max(0.3, foreign + 0.2), (
-            f"heard is not what was said: r = {own:.2f}, other {foreign:.2f}"
-        )
+        # A browser that gets too little time makes up some of the sound; exchanged voices show all the same.
+        assert own > max(0.3, foreign + 0.2), f"what is heard: r = {own:.2f}, the other's {foreign:.2f}"
 
     pictures = [np.array([tab.picture() for _ in range(3)], float) for tab in tabs]
     for picture in pictures:
