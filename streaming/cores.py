@@ -36,7 +36,7 @@ def drawing_threads(threads: int, *, cores: int) -> int:
 
 
 def _quotas(cgroup: Path, membership: Path) -> Iterator[float]:
-    """Yields the cores that each CPU quota on this process amounts to: its own group's and those around it."""
+    """Yields the cores that each CPU quota amounts to: of the process's own group and of those around it."""
     in_v2, in_v1 = _groups(membership)
     for folder in _upwards(cgroup, in_v2):
         words = _read(folder / "cpu.max").split()

@@ -55,6 +55,7 @@ class RenderSize:
     size_px: int
     frame_ms: float
     keeps_up: bool
+    cost: FrameCost | None = None  # None: what is drawn is not what decides
 
 
 def choose_render_size(
@@ -97,7 +98,12 @@ def choose_render_size(
             if size in timed:
                 frame_ms = foretold_ms(size)  # its own
                 if frame_ms <= budget_ms or last:
-                    return RenderSize(size_px=size, frame_ms=frame_ms, keeps_up=frame_ms <= FRAME_BUDGET_MS)
+                    return RenderSize(
+                        size_px=size,
+                        frame_ms=frame_ms,
+                        keeps_up=frame_ms <= FRAME_BUDGET_MS,
+                        cost=timed[size],
+                    )
             elif last or foretold_ms(size) <= budget_ms * 1.15:  # what is a little over is worth a look
                 timed[size] = quieter_of_two(size)
                 break  # what is known now may foretell larger ones better
