@@ -556,6 +556,20 @@ def test_networks_slower_than_the_sound_leave_a_recording_its_full_size(tmp_path
     assert file_run.describe(file_run.make_renderer(speaker, raymarcher, size_px), chosen).endswith(said)
 
 
+def test_a_recording_counts_on_no_more_cores_than_it_may(quick, speakers, wav, tmp_path, capsys, monkeypatch):
+    opened = []
+
+    def open_raymarcher(speaker, *, threads):
+        opened.append(threads)
+        return stand_ins.StandInRaymarcher()
+
+    monkeypatch.setattr(file_run, "open_raymarcher", open_raymarcher)
+    monkeypatch.setenv("GENEFACE_CORES", "1")
+    assert cli.main(arguments(speakers, wav, tmp_path / "out.mp4", "--render-size", "96")) == 0
+    assert opened == [1]
+    assert "Tiny on CPU, 1 thread, " in capsys.readouterr().err
+
+
 def test_a_recording_that_falls_behind_is_drawn_smaller_and_says_so(quick, tmp_path, capsys, monkeypatch):
     speakers = bundle_factory.write_tiny_bundle(tmp_path / "Tiny").parent
     wav = stand_ins.write_wav(tmp_path / "long.wav", stand_ins.speech_like(12.0))
