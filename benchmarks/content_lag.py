@@ -18,9 +18,9 @@ import numpy.typing as npt
 
 from models.speaker import Speaker
 from streaming.clock import FRAME_RATE_HZ, FRAME_SAMPLES
-from streaming.cores import usable_cores
+from streaming.cores import drawing_threads, usable_cores
 from streaming.decimation import DELAY_SAMPLES, Decimator
-from streaming.file_run import MOST_THREADS, make_renderer, open_raymarcher
+from streaming.file_run import make_renderer, open_raymarcher
 from streaming.mouth import mouth_boxes
 from streaming.pipeline import Pipeline
 from streaming.settings import SMALLEST_RENDER_PX
@@ -262,7 +262,7 @@ class LipsByFile:
         self.box = box_around(boxes)
         self.rows_apart = rows_apart(speaker.image_size_px)
         self._speaker = speaker
-        self._raymarcher = open_raymarcher(speaker, threads=min(usable_cores(), MOST_THREADS))
+        self._raymarcher = open_raymarcher(speaker, threads=drawing_threads(0, cores=usable_cores()))
 
     def follow(self, microphone: HeardSound) -> Iterator[float]:
         """Yields the lips' opening of each frame of a sound."""

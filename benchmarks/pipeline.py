@@ -14,9 +14,8 @@ from typing import TypedDict
 
 from models.speaker import find_speaker, load_speaker
 from streaming.audio_file import AudioFile
-from streaming.cores import usable_cores
+from streaming.cores import drawing_threads, usable_cores
 from streaming.file_run import (
-    MOST_THREADS,
     make_renderer,
     open_raymarcher,
     size_that_keeps_up,
@@ -72,7 +71,7 @@ def measure(
     speaker = load_speaker(find_speaker(speaker_name, speakers_dir=speakers_dir))
     networks = open_networks(speaker)
     cores = usable_cores()
-    threads = threads or min(cores, MOST_THREADS)
+    threads = drawing_threads(threads, cores=cores)
     raymarcher = open_raymarcher(speaker, threads=threads)
     loaded_s = time.perf_counter()
     raymarcher.warm_up()

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from . import cpu_kernels
 from .compilation import compiled
+from .core_time import add_helpers_time
 from .cpu_kernels import (
     CHUNK,
     RAYS,
@@ -250,13 +251,21 @@ class CpuRaymarcher:
             counter = np.zeros(1, np.int64)
             draw = _kernel(cpu_kernels.draw_tiles)
             head, torso = self._head_arrays, self._torso_arrays
+
+            def help_draw(scratch: Scratch) -> tuple[int, float]:
+                start_s = time.thread_time()
+                taken: int = draw(head, torso, frame, scratch, counter, out)
+                return taken, time.thread_time() - start_s
+
             others = [
-                self._pool.submit(draw, head, torso, frame, scratch, counter, out)
+                self._pool.submit(help_draw, scratch)
                 for scratch in self._scratches[1:]
                 if self._pool is not None
             ]
             taken = draw(head, torso, frame, self._scratches[0], counter, out)
-            self.samples = taken + sum(other.result() for other in others)
+            helped = [other.result() for other in others]
+            self.samples = taken + sum(samples for samples, _ in helped)
+        add_helpers_time(sum(spent_s for _, spent_s in helped))
         return out
 
     def render_i420(

@@ -35,19 +35,19 @@ class Admission:
     """
 
     def __init__(
-        self, *, cores: int, most_sessions: int | None = None, share: float = 0.85, gpu_share: float = 0.9
+        self, *, cores: float, most_sessions: int | None = None, share: float = 0.85, gpu_share: float = 0.9
     ) -> None:
         """Begins with nobody.
 
         Args:
-            cores: cores that this process may use.
+            cores: whose time this process may take; a quota may leave a part of one.
             most_sessions: a limit on top of the measured one.
             share: part of the cores' time that is given away; the rest is for a busier moment.
             gpu_share: the same of the GPU's; beyond it frames pile up before they are late.
         """
-        if cores < 1 or not 0 < share <= 1 or not 0 < gpu_share <= 1:
+        if not cores > 0 or not 0 < share <= 1 or not 0 < gpu_share <= 1:
             raise ValueError(
-                "admission: expected cores >= 1 and 0 < share <= 1 of either, "
+                "admission: expected cores > 0 and 0 < share <= 1 of either, "
                 f"got {cores}, {share}, {gpu_share}"
             )
         if most_sessions is not None and most_sessions < 1:

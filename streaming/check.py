@@ -21,8 +21,8 @@ from models.onnx_runtime import load_onnxruntime
 from models.speaker import Speaker, find_speaker, load_speaker
 
 from . import file_run
-from .clock import MonotonicClock, SystemClock
-from .cores import usable_cores
+from .clock import CpuClock, MonotonicClock, SystemClock, SystemCpuClock
+from .cores import drawing_threads, usable_cores
 from .cuda_device import find_cuda_device
 from .engine import CUDA_PROVIDER
 from .errors import InputError
@@ -73,16 +73,20 @@ def run_checks(
     settings: StreamSettings,
     *,
     clock: MonotonicClock | None = None,
+    cpu: CpuClock | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[CheckResult]:
     """Returns a result for each check; what fails in one keeps no other from being tried.
 
     Args:
         settings: speaker, threads, render size, addresses and certificates that are to work.
-        clock: measures.
+        clock: measures what a GPU does.
+        cpu: measures what the CPU does.
         say: takes a line where one check takes long, as the first start of an engine does.
     """
-    with contextlib.closing(_Checks(settings, clock or SystemClock(), say)) as checks:
+    with contextlib.closing(
+        _Checks(settings, clock or SystemClock(), cpu or SystemCpuClock(), say)
+    ) as checks:
         return [
             _isolated(name, check)
             for name, check in (
@@ -164,12 +168,14 @@ def _failure(error: Exception) -> _Found:
 class _Checks:
     """The checks, in the order in which one uses what another found."""
 
-    def __init__(self, settings: StreamSettings, clock: MonotonicClock, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, settings: StreamSettings, clock: MonotonicClock, cpu: CpuClock, say: Callable[[str], None]
+    ) -> None:
         self._settings = settings
         self._say = say
-        self._clock = clock
-        self._cores = usable_cores()
-        self._threads = settings.threads or min(self._cores, file_run.MOST_THREADS)
+        self._clock, self._cpu = clock, cpu
+        self._cores = usable_cores(settings.cores)
+        self._threads = drawing_threads(settings.threads, cores=self._cores)
         self._speaker: Speaker | None = None
         self._meter: FrameCostMeter | None = None
         self._raymarcher: Raymarcher | None = None
@@ -211,7 +217,9 @@ class _Checks:
     def cores(self) -> _Found:
         """What the raymarcher may use."""
         threads = f"{self._threads} thread{'s' if self._threads > 1 else ''}"
-        detail = f"{self._cores} usable, {threads} where the CPU draws"
+        here = usable_cores()
+        counted_on = f"{self._cores} usable" if self._cores == here else f"{self._cores} of {here} counted on"
+        detail = f"{counted_on}, {threads} where the CPU draws"
         if self._cores < 2:
             return _Found(
                 status="warn",
@@ -280,7 +288,15 @@ class _Checks:
             assert self._raymarcher is not None  # `frame` asks
             return file_run.make_renderer(speaker, self._raymarcher, size_px)
 
-        self._meter = meter = FrameCostMeter(speaker, networks, make_renderer, clock=self._clock)
+        self._meter = meter = FrameCostMeter(
+            speaker,
+            networks,
+            make_renderer,
+            threads=self._threads,
+            cores=self._cores,
+            clock=self._clock,
+            cpu=self._cpu,
+        )
         hears = "motion takes" if networks.features is None else "features and motion take"
         where = networks.describe() or "all on the CPU"
         detail = f"{hears} {meter.motion_ms:.1f} ms a frame; {where}"
@@ -315,12 +331,14 @@ class _Checks:
         on_gpu = isinstance(self._raymarcher, GpuRaymarcher)
         probe_px = speaker.image_size_px if on_gpu else min(_PROBE_PX, speaker.image_size_px)
         size_px = self._settings.render_size or probe_px
+        self._meter.threads = 0 if on_gpu else self._threads
         cost = self._meter.measure(size_px)
-        frame_ms = cost.frame_ms(threads=1 if on_gpu else self._threads, cores=self._cores)
+        drawing = 1 if on_gpu else self._threads
+        frame_ms = cost.frame_ms(threads=drawing, cores=self._cores)
         draw = f"{cost.render_ms:.1f}" if on_gpu else f"{cost.render_ms:.0f}"
         detail = (
             f"drawn at {size_px} px in {draw} ms, all else {cost.other_ms:.0f} ms: one every "
-            f"{frame_ms:.0f} of {FRAME_BUDGET_MS:.0f} ms"
+            f"{frame_ms:.0f} of {FRAME_BUDGET_MS:.0f} ms, {cost.core_ms(threads=drawing):.0f} core-ms"
         )
         if frame_ms > FRAME_BUDGET_MS:
             return _Found(
@@ -332,11 +350,6 @@ class _Checks:
         if self._speaker is None:
             raise _NotTriedError("it needs the speaker")
         return self._speaker
-
-    def _timed_ms(self, work: Callable[[], object]) -> float:
-        start_s = self._clock.now_s()
-        work()
-        return (self._clock.now_s() - start_s) * 1000
 
     # The codecs --------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +22,7 @@ from .settings import StreamSettings, flag, options, resolve_settings, variable
 if TYPE_CHECKING:
     from models.speaker import Speaker
 
+    from .file_pace import FilePace, SizeStep
     from .networks import SpeakerNetworks
     from .renderer import FrameRenderer
 
@@ -204,6 +206,7 @@ def _speak_with(settings: StreamSettings, interruption: _Interruption, opened: c
     from models.speaker import find_speaker, load_speaker
 
     from . import file_run
+    from .file_pace import describe_steps
     from .networks import open_networks
     from .progress import Progress
 
@@ -228,22 +231,39 @@ def _speak_with(settings: StreamSettings, interruption: _Interruption, opened: c
         if not settings.quiet:
             print(line, file=sys.stderr)
 
+    def say_step(step: SizeStep) -> None:
+        progress.clear()
+        say(
+            f"behind the sound (real-time factor {step.real_time_factor:.2f}): "
+            f"draws {step.size_px} x {step.size_px} from {step.at_s:.1f} s on"
+        )
+
     waiting.note("getting the networks ready ...")
     networks = open_networks(speaker, settings.engine_settings, say=say)
     placed = networks.describe()  # empty where the CPU runs them all
     write: Callable[..., file_run.FileReport]
     if video is not None:
         waiting.note("getting the kernels ready (compiled once on this machine) ...")
-        renderer, device, drawn = _open_renderer(settings, speaker, networks, opened, say)
-        say(f"{speaker.name} on {device}, {drawn}{'; ' if placed else ''}{placed}")
-        write = partial(file_run.speak_file, speaker, renderer, audio, video, landmark_video=landmark_video)
-        shown, done_on = video, f" on {device}"
+        drawing = _open_renderer(settings, speaker, networks, opened, say, audio.duration_s)
+        say(f"{speaker.name} on {drawing.device}, {drawing.described}{'; ' if placed else ''}{placed}")
+        write = partial(
+            file_run.speak_file,
+            speaker,
+            drawing.renderer,
+            audio,
+            video,
+            landmark_video=landmark_video,
+            pace=drawing.pace,
+            renderer_of=drawing.renderer_of,
+            on_step=say_step,
+        )
+        shown, done_on, start_px = video, f" on {drawing.device}", drawing.renderer.render_px
     else:
         assert landmark_video is not None
         if placed:
             say(f"{speaker.name}: {placed}")
         write = partial(file_run.film_landmarks, speaker, audio, landmark_video)
-        shown, done_on = landmark_video, ""
+        shown, done_on, start_px = landmark_video, "", 0
     if landmark_video is not None and mean_face is None:
         say(f"{speaker.name} has no mean face: --landmark-video moves a plain face of nobody")
     waiting.clear()
@@ -261,10 +281,12 @@ def _speak_with(settings: StreamSettings, interruption: _Interruption, opened: c
             )
         finally:
             progress.clear()
+    sizes = describe_steps(start_px, report.steps)
     print(
         f"{shown.path}: {report.duration_s:.2f} s, {report.frames} frames "
         f"{shown.size_px} x {shown.size_px}, {report.size_bytes / 1e6:.1f} MB, "
         f"in {report.spent_s:.1f} s (real-time factor {report.real_time_factor:.2f}){done_on}"
+        f"{', ' if sizes else ''}{sizes}"
     )
     return DONE
 
@@ -285,14 +307,26 @@ def _refuse_one_file_twice(settings: StreamSettings) -> None:
             raise InputError(f"{path}: {first} would be overwritten; give {flag(name)} another name")
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Drawing:
+    """What draws a recording."""
+
+    renderer: FrameRenderer
+    renderer_of: Callable[[int], FrameRenderer]  # by size
+    device: str  # what it runs on, in words
+    described: str  # what it draws, in words
+    pace: FilePace | None  # None: the size stays
+
+
 def _open_renderer(
     settings: StreamSettings,
     speaker: Speaker,
     networks: SpeakerNetworks,
     opened: contextlib.ExitStack,
     say: Callable[[str], None],
-) -> tuple[FrameRenderer, str, str]:
-    """Returns what draws the speaker's frames, what it runs on and what it draws, in words.
+    duration_s: float | None,
+) -> _Drawing:
+    """Returns what draws the speaker's frames.
 
     Args:
         settings: of the run.
@@ -300,17 +334,18 @@ def _open_renderer(
         networks: the speaker's.
         opened: closes what is to be closed after the run.
         say: told in one line why a GPU that is there does not draw.
+        duration_s: of the recording, if that is known.
 
     Raises:
         InputError: the render size does not fit the bundle, or a GPU was asked for and cannot draw.
         GpuLostError: the GPU failed.
     """
     from . import file_run
-    from .cores import usable_cores
+    from .cores import drawing_threads, usable_cores
     from .gpu_rendering import GpuRaymarcher, open_gpu
 
-    cores = usable_cores()
-    threads = settings.threads or min(cores, file_run.MOST_THREADS)
+    cores = usable_cores(settings.cores)
+    threads = drawing_threads(settings.threads, cores=cores)
     gpu = open_gpu(settings.device, say=say)
     if gpu is not None:
         opened.callback(gpu.close)
@@ -318,15 +353,24 @@ def _open_renderer(
         speaker, threads=threads, device=settings.device, gpu=gpu, say=say
     )
     raymarcher.warm_up()
-    render_px, pace = settings.render_size, None
+    render_px, chosen, pace = settings.render_size, None, None
     if render_px is None and isinstance(raymarcher, GpuRaymarcher):
         render_px = speaker.image_size_px
     if render_px is None:
-        pace = file_run.size_that_keeps_up(speaker, raymarcher, networks, threads=threads, cores=cores)
-        render_px = pace.size_px
-    renderer = file_run.make_renderer(speaker, raymarcher, render_px)
-    device = file_run.device_of(raymarcher, threads=threads)
-    return renderer, device, file_run.describe(renderer, pace)
+        chosen = file_run.size_that_keeps_up(speaker, raymarcher, networks, threads=threads, cores=cores)
+        render_px = chosen.size_px
+        pace = file_run.pace_of(
+            chosen, largest_px=speaker.image_size_px, threads=threads, duration_s=duration_s
+        )
+    renderer_of = partial(file_run.make_renderer, speaker, raymarcher)
+    renderer = renderer_of(render_px)
+    return _Drawing(
+        renderer=renderer,
+        renderer_of=renderer_of,
+        device=file_run.device_of(raymarcher, threads=threads),
+        described=file_run.describe(renderer, chosen),
+        pace=pace,
+    )
 
 
 def _serve(settings: StreamSettings, interruption: _Interruption) -> int:

@@ -1,9 +1,11 @@
-"""The media clock, counted in 16 kHz samples, and the monotonic clock that tests replace."""
+"""The media clock, counted in 16 kHz samples; the monotonic clock and the CPU's, which tests replace."""
 
 from __future__ import annotations
 
 import time
 from typing import Protocol
+
+from cuda_kernels.core_time import core_time_s
 
 SAMPLE_RATE_HZ = 16_000
 FRAME_RATE_HZ = 25
@@ -38,6 +40,28 @@ class SystemClock:
     def now_s(self) -> float:
         """Returns the time in seconds since some fixed moment."""
         return time.perf_counter()
+
+
+class CpuClock(Protocol):
+    """CPU time: what other programs do on the same cores, and waiting, does not count."""
+
+    def thread_s(self) -> float:
+        """Returns the seconds of the calling thread and of the raymarcher's threads that drew for it."""
+
+    def process_s(self) -> float:
+        """Returns the seconds of all threads of this process."""
+
+
+class SystemCpuClock:
+    """The machine's."""
+
+    def thread_s(self) -> float:
+        """Returns the seconds of the calling thread and of the raymarcher's threads that drew for it."""
+        return core_time_s()
+
+    def process_s(self) -> float:
+        """Returns the seconds of all threads of this process."""
+        return time.process_time()
 
 
 class MediaClock:

@@ -77,6 +77,7 @@ class EngineSettings:
     engine: EngineName = "auto"
     device: DeviceName = "auto"
     cache_dir: Path | None = None  # of engines built for this GPU; None: in the user's cache folder
+    cores: int = 0  # that large networks may use on the CPU, at most; 0: all there are
 
     def __post_init__(self) -> None:
         """Refuses what cannot go together.
@@ -119,7 +120,7 @@ def open_engine(
     """
     asked_for_gpu = settings.engine == "tensorrt" or settings.device == "cuda"
     if settings.device == "cpu" or not (asked_for_gpu or network.is_large):
-        return OnnxEngine(network)
+        return OnnxEngine(network, cores=settings.cores)
     gpu = find_cuda_device()
     if gpu is None:
         if asked_for_gpu:
@@ -127,7 +128,7 @@ def open_engine(
                 "expected a CUDA device, got none; check nvidia-smi, or leave --engine and --device out"
             )
         say(f"{network.model.name} runs on the CPU, where it is slow: there is no CUDA device")
-        return OnnxEngine(network)
+        return OnnxEngine(network, cores=settings.cores)
     missing = []
     if settings.engine != "onnx":
         try:
@@ -143,7 +144,7 @@ def open_engine(
         if settings.device == "cuda":
             raise
         missing.append(str(error))
-        engine = OnnxEngine(network)
+        engine = OnnxEngine(network, cores=settings.cores)
     if missing:
         say(f"{network.model.name} runs on {engine.device}: {' | '.join(missing)}")
     return engine
@@ -163,8 +164,13 @@ class OnnxEngine:
     On the CPU a small network has one thread, since the raymarcher needs the cores more; a large one has all.
     """
 
-    def __init__(self, network: NetworkSpec, *, gpu: CudaDevice | None = None) -> None:
+    def __init__(self, network: NetworkSpec, *, gpu: CudaDevice | None = None, cores: int = 0) -> None:
         """Loads the file and runs it once on zeros; on the CPU without a `gpu`.
+
+        Args:
+            network: which, and of what shape.
+            gpu: runs it.
+            cores: that a large network may use on the CPU, at most; 0: all there are.
 
         Raises:
             EngineError: another name, shape or type than asked for, or a file that is no network.
@@ -173,7 +179,7 @@ class OnnxEngine:
         onnxruntime = load_onnxruntime()
         model = network.model
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = usable_cores() if gpu is None and network.is_large else 1
+        options.intra_op_num_threads = usable_cores(cores) if gpu is None and network.is_large else 1
         options.inter_op_num_threads = 1
         options.log_severity_level = 3 if gpu is None else 4  # what is wrong with CUDA is said below
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -16,9 +16,10 @@ import numpy.typing as npt
 from models.speaker import Speaker
 
 from .audio_file import AudioFile
-from .clock import FRAME_RATE_HZ, MonotonicClock
+from .clock import FRAME_RATE_HZ, CpuClock, MonotonicClock, SystemClock
 from .engine import DeviceName
 from .errors import GpuLostError, InputError, Stopped
+from .file_pace import FilePace, SizeStep
 from .frame_cost import FrameCostMeter
 from .gpu_rendering import GpuRaymarcher, GpuRenderer
 from .landmark_output import LandmarkOutput
@@ -36,7 +37,6 @@ from .video_output import VideoOutput
 
 F32 = npt.NDArray[np.float32]
 
-MOST_THREADS = 8
 _POLL_S = 0.2
 
 
@@ -133,18 +133,45 @@ def size_that_keeps_up(
     threads: int,
     cores: int,
     clock: MonotonicClock | None = None,
+    cpu: CpuClock | None = None,
 ) -> RenderSize:
     """Returns the render size for this machine, from drawing, scaling and encoding a few real frames.
 
+    It is the size for the machine when it is free; what others do on it meanwhile shows only in the run.
     Where the networks alone are slower than the sound, no size keeps up, and the largest is drawn.
     """
     meter = FrameCostMeter(
-        speaker, networks, lambda size_px: make_renderer(speaker, raymarcher, size_px), clock=clock
+        speaker,
+        networks,
+        lambda size_px: make_renderer(speaker, raymarcher, size_px),
+        threads=threads,
+        cores=cores,
+        clock=clock,
+        cpu=cpu,
     )
     if meter.motion_ms > FRAME_BUDGET_MS:
         frame_ms = meter.measure(speaker.image_size_px).frame_ms(threads=threads, cores=cores)
         return RenderSize(size_px=speaker.image_size_px, frame_ms=frame_ms, keeps_up=False)
     return choose_render_size(meter.measure, largest_px=speaker.image_size_px, threads=threads, cores=cores)
+
+
+def pace_of(
+    chosen: RenderSize, *, largest_px: int, threads: int, duration_s: float | None
+) -> FilePace | None:
+    """Returns what steps down from a size that was chosen; None where a smaller one would not help."""
+    cost = chosen.cost
+    if cost is None:
+        return None
+
+    def core_ms(size_px: int) -> float:
+        return cost.scaled((size_px / chosen.size_px) ** 2).core_ms(threads=threads)
+
+    return FilePace(
+        start_px=chosen.size_px,
+        sizes_px=[size for size in RENDER_SIZES_PX if size <= largest_px],
+        core_ms=core_ms,
+        duration_s=duration_s,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +181,7 @@ class FileReport:
     frames: int
     spent_s: float
     size_bytes: int
+    steps: tuple[SizeStep, ...] = ()  # to smaller sizes, to keep up
 
     @property
     def duration_s(self) -> float:
@@ -177,8 +205,12 @@ def speak_file(
     landmark_video: LandmarkVideo | None = None,
     seed: int = 0,
     times: StageTimes | None = None,
+    pace: FilePace | None = None,
+    renderer_of: Callable[[int], FrameRenderer] | None = None,
+    on_step: Callable[[SizeStep], None] = lambda _: None,
     on_frame: Callable[[int], None] = lambda _: None,
     stopped: Callable[[], bool] = lambda: False,
+    clock: MonotonicClock | None = None,
 ) -> FileReport:
     """Writes the video of a recording and returns what it took.
 
@@ -195,16 +227,23 @@ def speak_file(
         landmark_video: where a video of the motion goes, likewise.
         seed: picks the blinks.
         times: where working times are added up.
+        pace: steps down where the run falls behind the sound; None: the size stays.
+        renderer_of: gives what draws at a size; with `pace`.
+        on_step: told each step as it is made.
         on_frame: told the number of frames written.
         stopped: asked at least every 0.2 s whether to give up.
+        clock: measures the run.
 
     Raises:
         InputError: the recording or the place it goes to is no good.
         Stopped: `stopped` said so; nothing is left on disk.
     """
     times = times or StageTimes()
+    clock = clock or SystemClock()
     motion_files = [file for file in (landmarks, landmark_video) if file is not None]
-    start_s = time.perf_counter()
+    start_s = clock.now_s()
+    if pace is not None:
+        pace.begin(start_s)
     pipeline = Pipeline(speaker, renderer, networks=networks, overflow=Overflow.BLOCK, seed=seed, times=times)
     with contextlib.ExitStack() as stack:
         stack.callback(pipeline.close)
@@ -221,6 +260,12 @@ def speak_file(
                 for file in motion_files:
                     file.write(frame.landmarks)
             on_frame(video.pictures)
+            if pace is not None and pace.frame_done(
+                now_s=clock.now_s(), frames=video.pictures, render_px=frame.render_px
+            ):
+                assert renderer_of is not None
+                pipeline.renderer = renderer_of(pace.size_px)
+                on_step(pace.steps[-1])
         with times.of("encode"):
             video.write_sound_until(float("inf"), sound)
             size_bytes = video.complete()
@@ -229,7 +274,12 @@ def speak_file(
         for file in motion_files:
             file.publish()
         video.publish()
-    return FileReport(frames=video.pictures, spent_s=time.perf_counter() - start_s, size_bytes=size_bytes)
+    return FileReport(
+        frames=video.pictures,
+        spent_s=clock.now_s() - start_s,
+        size_bytes=size_bytes,
+        steps=() if pace is None else tuple(pace.steps),
+    )
 
 
 def film_landmarks(

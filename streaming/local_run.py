@@ -15,8 +15,7 @@ import numpy.typing as npt
 from models.speaker import find_speaker, read_settings
 
 from .clock import FRAME_RATE_HZ, MonotonicClock, SystemClock
-from .cores import usable_cores
-from .file_run import MOST_THREADS
+from .cores import drawing_threads, usable_cores
 from .governor import Governor
 from .gpu_rendering import open_gpu
 from .local_microphone import InputDevice, LocalMicrophone, find_device
@@ -197,15 +196,15 @@ class LiveRun:
         """Finds the device, opens the window, gets the speaker ready; the microphone listens only in `run`.
 
         Args:
-            settings: `speaker`, `speakers_dir`, `mic`, `threads`, `render_size` and `seed` are used.
+            settings: `speaker`, `speakers_dir`, `mic`, `threads`, `cores`, `render_size` and `seed` are used.
 
         Raises:
             InputError: no PortAudio, device, pygame or screen.
             UnknownSpeakerError, BundleError, EngineError, SceneError: the speaker cannot be used.
         """
         self._settings = settings
-        cores = usable_cores()
-        threads = settings.threads or min(cores, MOST_THREADS)
+        cores = usable_cores(settings.cores)
+        threads = drawing_threads(settings.threads, cores=cores)
         bundle = find_speaker(settings.speaker, speakers_dir=settings.speakers_dir)
         image_size_px = read_settings(bundle).image_size_px
         self.device: InputDevice = find_device(settings.mic or DEFAULT_MICROPHONE)

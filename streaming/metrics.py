@@ -51,6 +51,16 @@ class Metrics:
             buckets=_STAGE_BUCKETS_S,
             registry=registry,
         )
+        self.room_core_s = Gauge(
+            "geneface_admission_room_core_seconds",
+            "CPU time that one frame of all sessions together may take.",
+            registry=registry,
+        )
+        self.taken_core_s = Gauge(
+            "geneface_admission_taken_core_seconds",
+            "CPU time that one frame of all sessions would take at the smallest sizes, as they ran lately.",
+            registry=registry,
+        )
         self.gpu_draws = Gauge(
             "geneface_gpu_draws",
             "1 while a GPU draws, 0 where the CPU does, or has to because the GPU failed.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,16 +16,36 @@ _PROBE_PX = 192
 
 @dataclass(frozen=True, kw_only=True)
 class FrameCost:
-    """What one frame takes, by who can share the work."""
+    """What one frame takes, by who can share the work: as time that passes, and as time of cores.
 
-    render_ms: float  # wall time of the raymarcher on its threads
-    other_ms: float  # time of all other stages, each on one thread beside the raymarcher
+    The first decides how soon a frame is there, the second how many frames a machine can draw.
+    """
+
+    render_ms: float  # wall time of the raymarcher on its threads, where they have the cores to themselves
+    other_ms: float  # the same of all other stages, each beside the raymarcher
     burst_ms: float = 0.0  # that a frame waits besides, where the networks move several frames at once
+    render_core_ms: float | None = None  # CPU time of the raymarcher; None: each thread works all the time
+    other_core_ms: float | None = None  # CPU time of the other stages; None: `other_ms`, on one thread
+
+    def core_ms(self, *, threads: int) -> float:
+        """Returns the CPU time of all stages, with `threads` threads that draw."""
+        render_ms, other_ms = self.render_core_ms, self.other_core_ms
+        return (self.render_ms * threads if render_ms is None else render_ms) + (
+            self.other_ms if other_ms is None else other_ms
+        )
 
     def frame_ms(self, *, threads: int, cores: int) -> float:
         """Returns the time from one frame to the next when the stages overlap on `cores` cores."""
-        shared_ms = (self.render_ms * min(threads, cores) + self.other_ms) / cores
-        return max(self.render_ms, shared_ms)
+        return max(self.render_ms, self.core_ms(threads=min(threads, cores)) / cores)
+
+    def scaled(self, ratio: float) -> FrameCost:
+        """Returns what a frame with `ratio` times the pixels takes."""
+        core_ms = self.render_core_ms
+        return dataclasses.replace(
+            self,
+            render_ms=self.render_ms * ratio,
+            render_core_ms=None if core_ms is None else core_ms * ratio,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +55,7 @@ class RenderSize:
     size_px: int
     frame_ms: float
     keeps_up: bool
+    cost: FrameCost | None = None  # None: what is drawn is not what decides
 
 
 def choose_render_size(
@@ -68,9 +90,7 @@ def choose_render_size(
 
     def foretold_ms(size: int) -> float:
         nearest = min(timed, key=lambda other: abs(other - size))
-        cost = timed[nearest]
-        scaled = FrameCost(render_ms=cost.render_ms * (size / nearest) ** 2, other_ms=cost.other_ms)
-        return scaled.frame_ms(threads=threads, cores=cores)
+        return timed[nearest].scaled((size / nearest) ** 2).frame_ms(threads=threads, cores=cores)
 
     while True:
         for size in sizes:
@@ -78,7 +98,12 @@ def choose_render_size(
             if size in timed:
                 frame_ms = foretold_ms(size)  # its own
                 if frame_ms <= budget_ms or last:
-                    return RenderSize(size_px=size, frame_ms=frame_ms, keeps_up=frame_ms <= FRAME_BUDGET_MS)
+                    return RenderSize(
+                        size_px=size,
+                        frame_ms=frame_ms,
+                        keeps_up=frame_ms <= FRAME_BUDGET_MS,
+                        cost=timed[size],
+                    )
             elif last or foretold_ms(size) <= budget_ms * 1.15:  # what is a little over is worth a look
                 timed[size] = quieter_of_two(size)
                 break  # what is known now may foretell larger ones better

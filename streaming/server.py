@@ -21,7 +21,7 @@ from . import file_run, memory
 from .access import Access
 from .admission import MOST_SESSIONS, Admission
 from .app import AppSettings, AvatarApp
-from .cores import usable_cores
+from .cores import core_share, drawing_threads, usable_cores
 from .errors import InputError, Stopped
 from .gpu_rendering import GpuRenderer, open_gpu
 from .ice import IceServer
@@ -61,8 +61,8 @@ def serve(settings: StreamSettings, *, say: Callable[[str], None], stopped: Call
     with contextlib.ExitStack() as stack:
         stack.enter_context(listener)
         find_libopus()  # may ask another program: not on the event loop, when the first session begins
-        cores = usable_cores()
-        threads = settings.threads or min(cores, file_run.MOST_THREADS)
+        cores, share = usable_cores(settings.cores), core_share(settings.cores)
+        threads = drawing_threads(settings.threads, cores=cores)
         metrics = Metrics()
         gpu = open_gpu(settings.device, say=say, observe=metrics.gpu_drew)
         if gpu is not None:
@@ -91,6 +91,7 @@ def serve(settings: StreamSettings, *, say: Callable[[str], None], stopped: Call
         if stopped():  # what was raised for it may have come where exceptions are swallowed
             raise Stopped
         metrics.gpu_draws.set(host.on_gpu)
+        admission = Admission(cores=share, most_sessions=settings.max_sessions or MOST_SESSIONS)
         codecs = tuple(codec for codec in CODECS if settings.codec in ("auto", codec.name))
         port = listener.getsockname()[1]
         app_settings = AppSettings(
@@ -112,7 +113,7 @@ def serve(settings: StreamSettings, *, say: Callable[[str], None], stopped: Call
                     ),
                     bitrate=settings.bitrate_kbps * 1000,
                 ),
-                Admission(cores=cores, most_sessions=settings.max_sessions or MOST_SESSIONS),
+                admission,
                 metrics,
                 speakers=SpeakerList(functools.partial(list_speakers, speakers_dir=settings.speakers_dir)),
                 on_cpu=on_cpu,
@@ -136,6 +137,7 @@ def serve(settings: StreamSettings, *, say: Callable[[str], None], stopped: Call
                 config.ssl = tls
             await _Server(config, sessions).serve(sockets=[listener])
 
+        say(counts_on(share, admission, host))
         for line in _greeting(settings, host, port, tls):
             say(line)
         asyncio.run(run())
@@ -197,6 +199,15 @@ def _listen(settings: StreamSettings) -> socket.socket:
         ) from None
     listener.setblocking(False)
     return listener
+
+
+def counts_on(share: float, admission: Admission, host: SpeakerHost) -> str:
+    """Returns the cores that sessions are admitted by, and what one of them takes, in one line."""
+    return (
+        f"Counts on {share:.3g} core{'s' if share != 1 else ''}: {admission.room_ms:.0f} core-milliseconds "
+        f"for a frame of all sessions; one takes {host.core_ms(host.sizes_px[-1]):.1f} at "
+        f"{host.sizes_px[-1]} px. --cores N counts on fewer."
+    )
 
 
 def _greeting(

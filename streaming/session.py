@@ -48,6 +48,7 @@ from .queues import Overflow
 from .renderer import FrameRenderer
 from .rtp_sender import MediaSender
 from .speaker_host import SpeakerHost
+from .stage_times import Work
 from .video_encoder import VideoEncoder
 
 F32 = npt.NDArray[np.float32]
@@ -290,9 +291,14 @@ class Session:
         """Returns the wall time by the session's clock, which all its times are told by."""
         return self.schedule.unix_s(self._clock.now_s()) * 1000
 
-    def core_ms(self) -> float:
-        """Returns about what one of its frames takes now, in core-milliseconds."""
-        return self.host.core_ms(self.governor.size_px)
+    @property
+    def render_px(self) -> int:
+        """Side of what the raymarcher draws now."""
+        return self.governor.size_px
+
+    def work(self) -> Work:
+        """Returns what the stages of its frames did so far."""
+        return self.pipeline.times.work()
 
     def update_metrics(self) -> None:
         """Brings gauges and counters up to date; ask about once a second."""

@@ -6,24 +6,26 @@ import asyncio
 import functools
 import logging
 import secrets
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from models.speaker import UnknownSpeakerError
 
 from . import memory
 from .admission import Admission, Refusal
 from .background import in_background
-from .clock import MonotonicClock, SystemClock
+from .clock import FRAME_RATE_HZ, CpuClock, MonotonicClock, SystemClock, SystemCpuClock
+from .frame_cost import MEAN_OVER_FRAMES, RunningCost
 from .metrics import Metrics
 from .offer import Offer
 from .session import Session, SessionSettings
 from .speaker_host import SpeakerHost
 from .speaker_list import SpeakerEntry, SpeakerList
+from .stage_times import Work
 
 log = logging.getLogger(__name__)
 
+LOOK_AGAIN_S = 60.0  # a speaker that is refused is measured anew at most so often
 _WATCH_S = 0.5
 # A stopped server is gone within five seconds; one more is the HTTP server's.
 _CLOSE_S = 3.0  # of all sessions together
@@ -49,12 +51,13 @@ def _close_all(hosts: Sequence[SpeakerHost]) -> None:
         host.close()
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class _Load:
-    """What the process takes, to weigh the sessions by."""
+    """What the process and its sessions have taken at a moment."""
 
-    cpu_s: float = field(default_factory=time.process_time)
-    at_s: float = 0.0
+    at_s: float
+    process_s: float  # CPU time
+    work: dict[str, tuple[int, Work]]  # by session: the size that it drew at, and what its stages did
 
 
 class Sessions:
@@ -70,6 +73,7 @@ class Sessions:
         *,
         speakers: SpeakerList | None = None,
         clock: MonotonicClock | None = None,
+        cpu: CpuClock | None = None,
         on_cpu: Callable[[SpeakerHost], SpeakerHost] | None = None,
     ) -> None:
         """Begins with nobody; `start` begins to watch.
@@ -82,6 +86,7 @@ class Sessions:
             metrics: where figures go.
             speakers: those that can be asked for.
             clock: tells when a peer has been silent for long.
+            cpu: tells what the process takes.
             on_cpu: opens a speaker anew that the CPU draws; called in a thread, where the GPU failed;
                 None: its sessions end.
         """
@@ -105,7 +110,14 @@ class Sessions:
         self.gpu_failure = ""
         """Why the GPU draws no more; empty while it does, or where there is none."""
         self._reclaim = False  # whether a session ended whose memory was not given back yet
-        self._load = _Load(at_s=self._clock.now_s())
+        self._cpu = cpu or SystemCpuClock()
+        self._running: dict[tuple[str, str], RunningCost] = {}  # by speaker and what draws it
+        self._opened_since = False  # whether a speaker was being opened since the sessions were weighed
+        self._looked_s: dict[tuple[str, str], float] = {}  # when a speaker was measured anew
+        self._looking: set[asyncio.Task[None]] = set()
+        self._beside_ms: float | None = None  # CPU time beside the stages, for each session's frame
+        self._load = _Load(at_s=self._clock.now_s(), process_s=self._cpu.process_s(), work={})
+        metrics.room_core_s.set(admission.room_ms / 1000)
 
     def __len__(self) -> int:
         """Returns how many there are."""
@@ -192,7 +204,11 @@ class Sessions:
         """Ends all sessions and the speakers; a second time, or unstarted, it is safe."""
         self._closed = True
         watcher, self._watcher = self._watcher, None
-        opening = [*self._opening.values(), *([self._falling_back] if self._falling_back else [])]
+        opening = [
+            *self._opening.values(),
+            *self._looking,
+            *([self._falling_back] if self._falling_back else []),
+        ]
         for task in [*opening, *([watcher] if watcher is not None else [])]:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -230,6 +246,7 @@ class Sessions:
             if path is None:
                 raise await self._unknown(name)
             async with self._host_lock:  # one at a time: opening one takes the cores
+                self._opened_since = True
                 host = await in_background("open-speaker", lambda: self._open_host(str(path)))
         except asyncio.CancelledError:  # by `aclose` alone
             raise FullError(_STOPPING) from None
@@ -260,6 +277,7 @@ class Sessions:
             name, old = lost
             try:
                 async with self._host_lock:
+                    self._opened_since = True
                     new = await in_background(f"cpu-{name}", functools.partial(self._open_on_cpu, old))
             except Exception:  # whatever it is, the other speakers and the server live on
                 log.exception("the GPU failed, and the CPU cannot draw %s", name)
@@ -280,7 +298,7 @@ class Sessions:
             if new is None:
                 self.end_soon(session, "the GPU failed, and the CPU cannot draw this speaker")
                 continue
-            refusal = self._admission.admit(session=session.id, floor_ms=new.core_ms(new.sizes_px[-1]))
+            refusal = self._admission.admit(session=session.id, floor_ms=self._floor_ms(new))
             if refusal is None:
                 session.move_to(new)
             else:
@@ -290,10 +308,9 @@ class Sessions:
 
     def _admit(self, host: SpeakerHost) -> Session:
         session_id = secrets.token_urlsafe(18)
-        refusal = self._admission.admit(
-            session=session_id, floor_ms=host.core_ms(host.sizes_px[-1]), gpu_ms=host.gpu_ms
-        )
+        refusal = self._admission.admit(session=session_id, floor_ms=self._floor_ms(host), gpu_ms=host.gpu_ms)
         if refusal is not None:
+            self._look_again(host)
             raise FullError(refusal)
         try:
             session = Session(
@@ -360,15 +377,73 @@ class Sessions:
             self._weigh()
 
     def _weigh(self) -> None:
-        """Shares out what the process took in the last second, by what each session should have taken."""
-        now_s, cpu_s = self._clock.now_s(), time.process_time()
-        frames = (now_s - self._load.at_s) * 25
-        spent_ms = (cpu_s - self._load.cpu_s) * 1000 / max(frames, 1.0)
-        self._load = _Load(cpu_s=cpu_s, at_s=now_s)
-        expected_ms = {session_id: s.core_ms() for session_id, s in self._sessions.items()}
-        total_ms = sum(expected_ms.values()) or 1.0
-        for session_id, ms in expected_ms.items():
-            session = self._sessions[session_id]
-            core_ms = spent_ms * ms / total_ms
-            smaller_ms = ms - session.host.core_ms(session.host.sizes_px[-1])
-            self._admission.measured(session_id, core_ms=core_ms, at_floor_ms=max(core_ms - smaller_ms, 0.0))
+        """Tells admission what each session takes: its stages' own mean, and a share of all beside them.
+
+        What a frame takes counts by frame, and what is beside the stages (WebRTC, encoding, sound) by time:
+        a session that leaves out frames does not look cheaper than it is.
+        """
+        before, self._load = self._load, self._load_now()
+        now = self._load
+        spent_s = now.process_s - before.process_s
+        media_frames = (now.at_s - before.at_s) * FRAME_RATE_HZ
+        for session_id, (size_px, work) in now.work.items():
+            size_before, work_before = before.work.get(session_id, (size_px, Work()))
+            core_s, frames = work.core_s - work_before.core_s, work.frames - work_before.frames
+            spent_s -= core_s
+            if frames > 0 and size_before == size_px:
+                host = self._sessions[session_id].host
+                self._running_cost(host).add(size_px, frames=frames, core_ms=core_s * 1000 / frames)
+        # What opening a speaker takes, or a session that has come or gone since, is nobody else's.
+        if now.work and now.work.keys() == before.work.keys() and media_frames > 0 and not self._opened_since:
+            beside_ms = max(spent_s, 0.0) * 1000 / (media_frames * len(now.work))
+            mean_ms = beside_ms if self._beside_ms is None else self._beside_ms
+            self._beside_ms = mean_ms + (beside_ms - mean_ms) * min(media_frames / MEAN_OVER_FRAMES, 1.0)
+        self._opened_since = self._host_lock.locked()
+        for session_id, (size_px, _) in now.work.items():
+            host = self._sessions[session_id].host
+            self._admission.measured(
+                session_id, core_ms=self._core_ms(host, size_px), at_floor_ms=self._floor_ms(host)
+            )
+        self.metrics.taken_core_s.set(self._admission.floor_ms / 1000)
+
+    def _look_again(self, host: SpeakerHost) -> None:
+        """Begins to measure anew a speaker that was refused and never ran: the first look may err."""
+        key = (host.name, host.device)
+        looked_s = self._looked_s.get(key, float("-inf"))
+        if self._running_cost(host).known or self._closed or self._clock.now_s() - looked_s < LOOK_AGAIN_S:
+            return
+        self._looked_s[key] = self._clock.now_s()
+        looking = asyncio.create_task(self._measure_anew(host), name=f"measure-{host.name}")
+        self._looking.add(looking)
+        looking.add_done_callback(self._looking.discard)
+
+    async def _measure_anew(self, host: SpeakerHost) -> None:
+        try:
+            async with self._host_lock:  # it takes the cores, too
+                self._opened_since = True
+                core_ms = await in_background(f"measure-{host.name}", host.look_again_ms)
+        except Exception:  # a task's outermost frame: the first look stands
+            log.exception("measuring %s anew failed", host.name)
+            return
+        floor_px = host.sizes_px[-1]
+        if self._running_cost(host).known:  # it runs by now, which says more
+            return
+        if core_ms < host.core_ms(floor_px):  # what disturbs a look makes it larger, never smaller
+            self._running_cost(host).add(floor_px, frames=1, core_ms=core_ms)
+
+    def _load_now(self) -> _Load:
+        return _Load(
+            at_s=self._clock.now_s(),
+            process_s=self._cpu.process_s(),
+            work={session_id: (s.render_px, s.work()) for session_id, s in self._sessions.items()},
+        )
+
+    def _running_cost(self, host: SpeakerHost) -> RunningCost:
+        return self._running.setdefault((host.name, host.device), RunningCost())
+
+    def _core_ms(self, host: SpeakerHost, size_px: int) -> float:
+        """Returns the core-milliseconds of a session's frame: as it ran lately, else as measured."""
+        return self._running_cost(host).core_ms(size_px, host.core_ms) + (self._beside_ms or 0.0)
+
+    def _floor_ms(self, host: SpeakerHost) -> float:
+        return self._core_ms(host, host.sizes_px[-1])

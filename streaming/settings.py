@@ -139,7 +139,7 @@ class StreamSettings:
         Option(
             parse=_render_size,
             help="pixels a side that the raymarcher draws, or auto: the largest that keeps up here; live, "
-            "it follows the machine's load (default: auto)",
+            "it follows the machine's load, a recording steps down when it falls behind (default: auto)",
             metavar="N|auto",
         ),
     ] = None
@@ -153,6 +153,15 @@ class StreamSettings:
     ] = 0
     threads: Annotated[
         int, Option(parse=int, help="threads of the raymarcher; 0: one a core, at most 8", metavar="N")
+    ] = 0
+    cores: Annotated[
+        int,
+        Option(
+            parse=int,
+            help="cores to count on, where others work on this machine, too; 0: all that affinity and "
+            "container leave",
+            metavar="N",
+        ),
     ] = 0
     engine: Annotated[
         EngineName,
@@ -283,6 +292,8 @@ class StreamSettings:
             raise InputError(f"--crf: expected 0 (best) to 51 (worst), got {self.crf}; 20 is the default")
         if not 0 <= self.threads <= 64:
             raise InputError(f"--threads: expected 0 (one a core) to 64, got {self.threads}; leave it out")
+        if self.cores < 0:
+            raise InputError(f"--cores: expected 0 (all there are) or more, got {self.cores}; leave it out")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"--seed: expected 0 to 2**63 - 1, got {self.seed}; leave it out")
         _ = self.engine_settings  # refuses what does not go together
@@ -301,7 +312,7 @@ class StreamSettings:
     @property
     def engine_settings(self) -> EngineSettings:
         """What runs the networks, and where."""
-        return EngineSettings(engine=self.engine, device=self.device)
+        return EngineSettings(engine=self.engine, device=self.device, cores=self.cores)
 
     @property
     def listens_beyond_this_machine(self) -> bool:

@@ -110,7 +110,11 @@ class SpeakerHost:
     ) -> SpeakerHost:
         raymarcher.warm_up()
         meter = FrameCostMeter(
-            speaker, networks, lambda size_px: file_run.make_renderer(speaker, raymarcher, size_px)
+            speaker,
+            networks,
+            lambda size_px: file_run.make_renderer(speaker, raymarcher, size_px),
+            threads=0 if isinstance(raymarcher, GpuRaymarcher) else threads,
+            cores=cores,
         )
         limit_ms = motion_limit_ms(networks)
         if meter.motion_ms > limit_ms:
@@ -192,8 +196,18 @@ class SpeakerHost:
     def core_ms(self, size_px: int) -> float:
         """Returns the core-milliseconds of a frame at a size, by the nearest one that was measured."""
         nearest = min(self.costs, key=lambda known: abs(known - size_px))
-        cost = self.costs[nearest]
-        return cost.render_ms * self.threads * (size_px / nearest) ** 2 + cost.other_ms
+        return self.costs[nearest].scaled((size_px / nearest) ** 2).core_ms(threads=self.threads)
+
+    def look_again_ms(self) -> float:
+        """Returns the core-milliseconds of a frame at the smallest size, measured anew by drawing a few."""
+        meter = FrameCostMeter(
+            self.speaker,
+            self.networks,
+            self.make_renderer,
+            threads=0 if self.on_gpu else self.threads,
+            cores=self.threads,
+        )
+        return meter.measure(self.sizes_px[-1]).core_ms(threads=self.threads)
 
     def make_renderer(self, size_px: int) -> FrameRenderer:
         """Returns a renderer of its own for one session."""

@@ -5,32 +5,51 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from .clock import MonotonicClock, SystemClock
+from .clock import CpuClock, MonotonicClock, SystemClock, SystemCpuClock
 
 STAGES = ("decode", "motion", "condition", "render", "mouth", "upscale", "encode")
 
 
-class StageTimes:
-    """Adds up each stage's working time, waiting left out; every thread may add."""
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What all stages did together."""
 
-    def __init__(self, clock: MonotonicClock | None = None) -> None:
+    frames: int = 0  # that were drawn
+    core_s: float = 0.0  # CPU time
+
+
+class StageTimes:
+    """Adds up each stage's working time, waiting left out, and their CPU time; every thread may add."""
+
+    def __init__(self, clock: MonotonicClock | None = None, cpu: CpuClock | None = None) -> None:
         self._clock = clock or SystemClock()
+        self._cpu = cpu or SystemCpuClock()
+        self._work = Work()
         self._lock = threading.Lock()
         self._total_s = dict.fromkeys(STAGES, 0.0)
 
     @contextlib.contextmanager
     def of(self, stage: str) -> Iterator[None]:
         """Counts the time of the block to a stage."""
-        start_s = self._clock.now_s()
+        start_s, core_start_s = self._clock.now_s(), self._cpu.thread_s()
         try:
             yield
         finally:
-            spent_s = self._clock.now_s() - start_s
+            spent_s, core_s = self._clock.now_s() - start_s, self._cpu.thread_s() - core_start_s
             with self._lock:
                 self._total_s[stage] += spent_s
+                self._work = Work(
+                    frames=self._work.frames + (stage == "render"), core_s=self._work.core_s + core_s
+                )
 
     def total_s(self) -> dict[str, float]:
         """Returns the seconds of each stage so far."""
         with self._lock:
             return dict(self._total_s)
+
+    def work(self) -> Work:
+        """Returns what all stages did so far."""
+        with self._lock:
+            return self._work

@@ -29,7 +29,7 @@ def settings(tmp_path, monkeypatch):
     """A machine on which everything works."""
     bundle_factory.write_tiny_bundle(tmp_path / "Tiny", image_size_px=128)
     monkeypatch.setattr(file_run, "open_raymarcher", lambda speaker, threads: stand_ins.StandInRaymarcher())
-    monkeypatch.setattr(check, "usable_cores", lambda: 2)
+    monkeypatch.setattr(check, "usable_cores", lambda limit=0: min(limit or 2, 2))
     monkeypatch.setattr(check, "free_memory_bytes", lambda: 3 << 30)
     monkeypatch.setattr(check, "find_cuda_device", lambda: None)
     monkeypatch.setattr(gpu_rendering, "find_cuda_device", lambda: None)
@@ -48,9 +48,15 @@ class SteadyClock:
         self._time_s += self._step_s
         return self._time_s
 
+    def thread_s(self):  # all that passes is work
+        return self._time_s
+
+    process_s = thread_s
+
 
 def results_of(settings, **options):
-    found = run_checks(settings, clock=options.pop("clock", SteadyClock()))
+    clock = options.pop("clock", SteadyClock())
+    found = run_checks(settings, clock=clock, cpu=clock)
     return {result.name: result for result in found}
 
 
@@ -120,14 +126,14 @@ def test_the_raymarcher_is_closed_at_the_end(settings, monkeypatch):
 
 
 def test_a_slow_frame_is_a_warning(settings):
-    found = results_of(replace(settings, render_size=96), clock=SteadyClock(60.0))
+    found = results_of(replace(settings, render_size=96, threads=1), clock=SteadyClock(60.0))
     assert found["frame"].status == "warn"
     assert found["frame"].detail.startswith("drawn at 96 px in 60 ms")
     assert exit_code(list(found.values())) == 0
 
 
 def test_few_cores_and_little_memory_are_warnings(settings, monkeypatch):
-    monkeypatch.setattr(check, "usable_cores", lambda: 1)
+    monkeypatch.setattr(check, "usable_cores", lambda limit=0: 1)
     monkeypatch.setattr(check, "free_memory_bytes", lambda: 700 << 20)
     found = results_of(settings)
     assert (found["cores"].status, found["cores"].detail) == (
@@ -421,7 +427,9 @@ def test_without_tls_it_depends_on_who_is_to_come(settings):
     open_to_all = SimpleNamespace(
         tls_cert=None, tls_key=None, tls_self_signed=False, host="0.0.0.0", listens_beyond_this_machine=True
     )
-    checks = check._Checks(SimpleNamespace(**vars(open_to_all), threads=0), SteadyClock(), pytest.fail)
+    checks = check._Checks(
+        SimpleNamespace(**vars(open_to_all), threads=0, cores=0), SteadyClock(), SteadyClock(), pytest.fail
+    )
     assert checks.tls().status == "warn"
 
 
@@ -476,3 +484,24 @@ def test_colour_is_for_terminals_that_want_it(monkeypatch):
 def test_only_a_failure_fails():
     assert exit_code(THREE) == 1
     assert exit_code(THREE[:2]) == 0
+
+
+def test_cores_that_are_not_counted_on_are_said(settings):
+    assert results_of(settings)["cores"].detail == "2 usable, 2 threads where the CPU draws"
+    found = results_of(replace(settings, cores=1))["cores"]
+    assert found.detail == "1 of 2 counted on, 1 thread where the CPU draws"
+
+
+def test_a_busy_machine_is_no_slow_frame(settings):
+    class Busy(SteadyClock):
+        """Of the time that passes, an eighth is work."""
+
+        def thread_s(self):
+            return self._time_s / 8
+
+        process_s = thread_s
+
+    found = results_of(replace(settings, render_size=96, threads=1), clock=Busy(60.0))
+    assert found["frame"].status == "ok"
+    assert found["frame"].detail.startswith("drawn at 96 px in 8 ms")
+    assert found["networks"].status == "ok"

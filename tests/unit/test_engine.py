@@ -176,7 +176,7 @@ class FakeRuntime(SimpleNamespace):
 def machine(monkeypatch):
     """A machine with a GPU, on which everything works."""
     monkeypatch.setattr(engine, "find_cuda_device", lambda: GPU)
-    monkeypatch.setattr(engine, "usable_cores", lambda: 6)
+    monkeypatch.setattr(engine, "usable_cores", lambda limit: min(limit or 6, 6))
     machine = Machine()
     machine.install(monkeypatch)
     return machine
@@ -307,3 +307,13 @@ def test_the_tiny_bundle_is_small(tmp_path):
     with model.open("r+b") as file:
         file.truncate(engine.LARGE_BYTES + 1)
     assert spec.is_large
+
+
+@pytest.mark.usefixtures("large", "machine")
+def test_a_large_network_has_no_more_cores_than_are_counted_on(opened, monkeypatch):
+    fake = runtime(monkeypatch)
+    opened(device="cpu", cores=2)
+    opened(device="cpu", cores=0)
+    monkeypatch.setattr(engine, "find_cuda_device", lambda: None)
+    opened(cores=3)
+    assert fake.threads == [2, 6, 3]

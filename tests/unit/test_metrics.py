@@ -14,6 +14,8 @@ NAMES = {
     "geneface_frames_dropped_total": "counter",
     "geneface_render_size_pixels": "gauge",
     "geneface_render_size_changes_total": "counter",
+    "geneface_admission_room_core_seconds": "gauge",
+    "geneface_admission_taken_core_seconds": "gauge",
     "geneface_gpu_draws": "gauge",
     "geneface_gpu_batch_frames": "histogram",
     "geneface_gpu_kernel_duration_seconds": "histogram",

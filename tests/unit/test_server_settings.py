@@ -10,6 +10,7 @@ import types
 import pytest
 
 from streaming import cli, server
+from streaming.admission import Admission
 from streaming.errors import InputError, Stopped
 from streaming.settings import StreamSettings, is_loopback, options, resolve_settings, variable
 from streaming.speaker_host import SpeakerHost
@@ -181,6 +182,10 @@ class StandInHost:
     name = "Tiny"
     device = "CPU, 2 threads"
     start_px = 256
+    sizes_px = (256, 128)
+
+    def core_ms(self, size_px):
+        return 7.1
 
     def make_renderer(self, size_px):
         return size_px
@@ -205,6 +210,15 @@ def test_the_greeting_says_who_draws_and_where_to_look(greeting):
         "Tiny on CPU, 2 threads, 256 px",
         "Open http://127.0.0.1:8010/ in a browser and speak. Ctrl+C ends the server.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("share", "said"), [(2, "Counts on 2 cores: 68"), (1, "Counts on 1 core: 34"), (0.5, "0.5 cores: 17")]
+)
+def test_the_start_says_how_many_cores_are_counted_on_and_what_a_session_takes(share, said):
+    line = server.counts_on(share, Admission(cores=share), StandInHost())
+    assert said in line
+    assert "7.1 at 128 px" in line
 
 
 def test_the_greeting_says_which_networks_have_a_device_of_their_own(greeting):

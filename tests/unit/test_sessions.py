@@ -17,16 +17,20 @@ from streaming.metrics import Metrics
 from streaming.offer import OfferError
 from streaming.sessions import EndedError, FullError, Sessions
 from streaming.speaker_list import SpeakerEntry
+from streaming.stage_times import Work
 
 FRAME_MS = 20.0  # what a frame of the stand-in takes; two cores have room for three of them
 
 
 class ManualClock:
     def __init__(self):
-        self.time_s = 0.0
+        self.time_s = self.cpu_s = 0.0
 
     def now_s(self):
         return self.time_s
+
+    def process_s(self):
+        return self.cpu_s
 
 
 class StandInHost:
@@ -39,12 +43,21 @@ class StandInHost:
     def __init__(self, name):
         self.name = name
         self.speaker = types.SimpleNamespace(name=name, synthetic=True, image_size_px=512)
+        self.looked, self.second_look_ms = 0, self.frame_ms
         self.closed = threading.Event()
         self.may_close = threading.Event()
         self.may_close.set()
 
+    frame_ms = FRAME_MS
+
     def core_ms(self, size_px):
-        return FRAME_MS if size_px == 128 else 2 * FRAME_MS
+        return self.frame_ms if size_px == 128 else 2 * self.frame_ms
+
+    def look_again_ms(self):
+        self.looked += 1
+        if isinstance(self.second_look_ms, Exception):
+            raise self.second_look_ms
+        return self.second_look_ms
 
     def to_gpu(self):
         """Lets a GPU draw it, with cores and GPU to spare."""
@@ -74,6 +87,8 @@ class StandInSession:
         self.closed = False
         self.told = 0
         self.moved_to = []
+        self.render_px = host.start_px
+        self.worked = Work()
         self.made.append(self)
 
     def move_to(self, host):
@@ -96,8 +111,13 @@ class StandInSession:
     def update_metrics(self):
         self.told += 1
 
-    def core_ms(self):
-        return 2 * FRAME_MS
+    def work(self):
+        return self.worked
+
+    def draw(self, frames, *, core_ms):
+        self.worked = Work(
+            frames=self.worked.frames + frames, core_s=self.worked.core_s + frames * core_ms / 1000
+        )
 
     async def aclose(self, reason):
         self.ended = self.ended or reason
@@ -138,6 +158,7 @@ class Setup:
             metrics=self.metrics,
             speakers=StandInList(folder, ["Ada", "Ben", "Tiny"]),
             clock=self.clock,
+            cpu=self.clock,
             on_cpu=self._open_on_cpu,
         )
         self.on_cpu = []
@@ -505,29 +526,164 @@ async def test_watching_goes_on_after_a_failure(setup, monkeypatch, caplog):
     await it.sessions.aclose()
 
 
-@on_loop
-async def test_what_the_process_takes_is_shared_out(setup, monkeypatch):
-    it = setup()
-    cpu_s = [10.0]
-    monkeypatch.setattr(sessions_module.time, "process_time", lambda: cpu_s[0])
-    for _ in range(2):
-        await it.sessions.open("Tiny", "offer")
-    it.sessions.look(weigh=True)
+def second_of(it, drawn, *, beside_s=0.0):
+    """A second passes in which each session draws `frames` frames at `core_ms`."""
     it.clock.time_s += 1.0
-    cpu_s[0] += 1.5  # of 25 frames: 60 ms each, 30 of either session
+    it.clock.cpu_s += beside_s
+    for session, (frames, core_ms) in drawn.items():
+        session.draw(frames, core_ms=core_ms)
+        it.clock.cpu_s += frames * core_ms / 1000
     it.sessions.look(weigh=True)
-    assert it.admission.core_ms == pytest.approx(60.0)
-    assert it.admission.floor_ms == pytest.approx(60.0 - 2 * FRAME_MS)
+
+
+@on_loop
+async def test_a_session_takes_what_its_stages_took_and_a_share_of_all_beside_them(setup):
+    it = setup()
+    one, two = [(await it.sessions.open("Tiny", "offer"))[0] for _ in range(2)]
+    it.sessions.look(weigh=True)
+    second_of(it, {one: (25, 24.0), two: (25, 24.0)}, beside_s=0.3)
+    assert it.admission.core_ms == pytest.approx(2 * (24 + 6))
+    assert it.admission.floor_ms == pytest.approx(2 * (12 + 6))  # half of it at the smallest size
+    assert b"geneface_admission_taken_core_seconds 0.036" in it.metrics.text()
+    assert b"geneface_admission_room_core_seconds 0.068" in it.metrics.text()
     await it.sessions.aclose()
 
 
 @on_loop
-async def test_what_costs_nothing_can_be_weighed(setup, monkeypatch):
+async def test_a_first_figure_that_was_too_large_heals_and_stays_healed(setup):
     it = setup()
-    monkeypatch.setattr(StandInSession, "core_ms", lambda self: 0.0)
+    it.default.frame_ms = 57.0  # 7 are true; 68 are there
+    one, _ = await it.sessions.open("Tiny", "offer")
+    with pytest.raises(FullError):
+        await it.sessions.open("Tiny", "offer")
+    it.sessions.look(weigh=True)
+    second_of(it, {one: (25, 14.0)})
+    assert it.admission.floor_ms == pytest.approx(7.0)
+    two, _ = await it.sessions.open("Tiny", "offer")
+    for session in (one, two):
+        await it.sessions.end(session.id, "enough")
+    for _ in range(3):  # nobody was in: what ran last is what counts
+        await it.sessions.open("Tiny", "offer")
+    assert it.admission.floor_ms == pytest.approx(3 * 7.0)
+    await it.sessions.aclose()
+
+
+@on_loop
+async def test_a_first_figure_that_was_too_small_heals_as_well(setup):
+    it = setup()
+    it.default.frame_ms = 2.0
+    one, _ = await it.sessions.open("Tiny", "offer")
+    it.sessions.look(weigh=True)
+    one.render_px = 128
+    second_of(it, {one: (25, 40.0)})
+    second_of(it, {one: (25, 40.0)})
+    assert it.admission.floor_ms == pytest.approx(40.0)
+    with pytest.raises(FullError):
+        await it.sessions.open("Tiny", "offer")
+    await it.sessions.aclose()
+
+
+@on_loop
+async def test_each_speaker_heals_by_its_own_sessions(setup):
+    it = setup()
+    it.default.frame_ms = 30.0
+    wrong, _ = await it.sessions.open("Tiny", "offer")
+    right, _ = await it.sessions.open("Ada", "offer")  # 20 at the smallest size, 40 now
+    it.sessions.look(weigh=True)
+    second_of(it, {wrong: (25, 14.0), right: (25, 40.0)})
+    assert it.admission.core_ms == pytest.approx(14 + 40)
+    assert it.admission.floor_ms == pytest.approx(7 + 20)
+    await it.sessions.aclose()
+
+
+@on_loop
+async def test_what_opening_a_speaker_takes_is_not_the_running_sessions(setup):
+    it = setup()
+    one, _ = await it.sessions.open("Tiny", "offer")
+    it.sessions.look(weigh=True)
+    second_of(it, {one: (25, 40.0)}, beside_s=0.05)
+    before_ms = it.admission.core_ms
+    it.may_open.clear()
+    opening = asyncio.create_task(it.sessions.open("Ada", "offer"))
+    await until(lambda: it.opened)
+    second_of(it, {one: (25, 40.0)}, beside_s=1.9)  # it takes the other core
+    assert it.admission.core_ms == pytest.approx(before_ms)
+    it.clock.cpu_s += 0.9
+    it.may_open.set()
+    await opening  # not refused for what it took itself
+    second_of(it, {one: (25, 40.0)})
+    second_of(it, {one: (25, 40.0)}, beside_s=0.1)
+    assert it.admission.core_ms < before_ms + 2 * FRAME_MS + 5
+    await it.sessions.aclose()
+
+
+@on_loop
+async def test_a_session_that_leaves_out_frames_does_not_look_cheaper(setup):
+    it = setup()
+    one, _ = await it.sessions.open("Tiny", "offer")
+    it.sessions.look(weigh=True)
+    second_of(it, {one: (5, 40.0)})
+    assert it.admission.core_ms == pytest.approx(40.0)
+    second_of(it, {one: (0, 0.0)})  # and none at all says nothing
+    assert it.admission.core_ms == pytest.approx(40.0)
+    await it.sessions.aclose()
+
+
+@on_loop
+async def test_frames_of_two_sizes_are_not_taken_for_one(setup):
+    it = setup()
+    one, _ = await it.sessions.open("Tiny", "offer")
+    it.sessions.look(weigh=True)
+    second_of(it, {one: (25, 40.0)})
+    one.render_px = 128
+    second_of(it, {one: (25, 33.0)})  # most of them were still large
+    assert it.admission.core_ms == pytest.approx(20.0)
+    second_of(it, {one: (25, 18.0)})
+    assert it.admission.core_ms == pytest.approx(18.0)
+    await it.sessions.aclose()
+
+
+@on_loop
+async def test_what_costs_nothing_can_be_weighed(setup):
+    it = setup()
+    it.default.frame_ms = 0.0
     await it.sessions.open("Tiny", "offer")
     it.sessions.look(weigh=True)
     assert it.admission.core_ms == 0
+    await it.sessions.aclose()
+
+
+@on_loop
+async def test_a_speaker_that_was_refused_and_never_ran_is_measured_anew(setup):
+    it = setup()
+    await it.sessions.open("Tiny", "offer")
+    wrong = await it.sessions._host("Ada")
+    wrong.frame_ms, wrong.second_look_ms = 57.0, 7.0
+    with pytest.raises(FullError):
+        await it.sessions.open("Ada", "offer")
+    await until(lambda: wrong.looked and not it.sessions._looking)
+    session, _ = await it.sessions.open("Ada", "offer")
+    assert session.host is wrong
+    assert it.admission.floor_ms == pytest.approx(FRAME_MS + 7)
+    await it.sessions.aclose()
+
+
+@pytest.mark.parametrize("second_look_ms", [90.0, RuntimeError("no memory")])
+@on_loop
+async def test_a_second_look_is_rare_and_never_makes_it_worse(setup, second_look_ms):
+    it = setup()
+    await it.sessions.open("Tiny", "offer")
+    costly = await it.sessions._host("Ada")
+    costly.frame_ms, costly.second_look_ms = 57.0, second_look_ms
+    for _ in range(4):
+        with pytest.raises(FullError):
+            await it.sessions.open("Ada", "offer")
+        await until(lambda: costly.looked == 1 and not it.sessions._looking)
+    it.clock.time_s += sessions_module.LOOK_AGAIN_S
+    with pytest.raises(FullError) as refused:
+        await it.sessions.open("Ada", "offer")
+    assert "one more takes 57" in refused.value.refusal.reason
+    await until(lambda: costly.looked == 2 and not it.sessions._looking)
     await it.sessions.aclose()
 
 

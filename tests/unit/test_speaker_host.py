@@ -58,7 +58,7 @@ class Machine:
         self.looked: list[int] = []
         self.busy_looks: dict[int, float] = {}
 
-    def __call__(self, speaker, networks, make_renderer):
+    def __call__(self, speaker, networks, make_renderer, *, threads, cores):
         return self
 
     def measure(self, size_px):
@@ -183,6 +183,21 @@ def test_other_sizes_cost_by_their_pixels():
     assert host.core_ms(160) == pytest.approx(4 * 2 * (160 / 128) ** 2 + 3)
 
 
+def test_cores_are_counted_by_cpu_time_where_it_was_measured():
+    cost = FrameCost(render_ms=4.0, other_ms=9.0, render_core_ms=6.0, other_core_ms=3.0)
+    host = host_of({128: cost})
+    assert host.core_ms(128) == pytest.approx(6 + 3)
+    assert host.core_ms(256) == pytest.approx(4 * 6 + 3)
+
+
+def test_a_second_look_draws_at_the_smallest_size(monkeypatch, speakers, raymarchers):
+    machine = Machine(100)
+    host = opened_on(monkeypatch, machine, speakers)
+    machine.looked.clear()
+    assert host.look_again_ms() == pytest.approx(host.core_ms(host.sizes_px[-1]))
+    assert set(machine.looked) == {host.sizes_px[-1]}
+
+
 def host_of(costs, **changes):
     values = {field.name: None for field in dataclasses.fields(SpeakerHost)}
     return SpeakerHost(**{**values, "costs": costs, "threads": 2, "start_px": max(costs), **changes})
@@ -282,7 +297,7 @@ def test_a_gpu_draws_the_bundle_s_size_finished_and_costs_one_thread(speakers, r
     assert raymarchers == []
     cost = host.costs[512]
     assert host.gpu_ms == cost.render_ms > 0
-    assert host.core_ms(512) == pytest.approx(cost.render_ms + cost.other_ms)
+    assert 0 < host.core_ms(512) == pytest.approx(cost.render_core_ms + cost.other_core_ms)
     assert max(len(batch) for batch in renderer.batches) == MOST_FRAMES  # it was measured in company
     drawing = host.make_renderer(512)
     assert drawing.draws_finished

@@ -1,5 +1,6 @@
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -24,6 +25,7 @@ from streaming.errors import InputError
 from streaming.landmark_video import LandmarkDrawing, plain_face
 from streaming.networks import open_networks
 from streaming.progress import Progress
+from streaming.render_size import FrameCost, RenderSize
 from streaming.settings import StreamSettings, options, resolve_settings, variable
 
 
@@ -88,6 +90,8 @@ def test_texts_become_values():
         ({"render_size": "64"}, "at least 96"),
         ({"crf": "52"}, "--crf"),
         ({"threads": "-1"}, "--threads"),
+        ({"cores": "-1"}, r"--cores: expected 0 \(all there are\) or more, got -1"),
+        ({"cores": "half"}, r"--cores \(or GENEFACE_CORES\): expected N, got 'half'"),
         ({"seed": "-1"}, "--seed"),
         ({"engine": "torch"}, r"--engine \(or GENEFACE_ENGINE\): expected auto\|onnx\|tensorrt, got 'torch'"),
         ({"device": "tpu"}, r"--device .*: expected auto\|cpu\|cuda, got 'tpu'"),
@@ -107,6 +111,7 @@ def test_the_networks_are_told_what_runs_them():
     given = resolve_settings({"device": "cuda"}, {"GENEFACE_ENGINE": "onnx", "GENEFACE_DEVICE": "cpu"})
     assert given.engine_settings == EngineSettings(engine="onnx", device="cuda")
     assert StreamSettings().engine_settings == EngineSettings()
+    assert resolve_settings({}, {"GENEFACE_CORES": "3"}).engine_settings == EngineSettings(cores=3)
 
 
 # The command ----------------------------------------------------------------------------------------
@@ -444,9 +449,15 @@ class TestClock:
 
     def __init__(self):
         self.time_s = 0.0
+        self.helped_s = 0.0  # CPU time of other threads
 
     def now_s(self):
         return self.time_s
+
+    def thread_s(self):
+        return self.time_s + self.helped_s
+
+    process_s = thread_s
 
 
 def test_progress_shows_frames_speed_and_what_is_left():
@@ -487,10 +498,14 @@ class CostlyRaymarcher(stand_ins.StandInRaymarcher):
         super().__init__()
         self._clock = clock
         self._ns_per_pixel = ns_per_pixel
+        self.shapes = []
 
     def render(self, **given):
         picture = super().render(**given)
-        self._clock.time_s += picture.shape[0] * picture.shape[1] * self._ns_per_pixel / 1e9
+        self.shapes.append(picture.shape)
+        took_s = picture.shape[0] * picture.shape[1] * self._ns_per_pixel / 1e9
+        self._clock.time_s += took_s
+        self._clock.helped_s += took_s  # by a second thread
         return picture
 
 
@@ -500,7 +515,7 @@ def test_the_size_is_chosen_from_frames_that_were_drawn(tmp_path, ns_per_pixel, 
     clock = TestClock()
     raymarcher = CostlyRaymarcher(clock, ns_per_pixel)
     chosen = file_run.size_that_keeps_up(
-        speaker, raymarcher, open_networks(speaker), threads=2, cores=2, clock=clock
+        speaker, raymarcher, open_networks(speaker), threads=2, cores=2, clock=clock, cpu=clock
     )
     assert chosen.size_px == size_px
     assert chosen.keeps_up == (size_px > 128)
@@ -533,10 +548,68 @@ def test_networks_slower_than_the_sound_leave_a_recording_its_full_size(tmp_path
     raymarcher = CostlyRaymarcher(clock, 1)
     networks = open_networks(speaker)
     networks = dataclasses.replace(networks, features=SlowEngine(networks.features, clock, features_ms))
-    chosen = file_run.size_that_keeps_up(speaker, raymarcher, networks, threads=2, cores=2, clock=clock)
+    chosen = file_run.size_that_keeps_up(
+        speaker, raymarcher, networks, threads=2, cores=2, clock=clock, cpu=clock
+    )
     assert chosen.size_px == size_px
     assert chosen.keeps_up == (features_ms < 160)
     assert file_run.describe(file_run.make_renderer(speaker, raymarcher, size_px), chosen).endswith(said)
+
+
+def test_a_recording_counts_on_no_more_cores_than_it_may(quick, speakers, wav, tmp_path, capsys, monkeypatch):
+    opened = []
+
+    def open_raymarcher(speaker, *, threads):
+        opened.append(threads)
+        return stand_ins.StandInRaymarcher()
+
+    monkeypatch.setattr(file_run, "open_raymarcher", open_raymarcher)
+    monkeypatch.setenv("GENEFACE_CORES", "1")
+    assert cli.main(arguments(speakers, wav, tmp_path / "out.mp4", "--render-size", "96")) == 0
+    assert opened == [1]
+    assert "Tiny on CPU, 1 thread, " in capsys.readouterr().err
+
+
+def test_a_recording_that_falls_behind_is_drawn_smaller_and_says_so(quick, tmp_path, capsys, monkeypatch):
+    speakers = bundle_factory.write_tiny_bundle(tmp_path / "Tiny").parent
+    wav = stand_ins.write_wav(tmp_path / "long.wav", stand_ins.speech_like(12.0))
+    clock = TestClock()
+    chosen = RenderSize(
+        size_px=384, frame_ms=30.0, keeps_up=True, cost=FrameCost(render_ms=30.0, other_ms=2.0)
+    )
+    monkeypatch.setattr(file_run, "open_raymarcher", lambda speaker, threads: CostlyRaymarcher(clock, 340))
+    monkeypatch.setattr(file_run, "size_that_keeps_up", lambda *_, **__: chosen)
+    monkeypatch.setattr(file_run, "SystemClock", lambda: clock)
+    output = tmp_path / "out.mp4"
+    assert cli.main(arguments(speakers, wav, output)) == 0
+    captured = capsys.readouterr()
+    steps = re.findall(r"draws (\d+) x \1 from ([0-9.]+) s on", captured.err)
+    assert steps
+    sizes = [int(size) for size, _ in steps]
+    assert sizes == sorted(sizes, reverse=True)
+    assert max(sizes) < 384
+    assert "behind the sound (real-time factor 1." in captured.err
+    assert captured.out.count("\n") == 1
+    said = ", ".join(f"from {at} s on at {size} px" for size, at in steps)
+    assert f"drawn at 384 px, {said}, to keep up with the sound" in captured.out
+    factor = float(re.search(r"real-time factor ([0-9.]+)", captured.out)[1])
+    assert factor < 1.05
+
+
+def test_a_size_that_was_asked_for_stays_however_slow(quick, tmp_path, capsys, monkeypatch):
+    speakers = bundle_factory.write_tiny_bundle(tmp_path / "Tiny").parent
+    wav = stand_ins.write_wav(tmp_path / "long.wav", stand_ins.speech_like(4.0))
+    clock = TestClock()
+    raymarcher = CostlyRaymarcher(clock, 2000)
+    monkeypatch.setattr(file_run, "open_raymarcher", lambda speaker, threads: raymarcher)
+    monkeypatch.setattr(file_run, "SystemClock", lambda: clock)
+    command = arguments(speakers, wav, tmp_path / "out.mp4", "--render-size", "384")
+    assert cli.main(command) == 0
+    captured = capsys.readouterr()
+    assert float(re.search(r"real-time factor ([0-9.]+)", captured.out)[1]) > 5
+    assert "behind" not in captured.err
+    assert "to keep up" not in captured.out
+    assert {picture[0] for picture in raymarcher.shapes if picture[0] == picture[1]} <= {32, 384}
 
 
 def test_a_name_with_a_line_break_is_still_one_line(quick, tmp_path, capsys):
