@@ -120,9 +120,9 @@ async def test_slow_drawing_leaves_frames_out_then_draws_smaller_and_sound_goes_
         assert message["render_note"].startswith("smaller: ")
         assert session.governor.steps_down == 1
         lost = message["frames_dropped"]
-        assert lost["late"] + lost["backlog"] >= 1
+        assert lost["late"] + lost["skipped"] >= 1
         assert it.sample("frames_dropped_total", speaker="Tiny", reason="late") or it.sample(
-            "frames_dropped_total", speaker="Tiny", reason="backlog"
+            "frames_dropped_total", speaker="Tiny", reason="skipped"
         )
         assert it.sample("render_size_changes_total", direction="down") == 1
 
@@ -142,7 +142,7 @@ async def test_drawing_too_slow_at_any_size_still_keeps_the_sound_and_the_delay(
         await comes(peer, sounds=100)  # two seconds
         message, _ = session.telemetry(-1)
         lost = message["frames_dropped"]
-        assert lost["late"] + lost["backlog"] > 20
+        assert lost["late"] + lost["skipped"] > 20
         assert all(queue.waiting_ms <= queue.bound_ms for queue in session.pipeline._queues)
         assert not session.ended
         it.raymarcher.takes_s.clear()
