@@ -47,7 +47,8 @@ def slow_note(fps: float, *, on_gpu: bool, can_draw_smaller: bool) -> str:
         on_gpu: whether a GPU draws.
         can_draw_smaller: whether smaller pictures could be asked for.
     """
-    pace = "less than one picture" if fps < 0.75 else f"about {fps:.0f} picture{'s' if fps >= 1.5 else ''}"
+    whole = int(fps + 0.5)
+    pace = f"about {whole} picture{'s' if whole > 1 else ''}" if whole else "less than one picture"
     ways = ["Close what else runs there", "let fewer sessions in (--max-sessions)"]
     if can_draw_smaller:
         ways.append("draw smaller (--render-size auto)" if not on_gpu else "draw smaller (--render-size)")

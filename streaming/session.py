@@ -67,7 +67,7 @@ _POLL_S = 0.2
 LIVE_BOUNDS = QueueBounds(audio_ms=400, conditions_ms=80, drawings_ms=80, frames_ms=80)
 # A picture that is later than its own length is left out, unless the last one has been seen for so long:
 # then a late picture is better than none. It keeps its media time, by which receivers align lips and sound.
-MAX_PICTURE_GAP_S = 3 * _FRAME_S
+MAX_PICTURE_GAP_S = 2 * _FRAME_S
 _QUIETEST_DB = -100.0
 _LEVEL_TICKS = 10  # of sound whose loudest is told: as much as passes between two telemetries
 
@@ -458,22 +458,25 @@ class Session:
             due_s = self.schedule.tick_s(tick)
             if self._stopping.wait(max(0.0, due_s - self._clock.now_s())):
                 return
-            block = self.microphone.read(due_s)
-            self._ticks.add(
-                TickRecord(
-                    timestamp=block.timestamp, arrived_s=block.arrived_s, buffered_s=self._clock.now_s()
-                )
-            )
-            if block.timestamp is not None:
-                self.schedule.slew(slew_towards(self.microphone.depth_ms - self.microphone.target_ms))
-            self.pipeline.push_audio(decimator.step(block.samples))
-            self._levels_db.append(_level_db(block.samples))
-            waiting.append(block.samples)
-            # One block a tick, but none or two where the allowance has just changed.
-            while len(waiting) > self.schedule.sound_delay_ticks:
-                taken_tick = tick + 1 - len(waiting)
-                self._send_sound(waiting.popleft(), taken_tick, encoder)
+            self._take_tick(tick, due_s, decimator, encoder, waiting)
             tick += 1
+
+    def _take_tick(
+        self, tick: int, due_s: float, decimator: Decimator, encoder: OpusEncoder, waiting: deque[F32]
+    ) -> None:
+        block = self.microphone.read(due_s)
+        self._ticks.add(
+            TickRecord(timestamp=block.timestamp, arrived_s=block.arrived_s, buffered_s=self._clock.now_s())
+        )
+        if block.timestamp is not None:
+            self.schedule.slew(slew_towards(self.microphone.depth_ms - self.microphone.target_ms))
+        self.pipeline.push_audio(decimator.step(block.samples))
+        self._levels_db.append(_level_db(block.samples))
+        waiting.append(block.samples)
+        # One block a tick, but none or two where the allowance has just changed.
+        while len(waiting) > self.schedule.sound_delay_ticks:
+            taken_tick = tick + 1 - len(waiting)
+            self._send_sound(waiting.popleft(), taken_tick, encoder)
 
     def _send_sound(self, sound: F32, tick: int, encoder: OpusEncoder) -> None:
         sender = self.peer.sound
