@@ -31,7 +31,7 @@ class Metrics:
         )
         self.frames_dropped = Counter(
             "geneface_frames_dropped_total",
-            "Frames not sent: skipped before they were drawn, late by more than a frame, too much for the line.",
+            "Frames not sent: skipped undrawn, late by more than a frame, or too much for the line.",
             ["speaker", "reason"],
             registry=registry,
         )

@@ -144,13 +144,16 @@ def test_the_level_moves_with_the_microphone(tab):
 
 NO_MEASURE = {
     "no Web Audio": "delete window.AudioContext;",
-    "Web Audio that throws": "window.AudioContext = class { constructor() { throw new Error('no device'); } };",
+    "Web Audio that throws": "AudioContext = class { constructor() { throw new Error('no device'); } };",
     "no source for the track": """AudioContext.prototype.createMediaStreamSource =
         () => { throw new DOMException('none', 'NotSupportedError'); };""",
-    "a context that stays suspended": """AudioContext.prototype.resume = () => new Promise(() => {});
-        Object.defineProperty(BaseAudioContext.prototype, 'state', { get: () => 'suspended' });""",
-    "a context whose time stands": """Object.defineProperty(BaseAudioContext.prototype, 'currentTime',
-        { get: () => 0 });""",
+    "a context that stays suspended": """AudioContext = class extends AudioContext {
+        constructor() { super(); super.suspend(); }
+        resume() { return new Promise(() => {}); }
+    };""",
+    "a context whose time stands": """
+        Object.defineProperty(BaseAudioContext.prototype, 'currentTime', { get: () => 0 });
+        AnalyserNode.prototype.getFloatTimeDomainData = (samples) => { samples.fill(1e-5); };""",
     "zeros alone": "AnalyserNode.prototype.getFloatTimeDomainData = (samples) => { samples.fill(0); };",
 }
 

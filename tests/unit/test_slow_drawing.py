@@ -1,4 +1,4 @@
-"""A whole session on a clock of its own, whose pictures take as long as they are told: what is seen and heard."""
+"""A session on a clock of its own, whose pictures take as long as they are told: what is seen and heard."""
 
 from __future__ import annotations
 
