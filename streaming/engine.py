@@ -181,7 +181,7 @@ class OnnxEngine:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = usable_cores(cores) if gpu is None and network.is_large else 1
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3 if gpu is None else 4  # what is wrong with CUDA is said below
+        options.log_severity_level = 4  # what is wrong is raised, and said once, not at each run
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         providers: list[Any] = [_CPU_PROVIDER]
         if gpu is not None:

@@ -7,6 +7,23 @@ class InputError(ValueError):
     """Something the user gave cannot be used; the message is one line fit to be shown as it is."""
 
 
+class NetworkFailureError(InputError):
+    """A run of a speaker's network that gave nothing usable: it raised, or its output is not finite."""
+
+    def __init__(self, network: str, *, speaker: str, expected: str, got: str) -> None:
+        """Keeps what failed.
+
+        Args:
+            network: its file, "motion.onnx"; or what else makes its input.
+            speaker: whose.
+            expected: what it should have given.
+            got: what it gave instead.
+        """
+        self.network = network
+        self.expected, self.got = expected, got
+        super().__init__(f"{speaker}: {network}: expected {expected}, got {got}; export the speaker again")
+
+
 class Stopped(Exception):  # noqa: N818 - it is an order, not an error
     """The run was ended from outside (SIGINT, SIGTERM, `aclose`) before it was done."""
 

@@ -20,7 +20,8 @@ from models.speaker import FEATURE_HOP_SAMPLES, MotionSettings, feature_count
 
 from .clock import FRAME_SAMPLES, first_sample, frames_covering
 from .engine import Engine
-from .motion import MovedFrame
+from .errors import NetworkFailureError
+from .motion import UNKNOWN_LANDMARKS, MovedFrame
 from .running_normalisation import RunningNormalisation
 
 F32 = npt.NDArray[np.float32]
@@ -63,6 +64,7 @@ class FeatureMotion:
         self._features = np.zeros((FEATURES_PER_FRAME * self._window_frames, of.dimension), np.float32)
         self._f0_hz = np.zeros(FEATURES_PER_FRAME * self._window_frames, np.float32)
         self._latent = self._window_latent()
+        self._features_failure: NetworkFailureError | None = None  # of the newest block
 
     def push(self, pcm: F32) -> Iterator[MovedFrame]:
         """Takes samples (n,) and yields the frames of every hop that they complete."""
@@ -99,20 +101,26 @@ class FeatureMotion:
         known = len(self._sound) - missing
         self._level.hear(self._sound[known - new : known])
         sound = self._sound[-of.window_samples :]
-        features = self._features_engine.run({"pcm": self._level.apply(sound)[None]})[0]  # (steps, dimension)
+        features = pitch_hz = None
+        self._features_failure = None
+        try:
+            features = self._features_engine.run({"pcm": self._level.apply(sound)[None]})[0]  # (steps, F)
+            pitch_hz = f0_hz(sound) if of.hears_pitch else None
+        except NetworkFailureError as error:  # this block stays zero, as what is not known yet
+            self._features_failure = error
         self._slide()
         heard_from = FEATURES_PER_FRAME * (self._end - of.window_frames)
         kept_from = self._end - of.kept_frames
         first = FEATURES_PER_FRAME * max(kept_from, self._first_frame, self._begin)
         last = feature_count(self._written)  # one whose samples are not all there does not count
-        if first < last:
+        if first < last and features is not None:
             of_window = slice(
                 first - FEATURES_PER_FRAME * self._begin, last - FEATURES_PER_FRAME * self._begin
             )
             of_heard = slice(first - heard_from, last - heard_from)
             self._features[of_window] = features[of_heard]
-            if of.hears_pitch:
-                self._f0_hz[of_window] = f0_hz(sound)[of_heard]
+            if pitch_hz is not None:
+                self._f0_hz[of_window] = pitch_hz[of_heard]
 
     def _slide(self) -> None:
         """Moves the motion network's window to where it ends with the block of `_end`."""
@@ -127,16 +135,22 @@ class FeatureMotion:
         """Yields the frames before `until` that were not given out yet."""
         if self._frame >= until:
             return
-        inputs = {"features": self._features[None], "latent": self._latent}
-        if self._of.hears_pitch:
-            inputs["f0_hz"] = self._f0_hz[None]
-        landmarks = self._motion_engine.run(inputs)[0]  # (window_frames, 204)
+        landmarks, failure = None, self._features_failure
+        if failure is None:
+            inputs = {"features": self._features[None], "latent": self._latent}
+            if self._of.hears_pitch:
+                inputs["f0_hz"] = self._f0_hz[None]
+            try:
+                landmarks = self._motion_engine.run(inputs)[0]  # (window_frames, 204)
+            except NetworkFailureError as error:
+                failure = error
         for frame in range(self._frame, until):
             start = len(self._sound) - FRAME_SAMPLES * (self._end - frame)
             yield MovedFrame(
                 frame=frame,
-                landmarks=landmarks[frame - self._begin],
+                landmarks=UNKNOWN_LANDMARKS if landmarks is None else landmarks[frame - self._begin],
                 sound=self._sound[start : start + FRAME_SAMPLES].copy(),
+                failure=failure,
             )
         self._frame = until
 

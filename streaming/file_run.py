@@ -16,6 +16,7 @@ import numpy.typing as npt
 from models.speaker import Speaker
 
 from .audio_file import AudioFile
+from .checked_networks import checked
 from .clock import FRAME_RATE_HZ, CpuClock, MonotonicClock, SystemClock
 from .engine import DeviceName
 from .errors import GpuLostError, InputError, Stopped
@@ -235,7 +236,7 @@ def speak_file(
         clock: measures the run.
 
     Raises:
-        InputError: the recording or the place it goes to is no good.
+        InputError: the recording or the place it goes to is no good, or a network gives nothing usable.
         Stopped: `stopped` said so; nothing is left on disk.
     """
     times = times or StageTimes()
@@ -308,7 +309,8 @@ def film_landmarks(
         stopped: asked after every frame whether to give up.
 
     Raises:
-        InputError: the recording or a place that something goes to is no good.
+        InputError: the recording or a place that something goes to is no good, or a network gives nothing
+            usable.
         Stopped: `stopped` said so; nothing is left on disk.
     """
     start_s = time.perf_counter()
@@ -317,7 +319,9 @@ def film_landmarks(
         stack.enter_context(landmark_video)
         if landmarks is not None:
             stack.enter_context(landmarks)
-        for moved in _moved_frames(networks.motion_stream(speaker.motion), audio):
+        for moved in _moved_frames(checked(speaker, networks).motion_stream(speaker.motion), audio):
+            if moved.failure is not None:
+                raise moved.failure
             motion = drawn.restore(drawn.step(moved.frame, moved.landmarks))
             landmark_video.write(motion)
             if landmarks is not None:

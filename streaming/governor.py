@@ -86,7 +86,7 @@ class Governor:
         return self._leave_if_strained(now_s, slack_ms) or self._enlarge_if_easy(now_s)
 
     def frame_lost(self, *, now_s: float) -> bool:
-        """Takes that a frame came too late or was dropped for backlog; returns whether `size_px` changed."""
+        """Takes that a frame came too late or was skipped undrawn; returns whether `size_px` changed."""
         self._begin(now_s)
         if now_s < self._settled_s:
             return False

@@ -16,6 +16,7 @@ from models.speaker import find_speaker, read_settings
 
 from .clock import FRAME_RATE_HZ, MonotonicClock, SystemClock
 from .cores import drawing_threads, usable_cores
+from .errors import NetworkFailureError
 from .governor import Governor
 from .gpu_rendering import open_gpu
 from .local_microphone import InputDevice, LocalMicrophone, find_device
@@ -163,6 +164,19 @@ class _Titles:
         self._window.set_title(f"{self._name} - {fps:.0f} fps{f', {note}' if note else ''}")
 
 
+class _FirstFailures:
+    """Logs the first failure of each network."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def note(self, failure: NetworkFailureError) -> None:
+        """Takes that a run failed."""
+        if failure.network not in self._told:
+            self._told.add(failure.network)
+            log.error("%s; the last good face holds", failure)
+
+
 @dataclass(frozen=True, kw_only=True)
 class LiveReport:
     """What a run showed."""
@@ -242,6 +256,7 @@ class LiveRun:
             networks=host.networks,
             overflow=Overflow.DROP_OLDEST,
             seed=self._settings.seed,
+            on_network_failure=_FirstFailures().note,
         )
 
         def renderer_of(size_px: int) -> FrameRenderer:

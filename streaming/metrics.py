@@ -31,8 +31,14 @@ class Metrics:
         )
         self.frames_dropped = Counter(
             "geneface_frames_dropped_total",
-            "Frames not sent: late by more than a frame, pushed out of a queue, or too much for the line.",
+            "Frames not sent: skipped undrawn, late by more than a frame, or too much for the line.",
             ["speaker", "reason"],
+            registry=registry,
+        )
+        self.network_failures = Counter(
+            "geneface_network_failures_total",
+            "Runs of a speaker's network that gave nothing usable; the last good face holds.",
+            ["speaker", "network"],
             registry=registry,
         )
         self.render_size_px = Gauge(

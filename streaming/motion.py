@@ -9,10 +9,12 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from models.landmark_filter import POINTS
 from models.speaker import MotionSettings
 
 from .clock import FRAME_SAMPLES, first_sample, frames_covering
 from .engine import Engine
+from .errors import NetworkFailureError
 
 F32 = npt.NDArray[np.float32]
 
@@ -24,12 +26,17 @@ class MovedFrame:
     frame: int
     landmarks: F32  # (204,) as the network gives them, in the speaker's domain
     sound: F32  # (640,) the frame's own sound, a copy
+    failure: NetworkFailureError | None = None  # of the networks: there are no landmarks, all are NaN
+
+
+UNKNOWN_LANDMARKS: F32 = np.full(3 * POINTS, np.nan, np.float32)
 
 
 class MotionStream(Protocol):
     """Turns sound into landmarks. Frames depend on samples and numbers alone, not on how the sound was cut.
 
-    Exhaust what a method yields before the next call.
+    Exhaust what a method yields before the next call. A run of a network that fails costs its frames their
+    landmarks, and leaves the stream in order.
     """
 
     def push(self, pcm: F32) -> Iterator[MovedFrame]:
@@ -91,8 +98,12 @@ class PcmMotion:
 
     def _moved(self, windows: Iterator[PcmWindow]) -> Iterator[MovedFrame]:
         for window in windows:
-            landmarks = self._engine.run({"pcm": window.samples})
-            yield MovedFrame(frame=window.frame, landmarks=landmarks.reshape(-1), sound=window.sound)
+            landmarks, failure = UNKNOWN_LANDMARKS, None
+            try:
+                landmarks = self._engine.run({"pcm": window.samples}).reshape(-1)
+            except NetworkFailureError as error:
+                failure = error
+            yield MovedFrame(frame=window.frame, landmarks=landmarks, sound=window.sound, failure=failure)
 
 
 class PcmRing:

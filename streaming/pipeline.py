@@ -5,13 +5,18 @@
 Every queue is bounded in milliseconds of media. Files block their producer, so nothing is lost; live sound
 drops the oldest, so nothing is late. A frame depends on its samples and its number alone, never on how the
 sound was cut into chunks or on how fast the machine is.
+
+With deadlines, what cannot meet its own is passed over before it is drawn, and a frame is begun only when the
+stage after is ready to take it: what is drawn is given out, however slow a stage is.
 """
 
 from __future__ import annotations
 
 import logging
+import statistics
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +25,9 @@ import numpy.typing as npt
 
 from models.speaker import Speaker
 
+from .checked_networks import checked
 from .clock import FRAME_SAMPLES, SAMPLE_RATE_HZ, MediaClock, MonotonicClock, SystemClock, samples_to_ms
-from .errors import GpuLostError, Stopped
+from .errors import GpuLostError, NetworkFailureError, Stopped
 from .i420 import Box, to_rgb
 from .landmarks import DrawnLandmarks, FrameWindows
 from .motion import MovedFrame, frames_at_once
@@ -39,6 +45,7 @@ log = logging.getLogger(__name__)
 FRAME_MS = samples_to_ms(FRAME_SAMPLES)
 CHUNK_SAMPLES = 20 * SAMPLE_RATE_HZ // 1000  # what is pushed at once is queued in pieces of this
 _JOIN_S = 10.0
+_RECENT_DRAWINGS = 5  # of which the median foretells the next: a moment's hiccup is not the machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +99,7 @@ class _Conditioned:
 class _Drawn:
     of: _Conditioned
     renderer: FrameRenderer
+    begun_s: float
     draw_ms: float
     whole: U8
     mouth: U8 | None
@@ -113,6 +121,8 @@ class Pipeline:
         times: StageTimes | None = None,
         clock: MonotonicClock | None = None,
         outlives_gpu: bool = False,
+        deadline_s: Callable[[int], float] | None = None,
+        on_network_failure: Callable[[NetworkFailureError], None] | None = None,
     ) -> None:
         """Builds the stages; `start` sets them going.
 
@@ -127,6 +137,10 @@ class Pipeline:
             clock: tells when a frame passed a stage.
             outlives_gpu: leave out frames while the GPU that is to draw them is lost, until there is another
                 `renderer`, instead of failing.
+            deadline_s: says when a frame has to be finished and handled by who iterates, on `clock`; of live
+                frames the oldest that can be is drawn next, the newest where none can.
+            on_network_failure: told each run of a network that fails; the last good landmarks or condition
+                hold meanwhile, the neutral face where there are none. None: it fails the pipeline.
         """
         bounds = bounds or QueueBounds()
         self.times = times or StageTimes()
@@ -134,8 +148,16 @@ class Pipeline:
         """Draws the next frame; may be changed between any two, from any thread."""
         self._now = clock or SystemClock()
         self._outlives_gpu = outlives_gpu
-        networks = networks or open_networks(speaker)
-        self._condition_engine = networks.condition
+        self._deadline_s = deadline_s
+        self.handling_s = 0.0
+        """What who iterates takes with a frame until it has to be done with it; to be kept up to date."""
+        self._done_after_s: deque[float] = deque(maxlen=_RECENT_DRAWINGS)  # of being begun
+        networks = checked(speaker, networks or open_networks(speaker))
+        self._on_network_failure = on_network_failure
+        self._failing: dict[str, str] = {}
+        self._landmarks_held = np.asarray(speaker.motion.landmark_mean, np.float32).reshape(-1)
+        self._condition_held = np.zeros(speaker.condition.size, np.float32)
+        self._condition_engine, self._condition_file = networks.condition, speaker.condition_onnx.name
         self._motion = networks.motion_stream(speaker.motion)
         self._landmarks = DrawnLandmarks(speaker, seed=seed)
         self._windows = FrameWindows(
@@ -181,6 +203,11 @@ class Pipeline:
     def dropped(self) -> dict[str, int]:
         """How many items each queue dropped to make room."""
         return {queue.name: queue.dropped for queue in self._queues}
+
+    @property
+    def network_failures(self) -> dict[str, str]:
+        """Why each network that fails now does, by its file; empty while all of them work."""
+        return dict(self._failing)
 
     def start(self) -> None:
         """Starts the stages' threads."""
@@ -334,16 +361,39 @@ class Pipeline:
                 moved = next(frames, None)
                 if moved is None:
                     return
-                normalized = self._landmarks.step(moved.frame, moved.landmarks)
+                normalized = self._landmarks.step(moved.frame, self._usable(moved))
             self._waiting.append((moved, normalized, self._window_came_s))
             for ready in self._windows.push(normalized):
                 self._condition(epoch, ready)
+
+    def _usable(self, moved: MovedFrame) -> F32:
+        """Returns a frame's landmarks, the last good ones where the networks failed."""
+        if moved.failure is not None:
+            self._network_failed(moved.failure)
+        else:
+            self._landmarks_held = moved.landmarks
+            for name in [name for name in self._failing if name != self._condition_file]:
+                del self._failing[name]
+        return self._landmarks_held
+
+    def _network_failed(self, failure: NetworkFailureError) -> None:
+        if self._on_network_failure is None:
+            raise failure
+        self._failing[failure.network] = str(failure)
+        self._on_network_failure(failure)
 
     def _condition(self, epoch: int, window: F32) -> None:
         of, normalized, windowed_s = self._waiting.pop(0)
         index = of.frame
         with self.times.of("condition"):
-            condition = self._condition_engine.run({"window": np.ascontiguousarray(window, np.float32)})
+            try:
+                condition = self._condition_engine.run({"window": np.ascontiguousarray(window, np.float32)})
+            except NetworkFailureError as failure:
+                self._network_failed(failure)
+                condition = self._condition_held
+            else:
+                self._condition_held = condition
+                self._failing.pop(self._condition_file, None)
         pose, c2w = self._poses.at(index)
         self._conditions.put(
             _Conditioned(
@@ -358,10 +408,24 @@ class Pipeline:
             )
         )
 
+    def _next_to_draw(self, waiting: Sequence[_Conditioned]) -> int:
+        """Returns the place of the oldest frame that can meet its deadline, of the newest where none can."""
+        assert self._deadline_s is not None
+        done_s = self._now.now_s() + self.handling_s
+        if spent_s := list(self._done_after_s):  # at once: another thread adds to it
+            done_s += statistics.median(spent_s)
+        for place, item in enumerate(waiting):
+            if done_s <= self._deadline_s(item.index):
+                return place
+        return len(waiting) - 1
+
     def _run_render(self) -> None:
+        choose = None if self._deadline_s is None else self._next_to_draw
         while True:
+            if choose is not None:
+                self._drawings.wait_empty()
             try:
-                item = self._conditions.get()
+                item = self._conditions.get(choose=choose)
             except Ended:
                 return
             if item.epoch != self._epoch:
@@ -378,11 +442,21 @@ class Pipeline:
                 continue
             draw_ms = (self._now.now_s() - start_s) * 1000
             self._drawings.put(
-                _Drawn(of=item, renderer=renderer, draw_ms=draw_ms, whole=whole, mouth=mouth, mouth_box=box)
+                _Drawn(
+                    of=item,
+                    renderer=renderer,
+                    begun_s=start_s,
+                    draw_ms=draw_ms,
+                    whole=whole,
+                    mouth=mouth,
+                    mouth_box=box,
+                )
             )
 
     def _run_finish(self) -> None:
         while True:
+            if self._deadline_s is not None:
+                self._frames.wait_empty()
             try:
                 drawn = self._drawings.get()
             except Ended:
@@ -402,4 +476,5 @@ class Pipeline:
                 draw_ms=drawn.draw_ms,
                 render_px=drawn.renderer.render_px,
             )
+            self._done_after_s.append(frame.finished_s - drawn.begun_s)
             self._frames.put((item.epoch, frame))

@@ -6,7 +6,7 @@ import enum
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ class BoundedQueue(Generic[T]):
         self.name = name
         self.bound_ms = bound_ms
         self.overflow = overflow
-        self.dropped = 0  # items that made room; read by metrics
+        self.dropped = 0  # items that made room, or were passed over; read by metrics
         self._duration_ms = duration_ms
         self._items: deque[tuple[T, float]] = deque()
         self._waiting_ms = 0.0
@@ -72,8 +72,13 @@ class BoundedQueue(Generic[T]):
             self._waiting_ms += duration_ms
             self._changed.notify_all()
 
-    def get(self, timeout_s: float | None = None) -> T:
+    def get(self, timeout_s: float | None = None, *, choose: Callable[[Sequence[T]], int] | None = None) -> T:
         """Returns the oldest item, waiting for one.
+
+        Args:
+            timeout_s: how long to wait; None: for ever.
+            choose: says which of the items there are to return, by its place among them, the oldest first;
+                those before it are dropped.
 
         Raises:
             Ended: the producer is done and the queue is empty.
@@ -86,6 +91,9 @@ class BoundedQueue(Generic[T]):
                 if self._aborted:
                     raise Aborted(self.name)
                 if self._items:
+                    for _ in range(choose([item for item, _ in self._items]) if choose else 0):
+                        self._waiting_ms -= self._items.popleft()[1]
+                        self.dropped += 1
                     item, duration_ms = self._items.popleft()
                     self._waiting_ms = self._waiting_ms - duration_ms if self._items else 0.0
                     self._changed.notify_all()
@@ -96,6 +104,17 @@ class BoundedQueue(Generic[T]):
                 if left_s is not None and left_s <= 0:
                     raise TimeoutError(f"queue {self.name}: nothing came within {timeout_s} s")
                 self._changed.wait(left_s)
+
+    def wait_empty(self) -> None:
+        """Returns once nothing waits: who takes from it is ready for more.
+
+        Raises:
+            Aborted: the queue was aborted.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._aborted or not self._items)
+            if self._aborted:
+                raise Aborted(self.name)
 
     def clear(self) -> None:
         """Throws away what waits; the queue stays in use."""

@@ -26,7 +26,8 @@ from .allowance import Allowance
 from .background import in_background
 from .clock import FRAME_RATE_HZ, MonotonicClock, SystemClock
 from .decimation import Decimator
-from .errors import Stopped
+from .drawing_pace import DrawingPace, slow_note
+from .errors import NetworkFailureError, Stopped
 from .frame_log import FrameLog, FrameRecord, TickLog, TickRecord
 from .governor import Governor
 from .media_schedule import (
@@ -47,6 +48,7 @@ from .pipeline import Frame, Pipeline, QueueBounds
 from .queues import Overflow
 from .renderer import FrameRenderer
 from .rtp_sender import MediaSender
+from .settings import SMALLEST_RENDER_PX
 from .speaker_host import SpeakerHost
 from .stage_times import Work
 from .video_encoder import VideoEncoder
@@ -64,7 +66,11 @@ _JOIN_S = 2.0
 _POLL_S = 0.2
 # What waits is late: two frames are enough to keep every stage busy.
 LIVE_BOUNDS = QueueBounds(audio_ms=400, conditions_ms=80, drawings_ms=80, frames_ms=80)
+# A picture that is later than its own length is left out, unless the last one has been seen for so long:
+# then a late picture is better than none. It keeps its media time, by which receivers align lips and sound.
+MAX_PICTURE_GAP_S = 2 * _FRAME_S
 _QUIETEST_DB = -100.0
+_LEVEL_TICKS = 10  # of sound whose loudest is told: as much as passes between two telemetries
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +148,9 @@ class Session:
             seed=secrets.randbits(32),
             clock=self._clock,
             outlives_gpu=True,
+            # Half of what makes a frame late is left for a drawing that takes longer than foretold.
+            deadline_s=lambda frame: self.schedule.frame_due_s(frame) + _FRAME_S / 2,
+            on_network_failure=self._note_network_failure,
         )
         self.peer = Peer(
             settings.peer,
@@ -155,9 +164,13 @@ class Session:
         self._encoder: VideoEncoder | None = None
         self._ticks = TickLog()
         self._frames = FrameLog()
-        self._level_db = _QUIETEST_DB
+        self._levels_db: deque[float] = deque(maxlen=_LEVEL_TICKS)
         self._rendered = 0
-        self._dropped = {"late": 0, "backlog": 0, "bandwidth": 0}
+        self._dropped = {"skipped": 0, "late": 0, "bandwidth": 0}
+        self._pace = DrawingPace()
+        self._was_slow = False
+        self._networks_told: set[str] = set()  # whose failure the log has
+        self._shown_s = float("-inf")  # when the last picture left, or will
         self._sent_times_s: deque[float] = deque(maxlen=4 * FRAME_RATE_HZ)
         self._stopping = threading.Event()  # for the threads; the event loop waits for `_over`
         self._over = asyncio.Event()
@@ -267,6 +280,7 @@ class Session:
         now_s = self._clock.now_s()
         recent = [at_s for at_s in list(self._sent_times_s) if now_s - at_s <= 2.0]
         microphone = self.microphone
+        levels_db = list(self._levels_db)
         message = {
             "type": "telemetry",
             "server_ms": self.now_unix_ms(),
@@ -274,6 +288,7 @@ class Session:
             "render_px": self.governor.size_px,
             "render_note": self.governor.note,
             "delay_ms": self.schedule.delay_ms,
+            "notes": self._notes(now_s),
             "frames_rendered": self._rendered,
             "frames_dropped": dict(self._dropped),
             "microphone": {
@@ -281,7 +296,7 @@ class Session:
                 "target_ms": round(microphone.target_ms, 1),
                 "lost": microphone.packets_lost,
                 "concealed_ms": round(microphone.concealed_ms),
-                "level_db": round(self._level_db, 1),
+                "level_db": round(max(levels_db, default=_QUIETEST_DB), 1),
             },
             "frames": [self._described(record) for record in records],
         }
@@ -303,6 +318,7 @@ class Session:
     def update_metrics(self) -> None:
         """Brings gauges and counters up to date; ask about once a second."""
         metrics, microphone = self._metrics, self.microphone
+        self._notes(self._clock.now_s())
         metrics.render_size_px.labels(self.label).set(self.governor.size_px)
         metrics.microphone_depth.labels(self.label).set(microphone.depth_ms / 1000)
         if self.peer.video is not None and self.peer.video.round_trip_s is not None:
@@ -377,6 +393,36 @@ class Session:
         if self._encoder is not None:
             self._encoder.limit_bitrate(bitrate)
 
+    def _notes(self, now_s: float) -> list[str]:
+        """Returns what a page tells of a session that is not as it should be; the log has it, too."""
+        notes = []
+        slow_fps = self._pace.slow_fps(now_s)
+        if (slow_fps is not None) != self._was_slow:
+            self._was_slow = slow_fps is not None
+            if slow_fps is not None:
+                self._log.warning(
+                    "draws %.1f pictures a second of %d, at %d px; the sound goes on",
+                    slow_fps,
+                    FRAME_RATE_HZ,
+                    self.governor.size_px,
+                )
+            else:
+                self._log.info("draws every picture again, at %d px", self.governor.size_px)
+        if slow_fps is not None:
+            smallest = self.governor.size_px <= SMALLEST_RENDER_PX or len(self.host.sizes_px) > 1
+            notes.append(slow_note(slow_fps, on_gpu=self.host.on_gpu, can_draw_smaller=not smallest))
+        if self.pipeline.network_failures:
+            files = " and ".join(sorted(self.pipeline.network_failures))
+            notes.append(f"{self.host.name}'s {files} fails; the last face that it gave is held.")
+        return notes
+
+    def _note_network_failure(self, failure: NetworkFailureError) -> None:
+        """Counts it; for the motion thread."""
+        self._metrics.network_failures.labels(self.host.name, failure.network).inc()
+        if failure.network not in self._networks_told:
+            self._networks_told.add(failure.network)
+            self._log.error("%s; the last good face holds, the sound goes on", failure)
+
     def _described(self, record: FrameRecord) -> dict[str, Any]:
         def unix_ms(at_s: float | None) -> float | None:
             return None if at_s is None else round(self.schedule.unix_s(at_s) * 1000, 2)
@@ -428,22 +474,25 @@ class Session:
             due_s = self.schedule.tick_s(tick)
             if self._stopping.wait(max(0.0, due_s - self._clock.now_s())):
                 return
-            block = self.microphone.read(due_s)
-            self._ticks.add(
-                TickRecord(
-                    timestamp=block.timestamp, arrived_s=block.arrived_s, buffered_s=self._clock.now_s()
-                )
-            )
-            if block.timestamp is not None:
-                self.schedule.slew(slew_towards(self.microphone.depth_ms - self.microphone.target_ms))
-            self.pipeline.push_audio(decimator.step(block.samples))
-            self._level_db = _level_db(block.samples)
-            waiting.append(block.samples)
-            # One block a tick, but none or two where the allowance has just changed.
-            while len(waiting) > self.schedule.sound_delay_ticks:
-                taken_tick = tick + 1 - len(waiting)
-                self._send_sound(waiting.popleft(), taken_tick, encoder)
+            self._take_tick(tick, due_s, decimator, encoder, waiting)
             tick += 1
+
+    def _take_tick(
+        self, tick: int, due_s: float, decimator: Decimator, encoder: OpusEncoder, waiting: deque[F32]
+    ) -> None:
+        block = self.microphone.read(due_s)
+        self._ticks.add(
+            TickRecord(timestamp=block.timestamp, arrived_s=block.arrived_s, buffered_s=self._clock.now_s())
+        )
+        if block.timestamp is not None:
+            self.schedule.slew(slew_towards(self.microphone.depth_ms - self.microphone.target_ms))
+        self.pipeline.push_audio(decimator.step(block.samples))
+        self._levels_db.append(_level_db(block.samples))
+        waiting.append(block.samples)
+        # One block a tick, but none or two where the allowance has just changed.
+        while len(waiting) > self.schedule.sound_delay_ticks:
+            taken_tick = tick + 1 - len(waiting)
+            self._send_sound(waiting.popleft(), taken_tick, encoder)
 
     def _send_sound(self, sound: F32, tick: int, encoder: OpusEncoder) -> None:
         sender = self.peer.sound
@@ -467,18 +516,24 @@ class Session:
                 continue
             if frame is None:
                 return
+            taken_s = self._clock.now_s()
+            self._pace.picture_drawn(taken_s)
             sender = self.peer.video
             if sender is None or not sender.connected:
                 continue  # nobody looks yet: nothing is lost
-            if last is not None:
-                self._lose(frame.index - last - 1, "backlog")
+            if last is not None and frame.index > last + 1:
+                self._skipped(frame.index - last - 1, before=frame, now_s=taken_s)
             last = frame.index
             due_s = self.schedule.frame_due_s(frame.index)
-            if self._clock.now_s() > due_s + _FRAME_S:
-                self._lose(1, "late")
-                continue
+            if taken_s > due_s + _FRAME_S:
+                self._too_slow(taken_s, waiting_helps=True)
+                if taken_s - self._shown_s < MAX_PICTURE_GAP_S:
+                    self._count_dropped(1, "late")
+                    continue
             payloads = encoder.encode(frame.picture, frame.index)
             encoded_s = self._clock.now_s()
+            self.pipeline.handling_s = encoded_s - taken_s
+            self._shown_s = max(due_s, encoded_s)
             waiting.append(
                 _Encoded(frame=frame, payloads=payloads, encoded_s=encoded_s, due_s=due_s, sender=sender)
             )
@@ -529,14 +584,16 @@ class Session:
         stage.labels("encode").observe(encoded_s - frame.finished_s)
         stage.labels("wait").observe(sent_s - encoded_s)
 
-    def _lose(self, frames: int, reason: str) -> None:
-        if frames <= 0:
-            return
-        self._count_dropped(frames, reason)
-        now_s = self._clock.now_s()
+    def _skipped(self, frames: int, *, before: Frame, now_s: float) -> None:
+        """Takes that frames were passed over before `before` was drawn."""
+        self._count_dropped(frames, "skipped")
+        # More time helps where a moment was busy, not where each drawing takes longer than a frame lasts.
+        self._too_slow(now_s, waiting_helps=before.draw_ms <= _FRAME_S * 1000)
+
+    def _too_slow(self, now_s: float, *, waiting_helps: bool) -> None:
         if self.governor.frame_lost(now_s=now_s):
             self._change_size()
-        elif self.allowance.frame_lost(now_s=now_s):
+        elif waiting_helps and self.allowance.frame_lost(now_s=now_s):
             self._change_allowance()
 
     def _count_dropped(self, frames: int, reason: str) -> None:

@@ -31,7 +31,8 @@ export class LivePanel {
   }
 
   /** @param {AvatarStats} stats */
-  show({ latency, fps, renderPx, imageSizePx, renderNote, lipsAheadMs, droppedFrames, lossFraction }) {
+  show({ latency, fps, renderPx, imageSizePx, renderNote, notes, lipsAheadMs, droppedFrames, lossFraction }) {
+    this.#note(notes.join(' '));
     this.#write('p50', latency.p50Ms === null ? NOTHING : latency.p50Ms.toFixed(0));
     this.#write(
       'p95',
@@ -65,10 +66,17 @@ export class LivePanel {
       this.#write(id, NOTHING);
     }
     this.#write('p95', 'Measured while you are live.');
+    this.#note('');
     for (const { segment, value } of this.#stages) {
       segment.style.flexGrow = '0';
       value.textContent = NOTHING;
     }
+  }
+
+  /** @param {string} text Said aloud when it changes; empty where all is well. */
+  #note(text) {
+    if (this.#part('note').textContent !== text) this.#write('note', text);
+    this.#part('note').hidden = text === '';
   }
 
   /**

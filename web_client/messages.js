@@ -32,7 +32,7 @@
  * @property {number} target_ms
  * @property {number} lost Packets.
  * @property {number} concealed_ms
- * @property {number} level_db dBFS, -100 to 0.
+ * @property {number} level_db dBFS, -100 to 0; the loudest of the last 200 ms.
  *
  * @typedef {object} Telemetry
  * @property {'telemetry'} type
@@ -41,6 +41,7 @@
  * @property {number} render_px
  * @property {string} render_note
  * @property {number} delay_ms
+ * @property {string[]} notes What a person should know of a session that is not as it should be.
  * @property {number} frames_rendered
  * @property {Record<string, number>} frames_dropped Count by reason.
  * @property {MicrophoneTelemetry} microphone

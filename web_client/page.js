@@ -55,7 +55,9 @@ microphoneSelect.addEventListener('change', () => {
 avatar.addEventListener('statechange', () => showState(avatar.state));
 avatar.addEventListener('volumechange', () => setPressed(hearButton, !avatar.muted));
 avatar.addEventListener('latency', () => {
-  if (avatar.stats) livePanel.show(avatar.stats);
+  if (!avatar.stats) return;
+  livePanel.show(avatar.stats);
+  levelMeter.showServerLevel(avatar.stats.microphoneLevelDb);
 });
 avatar.addEventListener('error', (/** @type {any} */ event) => showProblem(event.detail));
 navigator.mediaDevices?.addEventListener('devicechange', listMicrophones);

@@ -19,11 +19,12 @@ import { ReceiverMeter } from './receiver-stats.js';
  * @property {number | null} roundTripMs The fastest ping of the last 20 s.
  * @property {number | null} renderPx What the server draws and scales up to `imageSizePx`.
  * @property {string} renderNote What there is to say about it; often empty.
+ * @property {string[]} notes What a person should know of a session that is not as it should be.
  * @property {number | null} imageSizePx
  * @property {number | null} lookaheadMs
  * @property {number | null} delayMs From sound into the pipeline to its frame out.
  * @property {string | null} codec
- * @property {number | null} microphoneLevelDb As the server hears it, in dBFS.
+ * @property {number | null} microphoneLevelDb As the server hears it, in dBFS; the loudest since it was last told.
  */
 
 /** Gathers what server and browser say during one session; all times on the client's wall clock. */
@@ -37,6 +38,8 @@ export class SessionMeter {
   #hello = null;
   /** @type {Telemetry | null} */
   #telemetry = null;
+  /** @type {number | null} Since `stats()` told it. */
+  #loudestDb = null;
 
   /** @param {{sentMs: number, receivedMs: number, serverMs: number}} ping */
   addPing(ping) {
@@ -52,6 +55,7 @@ export class SessionMeter {
       this.#hello = message;
     } else if (message.type === 'telemetry') {
       this.#telemetry = message;
+      this.#loudestDb = Math.max(this.#loudestDb ?? -Infinity, message.microphone?.level_db ?? -Infinity);
       this.#latency.addTold(message.frames ?? [], nowMs);
     }
   }
@@ -84,6 +88,8 @@ export class SessionMeter {
     const reading = this.#receiver.latest(nowMs);
     const hello = this.#hello;
     const telemetry = this.#telemetry;
+    const microphoneLevelDb = this.#loudestDb ?? telemetry?.microphone?.level_db ?? null;
+    this.#loudestDb = null;
     return {
       latency: this.#latency.summary(nowMs, clock?.offsetMs ?? null),
       fps: this.#countsPresented ? this.#frameRate.fps(nowMs) : (reading?.framesPerSecond ?? 0),
@@ -99,11 +105,12 @@ export class SessionMeter {
       roundTripMs: clock?.roundTripMs ?? null,
       renderPx: telemetry?.render_px ?? hello?.render_px ?? null,
       renderNote: telemetry?.render_note ?? '',
+      notes: telemetry?.notes ?? [],
       imageSizePx: hello?.image_size_px ?? null,
       lookaheadMs: hello?.lookahead_ms ?? null,
       delayMs: hello?.delay_ms ?? null,
       codec: hello?.codec ?? null,
-      microphoneLevelDb: telemetry?.microphone?.level_db ?? null,
+      microphoneLevelDb,
     };
   }
 }

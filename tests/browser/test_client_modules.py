@@ -439,7 +439,7 @@ def test_a_session_sums_up_what_both_sides_say(call):
         meter.addPing({{ sentMs: 1000, receivedMs: 1004, serverMs: 6002 }});
         meter.addMessage({{ type: 'hello', render_px: 256, image_size_px: 512, codec: 'VP8' }}, 1000);
         meter.addMessage({{ type: 'telemetry', render_px: 128, render_note: 'small', frames: [{frame}],
-            frames_dropped: {{ late: 2, backlog: 1 }} }}, 1500);
+            frames_dropped: {{ late: 2, skipped: 1 }} }}, 1500);
         meter.addPresented({presented}, 40, 1500);
         meter.addPresented(null, 41, 1540);
         """,

@@ -8,7 +8,7 @@ import re
 import av
 import numpy as np
 import pytest
-from chromium import ALLOW, CONNECT_MS, FAKE_DEVICE, NO_SOUND_SYSTEM, REFUSE
+from chromium import ALLOW, CONNECT_MS, FAKE_DEVICE, NO_SOUND_SYSTEM, PROBE, REFUSE
 from playwright.sync_api import expect
 
 PHONE = {
@@ -140,6 +140,40 @@ def test_the_level_moves_with_the_microphone(tab):
     expect(meter).to_have_attribute("aria-valuetext", re.compile("good|too loud"), timeout=CONNECT_MS)
     tab.page.get_by_role("button", name="Stop").click()
     expect(meter).to_have_attribute("aria-valuetext", "off")
+
+
+NO_MEASURE = {
+    "no Web Audio": "delete window.AudioContext;",
+    "Web Audio that throws": "AudioContext = class { constructor() { throw new Error('no device'); } };",
+    "no source for the track": """AudioContext.prototype.createMediaStreamSource =
+        () => { throw new DOMException('none', 'NotSupportedError'); };""",
+    "a context that stays suspended": """AudioContext = class extends AudioContext {
+        constructor() { super(); super.suspend(); }
+        resume() { return new Promise(() => {}); }
+    };""",
+    "a context whose time stands": """
+        Object.defineProperty(BaseAudioContext.prototype, 'currentTime', { get: () => 0 });
+        AnalyserNode.prototype.getFloatTimeDomainData = (samples) => { samples.fill(1e-5); };""",
+    "zeros alone": "AnalyserNode.prototype.getFloatTimeDomainData = (samples) => { samples.fill(0); };",
+}
+
+
+@pytest.mark.parametrize("kind", NO_MEASURE)
+def test_where_the_browser_measures_no_level_the_server_s_is_shown(
+    open_page, browsers, server, microphones, kind
+):
+    with browsers.get(*microphones.speech).new_context() as context:
+        context.add_init_script(path=PROBE)
+        context.add_init_script(NO_MEASURE[kind])
+        tab = open_page(server.url, microphones.speech, context=context)
+        meter = tab.page.get_by_role("meter", name="Level")
+        tab.start()
+        expect(meter).to_have_attribute("aria-valuetext", re.compile("good|too loud"), timeout=CONNECT_MS)
+        assert float(meter.get_attribute("aria-valuenow")) > -42
+        tab.page.get_by_role("button", name="Mute").click()
+        expect(meter).to_have_attribute("aria-valuetext", "silent", timeout=CONNECT_MS)
+        tab.page.get_by_role("button", name="Stop").click()
+        expect(meter).to_have_attribute("aria-valuetext", "off")
 
 
 # For everybody --------------------------------------------------------------------------------------

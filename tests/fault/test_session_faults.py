@@ -108,7 +108,7 @@ async def comes(peer, *, pictures=0, sounds=0):
 
 
 @on_loop
-async def test_slow_drawing_leaves_frames_out_then_draws_smaller_and_sound_goes_on(setup):
+async def test_slow_drawing_draws_smaller_and_sound_goes_on(setup):
     async with setup() as it:
         peer, session = await it.connect()
         await comes(peer, pictures=5, sounds=10)
@@ -119,11 +119,6 @@ async def test_slow_drawing_leaves_frames_out_then_draws_smaller_and_sound_goes_
         assert message["render_px"] == 96
         assert message["render_note"].startswith("smaller: ")
         assert session.governor.steps_down == 1
-        lost = message["frames_dropped"]
-        assert lost["late"] + lost["backlog"] >= 1
-        assert it.sample("frames_dropped_total", speaker="Tiny", reason="late") or it.sample(
-            "frames_dropped_total", speaker="Tiny", reason="backlog"
-        )
         assert it.sample("render_size_changes_total", direction="down") == 1
 
         await comes(peer, pictures=25, sounds=50)
@@ -142,7 +137,8 @@ async def test_drawing_too_slow_at_any_size_still_keeps_the_sound_and_the_delay(
         await comes(peer, sounds=100)  # two seconds
         message, _ = session.telemetry(-1)
         lost = message["frames_dropped"]
-        assert lost["late"] + lost["backlog"] > 20
+        assert lost["skipped"] > 20
+        assert it.sample("frames_dropped_total", speaker="Tiny", reason="skipped") == lost["skipped"]
         assert all(queue.waiting_ms <= queue.bound_ms for queue in session.pipeline._queues)
         assert not session.ended
         it.raymarcher.takes_s.clear()

@@ -12,6 +12,7 @@ NAMES = {
     "geneface_offers_refused_total": "counter",
     "geneface_frames_rendered_total": "counter",
     "geneface_frames_dropped_total": "counter",
+    "geneface_network_failures_total": "counter",
     "geneface_render_size_pixels": "gauge",
     "geneface_render_size_changes_total": "counter",
     "geneface_admission_room_core_seconds": "gauge",

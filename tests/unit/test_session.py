@@ -291,7 +291,7 @@ async def test_telemetry_of_a_session_that_has_just_begun(setup):
     assert message["frames"] == []
     assert message["fps"] == 0.0
     assert message["frames_rendered"] == 0
-    assert message["frames_dropped"] == {"late": 0, "backlog": 0, "bandwidth": 0}
+    assert message["frames_dropped"] == {"skipped": 0, "late": 0, "bandwidth": 0}
     assert message["microphone"]["level_db"] == -100.0
     await it.session.aclose("done")
 
@@ -350,7 +350,7 @@ async def test_before_anybody_looks_nothing_is_encoded_sent_or_lost(setup):
     await it.session.answer("offer")
     await until(lambda: it.raymarcher.drawn > 8)
     assert it.peer.sound.pushed == it.peer.video.pushed == []
-    assert it.session.telemetry(-1)[0]["frames_dropped"] == {"late": 0, "backlog": 0, "bandwidth": 0}
+    assert it.session.telemetry(-1)[0]["frames_dropped"] == {"skipped": 0, "late": 0, "bandwidth": 0}
     assert it.peer.encoder.numbers == []
     await it.session.aclose("done")
 
