@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -170,14 +170,15 @@ class AudioFile:
 
     def _frames(self) -> Iterator[av.AudioFrame | None]:
         try:
-            with _opened(self.path) as container:
-                if self._track not in _sound_tracks(container, self.path):
-                    raise InputError(f"{self.path}: expected the same file throughout the run, got another")
-                yield from _decoded(container, container.streams[self._track])
-        except InputError:
-            raise
+            container = _opened(self.path)
         except _DECODE_ERRORS as error:
             raise _unreadable(self.path, error) from None
+        with container:
+            if self._track not in _sound_tracks(container, self.path):
+                raise InputError(
+                    f"{self.path}: expected one file throughout the run, got another; leave it be"
+                )
+            yield from _decoded(container, container.streams[self._track])
 
     def _refuse_non_numbers(self, values: F32, samples_before: int, rate_hz: int) -> None:
         finite = np.isfinite(values)
@@ -239,7 +240,7 @@ class _FrameConversion:
 def _require_file(path: Path) -> None:
     """Refuses what is no regular file with something in it; opening a pipe would wait for its writer."""
     try:
-        found = os.stat(path)
+        found = path.stat()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; expected a recording, give its path with --input") from None
     except (OSError, ValueError) as error:
@@ -295,7 +296,8 @@ def _decoded(
             continue
         except _DECODE_ERRORS:
             yield None  # cut off, or damaged so that no end of it is found: what came before is used
-            yield from _frames_of(lambda: stream.codec_context.decode(None))
+            if isinstance(stream, av.AudioStream):
+                yield from _frames_of(functools.partial(stream.codec_context.decode, None))
             return
         yield from _frames_of(packet.decode)
 
