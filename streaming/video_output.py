@@ -176,8 +176,14 @@ class VideoOutput:
         return size_bytes
 
     def complete(self) -> int:
-        """Ends the file, still under its temporary name, and returns its size in bytes."""
+        """Ends the file, still under its temporary name, and returns its size in bytes.
+
+        Raises:
+            InputError: nothing was drawn, or the file cannot be written.
+        """
         assert self._container is not None
+        if not self._pictures:
+            raise InputError(f"{self.path}: expected sound for a picture at least, got none; record it again")
         with writing_errors(self.path):
             self._mux(self._video.encode(None))
             self._mux(self._audio.encode(None))

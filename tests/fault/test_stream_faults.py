@@ -8,6 +8,7 @@ import time
 
 import av
 import bundle_factory
+import feature_bundle
 import numpy as np
 import psutil
 import pytest
@@ -24,6 +25,7 @@ from streaming.video_output import VideoOutput
 def speakers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("speakers")
     bundle_factory.write_tiny_bundle(folder / "Tiny", image_size_px=128)
+    feature_bundle.write_feature_bundle(folder / "Hearing", image_size_px=128)
     return folder
 
 
@@ -127,6 +129,32 @@ def test_unusual_rates_and_channels_are_spoken(run, tmp_path, rate_hz, channels)
     assert code == 0
     assert "1.20 s, 30 frames" in out
     assert pictures_of(tmp_path / "out.mp4") == 30
+
+
+OUTPUTS = (("--output",), ("--landmark-video",), ("--output", "--landmark-video", "--landmarks"))
+
+
+@pytest.mark.parametrize("outputs", OUTPUTS, ids=" ".join)
+@pytest.mark.parametrize(("rate_hz", "samples"), [(8000, 1), (48000, 1), (48000, 15), (96000, 2000)])
+@pytest.mark.parametrize("bundle", ["Tiny", "Hearing"])
+def test_sound_of_a_few_samples_is_one_frame(
+    run, speakers, tmp_path, capsys, outputs, rate_hz, samples, bundle
+):
+    recording = stand_ins.write_wav(tmp_path / "speech.wav", np.full(samples, 3000, np.int16), rate_hz)
+    given = ["--speaker", bundle, "--speakers-dir", str(speakers), "--input", str(recording), "--quiet"]
+    paths = {
+        name: tmp_path / f"{name.strip('-')}.{'npz' if name == '--landmarks' else 'mp4'}" for name in outputs
+    }
+    for name, path in paths.items():
+        given += [name, str(path)]
+    assert cli.main(given) == 0
+    assert "0.04 s, 1 frames" in capsys.readouterr().out
+    for name, path in paths.items():
+        if name == "--landmarks":
+            with np.load(path) as archive:
+                assert len(archive["landmarks"]) == 1
+        else:
+            assert pictures_of(path) == 1
 
 
 def test_silence_is_spoken_with_a_closed_mouth(run, speakers, tmp_path):

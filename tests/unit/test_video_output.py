@@ -101,6 +101,17 @@ def test_leaving_without_commit_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_video_without_a_picture_is_refused(tmp_path):
+    def empty():
+        with output(tmp_path / "out.mp4") as video:
+            video.write_sound(np.zeros((2, 10), np.float32))
+            video.commit()
+
+    with pytest.raises(InputError, match=r"out\.mp4: expected sound for a picture"):
+        empty()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_places_that_cannot_be_written_to_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"\.avi: expected a name ending in \.mp4"):
         output(tmp_path / "a.avi")
