@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, cast
@@ -10,8 +11,10 @@ import av
 import numpy as np
 import numpy.typing as npt
 from av.container import InputContainer
+from av.stream import Disposition
 
 SAMPLE_RATE_HZ = 16_000
+_DECODE_ERRORS = (av.FFmpegError, ValueError, OSError, IndexError)  # all that PyAV raises for a file
 
 I16 = npt.NDArray[np.int16]
 U8 = npt.NDArray[np.uint8]
@@ -23,16 +26,50 @@ class MediaError(ValueError):
 
 def _open(path: Path) -> InputContainer:
     """Returns PyAV's input container of `path`; MediaError where there is none."""
-    if not path.is_file():
-        raise MediaError(f"{path}: no such file; give the path of a recording")
-    if path.stat().st_size == 0:
+    try:
+        found = path.stat()
+    except (OSError, ValueError) as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+        raise MediaError(f"{path}: {reason}; give the path of a recording") from error
+    if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for its writer
+        raise MediaError(f"{path}: expected a file, got a folder or a device; give the path of a recording")
+    if found.st_size == 0:
         raise MediaError(f"{path}: the file is empty; expected a recording that ffmpeg can decode")
     try:
-        return av.open(str(path), "r")
-    except (av.FFmpegError, ValueError) as error:
+        # Without "file:" a colon in the name would end a protocol's; titles in no known encoding do not matter.
+        return av.open(f"file:{path}", metadata_errors="ignore", options={"protocol_whitelist": "file"})
+    except _DECODE_ERRORS as error:
         raise MediaError(
             f"{path}: not a recording that ffmpeg can decode ({error}); convert it first"
         ) from error
+
+
+def _sound_track(path: Path) -> int:
+    """Returns which sound track is read: the first that decodes, those marked as default first.
+
+    Raises:
+        MediaError: there is none, or none that decodes.
+    """
+    with _open(path) as container:
+        tracks = container.streams.audio
+        default = [bool(track.disposition & Disposition.default) for track in tracks]
+    if not default:
+        raise MediaError(f"{path}: no audio stream; expected a recording with sound")
+    without_samples = False
+    for track in sorted(range(len(default)), key=lambda number: not default[number]):
+        with _open(path) as container:
+            stream = container.streams.audio[track]
+            if stream.codec_context is None:
+                continue
+            try:
+                if next(container.decode(stream), None) is not None:
+                    return track
+                without_samples = True
+            except _DECODE_ERRORS:
+                continue
+    if without_samples:
+        raise MediaError(f"{path}: the audio stream holds no samples; expected a recording with sound")
+    raise MediaError(f"{path}: no audio stream that ffmpeg can decode; convert it first")
 
 
 def read_pcm(path: Path) -> I16:
@@ -43,15 +80,14 @@ def read_pcm(path: Path) -> I16:
     """
     path = Path(path)
     parts: list[I16] = []
+    track = _sound_track(path)
     with _open(path) as container:
-        if not container.streams.audio:
-            raise MediaError(f"{path}: no audio stream; expected a recording with sound")
         resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE_HZ)
         try:
-            for frame in container.decode(container.streams.audio[0]):
+            for frame in container.decode(container.streams.audio[track]):
                 parts += [piece.to_ndarray()[0] for piece in resampler.resample(frame)]
             parts += [piece.to_ndarray()[0] for piece in resampler.resample(None)]
-        except (av.FFmpegError, ValueError) as error:
+        except _DECODE_ERRORS as error:
             raise MediaError(
                 f"{path}: the sound breaks off undecodable ({error}); convert it first"
             ) from error
@@ -73,6 +109,8 @@ def video_frames(
         if not container.streams.video:
             raise MediaError(f"{path}: no video stream; expected a video")
         stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise MediaError(f"{path}: no video stream that ffmpeg can decode; convert it first")
         stream.thread_type = "AUTO"
         empty = True
         try:
@@ -81,7 +119,7 @@ def video_frames(
                 if i < first_frame:
                     continue  # decoded, since others are built on it, but not converted, which takes longer
                 yield cast(U8, frame.to_ndarray(format=pixel_format))
-        except (av.FFmpegError, ValueError) as error:
+        except _DECODE_ERRORS as error:
             raise MediaError(
                 f"{path}: the video breaks off undecodable ({error}); convert it first"
             ) from error

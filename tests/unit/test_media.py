@@ -1,5 +1,6 @@
 """Recordings come in as they are meant, or with one clear line."""
 
+import os
 from pathlib import Path
 
 import av
@@ -62,6 +63,48 @@ def test_pictures_can_begin_later(tmp_path):
     later = list(video_frames(tmp_path / "a.mkv", first_frame=3))
     np.testing.assert_array_equal(later, pictures[3:])
     assert list(video_frames(tmp_path / "a.mkv", first_frame=5)) == []
+
+
+def write_tracks(path, *levels):
+    with av.open(str(path), "w") as out:
+        streams = [out.add_stream("pcm_s16le", rate=16_000, layout="mono") for _ in levels]
+        for stream, level in zip(streams, levels, strict=True):
+            frame = av.AudioFrame.from_ndarray(np.full((1, 1600), level, np.int16), "s16", "mono")
+            frame.sample_rate, frame.pts = 16_000, 0
+            out.mux(stream.encode(frame))
+
+
+def test_the_first_track_that_decodes_is_read(tmp_path):
+    path = tmp_path / "a.mkv"
+    write_tracks(path, 1000, 2000)
+    assert read_pcm(path)[0] == 1000
+    path.write_bytes(path.read_bytes().replace(b"A_PCM/INT/LIT", b"A_ABC/INT/LIT", 1))
+    assert read_pcm(path)[0] == 2000
+    path.write_bytes(path.read_bytes().replace(b"A_PCM/INT/LIT", b"A_ABC/INT/LIT", 1))
+    with pytest.raises(MediaError, match="no audio stream that ffmpeg can decode"):
+        read_pcm(path)
+
+
+def test_what_is_no_regular_file_is_refused_before_it_is_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.wav")
+    for path in (tmp_path / "pipe.wav", tmp_path, Path("/dev/zero")):
+        with pytest.raises(MediaError, match="a folder or a device"):
+            read_pcm(path)
+    with pytest.raises(MediaError, match="cannot be read"):
+        read_pcm(tmp_path / ("x" * 300))
+
+
+def test_a_title_in_no_known_encoding_does_not_matter(tmp_path):
+    path = tmp_path / "a.flac"
+    with av.open(str(path), "w") as out:
+        out.metadata["title"] = "caf\u00e9"
+        stream = out.add_stream("flac", rate=16_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.ones((1, 1600), np.int16), "s16", "mono")
+        frame.sample_rate = 16_000
+        out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    path.write_bytes(path.read_bytes().replace("caf\u00e9".encode(), b"caf\xe9\xff"))
+    assert len(read_pcm(path)) == 1600
 
 
 def test_bad_files_are_refused_in_one_line(tmp_path):
