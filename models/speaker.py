@@ -8,11 +8,11 @@ checked by hash here; the engine that runs them checks their inputs and outputs 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import os
+import stat
 import sys
 import typing
 import zlib
@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from cuda_kernels.scene import Camera, Grid, HeadField, Scene, TorsoField
 
+from .onnx_graph import OnnxGraphError, check_graph
 from .settings import Range, SettingsError, Shape, check_ranges, from_mapping, one_line, require, show
 
 F32 = npt.NDArray[np.float32]
@@ -43,8 +44,23 @@ REQUIRED_FILES = (
 )
 RECORDED_CASES_FILE = "verification.safetensors"
 OPTIONAL_FILES = ("torso.safetensors", "syncnet.onnx", "features.onnx", RECORDED_CASES_FILE)
-UNREAD_FILES = ("features.onnx", RECORDED_CASES_FILE)
+UNREAD_FILES = ("features.onnx", RECORDED_CASES_FILE, "MODEL_CARD.md")
 """Up to a gigabyte, or of no use to a stream: proven by their hashes, read by whoever needs them."""
+_MIB = 1 << 20
+MAX_FILE_BYTES = {
+    SETTINGS_FILE: _MIB,
+    "MODEL_CARD.md": _MIB,
+    "background.png": 64 * _MIB,  # 4096 x 4096 pixels that do not compress
+    "motion.onnx": 512 * _MIB,
+    "condition.onnx": 64 * _MIB,
+    "syncnet.onnx": 256 * _MIB,
+    "features.onnx": 2048 * _MIB - 1,  # what a protobuf can hold
+    "head.safetensors": 512 * _MIB,
+    "torso.safetensors": 512 * _MIB,
+    "poses.safetensors": 256 * _MIB,
+    RECORDED_CASES_FILE: 512 * _MIB,
+}
+"""What each file may take, checked before it is read."""
 LANDMARKS = 68
 SAMPLES_PER_FRAME = 640
 MEL_HISTORY_SAMPLES = 192  # left of the window, so that the first mel frame is whole without future sound
@@ -52,10 +68,10 @@ FEATURE_SAMPLES = 400  # that one 50 Hz feature hears: feature j, samples [320 j
 FEATURE_HOP_SAMPLES = 320
 SPHERICAL_HARMONICS = 16
 
-_MAX_SETTINGS_BYTES = 4 << 20
-_MAX_FILE_BYTES = 2 << 30
+_PIECE_BYTES = _MIB
 _REBUILD = "copy the bundle again or rebuild it with `geneface-export bundle`"
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_HEADER_BYTES = 13
 
 
 class BundleError(ValueError):
@@ -311,7 +327,7 @@ class FileRecord:
     """One file of the bundle as it was when the bundle was written."""
 
     sha256: str
-    size_bytes: Annotated[int, Range(1, _MAX_FILE_BYTES)]
+    size_bytes: Annotated[int, Range(1, max(MAX_FILE_BYTES.values()))]
 
     def __post_init__(self) -> None:
         """Checks ranges and the hash's form."""
@@ -481,7 +497,7 @@ def read_settings(path: Path) -> SpeakerSettings:
     file = path / SETTINGS_FILE
     if not path.is_dir():
         raise BundleError(str(path), "folder", "a speaker bundle", "no such folder", "check the path")
-    raw = _read(file, _MAX_SETTINGS_BYTES)
+    raw = _read(file, MAX_FILE_BYTES[SETTINGS_FILE])
     try:
         document = json.loads(raw, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
@@ -533,6 +549,10 @@ def _check_file_table(file: Path, settings: SpeakerSettings) -> None:
             raise BundleError(
                 str(file), f"files.{one_line(name)}", f"one of {', '.join(known)}", "another name"
             )
+        limit_bytes = MAX_FILE_BYTES[name]
+        if settings.files[name].size_bytes > limit_bytes:
+            got = str(settings.files[name].size_bytes)
+            raise BundleError(str(file), f"files.{name}.size_bytes", f"at most {limit_bytes}", got)
     required = [*REQUIRED_FILES, *(["torso.safetensors"] if settings.torso else [])]
     required += ["features.onnx"] if settings.motion.features else []
     for name in required:
@@ -544,36 +564,81 @@ def _check_file_table(file: Path, settings: SpeakerSettings) -> None:
         raise BundleError(str(file), "files.features.onnx", "none, as motion.features is null", "an entry")
 
 
+def read_network(file: Path, record: FileRecord | None = None) -> bytes:
+    """Returns the content of an ONNX file, for a runtime that is to see these bytes and no others.
+
+    Args:
+        file: of a bundle.
+        record: what the bundle says of it; None: nothing.
+
+    Raises:
+        BundleError: it cannot be read, is another than the bundle says, or is not all of a network.
+    """
+    content = _read(file, MAX_FILE_BYTES.get(file.name, max(MAX_FILE_BYTES.values())))
+    if record is not None:
+        _check_record(file, record, len(content), hashlib.sha256(content).hexdigest())
+    _check_network(file, content)
+    return content
+
+
+def _check_network(file: Path, content: bytes) -> None:
+    try:
+        check_graph(content)
+    except OnnxGraphError as error:
+        raise BundleError(str(file), error.field, error.expected, one_line(error.got, 200)) from None
+
+
+def _check_record(file: Path, record: FileRecord, size_bytes: int, digest: str) -> None:
+    if size_bytes != record.size_bytes:
+        raise BundleError(str(file), "size", f"{record.size_bytes} bytes", f"{size_bytes} bytes")
+    if digest != record.sha256:
+        raise BundleError(str(file), "sha256", f"{record.sha256[:16]}...", f"{digest[:16]}...")
+
+
 def _read(file: Path, limit_bytes: int) -> bytes:
-    with _reading(file, limit_bytes):
-        return file.read_bytes()
+    return b"".join(_pieces(file, limit_bytes))
 
 
 def _digest(file: Path, limit_bytes: int) -> tuple[int, str]:
     """Returns size and SHA-256 of a file that is not kept in memory."""
-    with _reading(file, limit_bytes), file.open("rb") as stream:
-        return file.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest()
+    size_bytes, digest = 0, hashlib.sha256()
+    for piece in _pieces(file, limit_bytes):
+        size_bytes += len(piece)
+        digest.update(piece)
+    return size_bytes, digest.hexdigest()
 
 
-@contextlib.contextmanager
-def _reading(file: Path, limit_bytes: int) -> Iterator[None]:
-    """Refuses what is no file, too large or cannot be read while entered."""
+def _pieces(file: Path, limit_bytes: int) -> Iterator[bytes]:
+    """Yields a file's content; refuses what is no file, too large, grows meanwhile or cannot be read."""
     try:
         if not file.is_file():
-            raise BundleError(
-                str(file), "file", "a file", "something else" if file.exists() else "no such file"
-            )
-        size = file.stat().st_size
-        if size > limit_bytes:
-            raise BundleError(str(file), "size", f"at most {limit_bytes} bytes", f"{size} bytes")
-        yield
+            got = "something else" if file.exists() else "no such file"
+            raise BundleError(str(file), "file", "a file", got)
+        with open(file, "rb", opener=_open_without_waiting) as stream:  # noqa: PTH123 - Path.open has no opener
+            status = os.fstat(stream.fileno())
+            if not stat.S_ISREG(status.st_mode):  # another since it was looked at
+                raise BundleError(str(file), "file", "a file", "something else")
+            size_bytes = status.st_size
+            if size_bytes > limit_bytes:
+                raise BundleError(str(file), "size", f"at most {limit_bytes} bytes", f"{size_bytes} bytes")
+            while piece := stream.read(_PIECE_BYTES):
+                size_bytes -= len(piece)
+                if size_bytes < 0:
+                    raise BundleError(
+                        str(file), "size", f"{status.st_size} bytes", "more: it grew while it was read"
+                    )
+                yield piece
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise BundleError(str(file), "file", "a readable file", reason, "check its permissions") from None
 
 
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # of a FIFO, nobody may ever come
+
+
 def _read_files(path: Path, settings: SpeakerSettings) -> dict[str, bytes]:
-    """Returns the content of every listed file but `UNREAD_FILES`, each proven by size and hash."""
+    """Returns the content of the arrays and the picture; every listed file is proven by size and hash."""
     for entry in sorted(path.iterdir()):
         strange = entry.name not in settings.files and entry.name != SETTINGS_FILE
         if strange and not entry.name.startswith("."):
@@ -585,15 +650,13 @@ def _read_files(path: Path, settings: SpeakerSettings) -> dict[str, bytes]:
     for name, record in settings.files.items():
         file = path / name
         if name in UNREAD_FILES:
-            size, digest = _digest(file, _MAX_FILE_BYTES)
+            _check_record(file, record, *_digest(file, MAX_FILE_BYTES[name]))
+        elif name.endswith(".onnx"):
+            read_network(file, record)  # read again by whoever runs it
         else:
-            content = _read(file, _MAX_FILE_BYTES)
-            size, digest = len(content), hashlib.sha256(content).hexdigest()
+            content = _read(file, MAX_FILE_BYTES[name])
+            _check_record(file, record, len(content), hashlib.sha256(content).hexdigest())
             contents[name] = content
-        if size != record.size_bytes:
-            raise BundleError(str(file), "size", f"{record.size_bytes} bytes", f"{size} bytes")
-        if digest != record.sha256:
-            raise BundleError(str(file), "sha256", f"{record.sha256[:16]}...", f"{digest[:16]}...")
     return contents
 
 
@@ -753,7 +816,8 @@ def _read_background(file: Path, content: bytes, size_px: int) -> U8:
     if content[24:26] != b"\x08\x02" or content[28] != 0:
         expected = "8 bits a channel, RGB, no alpha, not interlaced"
         raise BundleError(str(file), "content", expected, "a PNG of another kind")
-    image = _decode_png(content) if _is_whole_png(content, size_px * (3 * size_px + 1)) else None
+    smallest = _only_pixels(content, size_px * (3 * size_px + 1))
+    image = None if smallest is None else _decode_png(smallest)
     if image is None or image.shape != (size_px, size_px, 3):
         raise BundleError(
             str(file), "content", f"a {size_px}x{size_px} RGB PNG", "one that cannot be decoded"
@@ -778,20 +842,51 @@ def _decode_png(content: bytes) -> U8 | None:
     return frames[0].to_ndarray().astype(np.uint8, copy=False)
 
 
-def _is_whole_png(content: bytes, size_bytes: int) -> bool:
-    """Returns whether the pixels unpack to `size_bytes`; ffmpeg leaves what is missing as memory was."""
-    packed, at = [], len(_PNG_SIGNATURE)
-    while at < len(content):
+def _only_pixels(content: bytes, size_bytes: int) -> bytes | None:
+    """Returns the PNG without all that is neither its header nor its pixels, None where it is not whole.
+
+    A decoder unpacks profiles and texts, too, however large they become; and ffmpeg leaves pixels that are
+    missing as memory was.
+
+    Args:
+        content: a PNG.
+        size_bytes: what its pixels unpack to.
+    """
+    header, packed, at = b"", [], len(_PNG_SIGNATURE)
+    while at + 12 <= len(content):
         length, kind = int.from_bytes(content[at : at + 4], "big"), content[at + 4 : at + 8]
-        checked, at = content[at + 4 : at + 8 + length], at + 12 + length
-        if content[at - 4 : at] != zlib.crc32(checked).to_bytes(4, "big"):
-            return False
-        if kind == b"IDAT":
-            packed.append(checked[4:])
+        end = at + 12 + length
+        if end > len(content):
+            return None
+        chunk = content[at + 4 : end - 4]
+        if content[end - 4 : end] != zlib.crc32(chunk).to_bytes(4, "big"):
+            return None
+        at = end
+        if kind == b"IHDR":
+            if header or length != _PNG_HEADER_BYTES:
+                return None
+            header = chunk
+        elif kind == b"IDAT":
+            packed.append(chunk[4:])
+        elif kind == b"IEND":
+            break
+        elif kind == b"tRNS" or (kind[0] < ord("a") and kind != b"PLTE"):
+            return None  # transparent, or not to be understood without this chunk
+    if not header or kind != b"IEND" or at != len(content):
+        return None
+    pixels = b"".join(packed)
     try:
-        return len(zlib.decompressobj().decompress(b"".join(packed), size_bytes + 1)) == size_bytes
+        whole = len(zlib.decompressobj().decompress(pixels, size_bytes + 1)) == size_bytes
     except zlib.error:
-        return False
+        return None
+    if not whole:
+        return None
+    return b"".join([_PNG_SIGNATURE, *map(_png_chunk, (header, b"IDAT" + pixels, b"IEND"))])
+
+
+def _png_chunk(content: bytes) -> bytes:
+    """Returns a chunk of a kind and its data, with its length before and its sum behind it."""
+    return (len(content) - 4).to_bytes(4, "big") + content + zlib.crc32(content).to_bytes(4, "big")
 
 
 # Search ---------------------------------------------------------------------------------------------

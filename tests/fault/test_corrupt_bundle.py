@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import pathlib
 import shutil
 import struct
 import zlib
@@ -16,7 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
-from models.speaker import BundleError, checksum, load_speaker
+from models import speaker as speaker_module
+from models.speaker import MAX_FILE_BYTES, BundleError, checksum, load_speaker
 
 FILES = (
     "speaker.json",
@@ -397,17 +400,140 @@ def test_a_forged_background(bundle, make, said):
     assert said in refused(bundle)
 
 
+def with_chunks(content, *chunks, at=33):
+    """A PNG with further chunks, behind its header unless said otherwise."""
+    made = b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+    return content[:at] + made + content[at:]
+
+
+def test_only_header_and_pixels_reach_the_decoder(bundle, monkeypatch):
+    image = np.arange(32 * 32 * 3, dtype=np.uint8).reshape(32, 32, 3)
+    bomb = zlib.compress(b"\0" * (64 << 20))
+    chunks = [
+        (b"zTXt", b"Comment\0\0" + bomb),
+        (b"iCCP", b"profile\0\0" + bomb),
+        (b"eXIf", b"MM" * 1000),
+        (b"PLTE", bytes(3 * 256)),
+    ]
+    (bundle / "background.png").write_bytes(with_chunks(png(image[:, :, ::-1]), *chunks))
+    reseal(bundle)
+    decode, seen = speaker_module._decode_png, []
+    monkeypatch.setattr(
+        speaker_module, "_decode_png", lambda content: seen.append(content) or decode(content)
+    )
+    np.testing.assert_array_equal(load_speaker(bundle).drawn.background, image)
+    (content,) = seen
+    kinds, at = [], 8
+    while at < len(content):
+        kinds.append(content[at + 4 : at + 8])
+        at += 12 + int.from_bytes(content[at : at + 4], "big")
+    assert kinds == [b"IHDR", b"IDAT", b"IEND"]
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        lambda content: with_chunks(content, (b"IHDR", content[16:29])),  # a second one
+        lambda content: with_chunks(content, (b"ABCD", b"x")),  # critical and unknown
+        lambda content: content + b"x" * 20,
+        lambda content: content[:-12],  # no end
+    ],
+)
+def test_a_png_that_is_more_or_less_than_one(bundle, forge):
+    (bundle / "background.png").write_bytes(forge(png(np.zeros((32, 32, 3), np.uint8))))
+    reseal(bundle)
+    assert "/background.png: content: expected a 32x32 RGB PNG, got one that cannot be" in refused(bundle)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_each_kind_of_file_has_a_limit_checked_before_it_is_read(bundle, name, monkeypatch):
+    limit_bytes = MAX_FILE_BYTES[name]
+    with (bundle / name).open("r+b") as file:
+        file.truncate(limit_bytes + 1)  # a hole: it takes no place
+    real = speaker_module._pieces
+
+    def pieces(file, limit_bytes):
+        for piece in real(file, limit_bytes):
+            assert file.name != name, "it was read"
+            yield piece
+
+    monkeypatch.setattr(speaker_module, "_pieces", pieces)
+    said = f"/{name}: size: expected at most {limit_bytes} bytes, got {limit_bytes + 1} bytes"
+    assert said in refused(bundle)
+
+
+def test_a_size_beyond_its_kind_is_refused_as_it_stands_in_the_table(bundle):
+    def change(document):
+        document["files"]["MODEL_CARD.md"]["size_bytes"] = 1_900_000_000
+
+    reseal(bundle, change)
+    message = refused(bundle)
+    assert "/speaker.json: files.MODEL_CARD.md.size_bytes: expected at most 1048576, got 1900000000" in message
+
+
+def test_what_is_only_hashed_is_not_kept(bundle, monkeypatch):
+    (bundle / "MODEL_CARD.md").write_bytes(b"x" * 1_000_000)
+    reseal(bundle)
+    pieces, read = [], speaker_module._pieces
+
+    def counted(file, limit_bytes):
+        for piece in read(file, limit_bytes):
+            pieces.append((file.name, len(piece)))
+            yield piece
+
+    monkeypatch.setattr(speaker_module, "_PIECE_BYTES", 1000)
+    monkeypatch.setattr(speaker_module, "_pieces", counted)
+    load_speaker(bundle)
+    card = [size for name, size in pieces if name == "MODEL_CARD.md"]
+    assert card == [1000] * 1000
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
+@pytest.mark.parametrize("name", FILES)
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(bundle, name):
+    (bundle / name).unlink()
+    os.mkfifo(bundle / name)
+    assert f"/{name}: file: expected a file, got something else" in refused(bundle)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
+def test_a_pipe_that_takes_a_file_s_place_after_it_was_looked_at(bundle, monkeypatch):
+    (bundle / "MODEL_CARD.md").unlink()
+    os.mkfifo(bundle / "MODEL_CARD.md")
+    monkeypatch.setattr(pathlib.Path, "is_file", lambda path: True)
+    assert "/MODEL_CARD.md: file: expected a file, got something else" in refused(bundle)
+
+
+def test_a_file_that_grows_while_it_is_read(bundle, monkeypatch):
+    real = os.fstat
+
+    def before(number):
+        status = list(real(number))
+        status[6] = 10  # its size
+        return os.stat_result(status)
+
+    monkeypatch.setattr(speaker_module.os, "fstat", before)
+    assert "expected 10 bytes, got more: it grew while it was read" in refused(bundle)
+
+
+def test_a_link_that_never_ends_is_no_file(bundle):
+    (bundle / "motion.onnx").unlink()
+    (bundle / "motion.onnx").symlink_to("/dev/zero")
+    assert "/motion.onnx: file: expected a file, got something else" in refused(bundle)
+
+
 def test_an_unreadable_file(bundle, monkeypatch):
-    import pathlib
+    real = os.open
 
-    read = pathlib.Path.read_bytes
-
-    def denied(path):
-        if path.name == "head.safetensors":
+    def denied(path, *given, **more):
+        if str(path).endswith("head.safetensors"):
             raise PermissionError(13, "Permission denied")
-        return read(path)
+        return real(path, *given, **more)
 
-    monkeypatch.setattr(pathlib.Path, "read_bytes", denied)
+    monkeypatch.setattr(os, "open", denied)
     assert "head.safetensors: file: expected a readable file, got Permission denied" in refused(bundle)
 
 
