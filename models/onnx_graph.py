@@ -1,8 +1,7 @@
 """What an ONNX file may not hold, found without its package: numbers or code that lie elsewhere.
 
-A file's hash says nothing of what the file refers to. So weights in another file, operators of another library
-and graphs compiled for another device are refused before a runtime sees the bytes. Loops are not: a time limit
-ends those that never do.
+A file's hash says nothing of what the file refers to. So weights in another file, operators of another
+library and graphs compiled for another device are refused before a runtime sees the bytes.
 
 Source: onnx.proto3 of ONNX 1.17; the wire format, protobuf.dev/programming-guides/encoding.
 """

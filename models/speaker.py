@@ -614,7 +614,7 @@ def _pieces(file: Path, limit_bytes: int) -> Iterator[bytes]:
         if not file.is_file():
             got = "something else" if file.exists() else "no such file"
             raise BundleError(str(file), "file", "a file", got)
-        with open(file, "rb", opener=_open_without_waiting) as stream:  # noqa: PTH123 - Path.open has no opener
+        with open(file, "rb", opener=_open_without_waiting) as stream:
             status = os.fstat(stream.fileno())
             if not stat.S_ISREG(status.st_mode):  # another since it was looked at
                 raise BundleError(str(file), "file", "a file", "something else")

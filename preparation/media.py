@@ -36,7 +36,7 @@ def _open(path: Path) -> InputContainer:
     if found.st_size == 0:
         raise MediaError(f"{path}: the file is empty; expected a recording that ffmpeg can decode")
     try:
-        # Without "file:" a colon in the name would end a protocol's; titles in no known encoding do not matter.
+        # Without "file:" a colon in a name would end a protocol's; titles in any encoding will do.
         return av.open(f"file:{path}", metadata_errors="ignore", options={"protocol_whitelist": "file"})
     except _DECODE_ERRORS as error:
         raise MediaError(

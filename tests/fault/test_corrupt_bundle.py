@@ -471,7 +471,9 @@ def test_a_size_beyond_its_kind_is_refused_as_it_stands_in_the_table(bundle):
 
     reseal(bundle, change)
     message = refused(bundle)
-    assert "/speaker.json: files.MODEL_CARD.md.size_bytes: expected at most 1048576, got 1900000000" in message
+    assert (
+        "/speaker.json: files.MODEL_CARD.md.size_bytes: expected at most 1048576, got 1900000000" in message
+    )
 
 
 def test_what_is_only_hashed_is_not_kept(bundle, monkeypatch):

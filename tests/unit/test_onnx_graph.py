@@ -37,7 +37,10 @@ def with_subgraph(nodes=(), initializers=(), depth=1):
     body = helper.make_graph(list(nodes), "body", [], [], list(initializers))
     for _ in range(depth - 1):
         body = helper.make_graph(
-            [helper.make_node("If", ["c"], ["d"], then_branch=body, else_branch=body)], "body", [], []
+            [helper.make_node("If", ["c"], ["d"], then_branch=body)],
+            "body",
+            [],
+            [],  # a second would double
         )
     return model(helper.make_node("If", ["c"], ["b"], then_branch=body, else_branch=body))
 
