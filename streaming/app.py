@@ -28,7 +28,7 @@ from cuda_kernels.folding import SceneError
 from models.speaker import BundleError, UnknownSpeakerError
 
 from .access import Access, Denial, RateLimit
-from .engine import EngineError
+from .engine import EngineError, EngineTimeoutError
 from .errors import InputError
 from .ice import IceServer
 from .metrics import CONTENT_TYPE, Metrics
@@ -274,6 +274,9 @@ class AvatarApp:
             raise Problem(404, f"speaker: {error}") from None
         except EndedError as error:
             raise Problem(500, f"session: {error}; the server's log says why") from None
+        except EngineTimeoutError as error:
+            log.warning("speaker %s cannot be used: %s", speaker, error)
+            raise Problem(504, f"speaker {speaker}: a network of its bundle never answers") from None
         except (BundleError, EngineError, SceneError, InputError) as error:
             log.warning("speaker %s cannot be used: %s", speaker, error)
             raise Problem(

@@ -19,10 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 from models.onnx_runtime import load_onnxruntime
+from models.speaker import FileRecord, read_network
 
 from .cores import usable_cores
 from .cuda_device import CudaDevice, find_cuda_device
 from .errors import InputError
+from .run_watch import RUN_WATCH
 
 F32 = npt.NDArray[np.float32]
 EngineName = Literal["auto", "onnx", "tensorrt"]
@@ -30,6 +32,10 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 
 LARGE_BYTES = 20_000_000
 """A file of more than this is a network that a GPU runs much faster: HuBERT, GeneFace's Audio2Motion."""
+MAX_FIRST_RUN_S = 20.0
+"""A network that has not returned after this long when it is opened never does."""
+MAX_RUN_S = 5.0
+"""The same of a later run, whose sound is gone long before."""
 CPU = "CPU"
 CUDA_PROVIDER = "CUDAExecutionProvider"
 _CPU_PROVIDER = "CPUExecutionProvider"
@@ -45,6 +51,10 @@ class EngineUnavailableError(EngineError):
     """A runtime or a device cannot run a network here."""
 
 
+class EngineTimeoutError(EngineError):
+    """A network does not return."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class NetworkSpec:
     """What a network of the bundle must be: its file, its inputs by name with their shapes, its one output.
@@ -56,6 +66,8 @@ class NetworkSpec:
     inputs: Mapping[str, tuple[int, ...]]
     output: str
     output_shape: tuple[int, ...]
+    record: FileRecord | None = None
+    """What the bundle says of the file's content: what runs is what was hashed."""
 
     @property
     def is_large(self) -> bool:
@@ -68,6 +80,15 @@ class NetworkSpec:
     def zeros(self) -> dict[str, F32]:
         """Returns inputs of its shapes, all 0: silence."""
         return {name: np.zeros(shape, np.float32) for name, shape in self.inputs.items()}
+
+    def noise(self) -> dict[str, F32]:
+        """Returns inputs of its shapes, the same at each call: uniform in [-1, 1], a pitch 80 to 300 Hz."""
+        random = np.random.default_rng(0)
+        ranges = {name: (80, 300) if name == "f0_hz" else (-1, 1) for name in self.inputs}
+        return {
+            name: random.uniform(*ranges[name], size=shape).astype(np.float32)
+            for name, shape in self.inputs.items()
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,10 +195,16 @@ class OnnxEngine:
 
         Raises:
             EngineError: another name, shape or type than asked for, or a file that is no network.
+            EngineTimeoutError: it does not return.
             EngineUnavailableError: CUDA was asked for and cannot be used.
+            BundleError: the file is not the one that the bundle tells of, or leans on others.
         """
         onnxruntime = load_onnxruntime()
         model = network.model
+        content = read_network(model, network.record)
+        self._name = str(model)
+        self._make_run_options = onnxruntime.RunOptions
+        self._max_run_s = MAX_FIRST_RUN_S
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = usable_cores(cores) if gpu is None and network.is_large else 1
         options.inter_op_num_threads = 1
@@ -195,9 +222,7 @@ class OnnxEngine:
             # The default tries out every algorithm at each new length: seconds, in the middle of a stream.
             providers.insert(0, (CUDA_PROVIDER, {"cudnn_conv_algo_search": "HEURISTIC"}))
         try:
-            self._session = onnxruntime.InferenceSession(
-                str(model), sess_options=options, providers=providers
-            )
+            self._session = onnxruntime.InferenceSession(content, sess_options=options, providers=providers)
         except Exception as error:  # noqa: BLE001 - the runtime's own errors share no base but Exception
             raise EngineError(
                 f"{model}: expected an ONNX network, got: {_first_line(error)}; export it again"
@@ -216,10 +241,26 @@ class OnnxEngine:
             outputs={node.name: (node.type, node.shape) for node in self._session.get_outputs()},
         )
         probe(self, network)
+        self._max_run_s = MAX_RUN_S
 
     def run(self, inputs: Mapping[str, F32]) -> F32:
-        """Returns the network's output for its inputs, by name."""
-        output: F32 = self._session.run(self._outputs, dict(inputs))[0]
+        """Returns the network's output for its inputs, by name.
+
+        Raises:
+            EngineTimeoutError: it took too long, or the program ends.
+        """
+        options = self._make_run_options()
+        options.log_severity_level = 4
+        try:
+            with RUN_WATCH.bounded(options, self._max_run_s):
+                output: F32 = self._session.run(self._outputs, dict(inputs), options)[0]
+        except Exception:
+            if options.terminate:
+                raise EngineTimeoutError(
+                    f"{self._name}: expected an answer within {self._max_run_s:.0f} s, got none; "
+                    "export it again"
+                ) from None
+            raise
         return output
 
 
@@ -261,26 +302,38 @@ def _check_role(model: Path, role: str, found: FoundTensors, expected: Mapping[s
             )
 
 
-def probe(engine: Engine, network: NetworkSpec) -> None:
-    """Runs a network once on zeros.
+def probe(engine: Engine, network: NetworkSpec, *, must_be_finite: bool = True) -> None:
+    """Runs a network once on zeros and once on noise.
+
+    Args:
+        engine: runs it.
+        network: what it has to be.
+        must_be_finite: that its numbers are; False where a runtime may be to blame.
 
     Raises:
         EngineError: it does not run, or its output is not what the bundle promises.
     """
-    try:
-        got = engine.run(network.zeros())
-    except EngineError:
-        raise
-    except Exception as error:  # noqa: BLE001 - the runtimes' own errors share no base but Exception
-        shapes = ", ".join(f"{name} {list(shape)}" for name, shape in network.inputs.items())
-        raise EngineError(
-            f"{network.model}: expected it to run on {shapes}, got: {_first_line(error)}; export it again"
-        ) from None
-    if got.shape != network.output_shape or got.dtype != np.float32:
-        raise EngineError(
-            f"{network.model}: {network.output}: expected float32 {list(network.output_shape)}, "
-            f"got {got.dtype} {list(got.shape)}; export it again"
-        )
+    for heard, inputs in (("silence", network.zeros()), ("noise", network.noise())):
+        try:
+            got = engine.run(inputs)
+        except EngineError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the runtimes' own errors share no base but Exception
+            shapes = ", ".join(f"{name} {list(shape)}" for name, shape in network.inputs.items())
+            raise EngineError(
+                f"{network.model}: expected it to run on {shapes}, got: {_first_line(error)}; export it again"
+            ) from None
+        if got.shape != network.output_shape or got.dtype != np.float32:
+            raise EngineError(
+                f"{network.model}: {network.output}: expected float32 {list(network.output_shape)}, "
+                f"got {got.dtype} {list(got.shape)}; export it again"
+            )
+        unusable = got.size - int(np.isfinite(got).sum())
+        if unusable and must_be_finite:
+            raise EngineError(
+                f"{network.model}: {network.output}: expected finite numbers, got {unusable} of {got.size} "
+                f"that are none, of {heard}; export it again"
+            )
 
 
 def _first_line(error: Exception) -> str:

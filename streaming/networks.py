@@ -83,8 +83,10 @@ class SharedFeatures:
 def network_specs(speaker: Speaker) -> NetworkSpecs:
     """Returns what the bundle says of its networks, with the lengths that a stream runs them at."""
     motion, condition, features = speaker.motion, speaker.condition, speaker.motion.features
+    records = speaker.settings.files
     condition_network = NetworkSpec(
         model=speaker.condition_onnx,
+        record=records["condition.onnx"],
         inputs={"window": (condition.window_frames, _FLAT)},
         output="condition",
         output_shape=(condition.size,),
@@ -92,6 +94,7 @@ def network_specs(speaker: Speaker) -> NetworkSpecs:
     if features is None:
         motion_network = NetworkSpec(
             model=speaker.motion_onnx,
+            record=records["motion.onnx"],
             inputs={"pcm": (1, motion.window_samples)},
             output="landmarks",
             output_shape=(1, _FLAT),
@@ -108,6 +111,7 @@ def network_specs(speaker: Speaker) -> NetworkSpecs:
     return NetworkSpecs(
         motion=NetworkSpec(
             model=speaker.motion_onnx,
+            record=records["motion.onnx"],
             inputs=inputs,
             output="landmarks",
             output_shape=(1, motion.window_frames, _FLAT),
@@ -115,6 +119,7 @@ def network_specs(speaker: Speaker) -> NetworkSpecs:
         condition=condition_network,
         features=NetworkSpec(
             model=speaker.features_onnx,
+            record=records["features.onnx"],
             inputs={"pcm": (1, features.window_samples)},
             output="features",
             output_shape=(1, feature_count(features.window_samples), features.dimension),

@@ -18,6 +18,7 @@ from .clock import FRAME_RATE_HZ, CpuClock, MonotonicClock, SystemClock, SystemC
 from .frame_cost import MEAN_OVER_FRAMES, RunningCost
 from .metrics import Metrics
 from .offer import Offer
+from .run_watch import RUN_WATCH
 from .session import Session, SessionSettings
 from .speaker_host import SpeakerHost
 from .speaker_list import SpeakerEntry, SpeakerList
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 LOOK_AGAIN_S = 60.0  # a speaker that is refused is measured anew at most so often
 _WATCH_S = 0.5
+MAX_OPENING = 3  # speakers at once: one that hangs holds up no other, and many would take the cores
 # A stopped server is gone within five seconds; one more is the HTTP server's.
 _CLOSE_S = 3.0  # of all sessions together
 _CLOSE_HOSTS_S = 0.5
@@ -95,7 +97,7 @@ class Sessions:
         self.metrics = metrics
         self._open_host = open_host
         self._hosts = {default_speaker.name: default_speaker}
-        self._host_lock = asyncio.Lock()
+        self._opening_places = asyncio.Semaphore(MAX_OPENING)
         self._opening: dict[str, asyncio.Task[SpeakerHost]] = {}
         self._settings = settings
         self._admission = admission
@@ -203,6 +205,7 @@ class Sessions:
     async def aclose(self) -> None:
         """Ends all sessions and the speakers; a second time, or unstarted, it is safe."""
         self._closed = True
+        RUN_WATCH.terminate_all()
         watcher, self._watcher = self._watcher, None
         opening = [
             *self._opening.values(),
@@ -245,7 +248,7 @@ class Sessions:
             path = await in_background("speakers", lambda: self._speakers.path_of(name))
             if path is None:
                 raise await self._unknown(name)
-            async with self._host_lock:  # one at a time: opening one takes the cores
+            async with self._opening_places:
                 self._opened_since = True
                 host = await in_background("open-speaker", lambda: self._open_host(str(path)))
         except asyncio.CancelledError:  # by `aclose` alone
@@ -276,7 +279,7 @@ class Sessions:
         while lost := next((item for item in self._hosts.items() if item[1].on_gpu), None):
             name, old = lost
             try:
-                async with self._host_lock:
+                async with self._opening_places:
                     self._opened_since = True
                     new = await in_background(f"cpu-{name}", functools.partial(self._open_on_cpu, old))
             except Exception:  # whatever it is, the other speakers and the server live on
@@ -398,7 +401,7 @@ class Sessions:
             beside_ms = max(spent_s, 0.0) * 1000 / (media_frames * len(now.work))
             mean_ms = beside_ms if self._beside_ms is None else self._beside_ms
             self._beside_ms = mean_ms + (beside_ms - mean_ms) * min(media_frames / MEAN_OVER_FRAMES, 1.0)
-        self._opened_since = self._host_lock.locked()
+        self._opened_since = bool(self._opening or self._looking or self.falling_back)
         for session_id, (size_px, _) in now.work.items():
             host = self._sessions[session_id].host
             self._admission.measured(
@@ -419,7 +422,7 @@ class Sessions:
 
     async def _measure_anew(self, host: SpeakerHost) -> None:
         try:
-            async with self._host_lock:  # it takes the cores, too
+            async with self._opening_places:  # it takes the cores, too
                 self._opened_since = True
                 core_ms = await in_background(f"measure-{host.name}", host.look_again_ms)
         except Exception:  # a task's outermost frame: the first look stands

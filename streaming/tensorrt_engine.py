@@ -208,7 +208,7 @@ class TensorRtEngine:
         self._buffers: dict[str, tuple[int, int]] = {}  # address and size in bytes, by tensor
         release = weakref.finalize(self, _release, cudart, self._buffers, self._stream)
         release.atexit = False  # the driver frees all then, and may be gone already
-        probe(self, network)
+        probe(self, network, must_be_finite=False)
 
     def run(self, inputs: Mapping[str, F32]) -> F32:
         """Returns the network's output for its inputs, by name.

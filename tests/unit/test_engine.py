@@ -1,4 +1,6 @@
 import dataclasses
+import hashlib
+import threading
 from types import SimpleNamespace
 
 import bundle_factory
@@ -9,11 +11,13 @@ import pytest
 from fake_tensorrt import Machine
 from onnx import TensorProto, helper
 
+from models.speaker import BundleError, FileRecord
 from streaming import engine
 from streaming.cuda_device import CudaDevice
 from streaming.engine import (
     EngineError,
     EngineSettings,
+    EngineTimeoutError,
     EngineUnavailableError,
     NetworkSpec,
     OnnxEngine,
@@ -21,6 +25,7 @@ from streaming.engine import (
     open_engine,
 )
 from streaming.errors import InputError
+from streaming.run_watch import RUN_WATCH
 
 GPU = CudaDevice(name="NVIDIA H100", capability=(9, 0))
 
@@ -134,11 +139,96 @@ def test_what_is_no_network_is_refused_in_one_line(tmp_path, network, content):
     model = tmp_path / "other.onnx"
     if content is not None:
         model.write_bytes(content)
-    with pytest.raises(
-        EngineError, match=r"other\.onnx: expected an ONNX network, got: .+; export"
-    ) as raised:
+    with pytest.raises(BundleError) as raised:
         open_engine(dataclasses.replace(network, model=model))
+    assert raised.value.file == str(model)
+    assert ("expected a file" if content is None else "expected an ONNX network") in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_what_runs_is_what_was_hashed(network):
+    content = network.model.read_bytes()
+    record = FileRecord(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
+    recorded = dataclasses.replace(network, record=record)
+    open_engine(recorded)
+    network.model.write_bytes(content.replace(b"twice", b"thrce"))
+    with pytest.raises(BundleError) as raised:
+        open_engine(recorded)
+    assert raised.value.field == "sha256"
+
+
+def test_weights_in_another_file_are_refused(tmp_path, network):
+    model = onnx.load(network.model)
+    weights = model.graph.initializer.add(name="w", data_type=onnx.TensorProto.FLOAT, dims=[1])
+    weights.data_location = onnx.TensorProto.EXTERNAL
+    weights.external_data.add(key="location", value=".w")
+    (tmp_path / ".w").write_bytes(bytes(4))
+    network.model.write_bytes(model.SerializeToString())
+    with pytest.raises(BundleError) as raised:
+        open_engine(network)
+    assert raised.value.field == "tensor 'w'"
+
+
+def scalar_network(path, nodes, initializers=()):
+    info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "g", info[:1], info[1:], list(initializers))
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return NetworkSpec(model=path, inputs={"x": (1, 1)}, output="y", output_shape=(1, 1))
+
+
+NOT_FINITE = {
+    "silence": [helper.make_node("Log", ["x"], ["y"])],
+    "noise": [
+        helper.make_node("Abs", ["x"], ["a"]),
+        helper.make_node("Neg", ["a"], ["n"]),
+        helper.make_node("Sqrt", ["n"], ["y"]),
+    ],
+}
+
+
+@pytest.mark.parametrize("heard", NOT_FINITE)
+def test_numbers_that_are_none_are_the_bundle_s_fault(tmp_path, heard):
+    network = scalar_network(tmp_path / "odd.onnx", NOT_FINITE[heard])
+    with pytest.raises(
+        EngineError, match=rf"odd\.onnx: y: expected finite numbers, got 1 of 1 .* of {heard};"
+    ):
+        open_engine(network)
+
+
+def endless(path):
+    infos = [helper.make_tensor_value_info("i", TensorProto.INT64, [])]
+    infos += [helper.make_tensor_value_info("c", TensorProto.BOOL, [])]
+    infos += [helper.make_tensor_value_info("v", TensorProto.FLOAT, [1, 1])]
+    outs = [helper.make_tensor_value_info("co", TensorProto.BOOL, [])]
+    outs += [helper.make_tensor_value_info("vo", TensorProto.FLOAT, [1, 1])]
+    nodes = [helper.make_node("Identity", ["c"], ["co"]), helper.make_node("Identity", ["v"], ["vo"])]
+    body = helper.make_graph(nodes, "body", infos, outs)
+    true = helper.make_tensor("t", TensorProto.BOOL, [], [True])
+    return scalar_network(path, [helper.make_node("Loop", ["", "t", "x"], ["y"], body=body)], [true])
+
+
+def test_a_network_that_never_returns_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "MAX_FIRST_RUN_S", 0.2)
+    with pytest.raises(EngineTimeoutError, match=r"endless\.onnx: expected an answer within 0 s, got none"):
+        open_engine(endless(tmp_path / "endless.onnx"))
+
+
+def test_runs_end_with_the_program(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "MAX_FIRST_RUN_S", 3600.0)
+    network, raised = endless(tmp_path / "endless.onnx"), []
+
+    def opens():
+        try:
+            open_engine(network)
+        except EngineError as error:
+            raised.append(error)
+
+    opening = threading.Thread(target=opens, daemon=True)
+    opening.start()
+    while opening.is_alive():  # it may not run yet
+        RUN_WATCH.terminate_all()
+        opening.join(0.05)
+    assert isinstance(raised[0], EngineTimeoutError)
 
 
 # Which runtime --------------------------------------------------------------------------------------
@@ -149,7 +239,12 @@ class FakeRuntime(SimpleNamespace):
 
     def __init__(self, *, built_for_cuda=True, cuda_works=True):
         super().__init__(
-            SessionOptions=onnxruntime.SessionOptions, __version__="1.20.0", threads=[], asked=[], preloaded=0
+            SessionOptions=onnxruntime.SessionOptions,
+            RunOptions=onnxruntime.RunOptions,
+            __version__="1.20.0",
+            threads=[],
+            asked=[],
+            preloaded=0,
         )
         self._built_for_cuda, self._cuda_works = built_for_cuda, cuda_works
 

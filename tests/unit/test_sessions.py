@@ -423,7 +423,8 @@ async def test_who_asked_first_may_go_away(setup):
 
 
 @on_loop
-async def test_speakers_are_opened_one_after_the_other(setup):
+async def test_speakers_beyond_a_few_are_opened_one_after_the_other(setup, monkeypatch):
+    monkeypatch.setattr(sessions_module, "MAX_OPENING", 1)
     it = setup()
     it.may_open.clear()
     both = [asyncio.create_task(it.sessions.open(name, "offer")) for name in ("Ada", "Ben")]
@@ -436,6 +437,17 @@ async def test_speakers_are_opened_one_after_the_other(setup):
     it.may_open.set()
     await asyncio.gather(*both)
     assert len(it.opened) == 2
+    await it.sessions.aclose()
+
+
+@on_loop
+async def test_a_speaker_that_does_not_open_holds_up_no_other(setup):
+    it = setup()
+    it.may_open.clear()
+    both = [asyncio.create_task(it.sessions.open(name, "offer")) for name in ("Ada", "Ben")]
+    await until(lambda: len(it.opened) == 2)
+    it.may_open.set()
+    await asyncio.gather(*both)
     await it.sessions.aclose()
 
 

@@ -1,0 +1,69 @@
+"""Runs of networks that never return are ended: at their deadline, and when the program ends.
+
+A network is a program that came with a bundle, and may hold a loop without end. ONNX Runtime looks between
+two operators whether a run is to be terminated; loops are made of operators.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from typing import Protocol
+
+_LOOK_S = 0.1
+
+
+class RunOptions(Protocol):
+    """What ONNX Runtime's `RunOptions` are here for."""
+
+    terminate: bool
+
+
+class RunWatch:
+    """Terminates runs. Any thread may run something under it; one thread of its own watches."""
+
+    def __init__(self) -> None:
+        """Watches nothing; its thread starts with the first run and lives as long as the program."""
+        self._lock = threading.Lock()
+        self._running: dict[int, tuple[RunOptions, float]] = {}
+        self._began = threading.Event()
+        self._watcher: threading.Thread | None = None
+
+    @contextlib.contextmanager
+    def bounded(self, options: RunOptions, limit_s: float) -> Iterator[None]:
+        """Terminates what runs with `options` in the block once it has taken `limit_s`."""
+        with self._lock:
+            self._running[id(options)] = (options, time.monotonic() + limit_s)
+            if self._watcher is None:
+                self._watcher = threading.Thread(target=self._watch, name="geneface-run-watch", daemon=True)
+                self._watcher.start()
+        self._began.set()
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._running[id(options)]
+
+    def terminate_all(self) -> None:
+        """Terminates every run there is now; later ones may run."""
+        with self._lock:
+            for options, _ in self._running.values():
+                options.terminate = True
+
+    def _watch(self) -> None:
+        while True:
+            self._began.wait()
+            time.sleep(_LOOK_S)
+            now_s = time.monotonic()
+            with self._lock:
+                for options, end_s in self._running.values():
+                    if now_s > end_s:
+                        options.terminate = True
+                if not self._running:
+                    self._began.clear()
+
+
+RUN_WATCH = RunWatch()
+"""Of all networks of this process."""
