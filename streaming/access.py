@@ -12,6 +12,8 @@ from .settings import LOOPBACK_HOSTS, is_loopback
 
 OFFERS_AT_ONCE = 20
 OFFERS_PER_S = 0.5
+WRONG_TOKENS_AT_ONCE = 10
+WRONG_TOKENS_PER_S = 0.1
 _ADDRESSES_KEPT = 1024
 
 
@@ -70,7 +72,7 @@ def _host_name(host: str) -> str:
 
 
 class RateLimit:
-    """A bucket of offers for each address: some at once, then at a steady rate."""
+    """A token bucket per client address: some at once, then at a steady rate."""
 
     def __init__(
         self,
@@ -83,12 +85,23 @@ class RateLimit:
         self._clock = clock or SystemClock()
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # left, when
 
+    def wait_s(self, address: str) -> float:
+        """Returns the seconds to wait, 0 for none, and counts nothing."""
+        return self._wait_s(self._left(address, self._clock.now_s()))
+
+    def _left(self, address: str, now_s: float) -> float:
+        left, since_s = self._buckets.get(address, (self._at_once, now_s))
+        return min(self._at_once, left + (now_s - since_s) * self._per_s)
+
+    def _wait_s(self, left: float) -> float:
+        return 0.0 if left >= 1 else (1 - left) / self._per_s
+
     def take(self, address: str) -> float:
-        """Returns 0 and counts an offer, or the seconds to wait."""
+        """Returns 0 and counts one, or the seconds to wait."""
         now_s = self._clock.now_s()
-        left, since_s = self._buckets.pop(address, (self._at_once, now_s))
-        left = min(self._at_once, left + (now_s - since_s) * self._per_s)
-        wait_s = 0.0 if left >= 1 else (1 - left) / self._per_s
+        left = self._left(address, now_s)
+        self._buckets.pop(address, None)
+        wait_s = self._wait_s(left)
         self._buckets[address] = (left if wait_s else left - 1, now_s)
         if len(self._buckets) > _ADDRESSES_KEPT:
             self._buckets.popitem(last=False)

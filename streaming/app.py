@@ -9,7 +9,7 @@ import json
 import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from importlib import resources
 from typing import Any, TypeGuard
@@ -27,12 +27,13 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from cuda_kernels.folding import SceneError
 from models.speaker import BundleError, UnknownSpeakerError
 
-from .access import Access, Denial, RateLimit
+from .access import WRONG_TOKENS_AT_ONCE, WRONG_TOKENS_PER_S, Access, Denial, RateLimit
 from .engine import EngineError, EngineTimeoutError
 from .errors import InputError
 from .ice import IceServer
 from .metrics import CONTENT_TYPE, Metrics
 from .offer import LARGEST_OFFER_BYTES, NotAcceptableError, Offer, OfferError
+from .proxies import TrustedProxies
 from .session import Session
 from .sessions import EndedError, FullError, Sessions
 
@@ -81,6 +82,7 @@ class AppSettings:
 
     access: Access
     ice_servers: tuple[IceServer, ...] = ()
+    proxies: TrustedProxies = field(default_factory=TrustedProxies)
 
 
 class AvatarApp:
@@ -92,21 +94,30 @@ class AvatarApp:
         self._settings = settings
         self._access = settings.access
         self._offers = RateLimit()
+        self._wrong_tokens = RateLimit(at_once=WRONG_TOKENS_AT_ONCE, per_s=WRONG_TOKENS_PER_S)
 
     def asgi(self) -> ASGIApp:
         """Returns the application."""
+        endpoints: list[tuple[str, Callable[..., Awaitable[Response]], list[str]]] = [
+            ("/client/{name}", self._open(self._client_file), ["GET"]),
+            ("/favicon.ico", self._open(self._no_icon), ["GET"]),
+            ("/healthz", self._open(self._health), ["GET"]),
+            ("/readyz", self._open(self._ready), ["GET"]),
+            ("/speakers", self._guarded(self._speakers), ["GET"]),
+            ("/ice", self._guarded(self._ice), ["GET"]),
+            ("/metrics", self._guarded(self._metrics_text), ["GET"]),
+            ("/offer", self._guarded(self._offer), ["POST"]),
+            ("/whip/{speaker}", self._whip_endpoint(), ["POST", "OPTIONS"]),
+            ("/sessions/{session_id}", self._guarded(self._delete), ["DELETE"]),
+        ]
         routes: list[BaseRoute] = [
             Route("/", self._open(self._page)),
-            Route("/client/{name}", self._open(self._client_file)),
-            Route("/favicon.ico", self._open(self._no_icon)),
-            Route("/healthz", self._open(self._health)),
-            Route("/readyz", self._open(self._ready)),
-            Route("/speakers", self._guarded(self._speakers)),
-            Route("/ice", self._guarded(self._ice)),
-            Route("/metrics", self._guarded(self._metrics_text)),
-            Route("/offer", self._guarded(self._offer), methods=["POST"]),
-            Route("/whip/{speaker}", self._whip_endpoint(), methods=["POST", "OPTIONS"]),
-            Route("/sessions/{session_id}", self._guarded(self._delete), methods=["DELETE"]),
+            # With a slash at its end it is the same: a redirect would leave the prefix of a proxy.
+            *(
+                Route(path + end, endpoint, methods=methods)
+                for path, endpoint, methods in endpoints
+                for end in ("", "/")
+            ),
             WebSocketRoute("/ws/{session_id}", self._socket),
         ]
         middleware = [
@@ -116,14 +127,17 @@ class AvatarApp:
                 allow_methods=["GET", "POST", "DELETE"],
                 allow_headers=["Authorization", "Content-Type"],
                 expose_headers=["Location", "ETag", "Retry-After"],
+                allow_private_network=True,
             )
         ]
-        return Starlette(
+        app = Starlette(
             routes=routes,
             middleware=middleware,
             lifespan=self._lifespan,
             exception_handlers={HTTPException: _no_route, Exception: _fault},
         )
+        app.router.redirect_slashes = False
+        return app
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
@@ -156,7 +170,7 @@ class AvatarApp:
 
         async def checked(request: Request) -> Response:
             self._refuse(self._check_origin(request))
-            self._refuse(self._access.check_token(request.headers.get("authorization")))
+            self._check_token(request)
             return await endpoint(request)
 
         return self._open(checked)
@@ -164,6 +178,25 @@ class AvatarApp:
     def _check_origin(self, connection: HTTPConnection) -> Denial | None:
         headers = connection.headers
         return self._access.check_origin(headers.get("origin"), headers.get("host", ""))
+
+    def _check_token(self, request: Request) -> None:
+        given, client = request.headers.get("authorization"), self._client(request)
+        if given is not None and (wait_s := self._wrong_tokens.wait_s(client)) > 0:
+            seconds = math.ceil(wait_s)
+            raise Problem(
+                429,
+                f"tokens: too many wrong ones from one address; try in {seconds} s",
+                {"Retry-After": str(seconds)},
+            )
+        denial = self._access.check_token(given)
+        if denial is not None and given is not None:
+            self._wrong_tokens.take(client)
+        self._refuse(denial)
+
+    def _client(self, request: Request) -> str:
+        """Returns what the request's client counts as in a limit."""
+        peer = request.client.host if request.client else ""
+        return self._settings.proxies.client_key(peer, request.headers.getlist("x-forwarded-for"))
 
     @staticmethod
     def _refuse(denial: Denial | None) -> None:
@@ -218,12 +251,22 @@ class AvatarApp:
             )
         sdp = await _body(request)
         session, answer = await self._open_session(request, request.path_params["speaker"], sdp)
-        headers = {"Location": f"/sessions/{session.id}", "ETag": f'"{session.label}"', **self._ice_links()}
+        headers = {
+            "Location": _beside(request, f"sessions/{session.id}"),
+            "ETag": f'"{session.label}"',
+            **self._ice_links(),
+        }
         return Response(answer, 201, headers=headers, media_type="application/sdp")
 
     async def _whip_options(self, request: Request) -> Response:
         # The links may hold a password: they are for who knows the token.
-        known = self._access.check_token(request.headers.get("authorization")) is None
+        known = True
+        try:
+            self._check_token(request)
+        except Problem as problem:
+            if problem.status == 429:
+                raise
+            known = False
         links = self._ice_links() if known else {}
         return Response(status_code=204, headers={"Accept-Post": "application/sdp", **links})
 
@@ -252,7 +295,7 @@ class AvatarApp:
         return Response(status_code=200)
 
     def _slow_down(self, request: Request) -> None:
-        wait_s = self._offers.take(request.client.host if request.client else "")
+        wait_s = self._offers.take(self._client(request))
         if wait_s > 0:
             seconds = math.ceil(wait_s)
             raise Problem(
@@ -403,6 +446,12 @@ class AvatarApp:
 
     async def _metrics_text(self, _: Request) -> Response:
         return Response(self.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+
+
+def _beside(request: Request, path: str) -> str:
+    """Returns a reference to a path of this server, relative to the request's: true behind any prefix."""
+    asked: bytes = request.scope.get("raw_path") or request.url.path.encode()
+    return "../" * (asked.partition(b"?")[0].count(b"/") - 1) + path
 
 
 def _file(name: str) -> Response:

@@ -29,6 +29,7 @@ from .metrics import Metrics
 from .networks import SharedFeatures
 from .opus import find_libopus
 from .peer import PeerSettings
+from .proxies import TrustedProxies
 from .session import SessionSettings
 from .sessions import Sessions
 from .settings import StreamSettings
@@ -101,6 +102,7 @@ def serve(settings: StreamSettings, *, say: Callable[[str], None], stopped: Call
                 loopback_only=not settings.listens_beyond_this_machine,
             ),
             ice_servers=ice_servers,
+            proxies=TrustedProxies(settings.forwarded_allow_ips),
         )
 
         async def run() -> None:
@@ -129,6 +131,7 @@ def serve(settings: StreamSettings, *, say: Callable[[str], None], stopped: Call
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,  # AppSettings.proxies believes them, or not
                 timeout_graceful_shutdown=1,
                 backlog=_BACKLOG,
             )
@@ -216,7 +219,8 @@ def _greeting(
     shown = "localhost" if settings.host in ("0.0.0.0", "::") else settings.host
     shown = f"[{shown}]" if ":" in shown else shown
     address = f"{'https' if tls else 'http'}://{shown}:{port}/"
-    if settings.token:
+    show_token = sys.stderr.isatty()  # a journal is read by more people than a terminal
+    if settings.token and show_token:
         address += f"#token={quote(settings.token, safe='')}"
     renderer = host.make_renderer(host.start_px)
     devices = host.networks.describe()
@@ -225,6 +229,8 @@ def _greeting(
         f"{host.name} on {host.device}, {file_run.describe(renderer, None)}{networks}",
         f"Open {address} in a browser and speak. Ctrl+C ends the server.",
     ]
+    if settings.token and not show_token:
+        lines.append("The token is shown on a terminal only; the page takes it as ADDRESS#token=TOKEN.")
     if tls is not None and settings.tls_self_signed:
         lines.append("The certificate was made for this run: the browser will warn once. Its SHA-256 is")
         lines.append(tls.fingerprint_sha256)

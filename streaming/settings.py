@@ -13,10 +13,11 @@ from urllib.parse import urlsplit
 
 from .engine import DeviceName, EngineName, EngineSettings
 from .errors import InputError
+from .proxies import TrustedProxies
 
 ENVIRONMENT_PREFIX = "GENEFACE_"
 SMALLEST_RENDER_PX = 96
-SHORTEST_TOKEN = 8
+MIN_TOKEN_CHARS = 16
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -58,6 +59,10 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in (part.strip() for part in text.split(",")) if name)
 
 
 def _codec(text: str) -> str:
@@ -202,6 +207,16 @@ class StreamSettings:
         str | None,
         Option(parse=str, help="who wants a session must know it (bearer)", metavar="SECRET", group=SERVER),
     ] = None
+    forwarded_allow_ips: Annotated[
+        tuple[str, ...],
+        Option(
+            parse=_names,
+            help="a proxy whose X-Forwarded-For is believed, or a network of them, * for any; several may be given",
+            metavar="ADDRESS",
+            group=SERVER,
+            several=True,
+        ),
+    ] = ()
     allow_anonymous: Annotated[
         bool, Option(parse=_switch, help="let everybody in who reaches --host", group=SERVER)
     ] = False
@@ -331,9 +346,9 @@ class StreamSettings:
                     f"--udp-port-range: expected FIRST-LAST within 1024-65535, got {first}-{last}; "
                     "40000-40100 would do"
                 )
-        if self.token is not None and len(self.token) < SHORTEST_TOKEN:
+        if self.token is not None and len(self.token) < MIN_TOKEN_CHARS:
             raise InputError(
-                f"--token: expected at least {SHORTEST_TOKEN} characters, got {len(self.token)}; "
+                f"--token: expected at least {MIN_TOKEN_CHARS} characters, got {len(self.token)}; "
                 'python -c "import secrets; print(secrets.token_urlsafe())" makes one'
             )
         if self.token is not None and not all("!" <= character <= "~" for character in self.token):
@@ -341,6 +356,13 @@ class StreamSettings:
                 "--token: expected visible characters of ASCII, as a header takes them, got others; "
                 'python -c "import secrets; print(secrets.token_urlsafe())" makes one'
             )
+        try:
+            TrustedProxies(self.forwarded_allow_ips)
+        except ValueError as error:
+            raise InputError(
+                "--forwarded-allow-ips: expected addresses like 10.0.0.2, networks like 10.0.0.0/8, or *, "
+                f"got: {error}"
+            ) from None
         if self.listens_beyond_this_machine and not (self.token or self.allow_anonymous):
             raise InputError(
                 f"--host {self.host}: others can reach it; give --token SECRET, or --allow-anonymous to let "

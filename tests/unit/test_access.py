@@ -7,7 +7,7 @@ import pytest
 from streaming import access
 from streaming.access import Access, RateLimit
 
-TOKEN = "correct-horse"
+TOKEN = "correct-horse-battery"
 
 
 class ManualClock:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+from urllib.parse import urljoin
 
 import httpx
 import pytest
@@ -22,10 +23,11 @@ from streaming.errors import InputError
 from streaming.ice import IceServer
 from streaming.metrics import Metrics
 from streaming.offer import LARGEST_OFFER_BYTES, NotAcceptableError, OfferError
+from streaming.proxies import TrustedProxies
 from streaming.sessions import EndedError, FullError
 from streaming.speaker_list import SpeakerEntry
 
-TOKEN = "correct-horse"
+TOKEN = "correct-horse-battery"
 SITE = "https://good.example"
 HOST = "localhost:8010"
 OFFER = {"sdp": "v=0", "type": "offer"}
@@ -118,14 +120,18 @@ class StandInSessions:
 class Setup:
     """An application with everything around it replaced, and a client that talks to it."""
 
-    def __init__(self, monkeypatch, *, offers=1000, **access):
+    def __init__(self, monkeypatch, *, offers=1000, proxies=(), **access):
         # What is an offer is tested with `Offer` itself.
         monkeypatch.setattr(app_module.Offer, "parse", self._parse)
-        monkeypatch.setattr(app_module, "RateLimit", lambda: RateLimit(at_once=offers))
+        monkeypatch.setattr(app_module, "RateLimit", lambda **_: RateLimit(at_once=offers))
         given = {"token": None, "origins": frozenset({SITE}), "loopback_only": True} | access
         self.sessions = StandInSessions()
         self.metrics = Metrics()
-        avatar = AvatarApp(self.sessions, self.metrics, AppSettings(access=Access(**given), ice_servers=ICE))
+        avatar = AvatarApp(
+            self.sessions,
+            self.metrics,
+            AppSettings(access=Access(**given), ice_servers=ICE, proxies=TrustedProxies(proxies)),
+        )
         self.asgi = avatar.asgi()
         transport = httpx.ASGITransport(self.asgi, raise_app_exceptions=False)
         self.http = httpx.AsyncClient(transport=transport, base_url=f"http://{HOST}")
@@ -599,17 +605,69 @@ async def test_whip(setup):
     assert response.status_code == 201
     assert response.headers["content-type"].startswith("application/sdp")
     assert response.text == "the answer"
-    assert response.headers["location"] == "/sessions/unguessable-id"
+    assert response.headers["location"] == "../sessions/unguessable-id"
     assert response.headers["etag"] == '"unguess"'
     assert it.sessions.opened == [("Ada", "v=0")]
     assert response.headers["link"] == (
         '<stun:a.example>; rel="ice-server", <turn:b.example?transport=tcp>; rel="ice-server"; '
         'username="me"; credential="p\\"w"; credential-type="password"'
     )
-    ended = await it.http.delete(response.headers["location"])
+    location = response.url.join(response.headers["location"])
+    ended = await it.http.delete(location)
     assert ended.status_code == 200
     assert it.sessions.session.ended == "ended by the peer"
-    problem(await it.http.delete(response.headers["location"]), 404)
+    problem(await it.http.delete(location), 404)
+
+
+@pytest.mark.parametrize("path", ["/whip/Ada", "/whip/Ada/", "/whip/%41da", "/whip/Ada?a=/b/c"])
+@on_loop
+async def test_the_location_is_right_behind_any_prefix(setup, path):
+    response = await setup().http.post(path, content="v=0", headers={"Content-Type": "application/sdp"})
+    assert response.status_code == 201
+    seen = f"https://example.org/call/avatar{path}"
+    found = urljoin(seen, response.headers["location"])
+    assert found == "https://example.org/call/avatar/sessions/unguessable-id"
+
+
+@pytest.mark.parametrize(("origin", "allowed"), [(SITE, True), ("https://evil.example", False)])
+@on_loop
+async def test_a_page_of_an_allowed_origin_may_come_from_another_network(setup, origin, allowed):
+    asked = {
+        "Origin": origin,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Private-Network": "true",
+    }
+    response = await setup().http.options("/offer", headers=asked)
+    assert (response.status_code == 200) == allowed
+    assert (response.headers.get("access-control-allow-origin") == origin) == allowed
+    if allowed:
+        assert response.headers["access-control-allow-private-network"] == "true"
+
+
+@on_loop
+async def test_wrong_tokens_are_limited_and_none_is_compared_meanwhile(setup):
+    it = setup(offers=3, token=TOKEN)
+    wrong = {"Authorization": "Bearer a-guess-of-a-token"}
+    for path in ("/speakers", "/metrics", "/offer"):
+        method = it.http.post if path == "/offer" else it.http.get
+        problem(await method(path, headers=wrong), 401)
+    response = await it.http.get("/speakers", headers=wrong)
+    problem(response, 429)
+    assert int(response.headers["retry-after"]) >= 1
+    problem(await it.http.get("/speakers", headers={"Authorization": f"Bearer {TOKEN}"}), 429)
+    assert (await it.http.options("/whip/Tiny", headers=wrong)).status_code == 429
+    problem(await it.http.get("/speakers"), 401)  # who guesses nothing is told what is missing
+
+
+@pytest.mark.parametrize(("proxies", "limited"), [((), True), (("127.0.0.1",), False)])
+@on_loop
+async def test_x_forwarded_for_is_believed_of_known_proxies_only(setup, proxies, limited):
+    it = setup(offers=1, proxies=proxies)
+    statuses = []
+    for number in (1, 2):
+        headers = {"X-Forwarded-For": f"192.0.2.{number}"}
+        statuses.append((await it.http.post("/offer", json=OFFER, headers=headers)).status_code)
+    assert statuses == [200, 429 if limited else 200]
 
 
 @on_loop

@@ -16,7 +16,7 @@ from streaming.settings import StreamSettings, is_loopback, options, resolve_set
 from streaming.speaker_host import SpeakerHost
 from streaming.tls import server_ssl_context
 
-TOKEN = "correct-horse"
+TOKEN = "correct-horse-battery"
 
 
 @pytest.fixture(autouse=True)
@@ -62,9 +62,9 @@ def refused(capsys, *flags):
         ),
         (["--port", "70000"], "--port: expected 0 (any) to 65535, got 70000"),
         (["--port", "http"], "--port (or GENEFACE_PORT): expected N, got 'http'"),
-        (["--token", "short"], "--token: expected at least 8 characters, got 5"),
-        (["--token", "correct horse"], "--token: expected visible characters of ASCII"),
-        (["--token", "caf\xe9-au-lait"], "--token: expected visible characters of ASCII"),
+        (["--token", "short"], "--token: expected at least 16 characters, got 5"),
+        (["--token", "correct horse battery"], "--token: expected visible characters of ASCII"),
+        (["--token", "caf\xe9-au-lait-for-two"], "--token: expected visible characters of ASCII"),
         (["--tls-cert", "cert.pem"], "--tls-cert, --tls-key: expected both or neither"),
         (["--tls-key", "key.pem"], "--tls-cert, --tls-key: expected both or neither"),
         (["--tls-cert", "no.pem", "--tls-key", "no.pem"], "--tls-cert: no.pem: no such file"),
@@ -230,16 +230,33 @@ def test_the_greeting_says_which_networks_have_a_device_of_their_own(greeting):
     ("settings", "address"),
     [
         ({"host": "::1"}, "http://[::1]:8010/ "),
-        ({"token": TOKEN}, "http://127.0.0.1:8010/#token=correct-horse "),
-        ({"token": "a+b/c=d&e#f%"}, "http://127.0.0.1:8010/#token=a%2Bb%2Fc%3Dd%26e%23f%25 "),
+        ({"token": TOKEN}, "http://127.0.0.1:8010/#token=correct-horse-battery "),
+        (
+            {"token": "a+b/c=d&e#f%a+b/c=d&"},
+            "http://127.0.0.1:8010/#token=a%2Bb%2Fc%3Dd%26e%23f%25a%2Bb%2Fc%3Dd%26 ",
+        ),
         (
             {"host": "0.0.0.0", "token": TOKEN, "tls_self_signed": True, "tls": True},
-            "https://localhost:8010/#token=correct-horse ",
+            "https://localhost:8010/#token=correct-horse-battery ",
         ),
     ],
 )
-def test_the_address_is_one_that_can_be_opened(greeting, settings, address):
+def test_the_address_is_one_that_can_be_opened(greeting, settings, address, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     assert address in greeting(**settings)[1]
+
+
+def test_the_token_is_shown_on_a_terminal_only(greeting, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: False)
+    lines = greeting(token=TOKEN)
+    assert not any(TOKEN in line for line in lines)
+    assert "#token=TOKEN" in lines[-1]
+
+
+@pytest.mark.parametrize("given", ["proxy", "10.0.0.1/8", "10.0.0.0/33", "127.0.0.1,x"])
+def test_what_is_no_address_of_a_proxy_is_refused(given):
+    with pytest.raises(InputError, match="--forwarded-allow-ips: expected addresses"):
+        resolve_settings({"forwarded_allow_ips": given}, {})
 
 
 def test_a_certificate_of_its_own_is_announced(greeting):
