@@ -40,6 +40,7 @@ from .sessions import EndedError, FullError, Sessions
 log = logging.getLogger(__name__)
 
 TELEMETRY_S = 0.2
+MAX_SOCKETS_PER_SESSION = 4
 _MESSAGES_PER_S = 20  # a page sends about one
 _LARGEST_MESSAGE_BYTES = 16 * 1024
 _BODY_S = 10.0  # an offer comes at once; who takes longer holds a connection
@@ -344,6 +345,9 @@ class AvatarApp:
             return
         if session is None:
             await socket.close(1008, "no such session")
+            return
+        if session.sockets >= MAX_SOCKETS_PER_SESSION:
+            await socket.close(1008, "too many sockets of this session")
             return
         try:
             await socket.accept()

@@ -37,7 +37,7 @@ class RunWatch:
         with self._lock:
             self._running[id(options)] = (options, time.monotonic() + limit_s)
             if self._watcher is None:
-                self._watcher = threading.Thread(target=self._watch, name="geneface-run-watch", daemon=True)
+                self._watcher = threading.Thread(target=self._watch, name="run-watch", daemon=True)
                 self._watcher.start()
         self._began.set()
         try:

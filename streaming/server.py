@@ -24,6 +24,7 @@ from .app import AppSettings, AvatarApp
 from .cores import core_share, drawing_threads, usable_cores
 from .errors import InputError, Stopped
 from .gpu_rendering import GpuRenderer, open_gpu
+from .http_protocol import ConnectionTable, GuardedHttpProtocol, Sparingly, raise_descriptor_limit
 from .ice import IceServer
 from .metrics import Metrics
 from .networks import SharedFeatures
@@ -136,10 +137,17 @@ def serve(settings: StreamSettings, *, say: Callable[[str], None], stopped: Call
                 backlog=_BACKLOG,
             )
             config.load()
+            config.http_protocol_class = functools.partial(  # type: ignore[assignment]
+                GuardedHttpProtocol,
+                table=ConnectionTable(descriptors=raise_descriptor_limit(), proxies=app_settings.proxies),
+            )
             if tls is not None:
                 config.ssl = tls
             await _Server(config, sessions).serve(sockets=[listener])
 
+        out_of_descriptors = "socket.accept() out of system resource"
+        logging.getLogger("asyncio").addFilter(Sparingly((out_of_descriptors,)))
+        logging.getLogger("uvicorn.error").addFilter(Sparingly(("Invalid HTTP", "Unsupported upgrade")))
         say(counts_on(share, admission, host))
         for line in _greeting(settings, host, port, tls):
             say(line)

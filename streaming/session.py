@@ -238,6 +238,11 @@ class Session:
         self.pipeline.renderer = self._renderer(self.governor.size_px)
         self._log.info("drawn by %s from now on, %d px", host.device, self.governor.size_px)
 
+    @property
+    def sockets(self) -> int:
+        """How many pages listen."""
+        return self._sockets
+
     def socket_opened(self) -> None:
         """Notes that the peer's page listens."""
         self._sockets += 1

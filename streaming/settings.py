@@ -211,7 +211,7 @@ class StreamSettings:
         tuple[str, ...],
         Option(
             parse=_names,
-            help="a proxy whose X-Forwarded-For is believed, or a network of them, * for any; several may be given",
+            help="a proxy whose X-Forwarded-For is believed, or a network, * for any; several may be given",
             metavar="ADDRESS",
             group=SERVER,
             several=True,

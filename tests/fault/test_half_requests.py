@@ -1,0 +1,106 @@
+"""Requests that never become whole, held by one address while others want to be served."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from urllib.parse import urlsplit
+
+import bundle_factory
+import httpx
+import pytest
+from quick_server import MARGIN_S, OWN_PLATES, QuickServer
+
+FEW_DESCRIPTORS = f"""
+{OWN_PLATES}
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+from streaming import http_protocol
+http_protocol.MAX_HEAD_S = 2.0
+http_protocol.MAX_LINGER_S = 0.5
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("speakers")
+    bundle_factory.write_tiny_bundle(folder / "Tiny", image_size_px=128)
+    log = tmp_path_factory.mktemp("server") / "log.txt"
+    with QuickServer(log, folder, prepare=FEW_DESCRIPTORS) as running:
+        yield running
+    assert "Traceback" not in running.log()
+    assert running.log().count("\n") < 30
+
+
+def connection_to(server):
+    where = urlsplit(server.url)
+    return socket.create_connection((where.hostname, where.port), timeout=5)
+
+
+def ended_within(connection, *, within_s):
+    """Whether the other end closes a connection, whatever it says before."""
+    connection.settimeout(within_s)
+    end_s = time.monotonic() + within_s
+    try:
+        while time.monotonic() < end_s:
+            if not connection.recv(65536):
+                return True
+    except ConnectionError:
+        return True
+    except TimeoutError:
+        return False
+    return False
+
+
+def refused_within(sender, *, within_s):
+    """Whether bytes that are sent on and on are taken no longer."""
+    end_s = time.monotonic() + within_s
+    while time.monotonic() < end_s:
+        try:
+            sender.sendall(b"x" * 10_000)
+        except ConnectionError:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.mark.parametrize(
+    "part", [b"", b"GET / HTTP/1.1\r\nX: ", b"\r\n", b"GET /ws/x HTTP/1.1\r\nUpgrade: websocket\r\n"]
+)
+def test_more_of_them_than_descriptors_hold_nobody_up(server, part):
+    held = []
+    try:
+        for _ in range(300):
+            held.append(connection_to(server))
+            held[-1].sendall(part)
+        assert httpx.get(f"{server.url}healthz", trust_env=False, timeout=10).status_code == 200
+        assert ended_within(held[-1], within_s=2.0 + MARGIN_S)  # the newest is the last to go
+    finally:
+        for connection in held:
+            connection.close()
+    assert httpx.get(f"{server.url}speakers", trust_env=False, timeout=10).status_code == 200
+
+
+def test_a_connection_that_says_nothing_after_an_answer_is_closed(server):
+    with connection_to(server) as idle:
+        idle.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert idle.recv(65536).startswith(b"HTTP/1.1 200 ")
+        idle.sendall(b"\r\n")
+        assert ended_within(idle, within_s=10.0 + MARGIN_S)
+
+
+def test_a_body_that_goes_on_after_its_refusal_ends_the_connection(server):
+    with connection_to(server) as sender:
+        sender.sendall(b"POST /offer HTTP/1.1\r\nHost: evil.example\r\nContent-Length: 1000000000\r\n\r\n")
+        assert sender.recv(65536).startswith(b"HTTP/1.1 403 ")
+        assert refused_within(sender, within_s=0.5 + MARGIN_S)
+
+
+def test_a_request_after_a_short_body_is_answered_on_the_same_connection(server):
+    body = json.dumps({}).encode()
+    head = f"POST /offer HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with connection_to(server) as connection:
+        for _ in range(3):
+            connection.sendall(head + body)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 400 ")
