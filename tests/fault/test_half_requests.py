@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import http.client
 import socket
 import time
 from urllib.parse import urlsplit
@@ -98,9 +98,16 @@ def test_a_body_that_goes_on_after_its_refusal_ends_the_connection(server):
 
 
 def test_a_request_after_a_short_body_is_answered_on_the_same_connection(server):
-    body = json.dumps({}).encode()
-    head = f"POST /offer HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-    with connection_to(server) as connection:
+    where = urlsplit(server.url)
+    connection = http.client.HTTPConnection(where.hostname, where.port, timeout=10)
+    connection.connect()
+    first = connection.sock
+    try:
         for _ in range(3):
-            connection.sendall(head + body)
-            assert connection.recv(65536).startswith(b"HTTP/1.1 400 ")
+            connection.request("POST", "/offer", b"{}")
+            answer = connection.getresponse()
+            answer.read()
+            assert answer.status == 400
+            assert connection.sock is first
+    finally:
+        connection.close()
