@@ -86,7 +86,7 @@ def network_specs(speaker: Speaker) -> NetworkSpecs:
     records = speaker.settings.files
     condition_network = NetworkSpec(
         model=speaker.condition_onnx,
-        record=records["condition.onnx"],
+        record=records[speaker.condition_onnx.name],
         inputs={"window": (condition.window_frames, _FLAT)},
         output="condition",
         output_shape=(condition.size,),
@@ -94,7 +94,7 @@ def network_specs(speaker: Speaker) -> NetworkSpecs:
     if features is None:
         motion_network = NetworkSpec(
             model=speaker.motion_onnx,
-            record=records["motion.onnx"],
+            record=records[speaker.motion_onnx.name],
             inputs={"pcm": (1, motion.window_samples)},
             output="landmarks",
             output_shape=(1, _FLAT),
@@ -111,7 +111,7 @@ def network_specs(speaker: Speaker) -> NetworkSpecs:
     return NetworkSpecs(
         motion=NetworkSpec(
             model=speaker.motion_onnx,
-            record=records["motion.onnx"],
+            record=records[speaker.motion_onnx.name],
             inputs=inputs,
             output="landmarks",
             output_shape=(1, motion.window_frames, _FLAT),
@@ -119,7 +119,7 @@ def network_specs(speaker: Speaker) -> NetworkSpecs:
         condition=condition_network,
         features=NetworkSpec(
             model=speaker.features_onnx,
-            record=records["features.onnx"],
+            record=records[speaker.features_onnx.name],
             inputs={"pcm": (1, features.window_samples)},
             output="features",
             output_shape=(1, feature_count(features.window_samples), features.dimension),
