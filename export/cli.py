@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.cli import Flag, add_flag, missing_extra
+from models.settings import escaped
+from training.cli import Flag, Parser, add_flag, missing_extra
 
 from .distillation_request import DistillationRequest
 from .geneface_request import GenefaceRequest
@@ -36,13 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"geneface-export: {missing_extra(error)}", file=sys.stderr)
         return 2
     except (ValueError, OSError) as error:
-        print(f"geneface-export {parsed.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"geneface-export {parsed.command}: {escaped(str(error))}", file=sys.stderr)
         return 2
     return code
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="geneface-export", description="Makes and checks speaker bundles.")
+    parser = Parser(prog="geneface-export", description="Makes and checks speaker bundles.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, request, run, what in (
         ("geneface", GenefaceRequest, _geneface, "import a speaker that was trained with GeneFace"),

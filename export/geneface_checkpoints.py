@@ -29,6 +29,7 @@ from models.syncnet import SyncNet
 from models.torso import Torso, TorsoConfig
 from training.checkpoint_choice import Curves, choose
 
+from .regular_file import open_regular
 from .restricted_pickle import GenefaceFileError, read_torch
 
 T = TypeVar("T")
@@ -40,6 +41,8 @@ _BEST_NAME: Final = "model_ckpt_best.pt"
 _CONFIG_NAME: Final = "config.yaml"
 _MAX_CONFIG_BYTES: Final = 1_000_000
 _MAX_NAMED_STEPS: Final = 12
+_MAX_NUMBER_CHARS: Final = 40
+_MAX_BASES: Final = 32
 
 # Folder names of GeneFace's recipe, else what a name must hold.
 _FOLDERS: Final = {
@@ -333,6 +336,37 @@ def _read_curves(folder: Path, saved: Mapping[int, Path]) -> Curves | None:
 # Reading ---------------------------------------------------------------------------------------------
 
 
+class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]  # yaml ships no types
+    """PyYAML's safe loader without what takes time or memory out of all proportion to the text."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Refuses merged keys: each merge of a merge doubles, and GeneFace's trainer writes none."""
+        if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
+            raise yaml.constructor.ConstructorError(None, None, "merged keys (<<)", node.start_mark)
+
+
+def _number(loader: _PlainLoader, node: yaml.ScalarNode) -> int | float:
+    """Returns a number of at most `_MAX_NUMBER_CHARS`; base 60, of YAML 1.1, multiplies without end."""
+    if len(node.value) > _MAX_NUMBER_CHARS:
+        raise yaml.constructor.ConstructorError(None, None, "a number of too many digits", node.start_mark)
+    read = loader.construct_yaml_int if node.tag.endswith(":int") else loader.construct_yaml_float
+    number: int | float = read(node)
+    return number
+
+
+for _tag in ("int", "float"):
+    _PlainLoader.add_constructor(f"tag:yaml.org,2002:{_tag}", _number)
+_YAML_ERRORS = (  # what PyYAML's constructors raise beside their own
+    yaml.YAMLError,
+    ValueError,
+    RecursionError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+)
+
+
 def read_config(file: Path) -> dict[str, Any]:
     """Returns the hyper-parameters of a `config.yaml`, with what it inherits.
 
@@ -348,14 +382,14 @@ def read_config(file: Path) -> dict[str, Any]:
 def _read_config(file: Path, seen: set[Path]) -> dict[str, Any]:
     seen.add(file.resolve())
     try:
-        with file.open("rb") as stream:
-            values = yaml.safe_load(stream.read(_MAX_CONFIG_BYTES))
+        with open_regular(file) as stream:
+            values = yaml.load(stream.read(_MAX_CONFIG_BYTES), _PlainLoader)
     except OSError as error:
         raise GenefaceFileError(
             f"{file}: expected the settings that GeneFace's trainer wrote, got: "
             f"{error.strerror or type(error).__name__}; copy them beside the checkpoint"
         ) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except _YAML_ERRORS as error:
         got = one_line(" ".join(str(error).split()), 100)
         raise GenefaceFileError(f"{file}: expected YAML of plain values, got: {got}; copy it again") from None
     if not isinstance(values, dict):
@@ -364,6 +398,8 @@ def _read_config(file: Path, seen: set[Path]) -> dict[str, Any]:
     if values.get("work_dir") or not bases:
         return values
     inherited: dict[str, Any] = {}
+    if len(seen) > _MAX_BASES:
+        raise GenefaceFileError(f"{file}: base_config: expected at most {_MAX_BASES} files, got more")
     for base in bases if isinstance(bases, list) else [bases]:
         found = _find_base(file, str(base))
         if found is not None and found.resolve() not in seen:
@@ -374,7 +410,13 @@ def _read_config(file: Path, seen: set[Path]) -> dict[str, Any]:
 
 def _find_base(file: Path, base: str) -> Path | None:
     folders = [file.parent] if base.startswith(".") else file.resolve().parents
-    return next((folder / base for folder in folders if (folder / base).is_file()), None)
+    try:
+        return next((folder / base for folder in folders if (folder / base).is_file()), None)
+    except (OSError, ValueError) as error:  # a name too long, links in a circle, a null byte
+        reason = getattr(error, "strerror", None) or str(error)
+        raise GenefaceFileError(
+            f"{file}: base_config: expected a file's name, got {one_line(base)} ({reason}); take it out"
+        ) from None
 
 
 def _override(values: dict[str, Any], by: Mapping[str, Any]) -> None:

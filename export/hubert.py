@@ -29,6 +29,7 @@ from models.speaker import FEATURE_HOP_SAMPLES, FEATURE_SAMPLES
 from models.torchaudio_pair import import_torchaudio
 
 from .graphs import with_small_weights, without_notes
+from .regular_file import open_regular
 from .restricted_pickle import read_torch
 from .torch_graph import compare, ms_per_call, refuse_if_wrong, write_graph
 
@@ -124,6 +125,7 @@ _SIZES = {
     "num_conv_pos_embedding_groups": "position_groups",
 }
 _LARGEST_SIZE = 1 << 16
+_MAX_CONFIG_BYTES = 1 << 20
 
 
 def _folder_config(file: Path) -> HubertConfig:
@@ -133,10 +135,13 @@ def _folder_config(file: Path) -> HubertConfig:
         return HubertError(f"{file}: {key}: expected {expected}, got {show(got)}; {_WAY_OUT}")
 
     try:
-        document = json.loads(file.read_bytes())
+        with open_regular(file) as stream:
+            document = json.loads(stream.read(_MAX_CONFIG_BYTES))
     except FileNotFoundError:
         raise HubertError(f"{file}: expected a file, got no such file; {_WAY_OUT}") from None
-    except ValueError:
+    except OSError as error:
+        raise HubertError(f"{file}: expected a file, got {error.strerror}; {_WAY_OUT}") from None
+    except (ValueError, RecursionError):
         raise HubertError(f"{file}: expected JSON, got something else; {_WAY_OUT}") from None
     if not isinstance(document, dict):
         raise refused("content", "an object", document)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import pickletools
 import re
 import struct
@@ -25,6 +26,8 @@ import torch
 from torch import Tensor
 
 from models.settings import one_line
+
+from .regular_file import open_regular
 
 # The first two pickles of a legacy file: torch/serialization.py, MAGIC_NUMBER and PROTOCOL_VERSION.
 _LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C
@@ -52,6 +55,19 @@ _DTYPES: Final = {
     **{code: np.dtype(f"<{code}") for code in _NUMBERS},
     "O8": np.dtype("O"),
 }
+# Values that people keep beside their weights. To make one runs nothing, but only tensors are wanted here.
+_HARMLESS: Final = re.compile(
+    r"torch\.(Size|device|dtype|Generator|float16|float32|float64|bfloat16|int8|int16|int32|int64|uint8|bool)"
+    r"|torch\.nn\.parameter\.Parameter|torch\._utils\._rebuild_parameter"
+    r"|collections\.(defaultdict|Counter|deque|ChainMap|UserDict)"
+    r"|pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path|argparse\.Namespace|types\.SimpleNamespace"
+    r"|(builtins|__builtin__)\.(set|frozenset|complex|bytearray|slice|range|x?range|list|dict|tuple|int|float|str"
+    r"|bool|bytes|object)"
+    r"|datetime\.(datetime|date|time|timedelta|timezone)|decimal\.Decimal|fractions\.Fraction|uuid\.UUID"
+    r"|copyreg\._reconstructor|copy_reg\._reconstructor"
+    r"|numpy\.(float|int|uint|complex)\d+|numpy\.(bool_?|str_|bytes_|longlong)|numpy\.random\.[\w.]+"
+    r"|(omegaconf|easydict|yacs|addict|ml_collections|munch)\.[\w.]+"
+)
 _WAY_OUT: Final = "take the file as GeneFace wrote it"
 _COPY_AGAIN: Final = "it is truncated or damaged: copy it again"
 _LITTLE_ENDIAN: Final = "save it again on a little-endian machine"
@@ -99,8 +115,8 @@ def read_npy(path: Path) -> object:
 
 def _reading(path: Path, read: Callable[[BinaryIO, int], object]) -> object:
     try:
-        with path.open("rb") as file:
-            return read(file, path.stat().st_size)
+        with open_regular(path) as file:
+            return read(file, os.fstat(file.fileno()).st_size)
     except _RefusedError as refusal:
         raise GenefaceFileError(f"{path}: {refusal}") from None
     except OSError as error:
@@ -409,6 +425,9 @@ class _Machine:
             name = argument.replace(" ", ".")
         if name not in _CALLS and name not in _STORAGES and name != "numpy.ndarray":
             expected = "only tensors, arrays, containers and numbers"
+            if _HARMLESS.fullmatch(name):
+                way_out = "save the tensors alone, torch.save(model.state_dict(), ...)"
+                raise _refused("pickle", expected, f"{name}, which is not read", way_out)
             way_out = f"the file would run it: do not open it elsewhere either; {_WAY_OUT}"
             raise _refused("pickle", expected, f"the global {name}", way_out)
         return _Name(name)

@@ -55,8 +55,13 @@ class Shape:
 def one_line(value: object, limit: int = 60) -> str:
     """Returns the value's text on one printable line of at most `limit` characters."""
     text = value if isinstance(value, str) else repr(value)
-    text = "".join(c if c.isprintable() else "?" for c in text)
+    text = escaped(text[: 2 * limit])
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def escaped(text: str) -> str:
+    """Returns a text on one line with every character visible: breaks, controls, turns of direction."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def show(value: object) -> str:

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
+from models.settings import escaped
+
 from .errors import GpuLostError, InputError, Stopped
 from .settings import StreamSettings, flag, options, resolve_settings, variable
 
@@ -39,7 +41,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Ends the program with exit code 2."""
-        self.exit(BAD_INPUT, f"{self.prog}: {message}; {self.prog} --help shows what there is\n")
+        self.exit(BAD_INPUT, f"{self.prog}: {escaped(message)}; {self.prog} --help shows what there is\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -155,8 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILED
     except Exception as error:
         if _is_bad_input(error):
-            line = " ".join(str(error).splitlines())  # a file's name may hold a line break
-            print(f"{PROGRAM}: {line}", file=sys.stderr)
+            print(f"{PROGRAM}: {escaped(str(error))}", file=sys.stderr)
             return BAD_INPUT
         log.exception("failed, and that is a fault of the program")
         return FAILED

@@ -21,7 +21,9 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from models.settings import escaped
 
 if TYPE_CHECKING:
     import torch
@@ -54,8 +56,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"geneface-train {arguments[0]}: {error}", file=sys.stderr)
         return 1
     except (ValueError, OSError) as error:
-        print(f"geneface-train {arguments[0]}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"geneface-train {arguments[0]}: {escaped(str(error))}", file=sys.stderr)
         return 2
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with every character visible."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program with exit code 2."""
+        super().error(escaped(message))
 
 
 def missing_extra(error: ImportError) -> str:
@@ -68,7 +78,7 @@ def missing_extra(error: ImportError) -> str:
 
 def _parser_of_tasks() -> argparse.ArgumentParser:
     listing = "\n".join(f"  {name:14}{what}" for name, what in TASKS.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="geneface-train",
         description=f"Trains one network of a speaker.\n\ntasks:\n{listing}",
         epilog="geneface-train TASK --help lists a task's flags.",
@@ -88,7 +98,7 @@ def _train(name: str, arguments: list[str]) -> int:
     settings_type = settings_type_of(module)
     loop_defaults: LoopSettings = getattr(module, "LOOP", LoopSettings())
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"geneface-train {name}",
         description=TASKS[name],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
