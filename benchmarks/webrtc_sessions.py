@@ -124,8 +124,8 @@ async def _view_all(url: str, audio: Path, delays_s: Sequence[float], end_s: flo
     return list(await asyncio.gather(*(_view(url, audio, delay, end_s) for delay in delays_s)))
 
 
-def _clients(url: str, audio: Path, delays_s: Sequence[float], end_s: float) -> list[Viewed]:
-    """A process's clients."""
+def view_together(url: str, audio: Path, delays_s: Sequence[float], end_s: float) -> list[Viewed]:
+    """What the clients of one process saw of their sessions; for a process pool."""
     return asyncio.run(_view_all(url, audio, delays_s, end_s))
 
 
@@ -185,7 +185,7 @@ def measure(server: ServerProcess, speaker: str, audio: Path, *, sessions: int, 
     url = f"{server.origin}/whip/{speaker}"
     # Not forked: this process may have threads of its own.
     with ProcessPoolExecutor(len(groups), mp_context=multiprocessing.get_context("spawn")) as pool:
-        asked = [pool.submit(_clients, url, audio, group, end_s) for group in groups]
+        asked = [pool.submit(view_together, url, audio, group, end_s) for group in groups]
         viewed = [view for clients in asked for view in clients.result()]
     after = server.get("/metrics")
     cores = (server.usage().cpu_s - used.cpu_s) / (time.monotonic() - start_s)

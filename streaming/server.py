@@ -17,7 +17,7 @@ import uvicorn
 
 from models.speaker import list_speakers
 
-from . import file_run, memory
+from . import file_run, memory, websocket_protocol
 from .access import Access
 from .admission import MOST_SESSIONS, Admission
 from .app import AppSettings, AvatarApp
@@ -126,8 +126,9 @@ def serve(settings: StreamSettings, *, say: Callable[[str], None], stopped: Call
             app = AvatarApp(sessions, metrics, app_settings).asgi()
             config = uvicorn.Config(
                 app,
-                ws="websockets-sansio",
+                ws=websocket_protocol.GuardedWebSocketProtocol,
                 ws_max_size=64 * 1024,
+                ws_per_message_deflate=False,  # small messages; what unpacks costs memory for each socket
                 lifespan="on",
                 log_config=None,
                 access_log=False,
@@ -148,6 +149,7 @@ def serve(settings: StreamSettings, *, say: Callable[[str], None], stopped: Call
         out_of_descriptors = "socket.accept() out of system resource"
         logging.getLogger("asyncio").addFilter(Sparingly((out_of_descriptors,)))
         logging.getLogger("uvicorn.error").addFilter(Sparingly(("Invalid HTTP", "Unsupported upgrade")))
+        logging.getLogger(websocket_protocol.__name__).addFilter(Sparingly(("WebSocket of",)))
         say(counts_on(share, admission, host))
         for line in _greeting(settings, host, port, tls):
             say(line)
