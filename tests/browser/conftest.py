@@ -52,8 +52,8 @@ class Microphones:
 
     speech: tuple[str, ...]
     turns: tuple[str, ...]  # 2 s of speech, 2 s of silence
-    quick_turns: tuple[str, ...]  # the same, 0.8 s each: unlike `slow_turns` at any lag
-    slow_turns: tuple[str, ...]  # 1.2 s each
+    low_voice: tuple[str, ...]  # below 500 Hz
+    high_voice: tuple[str, ...]  # above 2000 Hz
 
 
 @pytest.fixture(scope="session")
@@ -63,8 +63,8 @@ def microphones(tmp_path_factory: pytest.TempPathFactory) -> Microphones:
     sounds = {
         "speech": recordings.speech(),
         "turns": recordings.words_and_pauses(2.0),
-        "quick_turns": recordings.words_and_pauses(0.8),
-        "slow_turns": recordings.words_and_pauses(1.2),
+        "low_voice": recordings.voice_within(100, 500),
+        "high_voice": recordings.voice_within(2000, 4000),
     }
     return Microphones(
         **{

@@ -52,24 +52,51 @@ window.probe = (() => {
     });
   }
 
-  /** Returns [when, root mean square] of each 10 ms or so of a track; when by its own clock, not by this page's. */
-  async function levels(track, seconds) {
+  /** Gives each 10 ms or so of a track: its samples, their rate, and when by the track's own clock in ms. */
+  async function* blocks(track, seconds) {
     const sounds = new MediaStreamTrackProcessor({ track, maxBufferSize: 1000 }).readable.getReader();
-    const list = [];
-    let originMs = null;
     const endMs = nowMs() + 1000 * seconds;
     while (nowMs() < endMs) {
       const { value: sound, done } = await sounds.read();
       if (done) break;
       const samples = new Float32Array(sound.numberOfFrames);
       sound.copyTo(samples, { planeIndex: 0, format: 'f32-planar' });
-      const mediaMs = sound.timestamp / 1000;
-      originMs ??= nowMs() - mediaMs;
+      const { sampleRate: rateHz, timestamp } = sound;
       sound.close();
-      list.push([originMs + mediaMs, Math.sqrt(samples.reduce((sum, x) => sum + x * x, 0) / samples.length)]);
+      yield { samples, rateHz, mediaMs: timestamp / 1000 };
     }
     sounds.cancel();
+  }
+
+  /** Returns [when, root mean square] of each block of a track; when by its own clock, not by this page's. */
+  async function levels(track, seconds) {
+    const list = [];
+    let originMs = null;
+    for await (const { samples, mediaMs } of blocks(track, seconds)) {
+      originMs ??= nowMs() - mediaMs;
+      list.push([originMs + mediaMs, Math.sqrt(samples.reduce((sum, x) => sum + x * x, 0) / samples.length)]);
+    }
     return list;
+  }
+
+  /** Returns the energy of a track below and above a frequency, parted by four poles. */
+  async function bands(track, seconds, atHz) {
+    const low = [0, 0, 0, 0];
+    const high = [0, 0, 0, 0];
+    const energy = { low: 0, high: 0 };
+    for await (const { samples, rateHz } of blocks(track, seconds)) {
+      const step = 1 - Math.exp((-2 * Math.PI * atHz) / rateHz);
+      for (const sample of samples) {
+        let [below, above] = [sample, sample];
+        for (let pole = 0; pole < low.length; pole += 1) {
+          below = low[pole] += step * (below - low[pole]);
+          above -= high[pole] += step * (above - high[pole]);
+        }
+        energy.low += below * below;
+        energy.high += above * above;
+      }
+    }
+    return energy;
   }
 
   /** Returns what goes in and what comes out, side by side. */
@@ -126,5 +153,5 @@ window.probe = (() => {
     return result;
   }
 
-  return { record, levels, relay, videoOf, reader };
+  return { record, levels, bands, relay, videoOf, reader };
 })();

@@ -33,6 +33,14 @@ def words_and_pauses(pause_s: float, *, periods: int = 8) -> np.ndarray:
     return np.concatenate([part for start in starts for part in (loud[start : start + length], quiet)])
 
 
+def voice_within(low_hz: float, high_hz: float) -> np.ndarray:
+    """Returns (n,) int16 at 48 kHz: somebody says hello, as far as it lies between two frequencies."""
+    spectrum = np.fft.rfft(speech().astype(float))
+    at_hz = np.fft.rfftfreq(len(speech()), 1 / RATE_HZ)
+    voice = np.fft.irfft(np.where((at_hz >= low_hz) & (at_hz < high_hz), spectrum, 0))
+    return np.round(voice * (16_000 / np.abs(voice).max())).astype(np.int16)
+
+
 def write_recording(path: Path, samples: np.ndarray) -> Path:
     """Writes 16-bit mono at 48 kHz."""
     with wave.open(str(path), "wb") as file:

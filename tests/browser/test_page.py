@@ -17,7 +17,7 @@ PHONE = {
     "is_mobile": True,
     "has_touch": True,
 }
-TOKEN = "a-long-secret"
+TOKEN = "a-long-secret-of-25-chars"
 # The contrast ratio of each piece of text with what lies behind it: WCAG 2.2, "relative luminance".
 CONTRAST = """(() => {
     const context = new OffscreenCanvas(1, 1).getContext('2d', { willReadFrequently: true });
