@@ -17,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from models.speaker import Speaker
-from streaming.clock import FRAME_RATE_HZ, FRAME_SAMPLES
-from streaming.cores import drawing_threads, usable_cores
-from streaming.decimation import DELAY_SAMPLES, Decimator
-from streaming.file_run import make_renderer, open_raymarcher
-from streaming.mouth import mouth_boxes
-from streaming.pipeline import Pipeline
-from streaming.settings import SMALLEST_RENDER_PX
+from streaming.pipeline.clock import FRAME_RATE_HZ, FRAME_SAMPLES
+from streaming.pipeline.cores import drawing_threads, usable_cores
+from streaming.pipeline.mouth import mouth_boxes
+from streaming.pipeline.pipeline import Pipeline
+from streaming.pipeline.render_size import SMALLEST_RENDER_PX
+from streaming.pipeline.renderers import make_renderer, open_cpu_raymarcher
+from streaming.webrtc.resample import DELAY_SAMPLES, Decimator
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -262,7 +262,7 @@ class LipsByFile:
         self.box = box_around(boxes)
         self.rows_apart = rows_apart(speaker.image_size_px)
         self._speaker = speaker
-        self._raymarcher = open_raymarcher(speaker, threads=drawing_threads(0, cores=usable_cores()))
+        self._raymarcher = open_cpu_raymarcher(speaker, threads=drawing_threads(0, cores=usable_cores()))
 
     def follow(self, microphone: HeardSound) -> Iterator[float]:
         """Yields the lips' opening of each frame of a sound."""

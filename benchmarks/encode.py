@@ -21,13 +21,13 @@ from aiortc.codecs.vpx import Vp8Encoder
 from aiortc.rtcrtpparameters import RTCRtpCodecParameters
 
 from models.speaker import find_speaker, load_speaker
-from streaming.audio_file import AudioFile
-from streaming.clock import FRAME_RATE_HZ
-from streaming.file_run import make_renderer, open_raymarcher
-from streaming.i420 import video_frame
-from streaming.pipeline import Pipeline
-from streaming.progress import Progress
-from streaming.video_encoder import CODECS, VideoEncoder
+from streaming.files.audio_file import AudioFile
+from streaming.files.progress import Progress
+from streaming.pipeline.clock import FRAME_RATE_HZ
+from streaming.pipeline.i420 import video_frame
+from streaming.pipeline.pipeline import Pipeline
+from streaming.pipeline.renderers import make_renderer, open_cpu_raymarcher
+from streaming.webrtc.video_encoder import CODECS, VideoEncoder
 
 U8 = npt.NDArray[np.uint8]
 Encode = Callable[[U8, int], list[bytes]]
@@ -92,7 +92,7 @@ def measure(name: str, codec: str, make: Callable[[], Encode], pictures: list[U8
 def draw(speaker_name: str, audio: Path, *, speakers_dir: Path | None, render_px: int) -> list[U8]:
     """Returns the I420 pictures of a speaker saying a recording."""
     speaker = load_speaker(find_speaker(speaker_name, speakers_dir=speakers_dir))
-    raymarcher = open_raymarcher(speaker, threads=2)
+    raymarcher = open_cpu_raymarcher(speaker, threads=2)
     recording = AudioFile(audio)
     progress = Progress(round((recording.duration_s or 0) * FRAME_RATE_HZ) or None, quiet=False)
     pictures = []

@@ -27,7 +27,14 @@ from benchmarks.gpu_render import DISTANCES
 from benchmarks.synthetic_scene import make_condition, make_pose, make_scene
 from cuda_kernels.cuda_module import CudaUnavailableError
 from cuda_kernels.cuda_raymarcher import CudaRenderer, FrameRequest
-from streaming.gpu_rendering import GATHER_S, LEAD_S, MOST_FRAMES, Gathering, GpuRaymarcher, GpuRenderer
+from streaming.pipeline.gpu_renderer import (
+    GATHER_S,
+    LEAD_S,
+    MOST_FRAMES,
+    Gathering,
+    GpuRaymarcher,
+    GpuRenderer,
+)
 
 if TYPE_CHECKING:
     from cuda_kernels.scene import Scene

@@ -30,11 +30,11 @@ import numpy as np
 import psutil
 
 from models.speaker import Speaker, find_speaker, load_speaker
-from streaming.audio_file import AudioFile
-from streaming.clock import FRAME_RATE_HZ
-from streaming.cores import usable_cores
 from streaming.errors import InputError
-from streaming.progress import Progress
+from streaming.files.audio_file import AudioFile
+from streaming.files.progress import Progress
+from streaming.pipeline.clock import FRAME_RATE_HZ
+from streaming.pipeline.cores import usable_cores
 
 from .chromium import BrowserError, chromium
 from .content_lag import SOUND_RATE_HZ, LipsByFile, Offset, lips_yardstick, offsets

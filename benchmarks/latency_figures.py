@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from streaming.clock import FRAME_RATE_HZ
+from streaming.pipeline.clock import FRAME_RATE_HZ
 
 from .content_lag import HeardSound, Offset, Signal
 from .server_process import Usage

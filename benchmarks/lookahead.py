@@ -22,10 +22,10 @@ import numpy as np
 import numpy.typing as npt
 
 from models.speaker import MotionSettings, Speaker, find_speaker, load_speaker
-from streaming.audio_file import AudioFile
-from streaming.clock import FRAME_RATE_HZ
-from streaming.engine import Engine, EngineSettings
-from streaming.networks import SpeakerNetworks, open_networks
+from streaming.files.audio_file import AudioFile
+from streaming.pipeline.clock import FRAME_RATE_HZ
+from streaming.pipeline.networks import SpeakerNetworks, open_networks
+from streaming.pipeline.onnx_engine import Engine, EngineSettings
 from training.cli import missing_extra
 
 F32 = npt.NDArray[np.float32]

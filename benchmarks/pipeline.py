@@ -13,18 +13,13 @@ from pathlib import Path
 from typing import TypedDict
 
 from models.speaker import find_speaker, load_speaker
-from streaming.audio_file import AudioFile
-from streaming.cores import drawing_threads, usable_cores
-from streaming.file_run import (
-    make_renderer,
-    open_raymarcher,
-    size_that_keeps_up,
-    speak_file,
-)
-from streaming.networks import open_networks
-from streaming.progress import Progress
-from streaming.stage_times import STAGES, StageTimes
-from streaming.video_output import VideoOutput
+from streaming.files.audio_file import AudioFile
+from streaming.files.progress import Progress
+from streaming.files.run import speak_file
+from streaming.files.video_writer import VideoOutput
+from streaming.pipeline.compute_settings import ComputeSettings
+from streaming.pipeline.loaded_speaker import SpeakerOpening, size_that_keeps_up
+from streaming.pipeline.stage_times import STAGES, StageTimes
 
 
 class Figures(TypedDict):
@@ -69,18 +64,17 @@ def measure(
     """Returns the figures of turning one recording into a video that is thrown away."""
     start_s = time.perf_counter()
     speaker = load_speaker(find_speaker(speaker_name, speakers_dir=speakers_dir))
-    networks = open_networks(speaker)
-    cores = usable_cores()
-    threads = drawing_threads(threads, cores=cores)
-    raymarcher = open_raymarcher(speaker, threads=threads)
+    compute = ComputeSettings(device="cpu", threads=threads)
+    opening = SpeakerOpening(speaker, compute)
+    networks = opening.networks
     loaded_s = time.perf_counter()
-    raymarcher.warm_up()
+    opening.warm_up()
     warm_s = time.perf_counter()
     chosen_here = render_px is None
     if render_px is None:
-        render_px = size_that_keeps_up(speaker, raymarcher, networks, threads=threads, cores=cores).size_px
+        render_px = size_that_keeps_up(opening).size_px
     chosen_s = time.perf_counter()
-    renderer = make_renderer(speaker, raymarcher, render_px)
+    renderer = opening.make_renderer(render_px)
     audio = AudioFile(audio_path)
     times = StageTimes()
     total = round(audio.duration_s * 25 + 0.5) if audio.duration_s else None
@@ -98,8 +92,8 @@ def measure(
     return Figures(
         speaker=speaker.name,
         audio=str(audio_path),
-        cores=cores,
-        threads=threads,
+        cores=opening.cores,
+        threads=opening.threads,
         render_px=render_px,
         output_px=speaker.image_size_px,
         chosen_here=chosen_here,

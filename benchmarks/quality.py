@@ -23,7 +23,7 @@ import numpy.typing as npt
 from models.landmark_filter import LandmarkFilter
 from models.onnx_runtime import load_onnxruntime
 from models.speaker import Speaker, find_speaker, load_speaker
-from streaming.networks import open_networks
+from streaming.pipeline.networks import open_networks
 from training.cli import missing_extra
 
 F32 = npt.NDArray[np.float32]

@@ -26,8 +26,8 @@ from benchmarks.synthetic_scene import make_condition, make_pose, make_scene
 from cuda_kernels.cpu_raymarcher import MAX_SIZE_PX, MIN_SIZE_PX, CpuRaymarcher
 from cuda_kernels.scene import F32, Scene
 from models.speaker import BundleError, UnknownSpeakerError, find_speaker, load_speaker
-from streaming.engine import open_engine
-from streaming.networks import network_specs
+from streaming.pipeline.networks import network_specs
+from streaming.pipeline.onnx_engine import open_engine
 
 SYNTHETIC = "synthetic"
 LARGEST_FOR_TORCH_PX = 256  # eager torch takes seconds a frame there, and minutes for the sizes above

@@ -18,27 +18,24 @@ from typing import Literal
 import numpy as np
 
 from models.onnx_runtime import load_onnxruntime
-from models.speaker import Speaker, find_speaker, load_speaker
+from models.speaker import find_speaker, load_speaker
 
-from . import file_run
-from .clock import CpuClock, MonotonicClock, SystemClock, SystemCpuClock
-from .cores import drawing_threads, usable_cores
-from .cuda_device import find_cuda_device
-from .engine import CUDA_PROVIDER
+from .desktop.microphone import input_devices
+from .desktop.preview import open_pygame
 from .errors import InputError
-from .frame_cost import FrameCostMeter
-from .gpu_rendering import GpuRaymarcher, GpuRenderer, open_gpu
-from .local_microphone import input_devices
-from .networks import open_networks
-from .opus import BLOCK_SAMPLES, OpusDecoder, OpusEncoder, find_libopus
-from .preview import open_pygame
-from .render_size import FRAME_BUDGET_MS
-from .renderer import FrameRenderer, Raymarcher
+from .pipeline.clock import CpuClock, MonotonicClock
+from .pipeline.cores import usable_cores
+from .pipeline.cuda_device import find_cuda_device
+from .pipeline.gpu_renderer import GpuRenderer, open_gpu
+from .pipeline.loaded_speaker import SpeakerOpening
+from .pipeline.onnx_engine import CUDA_PROVIDER
+from .pipeline.render_size import FRAME_BUDGET_MS
+from .pipeline.renderers import OpenRaymarcher, open_cpu_raymarcher
+from .pipeline.tensorrt_engine import INSTALL as INSTALL_TENSORRT
+from .server.tls import server_ssl_context
 from .settings import StreamSettings
-from .speaker_host import motion_limit_ms
-from .tensorrt_engine import INSTALL as INSTALL_TENSORRT
-from .tls import server_ssl_context
-from .video_encoder import H264VideoEncoder, Vp8VideoEncoder
+from .webrtc.opus import BLOCK_SAMPLES, OpusDecoder, OpusEncoder, find_libopus
+from .webrtc.video_encoder import H264VideoEncoder, Vp8VideoEncoder
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -48,7 +45,6 @@ LEAST_FREE_BYTES = 1 << 30
 SOON_DAYS = 14
 _PROBE_PX = 256
 _COMPILED_S = 5.0  # reading the kernels from the cache is quicker
-_REPEATS = 3
 _MOST_PORTS = 200
 _ANY_HOST = "0.0.0.0"
 _STAND_INS = {"onnxruntime": ("onnxruntime-gpu",)}  # the same module under another name
@@ -75,6 +71,7 @@ def run_checks(
     clock: MonotonicClock | None = None,
     cpu: CpuClock | None = None,
     say: Callable[[str], None] = lambda _: None,
+    open_raymarcher: OpenRaymarcher = open_cpu_raymarcher,
 ) -> list[CheckResult]:
     """Returns a result for each check; what fails in one keeps no other from being tried.
 
@@ -83,9 +80,10 @@ def run_checks(
         clock: measures what a GPU does.
         cpu: measures what the CPU does.
         say: takes a line where one check takes long, as the first start of an engine does.
+        open_raymarcher: opens what draws on the CPU.
     """
     with contextlib.closing(
-        _Checks(settings, clock or SystemClock(), cpu or SystemCpuClock(), say)
+        _Checks(settings, clock=clock, cpu=cpu, say=say, open_raymarcher=open_raymarcher)
     ) as checks:
         return [
             _isolated(name, check)
@@ -169,21 +167,26 @@ class _Checks:
     """The checks, in the order in which one uses what another found."""
 
     def __init__(
-        self, settings: StreamSettings, clock: MonotonicClock, cpu: CpuClock, say: Callable[[str], None]
+        self,
+        settings: StreamSettings,
+        *,
+        clock: MonotonicClock | None,
+        cpu: CpuClock | None,
+        say: Callable[[str], None],
+        open_raymarcher: OpenRaymarcher,
     ) -> None:
         self._settings = settings
         self._say = say
         self._clock, self._cpu = clock, cpu
-        self._cores = usable_cores(settings.cores)
-        self._threads = drawing_threads(settings.threads, cores=self._cores)
-        self._speaker: Speaker | None = None
-        self._meter: FrameCostMeter | None = None
-        self._raymarcher: Raymarcher | None = None
+        self._open_raymarcher = open_raymarcher
+        self._cores, self._threads = settings.compute.usable_cores, settings.compute.drawing_threads
+        self._opening: SpeakerOpening | None = None
+        self._networks_open = False
         self._gpu: GpuRenderer | None = None
 
     def close(self) -> None:
         """Ends the raymarcher's threads, and what draws on the GPU."""
-        for opened in (self._raymarcher, self._gpu):
+        for opened in (self._opening, self._gpu):
             if opened is not None:
                 opened.close()
 
@@ -273,34 +276,27 @@ class _Checks:
     def speaker(self) -> _Found:
         """The bundle, read whole and checked."""
         settings = self._settings
-        self._speaker = speaker = load_speaker(
-            find_speaker(settings.speaker, speakers_dir=settings.speakers_dir)
+        speaker = load_speaker(find_speaker(settings.speaker, speakers_dir=settings.speakers_dir))
+        self._opening = SpeakerOpening(
+            speaker,
+            settings.compute,
+            open_raymarcher=self._open_raymarcher,
+            gpu=self._gpu,
+            say=self._say,
+            clock=self._clock,
+            cpu=self._cpu,
         )
         size = f"{speaker.image_size_px} x {speaker.image_size_px}"
         return _Found(status="ok", detail=f"{speaker.name}, {size}, {speaker.path}")
 
     def networks(self) -> _Found:
         """The speaker's networks, run on silence."""
-        speaker = self._need_speaker()
-        networks = open_networks(speaker, self._settings.engine_settings, say=self._say)
-
-        def make_renderer(size_px: int) -> FrameRenderer:
-            assert self._raymarcher is not None  # `frame` asks
-            return file_run.make_renderer(speaker, self._raymarcher, size_px)
-
-        self._meter = meter = FrameCostMeter(
-            speaker,
-            networks,
-            make_renderer,
-            threads=self._threads,
-            cores=self._cores,
-            clock=self._clock,
-            cpu=self._cpu,
-        )
+        opening = self._need_speaker()
+        networks, motion_ms = opening.networks, opening.motion_ms
+        self._networks_open = True
         hears = "motion takes" if networks.features is None else "features and motion take"
-        where = networks.describe() or "all on the CPU"
-        detail = f"{hears} {meter.motion_ms:.1f} ms a frame; {where}"
-        if meter.motion_ms > motion_limit_ms(networks):
+        detail = f"{hears} {motion_ms:.1f} ms a frame; {networks.describe() or 'all on the CPU'}"
+        if motion_ms > opening.motion_limit_ms:
             return _Found(
                 status="warn",
                 detail=f"{detail}: too slow for live use",
@@ -310,35 +306,24 @@ class _Checks:
 
     def kernels(self) -> _Found:
         """The raymarcher's kernels, compiled or read from the cache."""
-        raymarcher = file_run.choose_raymarcher(
-            self._need_speaker(),
-            threads=self._threads,
-            device=self._settings.device,
-            gpu=self._gpu,
-            say=self._say,
-        )
-        spent_s = raymarcher.warm_up()
-        self._raymarcher = raymarcher
+        opening = self._need_speaker()
+        spent_s = opening.warm_up()
         compiled = "compiled, the next start is quick: " if spent_s > _COMPILED_S else ""
-        device = file_run.device_of(raymarcher, threads=self._threads)
-        return _Found(status="ok", detail=f"{device}: {compiled}ready in {spent_s:.1f} s")
+        return _Found(status="ok", detail=f"{opening.device}: {compiled}ready in {spent_s:.1f} s")
 
     def frame(self) -> _Found:
         """One frame, drawn, finished and encoded."""
-        speaker = self._need_speaker()
-        if self._meter is None or self._raymarcher is None:
+        opening = self._need_speaker()
+        if not (self._networks_open and opening.is_warm):
             raise _NotTriedError("it needs the networks and the kernels")
-        on_gpu = isinstance(self._raymarcher, GpuRaymarcher)
-        probe_px = speaker.image_size_px if on_gpu else min(_PROBE_PX, speaker.image_size_px)
-        size_px = self._settings.render_size or probe_px
-        self._meter.threads = 0 if on_gpu else self._threads
-        cost = self._meter.measure(size_px)
-        drawing = 1 if on_gpu else self._threads
-        frame_ms = cost.frame_ms(threads=drawing, cores=self._cores)
-        draw = f"{cost.render_ms:.1f}" if on_gpu else f"{cost.render_ms:.0f}"
+        full_px = opening.speaker.image_size_px
+        size_px = self._settings.render_size or (full_px if opening.on_gpu else min(_PROBE_PX, full_px))
+        cost = opening.measure(size_px)
+        frame_ms = cost.frame_ms(threads=opening.threads, cores=self._cores)
+        draw = f"{cost.render_ms:.1f}" if opening.on_gpu else f"{cost.render_ms:.0f}"
         detail = (
             f"drawn at {size_px} px in {draw} ms, all else {cost.other_ms:.0f} ms: one every "
-            f"{frame_ms:.0f} of {FRAME_BUDGET_MS:.0f} ms, {cost.core_ms(threads=drawing):.0f} core-ms"
+            f"{frame_ms:.0f} of {FRAME_BUDGET_MS:.0f} ms, {cost.core_ms(threads=opening.threads):.0f} core-ms"
         )
         if frame_ms > FRAME_BUDGET_MS:
             return _Found(
@@ -346,10 +331,10 @@ class _Checks:
             )
         return _Found(status="ok", detail=detail)
 
-    def _need_speaker(self) -> Speaker:
-        if self._speaker is None:
+    def _need_speaker(self) -> SpeakerOpening:
+        if self._opening is None:
             raise _NotTriedError("it needs the speaker")
-        return self._speaker
+        return self._opening
 
     # The codecs --------------------------------------------------------------------------------------
 
@@ -422,12 +407,6 @@ class _Checks:
         context = server_ssl_context(
             settings.tls_cert, settings.tls_key, settings.tls_self_signed, settings.host
         )
-        if context is None and settings.listens_beyond_this_machine:
-            return _Found(
-                status="warn",
-                detail="none: browsers on other machines give no microphone to http",
-                way_out="give --tls-cert and --tls-key, or --tls-self-signed",
-            )
         if context is None:
             return _Found(
                 status="ok", detail="none: http, to which browsers on this machine give a microphone"

@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -24,9 +23,9 @@ from .settings import StreamSettings, flag, options, resolve_settings, variable
 if TYPE_CHECKING:
     from models.speaker import Speaker
 
-    from .file_pace import FilePace, SizeStep
-    from .networks import SpeakerNetworks
-    from .renderer import FrameRenderer
+    from .files.pace import SizeStep
+    from .pipeline.loaded_speaker import LoadedSpeaker
+    from .pipeline.renderers import OpenRaymarcher
 
 DONE = 0
 FAILED = 1
@@ -127,8 +126,13 @@ class _Interruption:
             raise Stopped(self.name)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the program and returns its exit code: 0 done, 2 bad input or usage, 1 anything else."""
+def main(arguments: Sequence[str] | None = None, *, open_raymarcher: OpenRaymarcher | None = None) -> int:
+    """Runs the program and returns its exit code: 0 done, 2 bad input or usage, 1 anything else.
+
+    Args:
+        arguments: of the command line; None: those of the process.
+        open_raymarcher: opens what draws on the CPU; None: the CPU raymarcher.
+    """
     given = vars(_parser().parse_args(arguments))
     only = [name for name in ("check", "list_devices", "list_speakers") if given.pop(name)]
     # A flag that was given several times is one text, as its variable is.
@@ -139,12 +143,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with interruption.installed():
             settings = resolve_settings(texts, os.environ)
             if only:
-                return _ONLY[only[0]](settings)
+                return _ONLY[only[0]](settings, open_raymarcher)
             if settings.mic is not None:
-                return _speak_here(settings, interruption)
+                return _speak_here(settings, interruption, open_raymarcher)
             if settings.input or settings.output or settings.landmark_video:
-                return _speak(settings, interruption)
-            return _serve(settings, interruption)
+                return _speak(settings, interruption, open_raymarcher)
+            return _serve(settings, interruption, open_raymarcher)
     except Stopped:
         # Which of the programs it would have become may not be known yet.
         outputs = ("output", "landmark_video")
@@ -167,12 +171,12 @@ def _is_bad_input(error: Exception) -> bool:
     from cuda_kernels.folding import SceneError
     from models.speaker import BundleError, UnknownSpeakerError
 
-    from .engine import EngineError
+    from .pipeline.onnx_engine import EngineError
 
     return isinstance(error, InputError | BundleError | UnknownSpeakerError | EngineError | SceneError)
 
 
-def _list_speakers(settings: StreamSettings) -> int:
+def _list_speakers(settings: StreamSettings, _: OpenRaymarcher | None) -> int:
     from models.speaker import list_speakers
 
     found = list_speakers(speakers_dir=settings.speakers_dir)
@@ -184,12 +188,9 @@ def _list_speakers(settings: StreamSettings) -> int:
     return DONE
 
 
-def _speak(settings: StreamSettings, interruption: _Interruption) -> int:
-    with contextlib.ExitStack() as opened:
-        return _speak_with(settings, interruption, opened)
-
-
-def _speak_with(settings: StreamSettings, interruption: _Interruption, opened: contextlib.ExitStack) -> int:
+def _speak(
+    settings: StreamSettings, interruption: _Interruption, open_raymarcher: OpenRaymarcher | None
+) -> int:
     if settings.input is None:
         raise InputError("--input is missing; say what is to be spoken, for example --input speech.wav")
     if settings.output is None and settings.landmark_video is None:
@@ -197,19 +198,20 @@ def _speak_with(settings: StreamSettings, interruption: _Interruption, opened: c
     _refuse_one_file_twice(settings)
 
     # What can be refused is refused before the slow parts are even imported.
-    from .audio_file import AudioFile
-    from .landmark_output import LandmarkOutput
-    from .landmark_video import LandmarkVideo
-    from .video_output import VideoOutput
+    from .files.audio_file import AudioFile
+    from .files.landmark_video import LandmarkVideo
+    from .files.landmark_writer import LandmarkOutput
+    from .files.video_writer import VideoOutput
 
     audio = AudioFile(settings.input)
 
     from models.speaker import find_speaker, load_speaker
 
-    from . import file_run
-    from .file_pace import describe_steps
-    from .networks import open_networks
-    from .progress import Progress
+    from .files import run as file_run
+    from .files.pace import describe_steps
+    from .files.progress import Progress
+    from .pipeline.networks import open_networks
+    from .pipeline.renderers import describe
 
     speaker = load_speaker(find_speaker(settings.speaker, speakers_dir=settings.speakers_dir))
     mean_face = speaker.motion.mean_face
@@ -239,49 +241,53 @@ def _speak_with(settings: StreamSettings, interruption: _Interruption, opened: c
             f"draws {step.size_px} x {step.size_px} from {step.at_s:.1f} s on"
         )
 
-    waiting.note("getting the networks ready ...")
-    networks = open_networks(speaker, settings.engine_settings, say=say)
-    placed = networks.describe()  # empty where the CPU runs them all
-    write: Callable[..., file_run.FileReport]
-    if video is not None:
-        waiting.note("getting the kernels ready (compiled once on this machine) ...")
-        drawing = _open_renderer(settings, speaker, networks, opened, say, audio.duration_s)
-        say(f"{speaker.name} on {drawing.device}, {drawing.described}{'; ' if placed else ''}{placed}")
-        write = partial(
-            file_run.speak_file,
-            speaker,
-            drawing.renderer,
-            audio,
-            video,
-            landmark_video=landmark_video,
-            pace=drawing.pace,
-            renderer_of=drawing.renderer_of,
-            on_step=say_step,
-        )
-        shown, done_on, start_px = video, f" on {drawing.device}", drawing.renderer.render_px
-    else:
-        assert landmark_video is not None
-        if placed:
-            say(f"{speaker.name}: {placed}")
-        write = partial(file_run.film_landmarks, speaker, audio, landmark_video)
-        shown, done_on, start_px = landmark_video, "", 0
-    if landmark_video is not None and mean_face is None:
-        say(f"{speaker.name} has no mean face: --landmark-video moves a plain face of nobody")
-    waiting.clear()
-
-    frames = round(audio.duration_s * 25 + 0.5) if audio.duration_s else None
-    progress = Progress(frames, quiet=settings.quiet)
-    with interruption.polled():
-        try:
-            report = write(
-                networks=networks,
-                landmarks=landmarks,
-                seed=settings.seed,
-                on_frame=progress.at,
-                stopped=interruption.received,
+    with contextlib.ExitStack() as opened:
+        write: Callable[..., file_run.FileReport]
+        if video is not None:
+            loaded = _load(settings, speaker, opened, open_raymarcher, say=say, note=waiting.note)
+            renderer_of = loaded.renderers()
+            renderer = renderer_of(loaded.start_px)
+            networks = loaded.networks
+            placed = networks.describe()  # empty where the CPU runs them all
+            described = f"{loaded.name} on {loaded.device}, {describe(renderer, loaded.chosen)}"
+            say(f"{described}; {placed}" if placed else described)
+            write = partial(
+                file_run.speak_file,
+                speaker,
+                renderer,
+                audio,
+                video,
+                landmark_video=landmark_video,
+                pace=file_run.pace_of(loaded, duration_s=audio.duration_s),
+                renderer_of=renderer_of,
+                on_step=say_step,
             )
-        finally:
-            progress.clear()
+            shown, done_on, start_px = video, f" on {loaded.device}", loaded.start_px
+        else:
+            assert landmark_video is not None
+            waiting.note("getting the networks ready ...")
+            networks = open_networks(speaker, settings.compute.engines, say=say)
+            if placed := networks.describe():
+                say(f"{speaker.name}: {placed}")
+            write = partial(file_run.film_landmarks, speaker, audio, landmark_video)
+            shown, done_on, start_px = landmark_video, "", 0
+        if landmark_video is not None and mean_face is None:
+            say(f"{speaker.name} has no mean face: --landmark-video moves a plain face of nobody")
+        waiting.clear()
+
+        frames = round(audio.duration_s * 25 + 0.5) if audio.duration_s else None
+        progress = Progress(frames, quiet=settings.quiet)
+        with interruption.polled():
+            try:
+                report = write(
+                    networks=networks,
+                    landmarks=landmarks,
+                    seed=settings.seed,
+                    on_frame=progress.at,
+                    stopped=interruption.received,
+                )
+            finally:
+                progress.clear()
     sizes = describe_steps(start_px, report.steps)
     print(
         f"{shown.path}: {report.duration_s:.2f} s, {report.frames} frames "
@@ -308,74 +314,46 @@ def _refuse_one_file_twice(settings: StreamSettings) -> None:
             raise InputError(f"{path}: {first} would be overwritten; give {flag(name)} another name")
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Drawing:
-    """What draws a recording."""
-
-    renderer: FrameRenderer
-    renderer_of: Callable[[int], FrameRenderer]  # by size
-    device: str  # what it runs on, in words
-    described: str  # what it draws, in words
-    pace: FilePace | None  # None: the size stays
-
-
-def _open_renderer(
+def _load(
     settings: StreamSettings,
     speaker: Speaker,
-    networks: SpeakerNetworks,
     opened: contextlib.ExitStack,
+    open_raymarcher: OpenRaymarcher | None,
+    *,
     say: Callable[[str], None],
-    duration_s: float | None,
-) -> _Drawing:
-    """Returns what draws the speaker's frames.
-
-    Args:
-        settings: of the run.
-        speaker: who is drawn.
-        networks: the speaker's.
-        opened: closes what is to be closed after the run.
-        say: told in one line why a GPU that is there does not draw.
-        duration_s: of the recording, if that is known.
+    note: Callable[[str], None],
+) -> LoadedSpeaker:
+    """Returns a speaker ready to speak a recording; `opened` closes what is to be closed after the run.
 
     Raises:
         InputError: the render size does not fit the bundle, or a GPU was asked for and cannot draw.
-        GpuLostError: the GPU failed.
+        EngineError, SceneError: the bundle cannot be used.
     """
-    from . import file_run
-    from .cores import drawing_threads, usable_cores
-    from .gpu_rendering import GpuRaymarcher, open_gpu
+    from .pipeline.gpu_renderer import open_gpu
+    from .pipeline.loaded_speaker import LoadedSpeaker
+    from .pipeline.renderers import open_cpu_raymarcher
 
-    cores = usable_cores(settings.cores)
-    threads = drawing_threads(settings.threads, cores=cores)
     gpu = open_gpu(settings.device, say=say)
     if gpu is not None:
         opened.callback(gpu.close)
-    raymarcher = file_run.choose_raymarcher(
-        speaker, threads=threads, device=settings.device, gpu=gpu, say=say
+    loaded = LoadedSpeaker.of(
+        speaker,
+        compute=settings.compute,
+        live=False,
+        open_raymarcher=open_raymarcher or open_cpu_raymarcher,
+        gpu=gpu,
+        say=say,
+        note=note,
     )
-    raymarcher.warm_up()
-    render_px, chosen, pace = settings.render_size, None, None
-    if render_px is None and isinstance(raymarcher, GpuRaymarcher):
-        render_px = speaker.image_size_px
-    if render_px is None:
-        chosen = file_run.size_that_keeps_up(speaker, raymarcher, networks, threads=threads, cores=cores)
-        render_px = chosen.size_px
-        pace = file_run.pace_of(
-            chosen, largest_px=speaker.image_size_px, threads=threads, duration_s=duration_s
-        )
-    renderer_of = partial(file_run.make_renderer, speaker, raymarcher)
-    renderer = renderer_of(render_px)
-    return _Drawing(
-        renderer=renderer,
-        renderer_of=renderer_of,
-        device=file_run.device_of(raymarcher, threads=threads),
-        described=file_run.describe(renderer, chosen),
-        pace=pace,
-    )
+    opened.callback(loaded.close)
+    return loaded
 
 
-def _serve(settings: StreamSettings, interruption: _Interruption) -> int:
-    from .server import serve
+def _serve(
+    settings: StreamSettings, interruption: _Interruption, open_raymarcher: OpenRaymarcher | None
+) -> int:
+    from .pipeline.renderers import open_cpu_raymarcher
+    from .server.server import serve
 
     logging.getLogger("streaming").setLevel(logging.INFO)
 
@@ -383,16 +361,24 @@ def _serve(settings: StreamSettings, interruption: _Interruption) -> int:
         print(line, file=sys.stderr, flush=True)
 
     try:
-        serve(settings, say=say, stopped=interruption.received)
+        serve(
+            settings,
+            say=say,
+            stopped=interruption.received,
+            open_raymarcher=open_raymarcher or open_cpu_raymarcher,
+        )
     except Stopped:  # the server has ended in order; its signal comes again afterwards
         say(f"{PROGRAM}: ended")
     return DONE
 
 
-def _speak_here(settings: StreamSettings, interruption: _Interruption) -> int:
-    from .local_run import LiveRun
+def _speak_here(
+    settings: StreamSettings, interruption: _Interruption, open_raymarcher: OpenRaymarcher | None
+) -> int:
+    from .desktop.run import LiveRun
+    from .pipeline.renderers import open_cpu_raymarcher
 
-    with LiveRun(settings) as live:
+    with LiveRun(settings, open_raymarcher=open_raymarcher or open_cpu_raymarcher) as live:
         print(live.describe(), file=sys.stderr)
         with interruption.polled():
             report = live.run(stopped=interruption.received)
@@ -400,16 +386,21 @@ def _speak_here(settings: StreamSettings, interruption: _Interruption) -> int:
     return DONE
 
 
-def _check(settings: StreamSettings) -> int:
+def _check(settings: StreamSettings, open_raymarcher: OpenRaymarcher | None) -> int:
     from .check import exit_code, run_checks, table
+    from .pipeline.renderers import open_cpu_raymarcher
 
-    results = run_checks(settings, say=lambda line: print(line, file=sys.stderr))
+    results = run_checks(
+        settings,
+        say=lambda line: print(line, file=sys.stderr),
+        open_raymarcher=open_raymarcher or open_cpu_raymarcher,
+    )
     print(table(results))
     return exit_code(results)
 
 
-def _list_devices(_: StreamSettings) -> int:
-    from .local_microphone import list_devices
+def _list_devices(_: StreamSettings, __: OpenRaymarcher | None) -> int:
+    from .desktop.microphone import list_devices
 
     print(list_devices())
     return DONE

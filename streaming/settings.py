@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import ipaddress
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,12 +10,13 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from .engine import DeviceName, EngineName, EngineSettings
+from .addresses import TrustedProxies, is_loopback
 from .errors import InputError
-from .proxies import TrustedProxies
+from .pipeline.compute_settings import ComputeSettings
+from .pipeline.onnx_engine import DeviceName, EngineName
+from .pipeline.render_size import SMALLEST_RENDER_PX
 
 ENVIRONMENT_PREFIX = "GENEFACE_"
-SMALLEST_RENDER_PX = 96
 MIN_TOKEN_CHARS = 16
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -53,14 +53,6 @@ def _as_browsers_write(origin: str) -> str | None:
     return f"{parts.scheme}://{host}{shown_port}"
 
 
-def is_loopback(host: str) -> bool:
-    """Returns whether a name or address leads to this machine itself, whatever a name server says."""
-    try:
-        return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name for name in (part.strip() for part in text.split(",")) if name)
 
@@ -92,7 +84,6 @@ class Option:
 VIDEO_FILE = "a recording into a video"
 SERVER = "the live server"
 LOCAL = "this machine's own microphone"
-LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 DEFAULT_MICROPHONE = "default"
 
 
@@ -311,7 +302,7 @@ class StreamSettings:
             raise InputError(f"--cores: expected 0 (all there are) or more, got {self.cores}; leave it out")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"--seed: expected 0 to 2**63 - 1, got {self.seed}; leave it out")
-        _ = self.engine_settings  # refuses what does not go together
+        _ = self.compute  # refuses what does not go together
         self._check_server()
         if self.preview and self.mic is None:
             raise InputError("--preview: expected --mic with it, got none; give --mic, or leave both out")
@@ -325,9 +316,15 @@ class StreamSettings:
             raise InputError("--speaker: expected a name or a path, got nothing; --list-speakers shows names")
 
     @property
-    def engine_settings(self) -> EngineSettings:
-        """What runs the networks, and where."""
-        return EngineSettings(engine=self.engine, device=self.device, cores=self.cores)
+    def compute(self) -> ComputeSettings:
+        """What draws and runs the networks, and where."""
+        return ComputeSettings(
+            device=self.device,
+            engine=self.engine,
+            threads=self.threads,
+            cores=self.cores,
+            render_px=self.render_size,
+        )
 
     @property
     def listens_beyond_this_machine(self) -> bool:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import av
 import numpy as np
 
-from streaming.microphone import MicrophoneStream
-from streaming.opus import BLOCK_SAMPLES, OPUS_RATE_HZ, OpusEncoder
+from streaming.webrtc.neteq import MicrophoneStream
+from streaming.webrtc.opus import BLOCK_SAMPLES, OPUS_RATE_HZ, OpusEncoder
 
 TICK_S = 0.02
 

@@ -26,17 +26,19 @@ from streaming import cli
 serve = cli._serve
 def prepared(*given):
     import stand_ins
-    from streaming import app, file_run, gpu_rendering
-    gpu_rendering.find_cuda_device = lambda: None
-    exec({prepare!r}, dict(sys=sys, stand_ins=stand_ins, app=app, file_run=file_run))
-    return serve(*given)
+    from streaming.server import app
+    from streaming.pipeline import gpu_renderer
+    gpu_renderer.find_cuda_device = lambda: None
+    names = dict(sys=sys, stand_ins=stand_ins, app=app)
+    exec({prepare!r}, names)
+    return serve(*given[:2], names.get("open_raymarcher"))
 cli._serve = prepared
 sys.exit(cli.main(sys.argv[1:]))
 """
 # Draws the plate of the bundle that it is asked for: whose picture it is can be seen.
 OWN_PLATES = """
 import quick_server
-file_run.open_raymarcher = lambda speaker, threads: quick_server.PlateRaymarcher(speaker)
+open_raymarcher = lambda speaker, threads: quick_server.PlateRaymarcher(speaker)
 """
 
 
@@ -62,7 +64,7 @@ class QuickServer:
             log: where its output goes.
             speakers: a folder of bundles, `Tiny` among them.
             flags: further ones.
-            prepare: Python that changes `app`, `file_run` and others before they are used.
+            prepare: Python that changes `app` and others before they are used, and names `open_raymarcher`.
             environment: variables on top.
         """
         self._log = log

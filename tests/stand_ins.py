@@ -64,14 +64,21 @@ def speech_like(seconds: float, rate_hz: int = 16000, *, seed: int = 0) -> np.nd
     return np.round(sound * 32767).astype(np.int16)
 
 
+def open_raymarcher(speaker, *, threads):
+    """Opens the stand-in for whoever is to be drawn."""
+    return StandInRaymarcher()
+
+
 PROGRAM = """
 import sys
 sys.path[:0] = {path!r}
 import stand_ins
-from streaming import cli, file_run, gpu_rendering
-gpu_rendering.find_cuda_device = lambda: None
+from streaming import cli
+from streaming.pipeline import gpu_renderer
+gpu_renderer.find_cuda_device = lambda: None
+open_raymarcher = None
 {prepare}
-sys.exit(cli.main(sys.argv[1:]))
+sys.exit(cli.main(sys.argv[1:], open_raymarcher=open_raymarcher))
 """
 
 
@@ -81,4 +88,4 @@ def program(prepare: str) -> list[str]:
     return [sys.executable, "-c", PROGRAM.format(path=[str(tests), str(tests.parent)], prepare=prepare)]
 
 
-QUICK = "file_run.open_raymarcher = lambda speaker, threads: stand_ins.StandInRaymarcher()"
+QUICK = "open_raymarcher = stand_ins.open_raymarcher"

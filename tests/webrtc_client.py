@@ -14,11 +14,11 @@ from aiortc.rtcconfiguration import RTCConfiguration
 from aiortc_client import ToneTrack
 from on_loop import until
 
-from streaming.clock import SystemClock
-from streaming.ice import IceConnection, replace_connection
-from streaming.media_schedule import MediaSchedule
-from streaming.offer import Offer
-from streaming.peer import Peer, PeerSettings
+from streaming.pipeline.clock import SystemClock
+from streaming.webrtc.ice import IceConnection, replace_connection
+from streaming.webrtc.media_schedule import MediaSchedule
+from streaming.webrtc.peer import Peer, PeerSettings
+from streaming.webrtc.sdp_offer import Offer
 
 BLOCK_SAMPLES, SOUND_RATE_HZ = 960, 48_000
 PICTURE_PX = 128

@@ -22,7 +22,7 @@ class Slow(quick_server.PlateRaymarcher):
                 time.sleep({DELAY_S})
         return super().render(region_px=region_px, **given)
 
-file_run.open_raymarcher = lambda speaker, threads: Slow(speaker)
+open_raymarcher = lambda speaker, threads: Slow(speaker)
 """
 
 

@@ -19,7 +19,7 @@ from export.bundle import write_bundle
 LIMIT = (
     OWN_PLATES
     + """
-from streaming import engine
+from streaming.pipeline import onnx_engine as engine
 engine.MAX_FIRST_RUN_S = {limit_s}
 run = engine.OnnxEngine.run
 def told(self, inputs):

@@ -15,17 +15,17 @@ from stand_in_gpu import StandInRenderer
 
 from cuda_kernels.cuda_module import CudaError
 from models.speaker import load_speaker
-from streaming.admission import Admission
-from streaming.gpu_rendering import GpuRaymarcher, GpuRenderer
-from streaming.metrics import Metrics
-from streaming.networks import open_networks
-from streaming.offer import Offer
-from streaming.peer import PeerSettings
-from streaming.render_size import FrameCost
-from streaming.server import on_loop_when_lost
-from streaming.session import SessionSettings
-from streaming.sessions import Sessions
-from streaming.speaker_host import SpeakerHost
+from streaming.pipeline.gpu_renderer import GpuRaymarcher, GpuRenderer
+from streaming.pipeline.loaded_speaker import LoadedSpeaker
+from streaming.pipeline.networks import open_networks
+from streaming.pipeline.render_size import FrameCost
+from streaming.server.server import on_loop_when_lost
+from streaming.session.admission import Admission
+from streaming.session.metrics import Metrics
+from streaming.session.registry import Sessions
+from streaming.session.session import SessionSettings
+from streaming.webrtc.peer import PeerSettings
+from streaming.webrtc.sdp_offer import Offer
 
 LOST = "cuStreamSynchronize: expected success, got CUDA_ERROR_ILLEGAL_ADDRESS"
 
@@ -50,7 +50,7 @@ class Setup:
         self.gpu.start()
 
         def host(raymarcher, *sizes_px):
-            return SpeakerHost(
+            return LoadedSpeaker(
                 speaker=speaker,
                 networks=networks,
                 raymarcher=raymarcher,
@@ -147,8 +147,8 @@ async def test_without_a_cpu_that_draws_sessions_end_with_a_word(setup):
 
 @on_loop
 async def test_a_gpu_that_hangs_does_not_hold_up_the_end_of_the_server(setup, monkeypatch):
-    monkeypatch.setattr("streaming.gpu_rendering._JOIN_S", 0.05)
-    monkeypatch.setattr("streaming.pipeline._JOIN_S", 5.0)
+    monkeypatch.setattr("streaming.pipeline.gpu_renderer._JOIN_S", 0.05)
+    monkeypatch.setattr("streaming.pipeline.pipeline._JOIN_S", 5.0)
     it = setup(hang_s=0.5)
     on_loop_when_lost(it.gpu, it.sessions)
     peer, session = await it.connect()
@@ -173,8 +173,8 @@ FAILING_GPU = """
 from cuda_kernels import cuda_raymarcher
 from cuda_kernels.cuda_module import CudaError
 from stand_in_gpu import StandInRenderer
-from streaming import gpu_rendering
-from streaming.cuda_device import CudaDevice
+from streaming.pipeline import gpu_renderer as gpu_rendering
+from streaming.pipeline.cuda_device import CudaDevice
 def submit(requests, renderer=StandInRenderer(condition_size={condition_size})):
     if len(renderer.batches) >= 80:
         raise CudaError("cuLaunchKernel: expected success, got CUDA_ERROR_LAUNCH_FAILED")

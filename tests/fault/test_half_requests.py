@@ -16,7 +16,7 @@ FEW_DESCRIPTORS = f"""
 {OWN_PLATES}
 import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
-from streaming import http_protocol
+from streaming.server import http_protocol
 http_protocol.MAX_HEAD_S = 2.0
 http_protocol.MAX_LINGER_S = 0.5
 """

@@ -6,7 +6,7 @@ from aiortc.jitterbuffer import JitterBuffer as AiortcJitterBuffer
 from aiortc.rtp import RtpPacket
 from packet_patterns import TICK_S, jittered, lossy, packets, play, stalled, without
 
-from streaming.microphone import MicrophoneStream
+from streaming.webrtc.neteq import MicrophoneStream
 
 SECONDS = 8.0
 START_S = 10.0

@@ -25,15 +25,15 @@ from stand_ins import StandInRaymarcher
 from webrtc_client import use_loopback
 
 from models.speaker import load_speaker
-from streaming.jitter_buffer import unwrap
-from streaming.metrics import Metrics
-from streaming.networks import open_networks
-from streaming.offer import Offer
-from streaming.peer import PeerSettings
-from streaming.render_size import FrameCost
-from streaming.session import Session, SessionSettings
-from streaming.speaker_host import SpeakerHost
-from streaming.video_encoder import CODECS
+from streaming.pipeline.loaded_speaker import LoadedSpeaker
+from streaming.pipeline.networks import open_networks
+from streaming.pipeline.render_size import FrameCost
+from streaming.session.metrics import Metrics
+from streaming.session.session import Session, SessionSettings
+from streaming.webrtc.jitter_buffer import unwrap
+from streaming.webrtc.peer import PeerSettings
+from streaming.webrtc.sdp_offer import Offer
+from streaming.webrtc.video_encoder import CODECS
 
 H264, VP8 = CODECS
 JITTER_S = 0.030
@@ -256,7 +256,7 @@ class Call:
 def host(tmp_path_factory):
     folder = write_tiny_bundle(tmp_path_factory.mktemp("speakers") / "Tiny", image_size_px=IMAGE_PX)
     speaker = load_speaker(folder)
-    return SpeakerHost(
+    return LoadedSpeaker(
         speaker=speaker,
         networks=open_networks(speaker),
         raymarcher=StandInRaymarcher(),

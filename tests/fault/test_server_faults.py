@@ -36,7 +36,6 @@ def open_raymarcher(speaker, threads):
         print("opening Other", flush=True)
         time.sleep(60)
     return quick_server.PlateRaymarcher(speaker)
-file_run.open_raymarcher = open_raymarcher
 """
 # Nothing opens at all.
 SLOW_TINY = """
@@ -44,7 +43,6 @@ import time
 def open_raymarcher(speaker, threads):
     print("opening Tiny", flush=True)
     time.sleep(60)
-file_run.open_raymarcher = open_raymarcher
 """
 # Says of each file that it opens for writing.
 TELLS_WRITES = f"""

@@ -13,16 +13,16 @@ from bundle_factory import write_tiny_bundle
 from on_loop import on_loop, until
 
 from models.speaker import FoundSpeaker, load_speaker
-from streaming.admission import Admission
-from streaming.metrics import Metrics
-from streaming.networks import open_networks
-from streaming.offer import Offer
-from streaming.peer import PeerSettings
-from streaming.render_size import FrameCost
-from streaming.session import SessionSettings
-from streaming.sessions import Sessions
-from streaming.speaker_host import SpeakerHost
-from streaming.speaker_list import SpeakerList
+from streaming.pipeline.loaded_speaker import LoadedSpeaker
+from streaming.pipeline.networks import open_networks
+from streaming.pipeline.render_size import FrameCost
+from streaming.session.admission import Admission
+from streaming.session.metrics import Metrics
+from streaming.session.registry import Sessions
+from streaming.session.session import SessionSettings
+from streaming.session.speaker_list import SpeakerList
+from streaming.webrtc.peer import PeerSettings
+from streaming.webrtc.sdp_offer import Offer
 
 
 class SlowRaymarcher(stand_ins.StandInRaymarcher):
@@ -54,7 +54,7 @@ class Setup:
         self.peers = []
 
         def host(raymarcher):
-            return SpeakerHost(
+            return LoadedSpeaker(
                 speaker=speaker,
                 networks=networks,
                 raymarcher=raymarcher,
@@ -173,7 +173,7 @@ async def test_a_stage_that_fails_ends_its_session_and_no_other(setup, caplog):
 
 @on_loop
 async def test_a_frame_that_never_ends_holds_its_session_but_not_the_others(setup, monkeypatch):
-    monkeypatch.setattr("streaming.pipeline._JOIN_S", 0.3)
+    monkeypatch.setattr("streaming.pipeline.pipeline._JOIN_S", 0.3)
     async with setup() as it:
         peer, session = await it.connect()
         await comes(peer, pictures=3)

@@ -15,10 +15,13 @@ import pytest
 import stand_ins
 
 from models.speaker import load_speaker
-from streaming import cli, file_run, gpu_rendering
-from streaming.audio_file import AudioFile
+from streaming import cli
+from streaming.files import run as file_run
+from streaming.files.audio_file import AudioFile
+from streaming.files.video_writer import VideoOutput
+from streaming.pipeline import gpu_renderer as gpu_rendering
+from streaming.pipeline.renderers import make_renderer
 from streaming.settings import options, variable
-from streaming.video_output import VideoOutput
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +35,15 @@ def speakers(tmp_path_factory):
 @pytest.fixture
 def run(monkeypatch, speakers, tmp_path, capsys):
     """Runs the program on a recording in this process; returns exit code, stdout, stderr."""
-    monkeypatch.setattr(file_run, "open_raymarcher", lambda speaker, threads: stand_ins.StandInRaymarcher())
     monkeypatch.setattr(gpu_rendering, "find_cuda_device", lambda: None)
     for name in options():
         monkeypatch.delenv(variable(name), raising=False)
 
     def run_it(recording, output=None):
-        code = cli.main(arguments(speakers, recording, output or tmp_path / "out.mp4"))
+        code = cli.main(
+            arguments(speakers, recording, output or tmp_path / "out.mp4"),
+            open_raymarcher=stand_ins.open_raymarcher,
+        )
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
@@ -203,7 +208,7 @@ class Noisy(stand_ins.StandInRaymarcher):
         self.drawn += 1
         noise = np.random.default_rng(self.drawn)
         return noise.integers(0, 255, (y1 - y0, x1 - x0, 3), np.uint8)
-file_run.open_raymarcher = lambda speaker, threads: Noisy()
+open_raymarcher = lambda speaker, threads: Noisy()
 """
 
 
@@ -226,7 +231,7 @@ def test_a_full_disk(speakers, tmp_path, limit_bytes):
 
 
 def test_a_full_disk_under_the_landmarks(run, speakers, tmp_path, capsys, monkeypatch):
-    from streaming import landmark_output
+    from streaming.files import landmark_writer as landmark_output
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -250,7 +255,7 @@ class Slow(stand_ins.StandInRaymarcher):
     def render(self, **given):
         threading.Event().wait(0.02)
         return super().render(**given)
-file_run.open_raymarcher = lambda speaker, threads: Slow()
+open_raymarcher = lambda speaker, threads: Slow()
 """
 
 AT_START = """
@@ -259,7 +264,7 @@ class Warming(stand_ins.StandInRaymarcher):
     def warm_up(self):
         os.kill(os.getpid(), signal.SIGTERM)
         return 0.0
-file_run.open_raymarcher = lambda speaker, threads: Warming()
+open_raymarcher = lambda speaker, threads: Warming()
 """
 
 
@@ -328,7 +333,7 @@ def test_memory_stays_flat_over_a_long_recording(speakers, tmp_path):
     )
     speaker = load_speaker(speakers / "Tiny")
     audio = AudioFile(recording)
-    renderer = file_run.make_renderer(speaker, _FlatRaymarcher(), 96)
+    renderer = make_renderer(speaker, _FlatRaymarcher(), 96)
     video = VideoOutput(tmp_path / "out.mp4", size_px=128, sound=audio.sound_format, crf=40)
     process = psutil.Process()
     resident = {}

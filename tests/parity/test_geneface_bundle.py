@@ -22,9 +22,9 @@ from export.offline_motion import OfflineMotion
 from export.restricted_pickle import GenefaceFileError
 from export.verification import verify_bundle
 from models.speaker import load_speaker
-from streaming.file_run import make_renderer, open_raymarcher
-from streaming.networks import open_networks
-from streaming.pipeline import Pipeline
+from streaming.pipeline.networks import open_networks
+from streaming.pipeline.pipeline import Pipeline
+from streaming.pipeline.renderers import make_renderer, open_cpu_raymarcher
 
 SECONDS = 3
 
@@ -91,7 +91,7 @@ def test_the_head_s_path_is_the_video_s_in_decimetres_there_and_back(speaker, so
 
 
 def test_it_streams_through_the_pipeline(speaker, speech):
-    raymarcher = open_raymarcher(speaker, threads=1)
+    raymarcher = open_cpu_raymarcher(speaker, threads=1)
     try:
         renderer = make_renderer(speaker, raymarcher, speaker.image_size_px)
         pipeline = Pipeline(speaker, renderer, networks=open_networks(speaker))

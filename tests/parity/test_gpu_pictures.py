@@ -16,10 +16,10 @@ from cuda_kernels.cpu_raymarcher import CpuRaymarcher, rgb_to_i420
 from cuda_kernels.cuda_raymarcher import FrameRequest
 from models import speaker as speaker_module
 from models.speaker import find_speaker, load_speaker
-from streaming.engine import OnnxEngine
 from streaming.errors import GpuLostError
-from streaming.gpu_rendering import MOST_FRAMES, GpuRaymarcher, open_gpu
-from streaming.networks import network_specs
+from streaming.pipeline.gpu_renderer import MOST_FRAMES, GpuRaymarcher, open_gpu
+from streaming.pipeline.networks import network_specs
+from streaming.pipeline.onnx_engine import OnnxEngine
 
 PSNR_DB = 45.0  # what the project asks of any kernel
 SESSIONS, FRAMES = 8, 12

@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 
 from models.landmark_filter import EYES, MOUTH, POINTS
-from streaming.landmark_video import SIZE_PX, LandmarkDrawing, landmark_px
+from streaming.files.landmark_video import SIZE_PX, LandmarkDrawing, landmark_px
 
 
 def test_points_lie_where_the_reference_draws_them(shared_fixtures):

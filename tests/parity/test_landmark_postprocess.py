@@ -1,7 +1,7 @@
 import numpy as np
 
 from models.landmark_filter import LandmarkFilter
-from streaming.landmarks import FrameWindows
+from streaming.pipeline.landmarks import FrameWindows
 
 
 def test_landmarks_become_the_reference_windows(shared_fixtures):

@@ -12,12 +12,13 @@ from stand_ins import StandInRaymarcher, write_wav
 
 from export.performance import rotation_vectors
 from models.speaker import load_speaker, packaged_speakers_dir
-from streaming import cli, file_run
-from streaming.audio_file import AudioFile
-from streaming.landmarks import BlinkSchedule
-from streaming.networks import open_networks
-from streaming.pipeline import Pipeline
-from streaming.renderer import FrameRenderer
+from streaming import cli
+from streaming.files.audio_file import AudioFile
+from streaming.pipeline.frame_renderer import FrameRenderer
+from streaming.pipeline.landmarks import BlinkSchedule
+from streaming.pipeline.networks import open_networks
+from streaming.pipeline.pipeline import Pipeline
+from streaming.pipeline.renderers import make_renderer, open_cpu_raymarcher
 from streaming.settings import StreamSettings
 
 HELLO = Path(__file__).resolve().parents[2] / "examples" / "hello.wav"
@@ -55,7 +56,7 @@ def landmarks_of(may, networks):
 
 @pytest.fixture(scope="module")
 def raymarcher(may):
-    return file_run.open_raymarcher(may, threads=2)
+    return open_cpu_raymarcher(may, threads=2)
 
 
 def cheap_renderer():
@@ -131,7 +132,7 @@ def test_no_picture_shows_sound_later_than_four_frames_after_it(may, networks, r
 
 
 def size_96(may, raymarcher):
-    return file_run.make_renderer(may, raymarcher, 96)
+    return make_renderer(may, raymarcher, 96)
 
 
 def test_a_frame_is_given_out_as_soon_as_its_look_ahead_is_heard(may, networks, landmarks_of, hello):

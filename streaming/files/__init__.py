@@ -1,0 +1,1 @@
+"""A recording in, a video or its landmarks out."""

@@ -1,0 +1,250 @@
+"""The finished video: H.264 and AAC in one file that appears under its name only when it is whole."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import socket
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import av
+import av.error
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InputError
+from ..pipeline.clock import FRAME_RATE_HZ
+from ..pipeline.frame_cost import X264_PRESET
+from ..pipeline.i420 import BT601, LIMITED_RANGE, video_frame
+from .audio_file import SoundFormat
+
+F32 = npt.NDArray[np.float32]
+U8 = npt.NDArray[np.uint8]
+
+CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
+_HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:40] or "host"
+_PART = re.compile(r"\..*\.([A-Za-z0-9-]{1,40})-(\d{1,10})\.part(?:\.\w+)?")
+_ABANDONED_S = 86_400.0
+
+
+def check_writable(path: Path, flag: str) -> None:
+    """Refuses a path that no file can be written to, before any work is done for it.
+
+    Raises:
+        InputError: it is a folder, or its folder does not exist or may not be written.
+    """
+    folder = path.parent
+    if path.is_dir():
+        raise InputError(f"{path}: expected a file's name for {flag}, got a folder; add a name to it")
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; create it, or give {flag} another place")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{folder}: may not be written to; give {flag} another place")
+    sweep_abandoned(folder)
+
+
+def temporary_path(path: Path) -> Path:
+    """Returns a name beside `path` for what is not whole yet."""
+    return path.with_name(f".{path.stem}.{_HOST}-{os.getpid()}.part{path.suffix}")
+
+
+def sweep_abandoned(folder: Path) -> None:
+    """Removes what runs left that were killed: not whole files of this host's ended processes.
+
+    Another host's, on a shared disk, are removed once nobody has written to them for a day.
+    """
+    with contextlib.suppress(OSError):
+        for file in folder.glob(".*.part*"):
+            found = _PART.fullmatch(file.name)
+            if found is None:
+                continue
+            with contextlib.suppress(OSError):
+                host, process = found.groups()
+                idle_s = time.time() - file.stat().st_mtime
+                if (host == _HOST and not _is_running(int(process))) or idle_s > _ABANDONED_S:
+                    file.unlink()
+
+
+def _is_running(process: int) -> bool:
+    if sys.platform == "win32":  # there, a file that is open cannot be removed
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def writing_errors(path: Path) -> Iterator[None]:
+    """Turns what goes wrong while `path` is written into one line that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        reason = "the disk is full" if full else (error.strerror or type(error).__name__).lower()
+        way_out = "free some space or write elsewhere" if full else "write elsewhere"
+        raise InputError(
+            f"{path}: could not be written: {reason}; nothing was left there, {way_out}"
+        ) from None
+
+
+class VideoOutput:
+    """One video file. Use as a context: leaving it without `commit` leaves nothing on disk."""
+
+    def __init__(
+        self, path: Path, *, size_px: int, sound: SoundFormat, crf: int, flag: str = "--output"
+    ) -> None:
+        """Checks the name; nothing is written before the context is entered.
+
+        Args:
+            path: the video's name.
+            size_px: side of its pictures.
+            sound: what is written beside them.
+            crf: quality, 0 (best) to 51 (worst).
+            flag: what named the video; errors say it.
+
+        Raises:
+            InputError: an unknown ending, or a place that cannot be written to.
+        """
+        container = CONTAINERS.get(path.suffix.lower())
+        if container is None:
+            raise InputError(
+                f"{path}: expected a name ending in {', '.join(CONTAINERS)} for {flag}, "
+                f"got {path.suffix or 'no ending'}; call it talking.mp4"
+            )
+        if size_px % 2:
+            raise InputError(f"speaker: expected pictures of an even size for H.264, got {size_px} px")
+        check_writable(path, flag)
+        self.path = path
+        self._part = temporary_path(path)
+        self._container_name = container
+        self.size_px = size_px
+        self._sound_format = sound
+        self._crf = crf
+        self._container: av.container.OutputContainer | None = None
+        self._pictures = 0
+        self._samples = 0
+
+    @property
+    def pictures(self) -> int:
+        """Pictures written so far."""
+        return self._pictures
+
+    @property
+    def picture_s(self) -> float:
+        """Where the pictures end."""
+        return self._pictures / FRAME_RATE_HZ
+
+    @property
+    def sound_s(self) -> float:
+        """Where the sound ends."""
+        return self._samples / self._sound_format.rate_hz
+
+    def __enter__(self) -> VideoOutput:
+        """Opens the temporary file."""
+        with writing_errors(self.path):
+            options = {"movflags": "+faststart"} if self._container_name != "matroska" else {}
+            self._container = av.open(f"file:{self._part}", "w", format=self._container_name, options=options)
+            video = self._container.add_stream(
+                "libx264", rate=FRAME_RATE_HZ, options={"preset": X264_PRESET, "crf": str(self._crf)}
+            )
+            video.width = video.height = self.size_px
+            video.pix_fmt = "yuv420p"
+            video.time_base = Fraction(1, FRAME_RATE_HZ)
+            context = video.codec_context
+            context.thread_count = 1  # the raymarcher has the cores
+            context.color_range = LIMITED_RANGE
+            context.colorspace = context.color_primaries = context.color_trc = BT601
+            self._video = video
+            self._audio = self._container.add_stream(
+                "aac", rate=self._sound_format.rate_hz, layout=self._sound_format.layout
+            )
+            self._audio.bit_rate = 64_000 * self._sound_format.channels
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Removes what was not committed."""
+        self.discard()
+
+    def write_picture(self, picture: U8) -> None:
+        """Adds one frame (size * 3 / 2, size) uint8 I420, BT.601, limited range."""
+        frame = video_frame(picture, self._pictures)
+        self._pictures += 1
+        with writing_errors(self.path):
+            self._mux(self._video.encode(frame))
+
+    def write_sound(self, block: F32) -> None:
+        """Adds sound (channels, n) float32; the first sample sounds with the first frame."""
+        frame = av.AudioFrame.from_ndarray(
+            np.ascontiguousarray(block), format="fltp", layout=self._sound_format.layout
+        )
+        frame.sample_rate = self._sound_format.rate_hz
+        frame.pts = self._samples
+        frame.time_base = Fraction(1, self._sound_format.rate_hz)
+        self._samples += block.shape[1]
+        with writing_errors(self.path):
+            self._mux(self._audio.encode(frame))
+
+    def write_sound_until(self, until_s: float, sound: Iterator[F32]) -> None:
+        """Adds blocks of `sound` until it reaches `until_s` or ends."""
+        while self.sound_s < until_s:
+            block = next(sound, None)
+            if block is None:
+                return
+            self.write_sound(block)
+
+    def commit(self) -> int:
+        """Completes and publishes the file; returns its size in bytes."""
+        size_bytes = self.complete()
+        self.publish()
+        return size_bytes
+
+    def complete(self) -> int:
+        """Ends the file, still under its temporary name, and returns its size in bytes.
+
+        Raises:
+            InputError: nothing was drawn, or the file cannot be written.
+        """
+        assert self._container is not None
+        if not self._pictures:
+            raise InputError(f"{self.path}: expected sound for a picture at least, got none; record it again")
+        with writing_errors(self.path):
+            self._mux(self._video.encode(None))
+            self._mux(self._audio.encode(None))
+            container, self._container = self._container, None
+            container.close()
+            with self._part.open("rb+") as file:
+                os.fsync(file.fileno())  # some file systems say only now that there is no room
+            return self._part.stat().st_size
+
+    def publish(self) -> None:
+        """Gives the complete file its name."""
+        with writing_errors(self.path):
+            self._part.replace(self.path)
+
+    def discard(self) -> None:
+        """Closes and removes what is not committed; does nothing a second time."""
+        container, self._container = self._container, None
+        if container is not None:
+            with contextlib.suppress(av.error.FFmpegError, OSError, ValueError):
+                container.close()
+        with contextlib.suppress(OSError):
+            self._part.unlink(missing_ok=True)
+
+    def _mux(self, packets: Iterable[av.Packet[Any]]) -> None:
+        assert self._container is not None
+        for packet in packets:
+            self._container.mux(packet)

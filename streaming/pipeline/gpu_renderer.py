@@ -1,0 +1,574 @@
+"""Frames of all sessions drawn on one GPU: what is asked for while it draws is the next launch.
+
+A session's render thread asks and waits. One thread of this process gathers what was asked for and submits
+it, so that the GPU has its next launch before it ends the one at hand; another collects the launches and
+hands each who asked its picture. A GPU that fails, or gives nothing in time, is lost for good: whoever asks
+is told.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import GpuLostError, InputError, Stopped
+from .clock import MonotonicClock, SystemClock
+from .cuda_device import find_cuda_device
+
+if TYPE_CHECKING:
+    from cuda_kernels.cuda_raymarcher import CudaScene, FrameRequest, Launch
+    from cuda_kernels.scene import Scene
+
+    from .onnx_engine import DeviceName
+
+F32 = npt.NDArray[np.float32]
+U8 = npt.NDArray[np.uint8]
+
+log = logging.getLogger(__name__)
+
+GATHER_S = 0.001  # that the first frame of a launch waits for others where the GPU draws nothing
+LEAD_S = 0.001  # that a launch is submitted before the GPU is expected to end the one at hand
+MOST_FLYING = 2  # launches: one that the GPU draws, and one behind it
+RECENT_S = 0.1  # who asked within the last two frames is waited for
+MOST_FRAMES = 32  # of a launch: more would make the first ones wait, and gain nothing
+HANG_S = 2.0  # a launch takes milliseconds; a GPU that is silent for so long will not answer
+_JOIN_S = 0.5
+_MEASURED_FRAMES, _MEASUREMENTS = 2 * MOST_FRAMES, 3  # two full launches, one behind the other
+_NEWEST = 0.25  # weight of the newest launch in what a frame is expected to take
+_WARM_UP_PX = 32
+
+
+class BatchRenderer(Protocol):
+    """Draws frames of the scenes that were loaded: a `cuda_kernels.cuda_raymarcher.CudaRenderer`."""
+
+    kernel_ms: float
+
+    def load(self, scene: Scene) -> CudaScene:
+        """Returns the scene, ready to be drawn."""
+
+    def unload(self, scene: CudaScene) -> None:
+        """Gives back what the scene takes up."""
+
+    def submit(self, requests: Sequence[FrameRequest]) -> Launch:
+        """Returns a launch that draws the requests."""
+
+    def collect(self, launch: Launch) -> list[U8]:
+        """Returns a launch's pictures, in the order of its requests; they are to be copied and let go."""
+
+    def close(self) -> None:
+        """Gives everything back."""
+
+
+class Gathering:
+    """Decides when the frames that were asked for are submitted. Time is the caller's, one thread at a time.
+
+    Where the GPU draws nothing, the first frame waits a moment for others. Where it draws, frames gather
+    until shortly before it is expected to end; a launch behind the one at hand keeps it busy. Behind that,
+    all wait.
+    """
+
+    def __init__(
+        self,
+        *,
+        gather_s: float = GATHER_S,
+        most_frames: int = MOST_FRAMES,
+        lead_s: float = LEAD_S,
+        most_flying: int = MOST_FLYING,
+    ) -> None:
+        """Knows nobody yet.
+
+        Args:
+            gather_s: that a frame waits for others where the GPU draws nothing, at most.
+            most_frames: so many are not waited beyond.
+            lead_s: that a launch is submitted before the one at hand is expected to end.
+            most_flying: launches that are submitted and not collected.
+        """
+        self.most_frames = most_frames
+        self._gather_s, self._lead_s, self._most_flying = gather_s, lead_s, most_flying
+        self._asked_s: dict[int, float] = {}  # when each asker asked last
+        self._frame_s = 0.0  # of the GPU, as the last launches took
+        self._flying: deque[tuple[int, float]] = deque()  # of launches: frames, and when they are expected
+        self._heeded: float = 1  # from so many waiting on, who asks may change what was decided
+
+    def asked(self, asker: int, *, now_s: float) -> None:
+        """Takes that someone asked for a frame."""
+        self._asked_s[asker] = now_s
+
+    def submitted(self, frames: int, *, now_s: float) -> None:
+        """Takes that a launch of so many frames is behind those under way."""
+        starts_s = max(self._flying[-1][1], now_s) if self._flying else now_s
+        self._flying.append((frames, starts_s + frames * self._frame_s))
+
+    def collected(self, kernel_ms: float, *, now_s: float) -> None:
+        """Takes that the oldest launch has ended, and what its kernels took."""
+        frames, _ = self._flying.popleft()
+        if kernel_ms > 0:  # else it failed
+            frame_s = kernel_ms / 1000 / frames
+            known = self._frame_s > 0
+            self._frame_s = _NEWEST * frame_s + (1 - _NEWEST) * self._frame_s if known else frame_s
+        ends_s = now_s
+        for place, (others, _) in enumerate(self._flying):
+            ends_s += others * self._frame_s
+            self._flying[place] = (others, ends_s)
+
+    def heeds(self, waiting: int) -> bool:
+        """Returns whether `wait_s` may say something else now that so many frames wait."""
+        return waiting >= self._heeded
+
+    def wait_s(self, waiting: Sequence[tuple[int, float]], *, now_s: float) -> float | None:
+        """Returns how long to wait for others; 0: submit now. None: nothing is to be submitted for now.
+
+        Args:
+            waiting: who asked and when, oldest first.
+            now_s: the time.
+        """
+        if len(self._flying) >= self._most_flying:
+            self._heeded = math.inf
+            return None
+        if not waiting:
+            self._heeded = 1
+            return None
+        self._asked_s = {who: at_s for who, at_s in self._asked_s.items() if now_s - at_s <= RECENT_S}
+        self._heeded = min(self.most_frames, len(self._asked_s))
+        if len(waiting) >= self.most_frames or self._asked_s.keys() <= {who for who, _ in waiting}:
+            return 0.0
+        until_s = self._flying[0][1] - self._lead_s if self._flying else waiting[0][1] + self._gather_s
+        return max(until_s - now_s, 0.0)
+
+
+class _Wanted:
+    """A frame that was asked for."""
+
+    def __init__(self, request: FrameRequest, asker: int, asked_s: float) -> None:
+        self.request, self.asker, self.asked_s = request, asker, asked_s
+        self.picture: U8 | None = None
+        self.failure: Callable[[], Exception] | None = None  # each who waits raises one of its own
+        self._settled = False
+        self._unsettled = threading.Lock()  # cheaper than an Event, of which each frame would need a new one
+        self._unsettled.acquire()
+
+    def settle(self, *, picture: U8 | None = None, failure: Callable[[], Exception] | None = None) -> None:
+        """Lets who waits go on; only the first time counts. Not for two threads at once."""
+        if not self._settled:
+            self._settled, self.picture, self.failure = True, picture, failure
+            self._unsettled.release()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Returns whether it is settled, after at most so long; for one thread, until it is."""
+        return self._unsettled.acquire(timeout=timeout_s)
+
+    def take(self) -> U8:
+        """Returns a copy of the picture, in the request's `out` if it has one; the other is let go."""
+        drawn, self.picture = self.picture, None
+        assert drawn is not None  # settled without a failure
+        out = self.request.out if self.request.out is not None else np.empty(drawn.shape, np.uint8)
+        np.copyto(out, drawn)
+        return out
+
+
+class GpuRenderer:
+    """What draws on the GPU for everyone in this process; every thread may ask."""
+
+    def __init__(
+        self,
+        renderer: BatchRenderer,
+        *,
+        name: str,
+        observe: Callable[[int, float], None] = lambda frames, kernel_ms: None,
+        gathering: Gathering | None = None,
+        hang_s: float = HANG_S,
+        clock: MonotonicClock | None = None,
+    ) -> None:
+        """Takes what draws, which is closed with it; `start` starts the threads.
+
+        Args:
+            renderer: draws.
+            name: of the GPU.
+            observe: told, from a thread, of each launch's frames and what its kernels took.
+            gathering: decides what is drawn together.
+            hang_s: a frame that takes longer means that the GPU is lost.
+            clock: tells when frames are asked for.
+        """
+        self.name = name
+        self._renderer = renderer
+        self._observe = observe
+        self._gathering = gathering or Gathering()
+        self._hang_s = hang_s
+        self._clock = clock or SystemClock()
+        self._lock = threading.Lock()  # guards all below
+        self._asked = threading.Condition(self._lock)  # also: a launch has landed, it is over
+        self._submitted = threading.Condition(self._lock)  # also: nothing more will be
+        self._waiting: deque[_Wanted] = deque()
+        self._submitting: list[_Wanted] = []
+        self._flying: deque[tuple[list[_Wanted], Launch]] = deque()
+        self._lost = ""
+        self._on_lost: Callable[[str], None] | None = None
+        self._closed = False
+        self._submits = True
+        self._threads: list[threading.Thread] = []
+
+    @property
+    def lost(self) -> str:
+        """Why it draws no more; empty while it does."""
+        return self._lost
+
+    def start(self) -> None:
+        """Starts the threads that submit and collect."""
+        if self._threads or self._closed:
+            raise RuntimeError("GPU renderer: started twice, or after it was closed")
+        self._threads = [
+            threading.Thread(target=run, name=name, daemon=True)
+            for run, name in ((self._submit_all, "geneface-gpu"), (self._collect_all, "geneface-gpu-collect"))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def join(self, timeout_s: float) -> bool:
+        """Returns whether the threads have ended, after at most so long; once lost or closed they do."""
+        until_s = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(until_s - time.monotonic(), 0.0))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def when_lost(self, call: Callable[[str], None]) -> None:
+        """Calls back once with the reason when it is lost, from any thread; at once if it is already."""
+        with self._lock:
+            self._on_lost = call
+            reason = self._lost
+        if reason:
+            call(reason)
+
+    def load(self, scene: Scene) -> CudaScene:
+        """Returns a scene, ready to be drawn.
+
+        Raises:
+            SceneError: the kernels are not built for such a scene.
+            CudaUnavailableError: there is no kernel for this GPU.
+            CudaError: it has no room.
+            GpuLostError: it draws no more.
+        """
+        if self._lost:
+            raise GpuLostError(self._lost)
+        return self._renderer.load(scene)
+
+    def unload(self, scene: CudaScene) -> None:
+        """Gives back what a scene takes up; of a lost GPU that is done already, or cannot be."""
+        from cuda_kernels.cuda_module import CudaError
+
+        if not self._lost:
+            try:
+                self._renderer.unload(scene)
+            except CudaError as error:
+                self._lose(str(error))
+
+    def draw(self, requests: Sequence[FrameRequest]) -> list[U8]:
+        """Returns the pictures, in order; they are asked for at once and may share a launch.
+
+        Raises:
+            RenderInputError: a request that cannot be drawn; nothing is drawn then.
+            GpuLostError: the GPU draws no more, or has given nothing for `hang_s`.
+            Stopped: it was closed.
+        """
+        for request in requests:
+            request.check()  # here: a launch is not to fail for one of many
+        asker, now_s = threading.get_ident(), self._clock.now_s()
+        wanted = [_Wanted(request, asker, now_s) for request in requests]
+        with self._lock:
+            if self._lost:
+                raise GpuLostError(self._lost)
+            if self._closed:
+                raise Stopped("the GPU renderer was closed")
+            if not self._threads:
+                raise RuntimeError("GPU renderer: asked to draw before it was started")
+            self._gathering.asked(asker, now_s=now_s)
+            self._waiting.extend(wanted)
+            if self._gathering.heeds(len(self._waiting)):
+                self._asked.notify()
+        pictures = []
+        for one in wanted:
+            if not one.wait(self._hang_s):
+                self._lose(f"it gave no picture within {self._hang_s:g} s")
+            if one.failure is not None:
+                raise one.failure()
+            pictures.append(one.take())
+        return pictures
+
+    def close(self) -> None:
+        """Ends the threads, and what draws with them; who waits hears `Stopped`.
+
+        What the GPU has is handed out before. A GPU that hangs is left behind after half a second. A second
+        time, or unstarted, it is safe.
+        """
+        with self._lock:
+            first, self._closed = not self._closed, True
+            self._fail(self._waiting, lambda: Stopped("the GPU renderer was closed"))
+            self._waiting.clear()
+            self._asked.notify_all()
+        if not first:
+            return
+        if not self._threads:
+            self._release()
+            return
+        if not self.join(_JOIN_S):
+            log.error("%s did not end within %.1f s and is left behind", self.name, _JOIN_S)
+            with self._lock:
+                self._fail(self._drawing(), lambda: Stopped("the GPU renderer was closed"))
+
+    def _drawing(self) -> list[_Wanted]:
+        """Returns the frames that the GPU has, or is about to."""
+        return [*(wanted for batch, _ in self._flying for wanted in batch), *self._submitting]
+
+    # The threads' side --------------------------------------------------------------------------------
+
+    def _submit_all(self) -> None:
+        try:
+            while batch := self._gather():
+                self._submit(batch)
+        except BaseException:  # a thread's outermost frame
+            log.exception("the thread that draws on the GPU failed")
+            self._lose("its thread failed, the log says why")
+        finally:
+            with self._lock:
+                self._submits = False
+                self._submitted.notify_all()
+
+    def _gather(self) -> list[_Wanted]:
+        """Returns what is submitted next, oldest first; nothing once it is over."""
+        with self._lock:
+            while not self._closed and not self._lost:
+                waiting = [(wanted.asker, wanted.asked_s) for wanted in self._waiting]
+                wait_s = self._gathering.wait_s(waiting, now_s=self._clock.now_s())
+                if wait_s == 0.0:
+                    count = min(len(self._waiting), self._gathering.most_frames)
+                    self._submitting = [self._waiting.popleft() for _ in range(count)]
+                    return self._submitting
+                self._asked.wait(wait_s)
+            return []
+
+    def _submit(self, batch: list[_Wanted]) -> None:
+        from cuda_kernels.cuda_module import CudaError
+
+        try:
+            launch = self._renderer.submit([wanted.request for wanted in batch])
+        except CudaError as error:
+            self._lose(str(error))
+            return
+        except Exception as error:  # noqa: BLE001 - logged, and told to who waits
+            self._fail_batch(batch, error)
+            with self._lock:
+                self._submitting = []
+            return
+        with self._lock:
+            self._submitting = []
+            self._flying.append((batch, launch))
+            self._gathering.submitted(len(batch), now_s=self._clock.now_s())
+            self._submitted.notify()
+
+    def _collect_all(self) -> None:
+        try:
+            while flying := self._next_flying():
+                self._collect(*flying)
+        except BaseException:  # a thread's outermost frame
+            log.exception("the thread that collects from the GPU failed")
+            self._lose("its thread failed, the log says why")
+        finally:
+            self._threads[0].join()  # lost or closed, so it ends, unless the device holds it
+            self._release()
+
+    def _next_flying(self) -> tuple[list[_Wanted], Launch] | None:
+        """Returns the oldest launch under way; None once there will be no more, or the GPU is lost."""
+        with self._lock:
+            while self._submits and not self._flying and not self._lost:
+                self._submitted.wait()
+            return self._flying[0] if self._flying and not self._lost else None
+
+    def _collect(self, batch: list[_Wanted], launch: Launch) -> None:
+        from cuda_kernels.cuda_module import CudaError
+
+        kernel_ms = 0.0
+        try:
+            pictures = self._renderer.collect(launch)
+            kernel_ms = self._renderer.kernel_ms
+        except CudaError as error:
+            self._lose(str(error))
+            return
+        except Exception as error:  # noqa: BLE001 - logged, and told to who waits
+            self._fail_batch(batch, error)
+            pictures = []
+        with self._lock:
+            self._flying.popleft()
+            self._gathering.collected(kernel_ms, now_s=self._clock.now_s())
+            self._asked.notify()
+            for wanted, picture in zip(batch, pictures, strict=False):  # none of a batch that failed
+                wanted.settle(picture=picture)
+        if pictures:
+            self._observe(len(batch), kernel_ms)
+
+    def _fail_batch(self, batch: list[_Wanted], error: Exception) -> None:
+        log.error(
+            "drawing %d frames on the GPU failed, and that is a fault of the program",
+            len(batch),
+            exc_info=error,
+        )
+        text = f"drawing on the GPU failed: {error}"
+        with self._lock:
+            self._fail(batch, lambda: RuntimeError(text))
+
+    def _lose(self, reason: str) -> None:
+        with self._lock:
+            if self._lost:
+                return
+            self._lost = reason
+            self._fail([*self._drawing(), *self._waiting], lambda: GpuLostError(reason))
+            self._waiting.clear()
+            self._asked.notify_all()
+            self._submitted.notify_all()
+            call = self._on_lost
+        log.error("%s draws no more: %s; start anew to draw on it again", self.name, reason)
+        if call is not None:
+            call(reason)
+
+    @staticmethod
+    def _fail(unsettled: Sequence[_Wanted] | deque[_Wanted], failure: Callable[[], Exception]) -> None:
+        for wanted in unsettled:
+            wanted.settle(failure=failure)
+
+    def _release(self) -> None:
+        try:
+            self._renderer.close()
+        except Exception as error:  # noqa: BLE001 - a failed device takes nothing back; its memory goes with us
+            log.info("%s did not close well: %s", self.name, error)
+
+
+class GpuRaymarcher:
+    """Draws one speaker on the GPU that all share."""
+
+    def __init__(self, gpu: GpuRenderer, scene: Scene) -> None:
+        """Loads the scene.
+
+        Raises:
+            SceneError, CudaUnavailableError, CudaError, GpuLostError: see `GpuRenderer.load`.
+        """
+        self.scene = scene
+        self._gpu = gpu
+        self._loaded = gpu.load(scene)
+        self._closed = False
+
+    @property
+    def device(self) -> str:
+        """The GPU's name."""
+        return self._gpu.name
+
+    def render(
+        self,
+        *,
+        c2w: F32,
+        condition: F32,
+        size_px: int,
+        region_px: tuple[int, int, int, int] | None = None,
+        out: U8 | None = None,
+    ) -> U8:
+        """Returns (size, size, 3) uint8 RGB, or the part x0 y0 x1 y1 of that picture.
+
+        Raises:
+            RenderInputError, GpuLostError, Stopped: see `GpuRenderer.draw`.
+        """
+        from cuda_kernels.cuda_raymarcher import FrameRequest
+
+        request = FrameRequest(
+            scene=self._loaded, c2w=c2w, condition=condition, size_px=size_px, region_px=region_px, out=out
+        )
+        return self._gpu.draw([request])[0]
+
+    def render_i420(self, *, c2w: F32, condition: F32, size_px: int) -> U8:
+        """Returns (size * 3 / 2, size) uint8 planar I420, BT.601, limited range; the size is even.
+
+        Raises:
+            RenderInputError, GpuLostError, Stopped: see `GpuRenderer.draw`.
+        """
+        return self._gpu.draw([self._finished(c2w, condition, size_px)])[0]
+
+    def frame_ms(self, *, poses: F32, condition: F32, size_px: int) -> float:
+        """Returns what a finished picture takes the GPU and its threads, as one of several in a launch.
+
+        Args:
+            poses: (P, 4, 4) the head's path; pictures are spread over it.
+            condition: (C,).
+            size_px: side of the picture, even.
+        """
+        numbers = [len(poses) * number // _MEASURED_FRAMES for number in range(_MEASURED_FRAMES)]
+        requests = [self._finished(poses[number], condition, size_px) for number in numbers]
+        clock, spent_s = SystemClock(), []
+        self._gpu.draw(requests)  # buffers and background are made
+        for _ in range(_MEASUREMENTS):  # the fastest counts: a moment's noise is not the machine
+            start_s = clock.now_s()
+            self._gpu.draw(requests)
+            spent_s.append(clock.now_s() - start_s)
+        return min(spent_s) * 1000 / _MEASURED_FRAMES
+
+    def warm_up(self) -> float:
+        """Returns the seconds that it took to draw once."""
+        clock = SystemClock()
+        start_s = clock.now_s()
+        condition = np.zeros(self._loaded.condition_size, np.float32)
+        self.render(c2w=np.eye(4, dtype=np.float32), condition=condition, size_px=_WARM_UP_PX)
+        return clock.now_s() - start_s
+
+    def close(self) -> None:
+        """Gives back what the scene takes up; a second time it does nothing."""
+        if not self._closed:
+            self._closed = True
+            self._gpu.unload(self._loaded)
+
+    def _finished(self, c2w: F32, condition: F32, size_px: int) -> FrameRequest:
+        from cuda_kernels.cuda_raymarcher import FrameRequest
+
+        return FrameRequest(scene=self._loaded, c2w=c2w, condition=condition, size_px=size_px, i420=True)
+
+
+def open_gpu(
+    device: DeviceName,
+    *,
+    say: Callable[[str], None],
+    observe: Callable[[int, float], None] = lambda frames, kernel_ms: None,
+) -> GpuRenderer | None:
+    """Returns what draws on the first GPU, started; None where the CPU draws.
+
+    Args:
+        device: `cpu`: never; `cuda`: on a GPU or not at all; `auto`: where there is one.
+        say: told in one line why a GPU that is there does not draw.
+        observe: see `GpuRenderer`.
+
+    Raises:
+        InputError: a GPU was asked for and cannot draw.
+    """
+    if device == "cpu":
+        return None
+    found = find_cuda_device()
+    if found is None:
+        if device == "cuda":
+            raise InputError(
+                "--device cuda: expected a CUDA device, got none; check nvidia-smi, or leave --device out"
+            )
+        return None
+    from cuda_kernels.cuda_module import CudaError, CudaUnavailableError
+    from cuda_kernels.cuda_raymarcher import CudaRenderer
+
+    try:
+        renderer = CudaRenderer()
+    except (CudaUnavailableError, CudaError) as error:
+        if device == "cuda":
+            raise InputError(f"--device cuda: {error}") from None
+        say(f"the CPU draws, not {found.name}: {error}")
+        return None
+    gpu = GpuRenderer(renderer, name=found.name, observe=observe)
+    gpu.start()
+    return gpu

@@ -1,0 +1,350 @@
+"""A network of the bundle that runs: float32 arrays in, one out, names and shapes checked when it is opened.
+
+Which runtime and which device run it is chosen here, once, at start. Asked for by name, a runtime or a device
+is used for every network, or refused with the way out. `auto` decides by network: a small one (`LARGE_BYTES`)
+stays on the CPU, where it takes a millisecond or two that a GPU could not better by more than the way there
+and back costs; a large one goes to the first of TensorRT, ONNX Runtime on CUDA, ONNX Runtime on the CPU that
+can run it here, and one line says so where that is not the first.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from models.onnx_runtime import load_onnxruntime
+from models.speaker import FileRecord, read_network
+
+from ..errors import InputError
+from .cores import usable_cores
+from .cuda_device import CudaDevice, find_cuda_device
+from .run_watch import RUN_WATCH
+
+F32 = npt.NDArray[np.float32]
+EngineName = Literal["auto", "onnx", "tensorrt"]
+DeviceName = Literal["auto", "cpu", "cuda"]
+
+LARGE_BYTES = 20_000_000
+"""A file of more than this is a network that a GPU runs much faster: HuBERT, GeneFace's Audio2Motion."""
+MAX_FIRST_RUN_S = 20.0
+"""A network that has not returned after this long when it is opened never does."""
+MAX_RUN_S = 5.0
+"""The same of a later run, whose sound is gone long before."""
+CPU = "CPU"
+CUDA_PROVIDER = "CUDAExecutionProvider"
+_CPU_PROVIDER = "CPUExecutionProvider"
+
+log = logging.getLogger(__name__)
+
+
+class EngineError(ValueError):
+    """A network does not have the inputs and outputs that the bundle promises."""
+
+
+class EngineUnavailableError(EngineError):
+    """A runtime or a device cannot run a network here."""
+
+
+class EngineTimeoutError(EngineError):
+    """A network does not return."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSpec:
+    """What a network of the bundle must be: its file, its inputs by name with their shapes, its one output.
+
+    An axis that the file leaves free takes the length given here; other lengths may be run later.
+    """
+
+    model: Path
+    inputs: Mapping[str, tuple[int, ...]]
+    output: str
+    output_shape: tuple[int, ...]
+    record: FileRecord | None = None
+    """What the bundle says of the file's content: what runs is what was hashed."""
+
+    @property
+    def is_large(self) -> bool:
+        """Whether `auto` runs it on a GPU."""
+        try:
+            return self.model.stat().st_size > LARGE_BYTES
+        except OSError:  # whoever opens it says what is wrong with the file
+            return False
+
+    def zeros(self) -> dict[str, F32]:
+        """Returns inputs of its shapes, all 0: silence."""
+        return {name: np.zeros(shape, np.float32) for name, shape in self.inputs.items()}
+
+    def noise(self) -> dict[str, F32]:
+        """Returns inputs of its shapes, the same at each call: uniform in [-1, 1], a pitch 80 to 300 Hz."""
+        random = np.random.default_rng(0)
+        ranges = {name: (80, 300) if name == "f0_hz" else (-1, 1) for name in self.inputs}
+        return {
+            name: random.uniform(*ranges[name], size=shape).astype(np.float32)
+            for name, shape in self.inputs.items()
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """Which runtime and which device run the networks."""
+
+    engine: EngineName = "auto"
+    device: DeviceName = "auto"
+    cache_dir: Path | None = None  # of engines built for this GPU; None: in the user's cache folder
+    cores: int = 0  # that large networks may use on the CPU, at most; 0: all there are
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot go together.
+
+        Raises:
+            InputError: TensorRT on the CPU.
+        """
+        if self.engine == "tensorrt" and self.device == "cpu":
+            raise InputError(
+                "--engine tensorrt: expected --device auto or cuda beside it, got cpu; TensorRT needs a GPU"
+            )
+
+
+class Engine(Protocol):
+    """Runs one network."""
+
+    device: str
+    """What runs it, fit to be shown: "CPU", "NVIDIA H100 80GB HBM3 (TensorRT fp16)"."""
+
+    def run(self, inputs: Mapping[str, F32]) -> F32:
+        """Returns the network's output for its inputs, by name; a new array."""
+
+
+def open_engine(
+    network: NetworkSpec,
+    settings: EngineSettings = EngineSettings(),
+    *,
+    say: Callable[[str], None] = log.warning,
+) -> Engine:
+    """Returns a network ready to run, after a run on zeros.
+
+    Args:
+        network: which, and of what shape.
+        settings: what may run it.
+        say: takes a line: a long build that begins, a runtime that `auto` had to do without.
+
+    Raises:
+        EngineError: another name, shape or type than asked for, or a file that is no network.
+        EngineUnavailableError: the runtime or device that was asked for cannot run it here.
+    """
+    asked_for_gpu = settings.engine == "tensorrt" or settings.device == "cuda"
+    if settings.device == "cpu" or not (asked_for_gpu or network.is_large):
+        return OnnxEngine(network, cores=settings.cores)
+    gpu = find_cuda_device()
+    if gpu is None:
+        if asked_for_gpu:
+            raise EngineUnavailableError(
+                "expected a CUDA device, got none; check nvidia-smi, or leave --engine and --device out"
+            )
+        say(f"{network.model.name} runs on the CPU, where it is slow: there is no CUDA device")
+        return OnnxEngine(network, cores=settings.cores)
+    missing = []
+    if settings.engine != "onnx":
+        try:
+            return _open_tensorrt(network, gpu, settings, say)
+        except EngineUnavailableError as error:
+            if settings.engine == "tensorrt":
+                raise
+            missing.append(str(error))
+    engine: Engine
+    try:
+        engine = OnnxEngine(network, gpu=gpu)
+    except EngineUnavailableError as error:
+        if settings.device == "cuda":
+            raise
+        missing.append(str(error))
+        engine = OnnxEngine(network, cores=settings.cores)
+    if missing:
+        say(f"{network.model.name} runs on {engine.device}: {' | '.join(missing)}")
+    return engine
+
+
+def _open_tensorrt(
+    network: NetworkSpec, gpu: CudaDevice, settings: EngineSettings, say: Callable[[str], None]
+) -> Engine:
+    from .tensorrt_engine import open_tensorrt_engine
+
+    return open_tensorrt_engine(network, gpu, cache_dir=settings.cache_dir, say=say)
+
+
+class OnnxEngine:
+    """An ONNX file in ONNX Runtime.
+
+    On the CPU a small network has one thread, since the raymarcher needs the cores more; a large one has all.
+    """
+
+    def __init__(self, network: NetworkSpec, *, gpu: CudaDevice | None = None, cores: int = 0) -> None:
+        """Loads the file and runs it once on zeros; on the CPU without a `gpu`.
+
+        Args:
+            network: which, and of what shape.
+            gpu: runs it.
+            cores: that a large network may use on the CPU, at most; 0: all there are.
+
+        Raises:
+            EngineError: another name, shape or type than asked for, or a file that is no network.
+            EngineTimeoutError: it does not return.
+            EngineUnavailableError: CUDA was asked for and cannot be used.
+            BundleError: the file is not the one that the bundle tells of, or leans on others.
+        """
+        onnxruntime = load_onnxruntime()
+        model = network.model
+        content = read_network(model, network.record)
+        self._name = str(model)
+        self._make_run_options = onnxruntime.RunOptions
+        self._max_run_s = MAX_FIRST_RUN_S
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = usable_cores(cores) if gpu is None and network.is_large else 1
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4  # what is wrong is raised, and said once, not at each run
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        providers: list[Any] = [_CPU_PROVIDER]
+        if gpu is not None:
+            if CUDA_PROVIDER not in onnxruntime.get_available_providers():
+                raise EngineUnavailableError(
+                    f"ONNX Runtime {onnxruntime.__version__}: expected a build for CUDA, got one without; "
+                    "pip uninstall onnxruntime, then pip install onnxruntime-gpu"
+                )
+            if hasattr(onnxruntime, "preload_dlls"):  # finds cuDNN and cuBLAS among installed packages
+                onnxruntime.preload_dlls()
+            # The default tries out every algorithm at each new length: seconds, in the middle of a stream.
+            providers.insert(0, (CUDA_PROVIDER, {"cudnn_conv_algo_search": "HEURISTIC"}))
+        try:
+            self._session = onnxruntime.InferenceSession(content, sess_options=options, providers=providers)
+        except Exception as error:  # noqa: BLE001 - the runtime's own errors share no base but Exception
+            raise EngineError(
+                f"{model}: expected an ONNX network, got: {_first_line(error)}; export it again"
+            ) from None
+        # It falls back to the CPU by itself where the driver or a library of CUDA is missing.
+        if gpu is not None and CUDA_PROVIDER not in self._session.get_providers():
+            raise EngineUnavailableError(
+                f"ONNX Runtime {onnxruntime.__version__}: expected CUDA and cuDNN as it was built for, got "
+                "others or none; pip install 'onnxruntime-gpu[cuda,cudnn]'"
+            )
+        self.device = CPU if gpu is None else f"{gpu.name} (ONNX Runtime)"
+        self._outputs = [network.output]
+        check_tensors(
+            network,
+            inputs={node.name: (node.type, node.shape) for node in self._session.get_inputs()},
+            outputs={node.name: (node.type, node.shape) for node in self._session.get_outputs()},
+        )
+        probe(self, network)
+        self._max_run_s = MAX_RUN_S
+
+    def run(self, inputs: Mapping[str, F32]) -> F32:
+        """Returns the network's output for its inputs, by name.
+
+        Raises:
+            EngineTimeoutError: it took too long, or the program ends.
+        """
+        options = self._make_run_options()
+        options.log_severity_level = 4
+        try:
+            with RUN_WATCH.bounded(options, self._max_run_s):
+                output: F32 = self._session.run(self._outputs, dict(inputs), options)[0]
+        except Exception:
+            if options.terminate:
+                raise EngineTimeoutError(
+                    f"{self._name}: expected an answer within {self._max_run_s:.0f} s, got none; "
+                    "export it again"
+                ) from None
+            raise
+        return output
+
+
+FoundTensors = Mapping[str, tuple[str, Sequence[Any]]]
+"""Type (`tensor(float)`) and shape by name; a free axis is no number there."""
+
+
+def check_tensors(network: NetworkSpec, *, inputs: FoundTensors, outputs: FoundTensors) -> None:
+    """Refuses a file whose inputs are others than the bundle promises, or that lacks the output.
+
+    Raises:
+        EngineError: with the first name that is missing, too many, or of another shape or type.
+    """
+    model = network.model
+    _check_role(model, "input", inputs, network.inputs)
+    if len(inputs) > len(network.inputs):
+        raise EngineError(
+            f"{model}: expected the inputs {', '.join(network.inputs)}, got {', '.join(inputs)}; "
+            "export it again"
+        )
+    _check_role(model, "output", outputs, {network.output: network.output_shape})
+
+
+def _check_role(model: Path, role: str, found: FoundTensors, expected: Mapping[str, tuple[int, ...]]) -> None:
+    for name, shape in expected.items():
+        if name not in found:
+            raise EngineError(
+                f"{model}: expected an {role} named {name!r}, got {', '.join(found) or 'none'}; "
+                "export it again"
+            )
+        got_type, got_shape = found[name]
+        fits = len(got_shape) == len(shape) and all(
+            not isinstance(got, int) or got == wanted for got, wanted in zip(got_shape, shape, strict=True)
+        )
+        if not fits or got_type != "tensor(float)":
+            raise EngineError(
+                f"{model}: {role} {name!r}: expected float32 {list(shape)}, got {got_type} "
+                f"{list(got_shape)}; export it again"
+            )
+
+
+def probe(engine: Engine, network: NetworkSpec, *, must_be_finite: bool = True) -> None:
+    """Runs a network once on zeros and once on noise.
+
+    Args:
+        engine: runs it.
+        network: what it has to be.
+        must_be_finite: that its numbers are; False where a runtime may be to blame.
+
+    Raises:
+        EngineError: it does not run, or its output is not what the bundle promises.
+    """
+    for heard, inputs in (("silence", network.zeros()), ("noise", network.noise())):
+        try:
+            got = engine.run(inputs)
+        except EngineError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the runtimes' own errors share no base but Exception
+            shapes = ", ".join(f"{name} {list(shape)}" for name, shape in network.inputs.items())
+            raise EngineError(
+                f"{network.model}: expected it to run on {shapes}, got: {_first_line(error)}; export it again"
+            ) from None
+        if got.shape != network.output_shape or got.dtype != np.float32:
+            raise EngineError(
+                f"{network.model}: {network.output}: expected float32 {list(network.output_shape)}, "
+                f"got {got.dtype} {list(got.shape)}; export it again"
+            )
+        unusable = got.size - int(np.isfinite(got).sum())
+        if unusable and must_be_finite:
+            raise EngineError(
+                f"{network.model}: {network.output}: expected finite numbers, got {unusable} of {got.size} "
+                f"that are none, of {heard}; export it again"
+            )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def describe_devices(engines: Mapping[str, Engine]) -> str:
+    """Returns what runs which network, by their names; empty where the CPU runs them all."""
+    by_device: dict[str, list[str]] = {}
+    for name, engine in engines.items():
+        by_device.setdefault(engine.device, []).append(name)
+    if set(by_device) <= {CPU}:
+        return ""
+    return ", ".join(f"{' and '.join(names)} on {device}" for device, names in by_device.items())

@@ -1,0 +1,123 @@
+"""What draws a speaker: a raymarcher on the CPU or a GPU, and renderers of a size on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from models.speaker import Speaker
+
+from ..errors import GpuLostError, InputError
+from .frame_renderer import FrameRenderer, Raymarcher
+from .gpu_renderer import GpuRaymarcher, GpuRenderer
+from .mouth import FEATHER_SHARE, mouth_boxes
+from .onnx_engine import DeviceName
+from .render_size import FRAME_BUDGET_MS, RENDER_SIZES_PX, RenderSize
+
+
+class OpenRaymarcher(Protocol):
+    """Opens what draws a speaker on the CPU."""
+
+    def __call__(self, speaker: Speaker, *, threads: int) -> Raymarcher:
+        """Returns a raymarcher that is not warmed up yet."""
+
+
+def open_cpu_raymarcher(speaker: Speaker, *, threads: int) -> Raymarcher:
+    """Returns the CPU raymarcher of a speaker, not warmed up yet."""
+    from cuda_kernels.cpu_raymarcher import CpuRaymarcher
+
+    return CpuRaymarcher(speaker.scene(), threads=threads)
+
+
+def choose_raymarcher(
+    speaker: Speaker,
+    *,
+    threads: int,
+    device: DeviceName,
+    gpu: GpuRenderer | None,
+    say: Callable[[str], None],
+    open_raymarcher: OpenRaymarcher = open_cpu_raymarcher,
+) -> Raymarcher:
+    """Returns a raymarcher of a speaker on the GPU, or on the CPU; not warmed up yet.
+
+    Args:
+        speaker: who is drawn.
+        threads: of the CPU raymarcher.
+        device: `cuda`: on the GPU or not at all.
+        gpu: what draws there, None: the CPU draws.
+        say: told in one line why the GPU does not draw this speaker.
+        open_raymarcher: opens the CPU's.
+
+    Raises:
+        SceneError: the speaker cannot be drawn.
+        InputError: the GPU was asked for and cannot draw this speaker.
+    """
+    if gpu is not None:
+        from cuda_kernels.cuda_module import CudaError, CudaUnavailableError
+        from cuda_kernels.folding import SceneError
+
+        try:
+            return GpuRaymarcher(gpu, speaker.scene())
+        except (SceneError, CudaUnavailableError, CudaError, GpuLostError) as error:
+            if device == "cuda":
+                raise InputError(
+                    f"--device cuda: {speaker.name} cannot be drawn on {gpu.name}: {error}; "
+                    "leave --device out"
+                ) from None
+            say(f"the CPU draws {speaker.name}, not {gpu.name}: {error}")
+    return open_raymarcher(speaker, threads=threads)
+
+
+def device_of(raymarcher: Raymarcher, *, threads: int) -> str:
+    """Returns what draws, fit to be shown: the GPU's name, or the CPU with its threads."""
+    if isinstance(raymarcher, GpuRaymarcher):
+        return raymarcher.device
+    return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def make_renderer(speaker: Speaker, raymarcher: Raymarcher, render_px: int) -> FrameRenderer:
+    """Returns what draws a speaker at `render_px` and finishes at the bundle's size.
+
+    Raises:
+        InputError: `render_px` is larger than the bundle's pictures, or they are of an odd size.
+    """
+    output_px = speaker.image_size_px
+    if output_px % 2:
+        raise InputError(
+            f"{speaker.name}: expected pictures of an even size, got {output_px} px; export it anew"
+        )
+    if render_px > output_px:
+        raise InputError(
+            f"--render-size: expected at most {output_px}, the size of {speaker.name}'s pictures, "
+            f"got {render_px}; give a smaller one, or auto"
+        )
+    feather_px = max(2, round(output_px * FEATHER_SHARE))
+    boxes = mouth_boxes(
+        speaker.motion,
+        speaker.scene().camera,
+        speaker.poses,
+        image_size_px=output_px,
+        feather_px=feather_px,
+    )
+    return FrameRenderer(
+        raymarcher,
+        output_px=output_px,
+        render_px=render_px,
+        mouth_boxes=boxes,
+        feather_px=feather_px,
+        finished=raymarcher if isinstance(raymarcher, GpuRaymarcher) else None,
+    )
+
+
+def describe(renderer: FrameRenderer, pace: RenderSize | None) -> str:
+    """Returns what is drawn, in one line, and if the size was chosen here, whether it keeps up."""
+    drawn = f"draws {renderer.render_px} x {renderer.render_px}"
+    if renderer.render_px < renderer.output_px:
+        mouth = ", the mouth at full size" if renderer.draws_mouth_apart else ""
+        drawn += f" scaled up to {renderer.output_px} x {renderer.output_px}{mouth}"
+    if pace is None:
+        return drawn
+    smallest = pace.size_px <= RENDER_SIZES_PX[-1]
+    slow = "but the smallest size there is" if smallest else "as the networks alone are"
+    verdict = "keeps up" if pace.keeps_up else f"slower than the sound, {slow}"
+    return f"{drawn}: {pace.frame_ms:.0f} ms of {FRAME_BUDGET_MS:.0f} a frame, {verdict}"

@@ -1,0 +1,1 @@
+"""HTTP and WebSocket: routes, access, limits, TLS, the life of the process."""

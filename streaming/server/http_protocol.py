@@ -1,0 +1,201 @@
+"""HTTP connections that hold nothing up: a head in time, so many at most, and none kept for an unread body.
+
+uvicorn waits for a request's head as long as its sender likes, and takes whoever comes. Half-sent requests
+would so take every descriptor of the process, and its calls with them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ..addresses import TrustedProxies, address_key
+
+log = logging.getLogger(__name__)
+
+MAX_HEAD_S = 10.0
+"""From a connection's begin, or its last answer, to the next request's whole head."""
+MAX_LINGER_S = 2.0
+"""So long a body is read on that nobody wants any more: a sender that is cut off may never see the answer."""
+MAX_CONNECTIONS = 512
+MAX_CONNECTIONS_PER_ADDRESS = 64
+MIN_DESCRIPTORS_LEFT = 0.5
+"""The share of the process's descriptors that connections leave to calls, files and all else."""
+
+
+def raise_descriptor_limit() -> int:
+    """Returns how many descriptors this process may have, after asking for as many as it may ask for."""
+    if sys.platform == "win32":
+        return 2 * MAX_CONNECTIONS
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (OSError, ValueError):  # some systems take no "unlimited" here
+            log.debug("the limit of descriptors stays at %d", soft)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 1 << 20 if soft == resource.RLIM_INFINITY else soft
+
+
+class ConnectionTable:
+    """The connections there are. Where there are too many, the one that waited longest for a head goes."""
+
+    def __init__(
+        self,
+        *,
+        descriptors: int,
+        proxies: TrustedProxies,
+        max_per_address: int = MAX_CONNECTIONS_PER_ADDRESS,
+    ) -> None:
+        """Begins empty.
+
+        Args:
+            descriptors: that the process may have.
+            proxies: any number of connections may come from one of these.
+            max_per_address: of all others.
+        """
+        self.max_connections = min(MAX_CONNECTIONS, int(descriptors * (1 - MIN_DESCRIPTORS_LEFT)))
+        self._max_per_address = max_per_address
+        self._proxies = proxies
+        self._connections: dict[GuardedHttpProtocol, str] = {}  # oldest first
+
+    def __len__(self) -> int:
+        """Returns how many there are."""
+        return len(self._connections)
+
+    def admit(self, connection: GuardedHttpProtocol, address: str) -> bool:
+        """Returns whether a new connection may stay; another may have gone for it."""
+        for ended in [known for known in self._connections if known.is_over]:
+            del self._connections[ended]
+        key = address_key(address)
+        if address not in self._proxies:
+            same = [known for known, of in self._connections.items() if of == key]
+            if len(same) >= self._max_per_address and not self._make_room(same):
+                return False
+        if len(self._connections) >= self.max_connections and not self._make_room(list(self._connections)):
+            return False
+        self._connections[connection] = key
+        return True
+
+    def remove(self, connection: GuardedHttpProtocol) -> None:
+        """Forgets a connection; one that is unknown, too."""
+        self._connections.pop(connection, None)
+
+    def _make_room(self, candidates: list[GuardedHttpProtocol]) -> bool:
+        for known in candidates:
+            if known.is_waiting:
+                del self._connections[known]
+                known.abort()
+                return True
+        return False
+
+
+class GuardedHttpProtocol(H11Protocol):
+    """uvicorn's HTTP/1.1 connection, in a table and with deadlines."""
+
+    def __init__(self, *, table: ConnectionTable, **of_uvicorn: Any) -> None:  # noqa: ANN401 - handed on
+        """Prepares a connection.
+
+        Args:
+            table: that it counts in.
+            of_uvicorn: what uvicorn makes its own with.
+        """
+        super().__init__(**of_uvicorn)
+        self._table = table
+        self._deadline: asyncio.TimerHandle | None = None
+        self._upgraded = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it closes or has closed; as a WebSocket it goes on."""
+        return self.transport.is_closing()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether no request of it is being answered."""
+        return not self._upgraded and (self.cycle is None or self.cycle.response_complete)
+
+    def abort(self) -> None:
+        """Ends it at once."""
+        self._set_deadline(None)
+        self.transport.abort()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Takes a connection, or ends it where there are too many."""
+        super().connection_made(transport)
+        if not self._table.admit(self, self.client[0] if self.client else ""):
+            transport.abort()
+            return
+        self._set_deadline(MAX_HEAD_S)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forgets it."""
+        self._set_deadline(None)
+        self._table.remove(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Takes bytes; of a connection that ends they are thrown away."""
+        if self.transport.is_closing():
+            return
+        try:
+            super().data_received(data)
+        except h11.LocalProtocolError:  # what cannot be answered any more
+            self.abort()
+
+    def handle_events(self) -> None:
+        """Handles what has come; a request's head ends the wait for it."""
+        before = self.cycle
+        super().handle_events()
+        if self.cycle is not before and not self.cycle.response_complete:
+            self._set_deadline(None)
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        """Hands the connection on to a WebSocket; it counts until that closes."""
+        self._set_deadline(None)
+        self._upgraded = True
+        super().handle_websocket_upgrade(event)
+
+    def on_response_complete(self) -> None:
+        """Waits for the next request, or ends the connection where this one's body still comes."""
+        super().on_response_complete()
+        if self.conn.their_state is h11.SEND_BODY:
+            self._set_deadline(MAX_LINGER_S)
+        else:
+            self._set_deadline(MAX_HEAD_S)
+
+    def _set_deadline(self, after_s: float | None) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        if after_s is not None:
+            self._deadline = self.loop.call_later(after_s, self.abort)
+
+
+class Sparingly(logging.Filter):
+    """Lets one record of a kind through in so much time: what happens ever again is one line."""
+
+    def __init__(self, starts: tuple[str, ...], *, every_s: float = 10.0) -> None:
+        """Takes how the records begin that are held back, and says each line without its traceback."""
+        super().__init__()
+        self._starts, self._every_s = starts, every_s
+        self._said_s: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Returns whether a record is said."""
+        start = next((start for start in self._starts if record.getMessage().startswith(start)), None)
+        if start is None:
+            return True
+        if record.created - self._said_s.get(start, float("-inf")) < self._every_s:
+            return False
+        self._said_s[start] = record.created
+        record.msg, record.args = record.getMessage().splitlines()[0], ()
+        record.exc_info = record.exc_text = None
+        return True

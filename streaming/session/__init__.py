@@ -1,0 +1,1 @@
+"""One peer's stay, and all of them: admission, sizes, delays, figures."""

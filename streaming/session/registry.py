@@ -1,0 +1,452 @@
+"""Who is in: sessions opened, watched and ended; speakers opened when first asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from models.speaker import UnknownSpeakerError
+
+from ..pipeline.clock import FRAME_RATE_HZ, CpuClock, MonotonicClock, SystemClock, SystemCpuClock
+from ..pipeline.frame_cost import MEAN_OVER_FRAMES, RunningCost
+from ..pipeline.loaded_speaker import LoadedSpeaker
+from ..pipeline.run_watch import RUN_WATCH
+from ..pipeline.stage_times import Work
+from ..webrtc.sdp_offer import Offer
+from . import memory
+from .admission import Admission, Refusal
+from .background import in_background
+from .metrics import Metrics
+from .session import Session, SessionSettings
+from .speaker_list import SpeakerEntry, SpeakerList
+
+log = logging.getLogger(__name__)
+
+LOOK_AGAIN_S = 60.0  # a speaker that is refused is measured anew at most so often
+_WATCH_S = 0.5
+MAX_OPENING = 3  # speakers at once: one that hangs holds up no other, and many would take the cores
+# A stopped server is gone within five seconds; one more is the HTTP server's.
+_CLOSE_S = 3.0  # of all sessions together
+_CLOSE_HOSTS_S = 0.5
+_STOPPING = Refusal(reason="the server is stopping", retry_after_s=30)
+
+
+class FullError(Exception):
+    """No room for one more session now, or none any more."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        """Keeps the refusal."""
+        self.refusal = refusal
+        super().__init__(refusal.reason)
+
+
+class EndedError(Exception):
+    """A session was over before its offer was answered; the log says why."""
+
+
+def _close_all(hosts: Sequence[LoadedSpeaker]) -> None:
+    for host in hosts:
+        host.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Load:
+    """What the process and its sessions have taken at a moment."""
+
+    at_s: float
+    process_s: float  # CPU time
+    work: dict[str, tuple[int, Work]]  # by session: the size that it drew at, and what its stages did
+
+
+class Sessions:
+    """Every session of a server. Lives on the event loop."""
+
+    def __init__(
+        self,
+        open_host: Callable[[str], LoadedSpeaker],
+        default_speaker: LoadedSpeaker,
+        settings: SessionSettings,
+        admission: Admission,
+        metrics: Metrics,
+        *,
+        speakers: SpeakerList | None = None,
+        clock: MonotonicClock | None = None,
+        cpu: CpuClock | None = None,
+        on_cpu: Callable[[LoadedSpeaker], LoadedSpeaker] | None = None,
+    ) -> None:
+        """Begins with nobody; `start` begins to watch.
+
+        Args:
+            open_host: opens a speaker by the path of its bundle; called in a thread.
+            default_speaker: open already.
+            settings: what every session is made with.
+            admission: decides who may come in.
+            metrics: where figures go.
+            speakers: those that can be asked for.
+            clock: tells when a peer has been silent for long.
+            cpu: tells what the process takes.
+            on_cpu: opens a speaker anew that the CPU draws; called in a thread, where the GPU failed;
+                None: its sessions end.
+        """
+        self.default_speaker = default_speaker.name
+        self._default = default_speaker
+        self.metrics = metrics
+        self._open_host = open_host
+        self._hosts = {default_speaker.name: default_speaker}
+        self._opening_places = asyncio.Semaphore(MAX_OPENING)
+        self._opening: dict[str, asyncio.Task[LoadedSpeaker]] = {}
+        self._settings = settings
+        self._admission = admission
+        self._speakers = speakers or SpeakerList()
+        self._clock = clock or SystemClock()
+        self._sessions: dict[str, Session] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+        self._watcher: asyncio.Task[None] | None = None
+        self._closed = False
+        self._on_cpu = on_cpu
+        self._falling_back: asyncio.Task[None] | None = None
+        self.gpu_failure = ""
+        """Why the GPU draws no more; empty while it does, or where there is none."""
+        self._reclaim = False  # whether a session ended whose memory was not given back yet
+        self._cpu = cpu or SystemCpuClock()
+        self._running: dict[tuple[str, str], RunningCost] = {}  # by speaker and what draws it
+        self._opened_since = False  # whether a speaker was being opened since the sessions were weighed
+        self._looked_s: dict[tuple[str, str], float] = {}  # when a speaker was measured anew
+        self._looking: set[asyncio.Task[None]] = set()
+        self._beside_ms: float | None = None  # CPU time beside the stages, for each session's frame
+        self._load = _Load(at_s=self._clock.now_s(), process_s=self._cpu.process_s(), work={})
+        metrics.room_core_s.set(admission.room_ms / 1000)
+
+    def __len__(self) -> int:
+        """Returns how many there are."""
+        return len(self._sessions)
+
+    @property
+    def closed(self) -> bool:
+        """Whether nobody is let in any more."""
+        return self._closed
+
+    @property
+    def falling_back(self) -> bool:
+        """Whether the CPU is being made ready because the GPU failed."""
+        return self._falling_back is not None and not self._falling_back.done()
+
+    @property
+    def drawable(self) -> bool:
+        """Whether the default speaker can be drawn; no more where the GPU failed and the CPU cannot."""
+        return self.default_speaker in self._hosts
+
+    @property
+    def device(self) -> str:
+        """What draws the default speaker, fit to be shown."""
+        return self._hosts.get(self.default_speaker, self._default).device
+
+    def start(self) -> None:
+        """Begins to watch the sessions."""
+        self._watcher = asyncio.create_task(self._watch(), name="sessions")
+
+    async def speakers(self) -> list[SpeakerEntry]:
+        """Returns the speakers that can be asked for, the default one first."""
+        speaker = self._default.speaker
+        default = SpeakerEntry(
+            name=speaker.name, synthetic=speaker.synthetic, image_size_px=speaker.image_size_px
+        )
+        found = await in_background("speakers", self._speakers.entries)
+        return [default, *(entry for entry in found if entry.name != default.name)]
+
+    async def open(self, speaker: str, offer: Offer) -> tuple[Session, str]:
+        """Returns a new session and its answer's SDP.
+
+        Raises:
+            FullError: no room.
+            UnknownSpeakerError: no such speaker.
+            BundleError, EngineError, SceneError, InputError: a broken one.
+            EndedError: it was over as it began.
+            OfferError, OSError: see `Session.answer`.
+        """
+        host = await self._host(speaker)
+        if self._closed:
+            raise FullError(_STOPPING)
+        session = self._admit(host)
+        try:
+            answer = await session.answer(offer)
+        except BaseException as failure:
+            await self.end(session.id, "the offer failed")
+            if self._closed and isinstance(failure, Exception):
+                raise FullError(_STOPPING) from None
+            raise
+        if session.ended:
+            raise FullError(_STOPPING) if self._closed else EndedError(session.ended)
+        return session, answer
+
+    def get(self, session_id: str) -> Session | None:
+        """Returns a session, None if there is none of that id."""
+        return self._sessions.get(session_id)
+
+    async def end(self, session_id: str, reason: str) -> bool:
+        """Ends a session and waits for that; returns whether there was one of that id.
+
+        Who waits may be cancelled: it is ended all the same.
+        """
+        ending = self._begin_end(session_id, reason)
+        if ending is None:
+            return False
+        await asyncio.shield(ending)
+        return True
+
+    def end_soon(self, session: Session, reason: str) -> None:
+        """Begins to end a session."""
+        self._begin_end(session.id, reason)
+
+    async def aclose(self) -> None:
+        """Ends all sessions and the speakers; a second time, or unstarted, it is safe."""
+        self._closed = True
+        RUN_WATCH.terminate_all()
+        watcher, self._watcher = self._watcher, None
+        opening = [
+            *self._opening.values(),
+            *self._looking,
+            *([self._falling_back] if self._falling_back else []),
+        ]
+        for task in [*opening, *([watcher] if watcher is not None else [])]:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        for session_id in list(self._sessions):
+            self._begin_end(session_id, "server stopping")
+        if self._ending:
+            _, late = await asyncio.wait(self._ending, timeout=_CLOSE_S)
+            if late:
+                log.error("%d sessions did not end within %.0f s", len(late), _CLOSE_S)
+        hosts, self._hosts = list(self._hosts.values()), {}
+        if hosts:
+            closing = in_background("close-speakers", lambda: _close_all(hosts))
+            await asyncio.wait([closing], timeout=_CLOSE_HOSTS_S)
+
+    # Speakers -----------------------------------------------------------------------------------------
+
+    async def _host(self, name: str) -> LoadedSpeaker:
+        if self._falling_back is not None:
+            await asyncio.wait([self._falling_back])
+        if self._closed:
+            raise FullError(_STOPPING)
+        if name in self._hosts:
+            return self._hosts[name]
+        if name not in self._opening:
+            task = asyncio.create_task(self._open_speaker(name), name="open-speaker")
+            self._opening[name] = task
+            task.add_done_callback(lambda _: self._opening.pop(name, None))
+        # Whoever asks may go away; who asked as well still wants the speaker.
+        host = await asyncio.shield(self._opening[name])
+        return self._hosts.get(name, host)  # the CPU may draw it by now
+
+    async def _open_speaker(self, name: str) -> LoadedSpeaker:
+        try:
+            path = await in_background("speakers", lambda: self._speakers.path_of(name))
+            if path is None:
+                raise await self._unknown(name)
+            async with self._opening_places:
+                self._opened_since = True
+                host = await in_background("open-speaker", lambda: self._open_host(str(path)))
+        except asyncio.CancelledError:  # by `aclose` alone
+            raise FullError(_STOPPING) from None
+        self._hosts[name] = host
+        log.info("speaker %s is ready, %d px to begin with", name, host.start_px)
+        if host.on_gpu and self.gpu_failure:  # meanwhile
+            self.gpu_lost(self.gpu_failure)
+        return host
+
+    async def _unknown(self, name: str) -> UnknownSpeakerError:
+        names = ", ".join(entry.name for entry in await self.speakers())
+        return UnknownSpeakerError(f"expected one of {names}, got {name[:80]!r}; /speakers lists them")
+
+    # Without the GPU ----------------------------------------------------------------------------------
+
+    def gpu_lost(self, reason: str) -> None:
+        """Begins to let the CPU draw what the GPU drew; frames are left out meanwhile.
+
+        Sessions go on at the smallest size while the CPU has room for them, the oldest first; the others end.
+        """
+        self.gpu_failure = reason
+        self.metrics.gpu_draws.set(0)
+        if not self.falling_back and not self._closed:
+            self._falling_back = asyncio.create_task(self._fall_back(), name="fall-back")
+
+    async def _fall_back(self) -> None:
+        while lost := next((item for item in self._hosts.items() if item[1].on_gpu), None):
+            name, old = lost
+            try:
+                async with self._opening_places:
+                    self._opened_since = True
+                    new = await in_background(f"cpu-{name}", functools.partial(self._open_on_cpu, old))
+            except Exception:  # whatever it is, the other speakers and the server live on
+                log.exception("the GPU failed, and the CPU cannot draw %s", name)
+                del self._hosts[name]
+                self._move(old, None)
+            else:
+                self._hosts[name] = new
+                self._move(old, new)
+            await in_background(f"close-{name}", old.close)
+
+    def _open_on_cpu(self, host: LoadedSpeaker) -> LoadedSpeaker:
+        if self._on_cpu is None:
+            raise RuntimeError("no way to draw on the CPU was given")
+        return self._on_cpu(host)
+
+    def _move(self, old: LoadedSpeaker, new: LoadedSpeaker | None) -> None:
+        for session in [session for session in self._sessions.values() if session.host is old]:
+            if new is None:
+                self.end_soon(session, "the GPU failed, and the CPU cannot draw this speaker")
+                continue
+            refusal = self._admission.admit(session=session.id, floor_ms=self._floor_ms(new))
+            if refusal is None:
+                session.move_to(new)
+            else:
+                self.end_soon(session, "the GPU failed, and the CPU has no room for this session")
+
+    # Sessions -----------------------------------------------------------------------------------------
+
+    def _admit(self, host: LoadedSpeaker) -> Session:
+        session_id = secrets.token_urlsafe(18)
+        refusal = self._admission.admit(session=session_id, floor_ms=self._floor_ms(host), gpu_ms=host.gpu_ms)
+        if refusal is not None:
+            self._look_again(host)
+            raise FullError(refusal)
+        try:
+            session = Session(
+                session_id, host, self._settings, self.metrics, on_end=self.end_soon, clock=self._clock
+            )
+        except BaseException:
+            self._admission.leave(session_id)
+            raise
+        self._sessions[session_id] = session
+        self.metrics.sessions_active.set(len(self))
+        return session
+
+    def _begin_end(self, session_id: str, reason: str) -> asyncio.Task[None] | None:
+        session = self._sessions.pop(session_id, None)
+        if session is None:
+            return None
+        self.metrics.sessions_active.set(len(self))
+        self.metrics.sessions.labels(reason).inc()
+        task = asyncio.create_task(self._finish(session, reason), name=f"end-{session.label}")
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+        return task
+
+    async def _finish(self, session: Session, reason: str) -> None:
+        try:
+            await session.aclose(reason)
+        except Exception:  # a task's outermost frame
+            log.exception("session %s did not end well", session.label)
+        finally:
+            # Its threads drew until now: only now is there room for another.
+            self._admission.leave(session.id)
+            self._reclaim = True
+
+    async def _watch(self) -> None:
+        rounds = 0
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            rounds += 1
+            try:
+                self.look(weigh=rounds % 2 == 0)
+                if self._reclaim:
+                    self._reclaim = False
+                    await in_background("reclaim", memory.reclaim)
+            except Exception:  # a task's outermost frame: the next round may do better
+                log.exception("watching the sessions failed")
+
+    def look(self, *, weigh: bool) -> None:
+        """Ends the sessions whose peers have gone.
+
+        Args:
+            weigh: also bring metrics and what each session takes up to date.
+        """
+        for session in list(self._sessions.values()):
+            try:
+                reason = session.check(self._clock.now_s())
+                if reason is None and weigh:
+                    session.update_metrics()
+            except Exception:  # the others are to be watched all the same
+                log.exception("watching session %s failed", session.label)
+                reason = "it could not be watched"
+            if reason is not None:
+                self.end_soon(session, reason)
+        if weigh:
+            self._weigh()
+
+    def _weigh(self) -> None:
+        """Tells admission what each session takes: its stages' own mean, and a share of all beside them.
+
+        What a frame takes counts by frame, and what is beside the stages (WebRTC, encoding, sound) by time:
+        a session that leaves out frames does not look cheaper than it is.
+        """
+        before, self._load = self._load, self._load_now()
+        now = self._load
+        spent_s = now.process_s - before.process_s
+        media_frames = (now.at_s - before.at_s) * FRAME_RATE_HZ
+        for session_id, (size_px, work) in now.work.items():
+            size_before, work_before = before.work.get(session_id, (size_px, Work()))
+            core_s, frames = work.core_s - work_before.core_s, work.frames - work_before.frames
+            spent_s -= core_s
+            if frames > 0 and size_before == size_px:
+                host = self._sessions[session_id].host
+                self._running_cost(host).add(size_px, frames=frames, core_ms=core_s * 1000 / frames)
+        # What opening a speaker takes, or a session that has come or gone since, is nobody else's.
+        if now.work and now.work.keys() == before.work.keys() and media_frames > 0 and not self._opened_since:
+            beside_ms = max(spent_s, 0.0) * 1000 / (media_frames * len(now.work))
+            mean_ms = beside_ms if self._beside_ms is None else self._beside_ms
+            self._beside_ms = mean_ms + (beside_ms - mean_ms) * min(media_frames / MEAN_OVER_FRAMES, 1.0)
+        self._opened_since = bool(self._opening or self._looking or self.falling_back)
+        for session_id, (size_px, _) in now.work.items():
+            host = self._sessions[session_id].host
+            self._admission.measured(
+                session_id, core_ms=self._core_ms(host, size_px), at_floor_ms=self._floor_ms(host)
+            )
+        self.metrics.taken_core_s.set(self._admission.floor_ms / 1000)
+
+    def _look_again(self, host: LoadedSpeaker) -> None:
+        """Begins to measure anew a speaker that was refused and never ran: the first look may err."""
+        key = (host.name, host.device)
+        looked_s = self._looked_s.get(key, float("-inf"))
+        if self._running_cost(host).known or self._closed or self._clock.now_s() - looked_s < LOOK_AGAIN_S:
+            return
+        self._looked_s[key] = self._clock.now_s()
+        looking = asyncio.create_task(self._measure_anew(host), name=f"measure-{host.name}")
+        self._looking.add(looking)
+        looking.add_done_callback(self._looking.discard)
+
+    async def _measure_anew(self, host: LoadedSpeaker) -> None:
+        try:
+            async with self._opening_places:  # it takes the cores, too
+                self._opened_since = True
+                core_ms = await in_background(f"measure-{host.name}", host.look_again_ms)
+        except Exception:  # a task's outermost frame: the first look stands
+            log.exception("measuring %s anew failed", host.name)
+            return
+        floor_px = host.sizes_px[-1]
+        if self._running_cost(host).known:  # it runs by now, which says more
+            return
+        if core_ms < host.core_ms(floor_px):  # what disturbs a look makes it larger, never smaller
+            self._running_cost(host).add(floor_px, frames=1, core_ms=core_ms)
+
+    def _load_now(self) -> _Load:
+        return _Load(
+            at_s=self._clock.now_s(),
+            process_s=self._cpu.process_s(),
+            work={session_id: (s.render_px, s.work()) for session_id, s in self._sessions.items()},
+        )
+
+    def _running_cost(self, host: LoadedSpeaker) -> RunningCost:
+        return self._running.setdefault((host.name, host.device), RunningCost())
+
+    def _core_ms(self, host: LoadedSpeaker, size_px: int) -> float:
+        """Returns the core-milliseconds of a session's frame: as it ran lately, else as measured."""
+        return self._running_cost(host).core_ms(size_px, host.core_ms) + (self._beside_ms or 0.0)
+
+    def _floor_ms(self, host: LoadedSpeaker) -> float:
+        return self._core_ms(host, host.sizes_px[-1])

@@ -1,0 +1,420 @@
+"""The microphone's way in: packets from the network, 20 ms of sound for every tick.
+
+Playing is driven by time. A packet that is missing at its tick is concealed and its place is over: the delay
+never grows with what the network loses or holds up. The delay changes only to follow what packets need, in
+steps of whole ticks (less would protect no more packets, because they are read by the tick), and by leaving
+out or putting in periods of the sound.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .jitter_buffer import AudioPacket, JitterBuffer, read_offset_s
+from .opus import BLOCK_SAMPLES, OPUS_RATE_HZ, OpusDecoder, OpusError
+from .time_stretch import (
+    COMPARED_SAMPLES,
+    LONGEST_SAMPLES,
+    SEAM_SAMPLES,
+    SHORTEST_SAMPLES,
+    cross_fade,
+    find_period,
+    is_quiet,
+    lengthen,
+    shorten,
+)
+
+F32 = npt.NDArray[np.float32]
+
+log = logging.getLogger(__name__)
+
+TICK_S = BLOCK_SAMPLES / OPUS_RATE_HZ
+
+_HOLD_SAMPLES = 4_800  # concealed at full loudness for 100 ms, then faded out within as much
+_SILENT_SAMPLES = 9_600
+_IDLE_SAMPLES = 48_000  # after a second without sound the stream starts anew with its next packet
+_HYSTERESIS_S = 0.005
+_STEADY_TICKS = 10  # so long the delay must be too long before anything is left out
+_PATIENCE_TICKS = 25  # so long a good place for it is waited for
+_ALIKE = 0.5
+_JUMP_DOWN_S = 0.250  # what is further off than this is jumped over: no ear follows it
+_JUMP_UP_S = 0.130
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicrophoneBlock:
+    """The sound of one tick."""
+
+    samples: F32  # (960,) 48 kHz mono, [-1, 1]
+    timestamp: (
+        int | None
+    )  # RTP timestamp (48 kHz) of the first sample, unwrapped; None where nothing is known
+    arrived_s: float | None  # when the last sample's packet arrived, on the caller's clock; None if concealed
+    concealed: bool  # whether any of it is
+
+
+@dataclass(slots=True)
+class _Run:
+    """Samples that wait to be read and have their origin in common."""
+
+    samples: int
+    arrived_s: float | None  # None: concealed
+
+
+class MicrophoneStream:
+    """A sender's packets as an endless stream of blocks. One thread puts, another one reads."""
+
+    def __init__(self, *, decoder: OpusDecoder | None = None) -> None:
+        self._decoder = decoder or OpusDecoder()
+        self._lock = threading.Lock()  # held around the buffer, never while decoding
+        self._buffer = JitterBuffer()
+        self._closed = False
+        # From here on: the reader's alone.
+        self._generation = 0
+        self._waiting = np.zeros(0, np.float32)  # decoded, not read
+        self._runs: deque[_Run] = deque()  # where `_waiting` comes from
+        self._position: int | None = None  # timestamp of what is decoded next; None while nothing plays
+        self._packet_samples = BLOCK_SAMPLES
+        self._cut = True  # the next packet has nothing to do with what was decoded last
+        self._concealed_run = _SILENT_SAMPLES
+        self._missing_samples = 0  # to put in
+        self._surplus_samples = 0  # to leave out
+        self._surplus_ticks = 0
+        self._depth_s = 0.0
+        self._made_up_samples = 0  # while no packet was there: whether one was lost, the next one tells
+        self._concealed_samples = 0
+        self._shortened_samples = 0
+        self._lengthened_samples = 0
+        self._fec_packets = 0
+
+    @property
+    def depth_ms(self) -> float:
+        """How long a packet waits that the network did not hold up at all."""
+        return self._depth_s * 1000
+
+    @property
+    def target_ms(self) -> float:
+        """How much of a packet's delay in the network is allowed for."""
+        return self._buffer.transit.target_s * 1000
+
+    @property
+    def packets_lost(self) -> int:
+        """Packets given up as missing or no Opus; one that comes late after all is counted there too."""
+        return self._buffer.lost
+
+    @property
+    def packets_late(self) -> int:
+        """Packets that came when their place was over."""
+        return self._buffer.late
+
+    @property
+    def fec_packets(self) -> int:
+        """Lost packets that were taken from the copy in the one after."""
+        return self._fec_packets
+
+    @property
+    def concealed_ms(self) -> float:
+        """Sound made up for packets that were lost or late; a sender's pauses are none of it."""
+        return self._concealed_samples * 1000 / OPUS_RATE_HZ
+
+    @property
+    def shortened_ms(self) -> float:
+        """Sound left out to make the delay shorter."""
+        return self._shortened_samples * 1000 / OPUS_RATE_HZ
+
+    @property
+    def lengthened_ms(self) -> float:
+        """Sound put in to make the delay longer."""
+        return self._lengthened_samples * 1000 / OPUS_RATE_HZ
+
+    def put(self, *, sequence: int, timestamp: int, payload: bytes, arrived_s: float) -> None:
+        """Takes a packet as it came from the network.
+
+        Args:
+            sequence: RTP sequence number, 16 bits.
+            timestamp: RTP timestamp, 32 bits, 48 kHz.
+            payload: one Opus packet; anything else is counted as lost.
+            arrived_s: on the clock that `read` is given.
+        """
+        with self._lock:
+            if not self._closed:
+                self._buffer.put(sequence=sequence, timestamp=timestamp, payload=payload, arrived_s=arrived_s)
+
+    def read(self, now_s: float) -> MicrophoneBlock:
+        """Returns the next 20 ms; never waits, never raises for what came from the network.
+
+        Args:
+            now_s: when the tick was due, not when the machine got to it.
+        """
+        with self._lock:
+            if self._closed:
+                return _silence()
+            if self._generation != self._buffer.generation:
+                self._generation = self._buffer.generation
+                log.info("the microphone's sender began anew")
+                self._stop()
+                self._made_up_samples = 0
+            self._steer(now_s)
+            if self._position is None:
+                self._start(now_s)
+        timestamp = None if self._position is None else self._position - len(self._waiting)
+        while len(self._waiting) < BLOCK_SAMPLES:
+            self._decode_more()
+        if self._surplus_samples:
+            self._leave_out()
+        elif self._missing_samples:
+            self._put_in()
+        return self._give(timestamp)
+
+    def close(self) -> None:
+        """Throws away what waits; from then on `read` gives silence. A second time it does nothing."""
+        with self._lock:
+            self._closed = True
+            self._buffer.clear()
+
+    # Delay --------------------------------------------------------------------------------------------
+
+    def _wait_s(self) -> float:
+        return self._buffer.transit.wait_s + read_offset_s(self._packet_samples)
+
+    def _steer(self, now_s: float) -> None:
+        """Decides how much to leave out or put in; the lock is held."""
+        self._surplus_samples = self._missing_samples = 0
+        transit = self._buffer.transit
+        if self._position is None or not transit.known:
+            return
+        lag_s = now_s - (self._position - len(self._waiting)) / OPUS_RATE_HZ
+        self._depth_s = lag_s - transit.base_s
+        # Packets are read by the tick: of the samples that wait, what is no whole tick protects none of them.
+        loose_samples = len(self._waiting) % BLOCK_SAMPLES
+        spare_s = lag_s - loose_samples / OPUS_RATE_HZ - self._wait_s()
+        if spare_s < 0:
+            self._surplus_ticks = 0
+            ticks = int(np.ceil(-spare_s / TICK_S))
+            self._missing_samples = ticks * BLOCK_SAMPLES - loose_samples
+            if spare_s < -_JUMP_UP_S:
+                self._stop()
+            return
+        ticks = max(int((spare_s - _HYSTERESIS_S) / TICK_S), 0)
+        self._surplus_ticks = self._surplus_ticks + 1 if ticks else 0
+        if ticks * TICK_S > _JUMP_DOWN_S:
+            self._stop()
+        elif ticks == 0 or self._surplus_ticks > _STEADY_TICKS:
+            self._surplus_samples = ticks * BLOCK_SAMPLES + loose_samples
+
+    def _stop(self) -> None:
+        self._position = None
+        self._cut = True
+        self._surplus_samples = self._missing_samples = self._surplus_ticks = 0
+
+    def _start(self, now_s: float) -> None:
+        """Begins to play as soon as the oldest packet has waited long enough; the lock is held."""
+        first = self._buffer.peek()
+        if first is None:
+            return
+        self._packet_samples = first.samples
+        newest_start_s = now_s - self._wait_s()
+        self._count_concealed(
+            self._buffer.drop_stale(before=int((newest_start_s - TICK_S) * OPUS_RATE_HZ) + 1)
+        )
+        first = self._buffer.peek()
+        if first is not None and first.timestamp <= newest_start_s * OPUS_RATE_HZ:
+            self._count_concealed(self._buffer.missing * first.samples)
+            self._made_up_samples = 0
+            self._position = first.timestamp
+
+    # Sound --------------------------------------------------------------------------------------------
+
+    def _decode_more(self) -> None:
+        """Adds a packet's worth of samples, concealed where there is no packet."""
+        position = self._position
+        if position is None:
+            self._append(self._conceal(BLOCK_SAMPLES), None)
+            return
+        with self._lock:
+            if self._generation != self._buffer.generation:
+                packet, missing = None, 0  # of another stream: the next tick is its first
+            else:
+                self._count_concealed(self._buffer.drop_before(position))
+                packet = self._buffer.peek()
+                missing = self._buffer.missing
+                if packet is not None and packet.timestamp <= position:
+                    self._buffer.take()
+        if packet is None:
+            self._decode_nothing(position)
+            return
+        self._count_concealed(missing * packet.samples + position - packet.timestamp)
+        self._made_up_samples = 0
+        if packet.timestamp <= position:
+            self._decode_packet(packet, position)
+        else:
+            self._decode_gap(packet, packet.timestamp - position, missing=missing)
+
+    def _count_concealed(self, samples: int) -> None:
+        """Counts as concealed what was made up where packets should have been, now that they are known of."""
+        samples = min(max(samples, 0), self._made_up_samples)
+        self._made_up_samples -= samples
+        self._concealed_samples += samples
+
+    def _decode_nothing(self, position: int) -> None:
+        if self._concealed_run >= _IDLE_SAMPLES:
+            self._stop()
+            return
+        samples = min(self._packet_samples, BLOCK_SAMPLES)
+        if self._missing_samples > 0:  # packets are steadily late: wait for this one instead of giving it up
+            self._missing_samples = max(self._missing_samples - samples, 0)
+            self._lengthened_samples += samples
+        else:
+            self._position = position + samples
+            self._made_up_samples += samples
+        self._append(self._conceal(samples), None)
+
+    def _decode_gap(self, packet: AudioPacket, gap_samples: int, *, missing: int) -> None:
+        assert self._position is not None
+        pause_samples = gap_samples - missing * packet.samples
+        if pause_samples > 0:
+            samples = min(pause_samples, BLOCK_SAMPLES)
+            self._position += samples
+            self._append(self._conceal(samples), packet.arrived_s)  # libopus' comfort noise, then silence
+            return
+        if gap_samples > packet.samples:
+            gap_samples -= packet.samples  # the rest may be recovered
+        else:
+            tail = self._tail()
+            recovered = self._decoder.recover(packet.payload, packet.samples)
+            if recovered is not None:
+                self._fec_packets += 1
+                self._position += gap_samples
+                self._append(self._join(tail, recovered[-gap_samples:]), packet.arrived_s)
+                return
+        samples = min(gap_samples, BLOCK_SAMPLES)
+        self._position += samples
+        self._append(self._conceal(samples), None)
+        self._concealed_samples += samples
+
+    def _decode_packet(self, packet: AudioPacket, position: int) -> None:
+        if packet.timestamp < position:  # its beginning was concealed
+            self._cut = True
+        tail = self._tail()
+        if self._cut and self._concealed_run >= _SILENT_SAMPLES:
+            self._decoder.reset()
+        try:
+            decoded = self._decoder.decode(packet.payload)
+        except OpusError:
+            with self._lock:
+                self._buffer.lost += 1
+            self._position = packet.end
+            self._append(self._conceal(packet.end - position), None)
+            self._concealed_samples += packet.end - position
+            return
+        self._packet_samples = packet.samples
+        self._position = packet.end
+        self._append(self._join(tail, decoded[position - packet.timestamp :]), packet.arrived_s)
+        self._cut = False
+
+    def _tail(self) -> F32 | None:
+        """Returns how the sound so far would go on, to be faded into what is not its continuation."""
+        if not self._cut and self._concealed_run <= _HOLD_SAMPLES:
+            return None  # the decoder joins by itself
+        return self._conceal(SEAM_SAMPLES)
+
+    def _join(self, tail: F32 | None, samples: F32) -> F32:
+        self._concealed_run = 0
+        if tail is None:
+            return samples
+        seam = min(len(tail), len(samples))
+        return np.concatenate([cross_fade(tail[:seam], samples[:seam]), samples[seam:]])
+
+    def _conceal(self, samples: int) -> F32:
+        """Returns (samples,) that go on from the sound so far, silent 200 ms after its end."""
+        first = self._concealed_run
+        self._concealed_run = min(first + samples, _IDLE_SAMPLES)
+        if first >= _SILENT_SAMPLES:
+            return np.zeros(samples, np.float32)
+        sound = self._decoder.conceal(samples)
+        if first + samples <= _HOLD_SAMPLES:
+            return sound
+        at = np.arange(first, first + samples, dtype=np.float32)
+        gain = np.clip((_SILENT_SAMPLES - at) / (_SILENT_SAMPLES - _HOLD_SAMPLES), 0, 1)
+        return np.asarray(sound * gain, np.float32)
+
+    # Time scale ---------------------------------------------------------------------------------------
+
+    def _leave_out(self) -> None:
+        longest = min(self._surplus_samples, LONGEST_SAMPLES)
+        if longest < SHORTEST_SAMPLES or not self._reach(BLOCK_SAMPLES + longest):
+            return
+        if is_quiet(self._waiting[: 2 * longest]):
+            period = longest
+        else:
+            period, alike = find_period(self._waiting, longest=longest)
+            if alike < _ALIKE and self._surplus_ticks < _PATIENCE_TICKS:
+                return
+        self._waiting = shorten(self._waiting, period)
+        self._shortened_samples += period
+        while period:
+            taken = min(period, self._runs[0].samples)
+            self._runs[0].samples -= taken
+            period -= taken
+            if not self._runs[0].samples:
+                self._runs.popleft()
+
+    def _put_in(self) -> None:
+        longest = min(self._missing_samples, COMPARED_SAMPLES, LONGEST_SAMPLES)
+        if longest < SHORTEST_SAMPLES:
+            longest = SHORTEST_SAMPLES
+        if is_quiet(self._waiting[: 2 * longest]):
+            period = longest
+        else:
+            period, _ = find_period(self._waiting, longest=longest)
+        self._waiting = lengthen(self._waiting, period)
+        self._lengthened_samples += period
+        self._runs[0].samples += period
+
+    def _reach(self, samples: int) -> bool:
+        """Returns whether that many samples wait, decoding what is here already but making nothing up."""
+        while len(self._waiting) < max(samples, 2 * LONGEST_SAMPLES):
+            with self._lock:
+                packet = self._buffer.peek()
+                here = packet is not None and packet.timestamp == self._position
+            if not here or self._generation != self._buffer.generation:
+                return False
+            self._decode_more()
+        return True
+
+    # Out ----------------------------------------------------------------------------------------------
+
+    def _append(self, samples: F32, arrived_s: float | None) -> None:
+        if not len(samples):
+            return
+        self._waiting = np.concatenate([self._waiting, samples])
+        if self._runs and self._runs[-1].arrived_s == arrived_s:
+            self._runs[-1].samples += len(samples)
+        else:
+            self._runs.append(_Run(len(samples), arrived_s))
+
+    def _give(self, timestamp: int | None) -> MicrophoneBlock:
+        samples, self._waiting = self._waiting[:BLOCK_SAMPLES], self._waiting[BLOCK_SAMPLES:]
+        left, concealed, arrived_s = BLOCK_SAMPLES, False, None
+        while left:
+            run = self._runs[0]
+            taken = min(left, run.samples)
+            run.samples -= taken
+            left -= taken
+            arrived_s = run.arrived_s
+            concealed = concealed or arrived_s is None
+            if not run.samples:
+                self._runs.popleft()
+        return MicrophoneBlock(samples=samples, timestamp=timestamp, arrived_s=arrived_s, concealed=concealed)
+
+
+def _silence() -> MicrophoneBlock:
+    return MicrophoneBlock(
+        samples=np.zeros(BLOCK_SAMPLES, np.float32), timestamp=None, arrived_s=None, concealed=True
+    )

@@ -1,0 +1,261 @@
+"""Launches of the CUDA renderer, several at once, on a stand-in driver: memory, order, failures, the end."""
+
+from __future__ import annotations
+
+import gc
+import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from stand_in_driver import KERNEL_MS, StandInDriver
+
+from benchmarks.synthetic_scene import make_condition, make_pose, make_scene
+from cuda_kernels import cuda_module, cuda_raymarcher
+from cuda_kernels.cpu_raymarcher import RenderInputError
+from cuda_kernels.cuda_module import CudaError
+from cuda_kernels.cuda_raymarcher import CudaRenderer, FrameRequest
+from streaming.pipeline.gpu_renderer import GpuRenderer
+
+SMALL = {"hidden": 16, "levels": 3, "log2_rows": 8, "condition": 8, "grid_size": 32, "image_size_px": 64}
+KINDS = [SMALL, {**SMALL, "hidden": 64, "seed": 1}, {**SMALL, "with_torso": False}]
+WAIT_S = 20.0  # for a busy machine; nothing takes so long
+
+
+@pytest.fixture(scope="module")
+def described():
+    return [make_scene(**kind) for kind in KINDS]
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    driver = StandInDriver()
+    monkeypatch.setattr(cuda_module, "import_extra", lambda name: driver)
+    for module in (cuda_module, cuda_raymarcher):
+        monkeypatch.setattr(module, "machine_code", lambda width, architecture: (None, b""))
+    return driver
+
+
+@pytest.fixture
+def renderer(driver):
+    """It is closed in the end, and nothing may be left."""
+    renderer = CudaRenderer()
+    yield renderer
+    renderer.close()
+    renderer.close()
+    gc.collect()
+    assert driver.left() == (0, 0, 0, 0)
+
+
+@pytest.fixture
+def scenes(renderer, described):
+    return [renderer.load(scene) for scene in described]
+
+
+def request(scenes, number, size_px=32, **options):
+    scene = scenes[number % len(scenes)]
+    return FrameRequest(
+        scene=scene,
+        c2w=make_pose(0.3 * math.sin(number), 0.1 * math.cos(number)),
+        condition=make_condition(scene.scene, seed=number),
+        size_px=size_px + 8 * (number % 3),
+        i420=number % 2 == 1,
+        **options,
+    )
+
+
+def copies(pictures):
+    return [picture.copy() for picture in pictures]
+
+
+def assert_same(pictures, expected):
+    for picture, wanted in zip(pictures, expected, strict=True):
+        np.testing.assert_array_equal(picture, wanted)
+
+
+def test_frames_of_one_launch_equal_those_of_their_own(renderer, scenes):
+    requests = [request(scenes, number) for number in range(13)]
+    together = renderer.render(requests)
+    assert [picture.shape for picture in together] == [one.shape for one in requests]
+    assert len({picture.tobytes() for picture in together}) == 13
+    for one, picture in zip(requests, together, strict=True):
+        np.testing.assert_array_equal(renderer.render([one])[0], picture)
+    region = replace(requests[0], region_px=(4, 8, 20, 30), out=np.zeros((22, 16, 3), np.uint8))
+    assert renderer.render([region])[0] is region.out
+    assert region.out.any()
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_launches_at_once_equal_launches_alone_in_whatever_order_they_are_collected(renderer, scenes, order):
+    batches = [[request(scenes, 10 * batch + number) for number in range(4 + batch)] for batch in range(3)]
+    alone = [renderer.render(batch) for batch in batches]
+    for _ in range(3):
+        launches = [renderer.submit(batch) for batch in batches]
+        drawn = {place: renderer.collect(launches[place]) for place in order}
+        for place in range(3):
+            assert_same(drawn[place], alone[place])
+
+
+def test_pictures_stay_while_they_are_referred_to_and_their_memory_is_used_again(renderer, scenes, driver):
+    kept = renderer.collect(renderer.submit([request(scenes, number) for number in range(4)]))
+    expected = copies(kept)
+    for turn in range(1, 6):
+        renderer.render([request(scenes, 100 * turn + number) for number in range(4)])
+    assert_same(kept, expected)
+    assert len(driver.pinned) == len(renderer._slots) + 2  # inputs, and two launches' pictures
+    first = kept[0].ctypes.data
+    del kept
+    gc.collect()
+    again = [renderer.collect(renderer.submit([request(scenes, number) for number in range(4)]))]
+    again.append(renderer.collect(renderer.submit([request(scenes, number) for number in range(4)])))
+    assert first in {pictures[0].ctypes.data for pictures in again}
+
+
+def test_pictures_outlive_the_renderer(driver, described):
+    renderer = CudaRenderer()
+    scenes = [renderer.load(described[0])]
+    pictures = renderer.collect(renderer.submit([request(scenes, 0), request(scenes, 1)]))
+    expected = copies(pictures)
+    renderer.close()
+    assert_same(pictures, expected)
+    assert driver.contexts == 1
+    del pictures[0]
+    assert driver.contexts == 1
+    pictures.clear()
+    gc.collect()
+    assert driver.left() == (0, 0, 0, 0)
+
+
+def test_a_launch_that_nobody_collects_keeps_its_memory_until_the_end(renderer, scenes, driver):
+    requests = [request(scenes, number) for number in range(4)]
+    renderer.submit(requests)
+    gc.collect()
+    expected = renderer.render(requests)
+    assert_same(renderer.render(requests), expected)
+    assert driver.kernels == 2 * 2  # two widths, twice: the first waits on its stream
+    renderer.close()
+    assert driver.kernels == 3 * 2
+
+
+def test_a_fourth_launch_waits_for_one_to_be_collected(renderer, scenes):
+    launches = [renderer.submit([request(scenes, number)]) for number in range(3)]
+    fourth = ThreadPoolExecutor(1).submit(renderer.render, [request(scenes, 3)])
+    assert len(renderer._flying) == 3
+    for number, launch in enumerate(launches):
+        assert_same(copies(renderer.collect(launch)), renderer.render([request(scenes, number)]))
+    assert_same(fourth.result(WAIT_S), renderer.render([request(scenes, 3)]))
+
+
+def test_who_waits_for_a_slot_hears_of_the_close(renderer, scenes):
+    for number in range(3):
+        renderer.submit([request(scenes, number)])
+    fourth = ThreadPoolExecutor(1).submit(renderer.render, [request(scenes, 3)])
+    renderer.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        fourth.result(WAIT_S)
+
+
+def test_a_launch_is_collected_once_and_only_while_open(renderer, scenes):
+    launch = renderer.submit([request(scenes, 0)])
+    renderer.collect(launch)
+    with pytest.raises(RuntimeError, match="under way"):
+        renderer.collect(launch)
+    launch = renderer.submit([request(scenes, 0)])
+    renderer.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        renderer.collect(launch)
+
+
+def test_a_scene_that_is_drawn_is_unloaded_once_it_is(renderer, scenes, described):
+    requests = [request(scenes, number) for number in range(6)]
+    alone = renderer.render(requests)
+    launch = renderer.submit(requests)
+    renderer.unload(scenes[0])
+    replaced = renderer.load(described[0])  # may get the memory
+    assert_same(renderer.collect(launch), alone)
+    with pytest.raises(RenderInputError, match="scene: expected one that is loaded"):
+        renderer.submit(requests)
+    assert_same(renderer.render([replace(requests[0], scene=replaced)]), alone[:1])
+
+
+def test_backgrounds_that_launches_under_way_need_stay(renderer, scenes):
+    early = renderer.submit([request(scenes[:1], 0, size_px=16)])
+    alone = {}
+    for size_px in range(24, 24 + 8 * 8, 8):
+        alone[size_px] = renderer.render([replace(request(scenes[:1], 0), size_px=size_px)])
+    assert len(scenes[0]._backgrounds) <= 6
+    renderer.collect(early)
+    for size_px, pictures in alone.items():
+        assert_same(renderer.render([replace(request(scenes[:1], 0), size_px=size_px)]), pictures)
+
+
+def test_kernels_time_is_not_counted_twice(renderer, scenes):
+    one = [request(scenes[:1], 0)]
+    renderer.render(one)
+    assert renderer.kernel_ms == KERNEL_MS
+    first, second = renderer.submit(one), renderer.submit(one)
+    while second.slot.begin.at_ms is None:  # its stream goes ahead and then waits for the other's kernel
+        second.slot.stream.pending.pop(0)()
+    spent_ms = []
+    for launch in (first, second):
+        renderer.collect(launch)
+        spent_ms.append(renderer.kernel_ms)
+    assert spent_ms == [KERNEL_MS, KERNEL_MS]
+    assert (renderer.samples, renderer.samples_passed) == (1, 7)
+
+
+@pytest.mark.parametrize("refused", ["cuMemcpyHtoDAsync", "cuLaunchKernel", "cuMemcpyDtoHAsync"])
+def test_a_launch_that_is_refused_half_way_leaves_the_others_alone(renderer, scenes, driver, refused):
+    requests = [request(scenes, number) for number in range(4)]
+    alone = renderer.render(requests)
+    first = renderer.submit(requests)
+    for _ in range(5):  # more often than there are slots
+        driver.refused.add(refused)
+        with pytest.raises(CudaError, match=refused):
+            renderer.submit(requests)
+        driver.refused.clear()
+    assert_same(renderer.collect(first), alone)
+    assert_same(renderer.render(requests), alone)
+
+
+def test_a_device_that_fails_fails_all_that_is_under_way(driver, described):
+    renderer = CudaRenderer()
+    scenes = [renderer.load(described[0])]
+    launches = [renderer.submit([request(scenes, number)]) for number in range(2)]
+    driver.broken = True
+    for launch in launches:
+        with pytest.raises(CudaError, match="cuEventSynchronize: expected success, got CUDA_ERROR_ILLEGAL"):
+            renderer.collect(launch)
+    with pytest.raises(CudaError):
+        renderer.close()
+    driver.broken = False
+
+
+def test_sessions_through_both_renderers_get_their_own_pictures(driver, described):
+    renderer = CudaRenderer()
+    gpu = GpuRenderer(renderer, name="Stand-in")
+    gpu.start()
+    scenes = [gpu.load(scene) for scene in described]
+    expected = {number: renderer.render([request(scenes, number)])[0] for number in range(60)}
+    failures = []
+
+    def session(first):
+        try:
+            for number in range(first, 60, 6):
+                assert_same(gpu.draw([request(scenes, number)]), [expected[number]])
+        except BaseException as failure:
+            failures.append(failure)
+            raise
+
+    threads = [threading.Thread(target=session, args=(first,)) for first in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT_S)
+    assert failures == []
+    gpu.close()
+    assert gpu.join(WAIT_S)
+    gc.collect()
+    assert driver.left() == (0, 0, 0, 0)

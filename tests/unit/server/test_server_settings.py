@@ -1,0 +1,306 @@
+"""What the server is told, refused in one line before anything slow; and what it says when it is ready."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import types
+
+import pytest
+
+from streaming import cli
+from streaming.addresses import is_loopback
+from streaming.errors import InputError, Stopped
+from streaming.pipeline.loaded_speaker import LoadedSpeaker
+from streaming.server import server
+from streaming.server.tls import server_ssl_context
+from streaming.session.admission import Admission
+from streaming.settings import StreamSettings, options, resolve_settings, variable
+
+TOKEN = "correct-horse-battery"
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch):
+    for name in options():
+        monkeypatch.delenv(variable(name), raising=False)
+
+
+@pytest.fixture
+def never_opened(monkeypatch):
+    """No speaker may be opened: what is refused is refused before."""
+
+    def opened(*_, **__):
+        pytest.fail("the speaker was opened before the settings were checked")
+
+    monkeypatch.setattr(LoadedSpeaker, "open", opened)
+
+
+def refused(capsys, *flags):
+    assert cli.main(flags) == cli.BAD_INPUT
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("geneface-stream: ")
+    return captured.err
+
+
+# Refused ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--host", "0.0.0.0"], "--host 0.0.0.0: others can reach it; give --token"),
+        (["--host", "::"], "--host ::: others can reach it"),
+        (["--host", "127.evil.example"], "others can reach it"),
+        (["--host", "0.0.0.0", "--allow-anonymous"], "no microphone without TLS"),
+        (["--host", "0.0.0.0", "--token", TOKEN], "no microphone without TLS"),
+        (["--host", ""], "--host: expected an address"),
+        (
+            ["--host", "203.0.113.1", "--token", TOKEN, "--tls-self-signed"],
+            "--host 203.0.113.1: expected an address of this machine, got another's",
+        ),
+        (["--port", "70000"], "--port: expected 0 (any) to 65535, got 70000"),
+        (["--port", "http"], "--port (or GENEFACE_PORT): expected N, got 'http'"),
+        (["--token", "short"], "--token: expected at least 16 characters, got 5"),
+        (["--token", "correct horse battery"], "--token: expected visible characters of ASCII"),
+        (["--token", "caf\xe9-au-lait-for-two"], "--token: expected visible characters of ASCII"),
+        (["--tls-cert", "cert.pem"], "--tls-cert, --tls-key: expected both or neither"),
+        (["--tls-key", "key.pem"], "--tls-cert, --tls-key: expected both or neither"),
+        (["--tls-cert", "no.pem", "--tls-key", "no.pem"], "--tls-cert: no.pem: no such file"),
+        (["--allow-origin", "example.org"], "--allow-origin: expected a site like https://example.org"),
+        (["--allow-origin", "*"], "--allow-origin: expected a site"),
+        (["--allow-origin", "https://example.org/page"], "leave out all but scheme, name and port"),
+        (["--allow-origin", "https://example.org?x"], "--allow-origin: expected a site"),
+        (["--allow-origin", "https://example.org#x"], "--allow-origin: expected a site"),
+        (["--allow-origin", "https://me@example.org"], "--allow-origin: expected a site"),
+        (["--allow-origin", "https://example.org:http"], "--allow-origin: expected a site"),
+        (["--allow-origin", "http://["], "--allow-origin: expected a site"),
+        (["--allow-origin", "https://good.example", "--allow-origin", "ftp://x"], "got ftp://x"),
+        (["--ice-server", "stun.example.org"], "--ice-server: expected stun:HOST"),
+        (["--ice-server", "turn:turn.example.org"], "--ice-server: expected stun:HOST"),
+        (["--ice-server", "http://example.org"], "--ice-server: expected stun:HOST"),
+        (["--udp-port-range", "40000"], "--udp-port-range (or GENEFACE_UDP_PORT_RANGE): expected FIRST-LAST"),
+        (["--udp-port-range", "40100-40000"], "--udp-port-range: expected FIRST-LAST within 1024-65535"),
+        (["--udp-port-range", "1-100"], "got 1-100"),
+        (["--udp-port-range", "60000-70000"], "got 60000-70000"),
+        (["--codec", "av1"], "--codec (or GENEFACE_CODEC): expected auto|h264|vp8, got 'av1'"),
+        (["--bitrate-kbps", "5"], "--bitrate-kbps: expected 150 to 20000, got 5"),
+        (["--max-sessions", "-1"], "--max-sessions: expected 0"),
+    ],
+)
+def test_bad_settings_are_one_line_and_exit_code_2(never_opened, capsys, flags, said):
+    assert said in refused(capsys, "--port", "0", *flags)
+
+
+def test_a_password_of_an_ice_server_is_not_repeated(never_opened, capsys):
+    assert "hunter2" not in refused(capsys, "--port", "0", "--ice-server", "turn:me:hunter2@")
+
+
+def test_a_port_in_use_is_said_before_the_slow_part(never_opened, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        line = refused(capsys, "--port", str(port))
+    assert f"could not listen on 127.0.0.1:{port} (address already in use)" in line
+    assert "give another --port" in line
+
+
+def test_two_servers_that_are_getting_ready_do_not_share_a_port():
+    with server._listen(StreamSettings(port=0)) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(InputError, match="address already in use"):
+            server._listen(StreamSettings(port=port))
+
+
+def test_a_port_is_free_again_at_once():
+    with server._listen(StreamSettings(port=0)) as first:
+        port = first.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)), contextlib.suppress(BlockingIOError):
+            first.accept()[0].close()  # leaves the connection in TIME_WAIT
+    server._listen(StreamSettings(port=port)).close()
+
+
+def test_an_unknown_speaker_is_one_line(capsys):
+    assert 'got "Nobody"' in refused(capsys, "--port", "0", "--speaker", "Nobody")
+
+
+# Taken ------------------------------------------------------------------------------------------------
+
+
+def test_origins_are_taken_as_browsers_write_them():
+    given = "HTTPS://Example.org/, http://b\xfccher.example:80 ,https://[::1]:8443,https://x.example:443"
+    assert resolve_settings({"allow_origin": given}, {}).allow_origin == (
+        "https://example.org",
+        "http://xn--bcher-kva.example",
+        "https://[::1]:8443",
+        "https://x.example",
+    )
+
+
+def test_several_origins_come_by_variable_or_by_flags(monkeypatch):
+    sites = ("https://a.example", "https://b.example")
+    assert resolve_settings({}, {"GENEFACE_ALLOW_ORIGIN": ",".join(sites)}).allow_origin == sites
+    served = []
+    monkeypatch.setattr(server, "serve", lambda settings, **_: served.append(settings))
+    assert cli.main(["--allow-origin", sites[0], "--allow-origin", sites[1]]) == cli.DONE
+    monkeypatch.setenv("GENEFACE_ALLOW_ORIGIN", "https://c.example")
+    assert cli.main(["--allow-origin", sites[0]]) == cli.DONE
+    assert [settings.allow_origin for settings in served] == [sites, sites[:1]]
+
+
+def test_a_port_range_and_ice_servers():
+    settings = resolve_settings(
+        {"udp_port_range": "40000-40100", "ice_server": "stun:a.example,turn:me:pw@b.example"}, {}
+    )
+    assert settings.udp_port_range == (40000, 40100)
+    assert settings.ice_server == ("stun:a.example", "turn:me:pw@b.example")
+
+
+def test_for_others_with_token_and_tls():
+    settings = StreamSettings(host="0.0.0.0", token=TOKEN, tls_self_signed=True)
+    assert settings.listens_beyond_this_machine
+    assert StreamSettings(host="0.0.0.0", allow_anonymous=True, tls_self_signed=True).token is None
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "localhost", "LOCALHOST", "::1"])
+def test_this_machine_alone_needs_neither(host):
+    assert is_loopback(host)
+    assert not StreamSettings(host=host).listens_beyond_this_machine
+
+
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "::", "192.168.1.5", "127.evil.example", "localhost.example", ""]
+)
+def test_others_reach_any_other_address(host):
+    assert not is_loopback(host)
+
+
+# Said -------------------------------------------------------------------------------------------------
+
+
+class StandInHost:
+    name = "Tiny"
+    device = "CPU, 2 threads"
+    start_px = 256
+    sizes_px = (256, 128)
+
+    def core_ms(self, size_px):
+        return 7.1
+
+    def make_renderer(self, size_px):
+        return size_px
+
+
+@pytest.fixture
+def greeting(monkeypatch):
+    """Returns what a server with these settings says when it is ready."""
+    monkeypatch.setattr(server, "describe", lambda renderer, _: f"{renderer} px")
+
+    def of(tls=False, devices="", **settings):
+        context = server_ssl_context(None, None, True, "localhost") if tls else None
+        host = StandInHost()
+        host.networks = types.SimpleNamespace(describe=lambda: devices)
+        return server._greeting(StreamSettings(**settings), host, 8010, context)
+
+    return of
+
+
+def test_the_greeting_says_who_draws_and_where_to_look(greeting):
+    assert greeting() == [
+        "Tiny on CPU, 2 threads, 256 px",
+        "Open http://127.0.0.1:8010/ in a browser and speak. Ctrl+C ends the server.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("share", "said"), [(2, "Counts on 2 cores: 68"), (1, "Counts on 1 core: 34"), (0.5, "0.5 cores: 17")]
+)
+def test_the_start_says_how_many_cores_are_counted_on_and_what_a_session_takes(share, said):
+    line = server.counts_on(share, Admission(cores=share), StandInHost())
+    assert said in line
+    assert "7.1 at 128 px" in line
+
+
+def test_the_greeting_says_which_networks_have_a_device_of_their_own(greeting):
+    line = greeting(devices="features and motion on A GPU, condition on CPU")[0]
+    assert line == "Tiny on CPU, 2 threads, 256 px; features and motion on A GPU, condition on CPU"
+
+
+@pytest.mark.parametrize(
+    ("settings", "address"),
+    [
+        ({"host": "::1"}, "http://[::1]:8010/ "),
+        ({"token": TOKEN}, "http://127.0.0.1:8010/#token=correct-horse-battery "),
+        (
+            {"token": "a+b/c=d&e#f%a+b/c=d&"},
+            "http://127.0.0.1:8010/#token=a%2Bb%2Fc%3Dd%26e%23f%25a%2Bb%2Fc%3Dd%26 ",
+        ),
+        (
+            {"host": "0.0.0.0", "token": TOKEN, "tls_self_signed": True, "tls": True},
+            "https://localhost:8010/#token=correct-horse-battery ",
+        ),
+    ],
+)
+def test_the_address_is_one_that_can_be_opened(greeting, settings, address, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert address in greeting(**settings)[1]
+
+
+def test_the_token_is_shown_on_a_terminal_only(greeting, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: False)
+    lines = greeting(token=TOKEN)
+    assert not any(TOKEN in line for line in lines)
+    assert "#token=TOKEN" in lines[-1]
+
+
+@pytest.mark.parametrize("given", ["proxy", "10.0.0.1/8", "10.0.0.0/33", "127.0.0.1,x"])
+def test_what_is_no_address_of_a_proxy_is_refused(given):
+    with pytest.raises(InputError, match="--forwarded-allow-ips: expected addresses"):
+        resolve_settings({"forwarded_allow_ips": given}, {})
+
+
+def test_a_certificate_of_its_own_is_announced(greeting):
+    lines = greeting(tls=True, tls_self_signed=True)
+    assert "the browser will warn once" in lines[-2]
+    assert re.fullmatch(r"([0-9A-F]{2}:){31}[0-9A-F]{2}", lines[-1])
+
+
+def test_a_signal_that_was_swallowed_while_the_speaker_opened_still_ends_the_server(monkeypatch):
+    monkeypatch.setattr(LoadedSpeaker, "open", lambda *_, **__: StandInHost())
+    said = []
+    with pytest.raises(Stopped):
+        server.serve(StreamSettings(port=0), say=said.append, stopped=lambda: True)
+    assert said == []
+
+
+def test_a_gpu_is_given_back_where_the_server_does_not_come_up(monkeypatch):
+    gpu, asked = types.SimpleNamespace(lost="", closed=0), []
+
+    def close():
+        gpu.closed += 1
+
+    def open_gpu(device, **_):
+        asked.append(device)
+        return gpu
+
+    def refuse(*_, **given):
+        assert given["gpu"] is gpu
+        raise InputError("Tiny: too large")
+
+    gpu.close = close
+    monkeypatch.setattr(server, "open_gpu", open_gpu)
+    monkeypatch.setattr(LoadedSpeaker, "open", refuse)
+    with pytest.raises(InputError, match="too large"):
+        server.serve(StreamSettings(port=0, device="cuda"), say=print, stopped=lambda: False)
+    assert (asked, gpu.closed) == (["cuda"], 1)
+
+
+def test_a_server_that_was_stopped_has_ended_in_order(monkeypatch, capsys):
+    def stopped(*_, **__):
+        raise Stopped
+
+    monkeypatch.setattr(server, "serve", stopped)
+    assert cli.main([]) == cli.DONE
+    assert capsys.readouterr().err == "geneface-stream: ended\n"

@@ -1,0 +1,610 @@
+"""One session without a network: signs of life, what leaves when, what is told, and the end."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import threading
+import types
+
+import numpy as np
+import pytest
+import stand_ins
+from bundle_factory import write_tiny_bundle
+from on_loop import on_loop, until
+
+from models.speaker import load_speaker
+from streaming.pipeline.loaded_speaker import LoadedSpeaker
+from streaming.pipeline.networks import open_networks
+from streaming.pipeline.render_size import FrameCost
+from streaming.session import session as session_module
+from streaming.session.metrics import Metrics
+from streaming.session.session import CONNECT_S, LEFT_S, SILENT_S, Session, SessionSettings
+from streaming.webrtc.peer import PeerSettings
+
+ID = "abcdef-unguessable-id"
+LABEL = "abcdef"
+VIDEO_STEP, SOUND_STEP = 3600, 960  # RTP: 40 ms at 90 kHz, 20 ms at 48 kHz
+
+
+class ManualClock:
+    def __init__(self):
+        self.time_s = 1000.0
+
+    def now_s(self):
+        return self.time_s
+
+
+class StandInSender:
+    def __init__(self):
+        self.connected = False
+        self.round_trip_s = None
+        self.pushed = []
+
+    def push(self, payloads, timestamp, duration_ms, level_db=None):
+        self.pushed.append(
+            types.SimpleNamespace(
+                payloads=payloads, timestamp=timestamp, duration_ms=duration_ms, level_db=level_db
+            )
+        )
+
+    def wire_timestamp(self, timestamp):
+        return timestamp + 7
+
+
+class StandInEncoder:
+    def __init__(self, **opened):
+        self.opened = opened
+        self.keyframes = 0
+        self.limits = []
+        self.payloads = [b"picture"]
+        self.numbers = []
+        self.thread = threading.current_thread().name
+
+    def encode(self, picture, number):
+        self.numbers.append(number)
+        return self.payloads
+
+    def want_keyframe(self):
+        self.keyframes += 1
+
+    def limit_bitrate(self, bitrate):
+        self.limits.append(bitrate)
+
+
+class StandInPeer:
+    """A connection that is there when the test says so."""
+
+    def __init__(
+        self, settings, schedule, *, on_packet, on_keyframe_wanted, on_bandwidth, on_state, on_malformed
+    ):
+        self.on_packet, self.on_state = on_packet, on_state
+        self.on_keyframe_wanted, self.on_bandwidth = on_keyframe_wanted, on_bandwidth
+        self.on_malformed = on_malformed
+        self.packets_received = 0
+        self.sound, self.video, self.microphone = StandInSender(), StandInSender(), None
+        self.encoder = None
+        self.codec = types.SimpleNamespace(name="VP8", open=self._open)
+        self.closed = 0
+        self.may_close = asyncio.Event()
+        self.may_close.set()
+        self.fails = None
+
+    def _open(self, **opened):
+        self.encoder = StandInEncoder(**opened)
+        return self.encoder
+
+    def connect(self):
+        self.sound.connected = self.video.connected = True
+        self.on_state("connected")
+
+    async def answer(self, offer):
+        if isinstance(offer, Exception):
+            raise offer
+        return "the answer"
+
+    async def aclose(self):
+        self.closed += 1
+        await self.may_close.wait()
+        if self.fails is not None:
+            raise self.fails
+
+
+@pytest.fixture(scope="module")
+def speaker(tmp_path_factory):
+    return load_speaker(write_tiny_bundle(tmp_path_factory.mktemp("speakers") / "Tiny", image_size_px=128))
+
+
+@pytest.fixture(scope="module")
+def networks(speaker):
+    return open_networks(speaker)
+
+
+class Setup:
+    def __init__(self, speaker, networks, *, clock=None, raymarcher=None):
+        self.raymarcher = raymarcher or stand_ins.StandInRaymarcher()
+        self.host = LoadedSpeaker(
+            speaker=speaker,
+            networks=networks,
+            raymarcher=self.raymarcher,
+            sizes_px=(128, 96),
+            start_px=128,
+            costs={size: FrameCost(render_ms=5.0, other_ms=5.0) for size in (128, 96)},
+            threads=1,
+        )
+        self.metrics = Metrics()
+        self.ends = []
+        self.clock = clock
+        self.session = Session(
+            ID,
+            self.host,
+            SessionSettings(peer=PeerSettings(), bitrate=1_200_000),
+            self.metrics,
+            on_end=lambda session, reason: self.ends.append((session, reason)),
+            clock=clock,
+        )
+        self.peer = self.session.peer
+
+    def sample(self, name, **labels):
+        return self.metrics.registry.get_sample_value(f"geneface_{name}", labels)
+
+
+@pytest.fixture
+def setup(speaker, networks, monkeypatch):
+    monkeypatch.setattr(session_module, "Peer", StandInPeer)
+    return lambda **changes: Setup(speaker, networks, **changes)
+
+
+def threads_of_sessions():
+    """What a session has running; not what has just told that all of it is through."""
+    names = [thread.name for thread in threading.enumerate()]
+    return [name for name in names if name.startswith("geneface-") and name != f"geneface-close-{LABEL}"]
+
+
+# Signs of life ----------------------------------------------------------------------------------------
+
+
+@on_loop
+async def test_an_offer_that_leads_to_no_connection_holds_its_place_no_longer(setup):
+    it = setup(clock=ManualClock())
+    it.peer.packets_received = 5  # of the handshake: still no connection
+    assert it.session.check(1000.0 + CONNECT_S) is None
+    assert it.session.check(1000.0 + CONNECT_S + 0.1) == "no connection came about"
+    await it.session.aclose("no connection came about")
+
+
+@on_loop
+async def test_a_peer_that_falls_silent_is_ended_after_four_seconds(setup):
+    it = setup(clock=ManualClock())
+    it.clock.time_s += 10.0
+    it.peer.connect()
+    assert it.session.check(1010.0 + SILENT_S) is None
+    assert it.session.check(1010.0 + SILENT_S + 0.1) == "timed out"
+    await it.session.aclose("timed out")
+
+
+@on_loop
+async def test_each_packet_is_a_sign_of_life(setup):
+    it = setup(clock=ManualClock())
+    it.peer.connect()
+    for now_s in range(1003, 1060, 3):
+        it.peer.packets_received += 1
+        assert it.session.check(float(now_s)) is None
+    assert it.session.check(1057.0 + SILENT_S + 0.1) == "timed out"
+    await it.session.aclose("timed out")
+
+
+@on_loop
+async def test_so_is_each_word_of_its_page(setup):
+    it = setup(clock=ManualClock())
+    it.peer.connect()
+    it.session.socket_opened()
+    for _ in range(10):
+        it.clock.time_s += 3.0
+        it.session.socket_heard()
+        assert it.session.check(it.clock.time_s) is None
+    assert it.session.check(it.clock.time_s + SILENT_S + 0.1) == "timed out"
+    await it.session.aclose("timed out")
+
+
+@on_loop
+async def test_a_page_that_went_leaves_less_time(setup):
+    it = setup(clock=ManualClock())
+    it.peer.connect()
+    it.session.socket_opened()
+    it.session.socket_closed()
+    assert it.session.check(1000.0 + LEFT_S) is None
+    assert it.session.check(1000.0 + LEFT_S + 0.1) == "the peer left"
+    it.session.socket_opened()  # a reload of the socket alone
+    assert it.session.check(1000.0 + LEFT_S + 0.1) is None
+    it.session.socket_closed()
+    it.peer.packets_received += 1  # the page went, but its peer connection lives
+    assert it.session.check(1003.0) is None
+    await it.session.aclose("the peer left")
+
+
+@on_loop
+async def test_one_of_two_pages_may_go(setup):
+    it = setup(clock=ManualClock())
+    it.peer.connect()
+    it.session.socket_opened()
+    it.session.socket_opened()
+    it.session.socket_closed()
+    assert it.session.check(1000.0 + LEFT_S + 0.1) is None
+    await it.session.aclose("the peer left")
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"), [("failed", "the connection failed"), ("closed", "the peer left")]
+)
+@on_loop
+async def test_a_connection_that_ends_ends_the_session_once(setup, state, reason):
+    it = setup()
+    it.peer.connect()
+    it.peer.on_state("disconnected")
+    assert it.ends == []
+    it.peer.on_state(state)
+    it.peer.on_state("closed")
+    assert it.ends == [(it.session, reason)]
+    await it.session.aclose(reason)
+
+
+@on_loop
+async def test_the_end_of_its_own_asks_for_no_other(setup):
+    it = setup()
+    await it.session.aclose("server stopping")
+    it.peer.on_state("closed")
+    assert it.ends == []
+
+
+# What a page is told ----------------------------------------------------------------------------------
+
+
+@on_loop
+async def test_hello(setup, monkeypatch):
+    monkeypatch.setattr(session_module.time, "time", lambda: 1.7e9)
+    it = setup(clock=ManualClock())
+    it.clock.time_s += 2.0
+    hello = it.session.hello()
+    delay_ms = hello.pop("delay_ms")
+    assert hello == {
+        "type": "hello",
+        "session_id": ID,
+        "speaker": "Tiny",
+        "server_ms": pytest.approx(1.7e12 + 2000),
+        "fps": 25,
+        "image_size_px": 128,
+        "render_px": 128,
+        "render_sizes_px": [128, 96],
+        "lookahead_ms": 160.0,
+        "codec": "VP8",
+    }
+    assert delay_ms == it.session.schedule.delay_ms > 160 + 20
+    await it.session.aclose("done")
+
+
+@on_loop
+async def test_telemetry_of_a_session_that_has_just_begun(setup):
+    it = setup(clock=ManualClock())
+    message, last = it.session.telemetry(-1)
+    assert last == -1
+    assert message["frames"] == []
+    assert message["fps"] == 0.0
+    assert message["frames_rendered"] == 0
+    assert message["frames_dropped"] == {"skipped": 0, "late": 0, "bandwidth": 0}
+    assert message["microphone"]["level_db"] == -100.0
+    await it.session.aclose("done")
+
+
+# A run ------------------------------------------------------------------------------------------------
+
+
+@on_loop
+async def test_sound_and_pictures_leave_by_one_media_clock(setup):
+    it = setup()
+    assert await it.session.answer("offer") == "the answer"
+    it.peer.connect()
+    await until(lambda: len(it.peer.video.pushed) >= 5 and len(it.peer.sound.pushed) >= 10)
+    message, last = it.session.telemetry(-1)
+    await it.session.aclose("done")
+
+    sound, video = it.peer.sound.pushed, it.peer.video.pushed
+    first = sound[0].timestamp // SOUND_STEP
+    assert [block.timestamp for block in sound] == [SOUND_STEP * (first + k) for k in range(len(sound))]
+    assert all(len(block.payloads) == 1 and block.payloads[0] for block in sound)
+    assert {block.duration_ms for block in sound} == {20.0}
+    assert {block.level_db for block in sound} == {-100.0}
+    assert [picture.timestamp for picture in video] == [
+        VIDEO_STEP * number for number in it.peer.encoder.numbers[: len(video)]
+    ]
+    assert {picture.duration_ms for picture in video} == {40.0}
+
+    assert it.peer.encoder.opened == {"size_px": 128, "bitrate": 1_200_000}
+    assert it.peer.encoder.thread == f"geneface-video-{LABEL}"
+    assert message["frames_rendered"] >= len(message["frames"]) >= 4
+    assert it.sample("frames_rendered_total", speaker="Tiny") == it.session._rendered
+    for frame in message["frames"]:
+        assert (frame["rtp"] - 7) % VIDEO_STEP == 0  # as on the wire
+        assert frame["captured_ms"] is None  # no microphone
+        assert frame["arrived_ms"] is None
+        stages = [frame[f"{name}_ms"] for name in ("buffered", "windowed", "rendered", "encoded", "sent")]
+        assert stages == sorted(stages)
+    again, same = it.session.telemetry(last)
+    assert all(frame["rtp"] > message["frames"][-1]["rtp"] for frame in again["frames"])
+    assert same >= last
+
+
+@on_loop
+async def test_a_frame_leaves_with_the_sound_of_its_first_samples(setup):
+    it = setup()
+    schedule = it.session.schedule
+    frame_s = schedule.frame_due_s(10)
+    tick_s = schedule.tick_s(20 + schedule.sound_delay_ticks)  # frame 10 begins with tick 20
+    assert 0 <= frame_s - tick_s <= 0.05  # receivers hold sound a little longer
+    await it.session.aclose("done")
+
+
+@on_loop
+async def test_before_anybody_looks_nothing_is_encoded_sent_or_lost(setup):
+    it = setup()
+    await it.session.answer("offer")
+    await until(lambda: it.raymarcher.drawn > 8)
+    assert it.peer.sound.pushed == it.peer.video.pushed == []
+    assert it.session.telemetry(-1)[0]["frames_dropped"] == {"skipped": 0, "late": 0, "bandwidth": 0}
+    assert it.peer.encoder.numbers == []
+    await it.session.aclose("done")
+
+
+@on_loop
+async def test_a_picture_that_is_too_much_for_the_line_is_counted_as_that(setup):
+    it = setup()
+    await it.session.answer("offer")
+    await until(lambda: it.peer.encoder)
+    it.peer.encoder.payloads = []
+    it.peer.connect()
+    await until(lambda: it.session.telemetry(-1)[0]["frames_dropped"]["bandwidth"] >= 2)
+    message, _ = it.session.telemetry(-1)
+    assert message["frames_rendered"] == 0
+    assert message["frames"] == []
+    assert it.peer.video.pushed == []
+    assert it.sample("frames_dropped_total", speaker="Tiny", reason="bandwidth") >= 2
+    await it.session.aclose("done")
+
+
+@on_loop
+async def test_malformed_packets_are_counted_by_kind_and_said_once(setup, caplog):
+    it = setup()
+    with caplog.at_level("WARNING"):
+        for kind in ("rtp", "rtp", "rtcp"):
+            it.peer.on_malformed(kind, "x" * 1000)
+    assert it.sample("malformed_packets_total", kind="rtp") == 2
+    assert it.sample("malformed_packets_total", kind="rtcp") == 1
+    (record,) = caplog.records
+    assert it.session.label in record.getMessage()
+    assert len(record.getMessage()) < 250
+    await it.session.aclose("done")
+
+
+@on_loop
+async def test_keyframes_and_bitrates_reach_the_encoder_once_there_is_one(setup):
+    it = setup()
+    it.peer.on_keyframe_wanted()
+    it.peer.on_bandwidth(300_000)
+    await it.session.answer("offer")
+    await until(lambda: it.peer.encoder)
+    it.peer.on_keyframe_wanted()
+    it.peer.on_bandwidth(400_000)
+    assert it.peer.encoder.keyframes == 1
+    assert it.peer.encoder.limits == [400_000]
+    await it.session.aclose("done")
+    it.peer.on_keyframe_wanted()
+
+
+@on_loop
+async def test_metrics_of_a_session(setup):
+    it = setup()
+    it.peer.video.round_trip_s = 0.03
+    it.session.microphone = types.SimpleNamespace(
+        depth_ms=25.0, packets_lost=3, concealed_ms=40.0, close=lambda: None
+    )
+    it.session.update_metrics()
+    assert it.sample("render_size_pixels", session=LABEL) == 128
+    assert it.sample("microphone_depth_seconds", session=LABEL) == 0.025
+    assert it.sample("round_trip_seconds", session=LABEL) == 0.03
+    it.session.microphone.packets_lost = 2  # one came late after all
+    it.session.microphone.concealed_ms = 60.0
+    it.session.update_metrics()
+    assert it.sample("microphone_packets_lost_total") == 3
+    assert it.sample("microphone_concealed_seconds_total") == pytest.approx(0.06)
+    assert ID not in it.metrics.text().decode()
+    await it.session.aclose("done")
+    assert LABEL not in it.metrics.text().decode()
+
+
+# Failures ---------------------------------------------------------------------------------------------
+
+
+@on_loop
+async def test_a_stage_that_fails_ends_the_session_and_is_logged_once(setup, caplog):
+    it = setup(raymarcher=stand_ins.StandInRaymarcher(fail_at=2))
+    await it.session.answer("offer")
+    it.peer.connect()
+    await until(lambda: it.ends)
+    assert it.ends == [(it.session, "the video thread failed")]
+    await it.session.aclose("the video thread failed")
+    [record] = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert record.getMessage() == f"session {LABEL}: the video thread failed"
+    assert "told to fail" in str(record.exc_info[1])
+    assert threads_of_sessions() == []
+
+
+@on_loop
+async def test_a_microphone_that_fails_ends_the_session(setup, monkeypatch, caplog):
+    it = setup()
+    monkeypatch.setattr(it.session.microphone, "read", lambda now_s: 1 / 0)
+    await it.session.answer("offer")
+    await until(lambda: it.ends)
+    assert it.ends == [(it.session, "the media thread failed")]
+    await it.session.aclose("the media thread failed")
+    assert "ZeroDivisionError" in caplog.text
+
+
+@on_loop
+async def test_an_encoder_that_does_not_open_ends_the_session(setup, monkeypatch, caplog):
+    it = setup()
+    monkeypatch.setattr(it.peer.codec, "open", lambda **_: 1 / 0)
+    await it.session.answer("offer")
+    await until(lambda: it.ends)
+    await it.session.aclose(it.ends[0][1])
+    assert it.ends == [(it.session, "the video thread failed")]
+    assert threads_of_sessions() == []
+
+
+@on_loop
+async def test_an_offer_that_fails_leaves_no_thread(setup):
+    it = setup()
+    with pytest.raises(OSError, match="no port"):
+        await it.session.answer(OSError("no port"))
+    await it.session.aclose("the offer failed")
+    assert threads_of_sessions() == []
+    assert it.peer.closed == 1
+
+
+@on_loop
+async def test_a_session_goes_on_with_the_cpu_at_its_smallest_size(setup):
+    it = setup()
+    raymarcher = stand_ins.StandInRaymarcher()
+    cpu = dataclasses.replace(
+        it.host,
+        raymarcher=raymarcher,
+        costs={size: FrameCost(render_ms=25.0, other_ms=5.0) for size in (128, 96)},
+    )
+    await it.session.answer("offer")
+    it.peer.connect()
+    before_ms = it.session.schedule.delay_ms
+    it.session.move_to(cpu)
+    await until(lambda: 96 in raymarcher.sizes)
+    message, _ = it.session.telemetry(-1)
+    assert message["render_px"] == 96
+    assert message["render_note"] == "the GPU failed, the CPU draws"
+    assert it.session.schedule.delay_ms > before_ms
+    assert it.session.render_px == 96
+    assert not it.ends
+    await it.session.aclose("done")
+    assert threads_of_sessions() == []
+
+
+# The end ----------------------------------------------------------------------------------------------
+
+
+@on_loop
+async def test_the_end_leaves_no_thread_and_is_told_at_once(setup):
+    it = setup()
+    await it.session.answer("offer")
+    assert len(threads_of_sessions()) == 5  # media, video, motion, render, finish
+    assert not await it.session.wait_ended(0.001)
+    waiting = asyncio.create_task(it.session.wait_ended(30))
+    await asyncio.sleep(0)
+    await it.session.aclose("server stopping")
+    assert await waiting
+    assert it.session.ended == "server stopping"
+    assert it.peer.closed == 1
+    assert threads_of_sessions() == []
+
+
+@on_loop
+async def test_the_end_of_what_never_began(setup):
+    it = setup()
+    await it.session.aclose("no room")
+    await it.session.aclose("again")
+    assert it.session.ended == "no room"
+    assert it.peer.closed == 1
+
+
+@on_loop
+async def test_two_may_end_it_at_the_same_time_and_both_wait(setup):
+    it = setup()
+    await it.session.answer("offer")
+    it.peer.may_close.clear()
+    both = [asyncio.create_task(it.session.aclose(reason)) for reason in ("one", "two")]
+    await until(lambda: it.peer.closed)
+    assert not any(task.done() for task in both)
+    it.peer.may_close.set()
+    await asyncio.gather(*both)
+    assert it.session.ended == "one"
+    assert it.peer.closed == 1
+    assert threads_of_sessions() == []
+
+
+@on_loop
+async def test_who_ends_it_may_go_away(setup):
+    it = setup()
+    await it.session.answer("offer")
+    it.peer.may_close.clear()
+    first = asyncio.create_task(it.session.aclose("one"))
+    await until(lambda: it.peer.closed)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    it.peer.may_close.set()
+    await it.session.aclose("two")
+    assert threads_of_sessions() == []
+
+
+@on_loop
+async def test_a_connection_that_closes_badly_keeps_no_thread(setup, caplog):
+    it = setup()
+    await it.session.answer("offer")
+    it.session.update_metrics()
+    it.peer.fails = ZeroDivisionError()
+    await it.session.aclose("one")
+    assert threads_of_sessions() == []
+    assert "the connection did not close well" in caplog.text
+    assert LABEL not in it.metrics.text().decode()
+
+
+@on_loop
+async def test_threads_stop_while_the_connection_still_closes(setup):
+    it = setup()
+    await it.session.answer("offer")
+    it.peer.may_close.clear()
+    closing = asyncio.create_task(it.session.aclose("one"))
+    await until(lambda: not any("media" in name or "video" in name for name in threads_of_sessions()))
+    it.peer.may_close.set()
+    await closing
+
+
+def test_threads_outlive_no_loop_that_ended_without_them(setup):
+    async def begin():
+        it = setup()
+        await it.session.answer("offer")
+        it.peer.connect()
+        await until(lambda: it.peer.sound.pushed)
+        return it.session
+
+    session = asyncio.run(begin())  # nobody closed it: its threads talk to a loop that is no more
+    sent = threading.Semaphore(0)
+    on_loop_before = session._on_loop
+    session._on_loop = lambda *call: (on_loop_before(*call), sent.release())
+    assert all(sent.acquire(timeout=10) for _ in range(5))
+    assert all(thread.is_alive() for thread in session._threads)
+    session._stopping.set()
+    session._join()
+    assert threads_of_sessions() == []
+
+
+# Loudness ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("samples", "level_db"),
+    [
+        (np.zeros(960, np.float32), -100.0),
+        (np.full(960, 1e-6, np.float32), -100.0),
+        (np.ones(960, np.float32), 0.0),
+        (np.full(960, 0.1, np.float32), -20.0),
+        (np.sin(2 * np.pi * 50 * np.arange(960) / 960).astype(np.float32), -3.01),
+        (np.zeros(0, np.float32), -100.0),
+    ],
+)
+def test_loudness_is_in_decibels_below_full_scale(samples, level_db):
+    assert session_module._level_db(samples) == pytest.approx(level_db, abs=0.01)
