@@ -10,8 +10,8 @@ import feature_bundle
 import pytest
 import stand_ins
 from cryptography.hazmat.primitives import serialization
+from fake_portaudio import WEBCAM, FakePortAudio
 from stand_in_gpu import StandInRenderer
-from test_local_microphone import WEBCAM, FakePortAudio
 
 from cuda_kernels import cuda_raymarcher
 from cuda_kernels.cuda_module import CudaUnavailableError

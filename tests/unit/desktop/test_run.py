@@ -5,7 +5,8 @@ import numpy as np
 import pygame
 import pytest
 import stand_ins
-from test_local_microphone import WEBCAM, FakePortAudio
+from fake_portaudio import WEBCAM, FakePortAudio
+from manual_clock import ManualClock
 
 from streaming.desktop import run as local_run
 from streaming.desktop.run import LiveReport, LiveRun, PlayoutClock, show_frames
@@ -16,14 +17,6 @@ from streaming.session.resolution_controller import Governor
 from streaming.settings import StreamSettings
 
 FRAME_S = 0.04
-
-
-class ManualClock:
-    def __init__(self):
-        self.time_s = 0.0
-
-    def now_s(self):
-        return self.time_s
 
 
 def frame(index, ready_s, *, draw_ms=10.0, took_s=0.02, render_px=256):

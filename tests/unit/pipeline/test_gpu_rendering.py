@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from manual_clock import ManualClock
 from stand_in_gpu import WAIT_S, StandInRenderer, StandInScene
 
 from cuda_kernels import cuda_raymarcher
@@ -42,13 +43,6 @@ class CountedGathering(Gathering):
     def asked(self, asker, *, now_s):
         super().asked(asker, now_s=now_s)
         self.counted.release()
-
-
-class ManualClock:
-    time_s = 0.0
-
-    def now_s(self):
-        return self.time_s
 
 
 def condition(number):

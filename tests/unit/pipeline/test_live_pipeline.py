@@ -6,6 +6,7 @@ import feature_bundle
 import numpy as np
 import pytest
 import stand_ins
+from manual_clock import ManualClock
 
 from models.speaker import load_speaker
 from streaming.errors import GpuLostError, Stopped
@@ -166,16 +167,9 @@ class PacedRaymarcher(stand_ins.StandInRaymarcher):
         return super().render(**drawn)
 
 
-class ManualClock:
-    time_s = 1000.0
-
-    def now_s(self):
-        return self.time_s
-
-
 def test_live_frames_that_come_at_once_are_all_drawn_when_they_are_due(hearing_speaker):
     """One frame is drawn in 40 ms, as late as can be: what waits meanwhile has room, and nothing is late."""
-    speaker, clock, raymarcher = hearing_speaker, ManualClock(), PacedRaymarcher()
+    speaker, clock, raymarcher = hearing_speaker, ManualClock(1000.0), PacedRaymarcher()
     schedule = MediaSchedule(
         start_s=clock.time_s,
         start_unix_s=0.0,

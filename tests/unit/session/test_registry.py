@@ -8,6 +8,7 @@ import threading
 import types
 
 import pytest
+from manual_clock import ManualClock
 from on_loop import on_loop, until
 
 from models.speaker import BundleError, FoundSpeaker, UnknownSpeakerError
@@ -20,17 +21,6 @@ from streaming.session.speaker_list import SpeakerEntry
 from streaming.webrtc.sdp_offer import OfferError
 
 FRAME_MS = 20.0  # what a frame of the stand-in takes; two cores have room for three of them
-
-
-class ManualClock:
-    def __init__(self):
-        self.time_s = self.cpu_s = 0.0
-
-    def now_s(self):
-        return self.time_s
-
-    def process_s(self):
-        return self.cpu_s
 
 
 class StandInHost:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import stand_ins
 from bundle_factory import write_tiny_bundle
+from manual_clock import ManualClock
 from on_loop import on_loop, until
 
 from models.speaker import load_speaker
@@ -25,14 +26,6 @@ from streaming.webrtc.peer import PeerSettings
 ID = "abcdef-unguessable-id"
 LABEL = "abcdef"
 VIDEO_STEP, SOUND_STEP = 3600, 960  # RTP: 40 ms at 90 kHz, 20 ms at 48 kHz
-
-
-class ManualClock:
-    def __init__(self):
-        self.time_s = 1000.0
-
-    def now_s(self):
-        return self.time_s
 
 
 class StandInSender:
@@ -166,7 +159,7 @@ def threads_of_sessions():
 
 @on_loop
 async def test_an_offer_that_leads_to_no_connection_holds_its_place_no_longer(setup):
-    it = setup(clock=ManualClock())
+    it = setup(clock=ManualClock(1000.0))
     it.peer.packets_received = 5  # of the handshake: still no connection
     assert it.session.check(1000.0 + CONNECT_S) is None
     assert it.session.check(1000.0 + CONNECT_S + 0.1) == "no connection came about"
@@ -175,7 +168,7 @@ async def test_an_offer_that_leads_to_no_connection_holds_its_place_no_longer(se
 
 @on_loop
 async def test_a_peer_that_falls_silent_is_ended_after_four_seconds(setup):
-    it = setup(clock=ManualClock())
+    it = setup(clock=ManualClock(1000.0))
     it.clock.time_s += 10.0
     it.peer.connect()
     assert it.session.check(1010.0 + SILENT_S) is None
@@ -185,7 +178,7 @@ async def test_a_peer_that_falls_silent_is_ended_after_four_seconds(setup):
 
 @on_loop
 async def test_each_packet_is_a_sign_of_life(setup):
-    it = setup(clock=ManualClock())
+    it = setup(clock=ManualClock(1000.0))
     it.peer.connect()
     for now_s in range(1003, 1060, 3):
         it.peer.packets_received += 1
@@ -196,7 +189,7 @@ async def test_each_packet_is_a_sign_of_life(setup):
 
 @on_loop
 async def test_so_is_each_word_of_its_page(setup):
-    it = setup(clock=ManualClock())
+    it = setup(clock=ManualClock(1000.0))
     it.peer.connect()
     it.session.socket_opened()
     for _ in range(10):
@@ -209,7 +202,7 @@ async def test_so_is_each_word_of_its_page(setup):
 
 @on_loop
 async def test_a_page_that_went_leaves_less_time(setup):
-    it = setup(clock=ManualClock())
+    it = setup(clock=ManualClock(1000.0))
     it.peer.connect()
     it.session.socket_opened()
     it.session.socket_closed()
@@ -225,7 +218,7 @@ async def test_a_page_that_went_leaves_less_time(setup):
 
 @on_loop
 async def test_one_of_two_pages_may_go(setup):
-    it = setup(clock=ManualClock())
+    it = setup(clock=ManualClock(1000.0))
     it.peer.connect()
     it.session.socket_opened()
     it.session.socket_opened()
@@ -263,7 +256,7 @@ async def test_the_end_of_its_own_asks_for_no_other(setup):
 @on_loop
 async def test_hello(setup, monkeypatch):
     monkeypatch.setattr(session_module.time, "time", lambda: 1.7e9)
-    it = setup(clock=ManualClock())
+    it = setup(clock=ManualClock(1000.0))
     it.clock.time_s += 2.0
     hello = it.session.hello()
     delay_ms = hello.pop("delay_ms")
@@ -285,7 +278,7 @@ async def test_hello(setup, monkeypatch):
 
 @on_loop
 async def test_telemetry_of_a_session_that_has_just_begun(setup):
-    it = setup(clock=ManualClock())
+    it = setup(clock=ManualClock(1000.0))
     message, last = it.session.telemetry(-1)
     assert last == -1
     assert message["frames"] == []
