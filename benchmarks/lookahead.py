@@ -2,8 +2,9 @@
 
 For a speaker whose motion network hears features and looks both ways: recordings are streamed with several
 look-aheads, feature windows and motion windows, and the landmarks compared with those of the same recording
-worked out offline (`export.offline_motion`). A shorter look-ahead means a shorter delay and a face that knows
-less of what comes. Features are heard once for each window length, so a run takes little more than those.
+worked out offline (`export.students.offline_motion`). A shorter look-ahead means a shorter delay and a face
+that knows less of what comes. Features are heard once for each window length, so a run takes little more
+than those.
 """
 
 from __future__ import annotations
@@ -187,7 +188,7 @@ def measure(
         ValueError: the speaker's motion network hears no features, or nothing can be measured.
     """
     try:
-        from export.offline_motion import OfflineMotion
+        from export.students.offline_motion import OfflineMotion
     except ImportError as error:
         raise ValueError(missing_extra(error)) from error
 

@@ -14,10 +14,7 @@ from typing import TYPE_CHECKING, Any
 from models.settings import escaped
 from training.cli import Flag, Parser, add_flag, missing_extra
 
-from .distillation_request import DistillationRequest
-from .geneface_request import GenefaceRequest
-from .request import BundleRequest
-from .slimming_request import SlimRequest
+from .requests import BundleRequest, DistillationRequest, GenefaceRequest, SlimRequest
 
 if TYPE_CHECKING:
     from models.speaker import Speaker
@@ -84,21 +81,21 @@ def _request(parsed: argparse.Namespace) -> Any:  # noqa: ANN401 -- of the comma
 
 
 def _geneface(parsed: argparse.Namespace) -> int:
-    from .geneface import import_geneface
+    from .geneface.importer import import_geneface
 
     _print_made(import_geneface(_request(parsed)))
     return 0
 
 
 def _bundle(parsed: argparse.Namespace) -> int:
-    from .assembly import make_bundle
+    from .bundle.assembly import make_bundle
 
     _print_made(make_bundle(_request(parsed)))
     return 0
 
 
 def _distil(parsed: argparse.Namespace) -> int:
-    from .distillation import StoppedError, distil
+    from .students.distillation import StoppedError, distil
 
     try:
         report = distil(_request(parsed))
@@ -110,7 +107,7 @@ def _distil(parsed: argparse.Namespace) -> int:
 
 
 def _slim(parsed: argparse.Namespace) -> int:
-    from .slimming import slim
+    from .students.slimming import slim
 
     report = slim(_request(parsed))
     if report is None:
@@ -156,15 +153,15 @@ def _print_checks(checks: Sequence[Check]) -> None:
 
 
 def _seal(parsed: argparse.Namespace) -> int:
-    from .bundle import seal
+    from .bundle.writer import seal
 
     print(f"{seal(parsed.bundle).path}: sealed")
     return 0
 
 
 def _figures(parsed: argparse.Namespace) -> int:
-    from .assembly import read_figures
-    from .bundle import add_figures
+    from .bundle.assembly import read_figures
+    from .bundle.writer import add_figures
 
     speaker = add_figures(parsed.bundle, read_figures(tuple(parsed.files)))
     print(f"{speaker.path}: {len(speaker.figures)} figures")

@@ -20,8 +20,8 @@ from cuda_kernels.scene import Scene
 from models.speaker import RECORDED_CASES_FILE, BundleError, Speaker
 from training.audio2motion import MM_PER_UNIT
 
-from .graphs import open_graph
-from .head import LEAST_PSNR_DB, psnr_db
+from .bundle.head import LEAST_PSNR_DB, psnr_db
+from .onnx.graphs import open_graph
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]

@@ -13,11 +13,11 @@ from cuda_kernels.torch_reference import render_scene
 from models.speaker import BundleError, Speaker, load_speaker
 
 from . import recorded_cases
-from .graphs import LARGEST_ROUNDING, open_graph
-from .head import LEAST_PSNR_DB, psnr_db
-from .offline_motion import OfflineMotion
-from .performance import seam_measure
+from .bundle.head import LEAST_PSNR_DB, psnr_db
+from .bundle.pose_loop import seam_measure
+from .onnx.graphs import LARGEST_ROUNDING, open_graph
 from .recorded_cases import replay
+from .students.offline_motion import OfflineMotion
 
 F32 = npt.NDArray[np.float32]
 

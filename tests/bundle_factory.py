@@ -14,7 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from cuda_kernels.scene import Camera, Grid, HeadField, Scene, TorsoField
-from export.bundle import BundleParts, write_bundle
+from export.bundle.writer import BundleParts, write_bundle
 from models.speaker import ConditionSettings, MotionSettings, OriginRecord
 
 CONDITION_SIZE = 8

@@ -15,7 +15,7 @@ import onnx
 from bundle_factory import open_mouth, tiny_parts
 from onnx import TensorProto, helper, numpy_helper
 
-from export.bundle import BundleParts, write_bundle
+from export.bundle.writer import BundleParts, write_bundle
 from models.speaker import FeatureSettings
 
 FILTERS_HZ = (120, 180, 300, 500, 730, 1500)

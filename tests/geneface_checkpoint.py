@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from export.restricted_pickle import read_torch
+from export.geneface.pickles import read_torch
 
 WORK_FOLDERS = {
     "audio2motion": ("lrs3/lm3d_vae_sync", "model_ckpt_steps_40000.ckpt"),

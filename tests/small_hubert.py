@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from export.hubert import export_features
+from export.geneface.hubert import export_features
 from models.hubert import CONV_KERNELS, CONV_STRIDES, Hubert, HubertConfig
 
 SMALL = HubertConfig(conv_channels=32, layers=2, heads=8, feed_forward=512)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from cuda_kernels.scene import HeadField
-from export.bundle import BundleParts, write_bundle
+from export.bundle.writer import BundleParts, write_bundle
 from models.condition import ConditionConfig
 from models.encodings import GridConfig
 from models.head import Head, HeadConfig

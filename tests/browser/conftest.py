@@ -79,7 +79,7 @@ def speakers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `Tiny` and `Other`, of other size and colours: pictures that cost next to nothing."""
     from bundle_factory import tiny_parts, write_tiny_bundle
 
-    from export.bundle import write_bundle
+    from export.bundle.writer import write_bundle
 
     folder = tmp_path_factory.mktemp("speakers")
     write_tiny_bundle(folder / "Tiny", image_size_px=128)

@@ -14,7 +14,7 @@ from aiortc_client import AiortcPeer
 from onnx import TensorProto, helper
 from quick_server import OWN_PLATES, QuickServer
 
-from export.bundle import write_bundle
+from export.bundle.writer import write_bundle
 
 LIMIT = (
     OWN_PLATES

@@ -11,7 +11,7 @@ from aiortc_client import RATE_HZ, LiveClient
 from on_loop import on_loop, until
 from quick_server import QuickServer
 
-from export.bundle import write_bundle
+from export.bundle.writer import write_bundle
 
 TONES_HZ = {"Tiny": 440.0, "Other": 1250.0}
 PLATES = {"Tiny": (200, 60, 60), "Other": (60, 60, 200)}

@@ -14,9 +14,9 @@ import torch
 from causal_networks import motion_windows
 
 from cuda_kernels.torch_reference import render_scene
+from export.bundle.motion import motion_window_frames
+from export.bundle.pose_loop import rotations_of
 from export.cli import main
-from export.motion import motion_window_frames
-from export.performance import rotations_of
 from models.audio2motion import Audio2Motion, Audio2MotionConfig
 from models.condition import ConditionConfig
 from models.encodings import GridConfig

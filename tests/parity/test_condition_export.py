@@ -5,7 +5,7 @@ import onnxruntime
 import pytest
 import torch
 
-from export.condition import LARGEST_ERROR, ConditionExportError, condition_error, export_condition
+from export.bundle.condition import LARGEST_ERROR, ConditionExportError, condition_error, export_condition
 from models.condition import ConditionConfig, ConditionNet
 
 SIZES = [

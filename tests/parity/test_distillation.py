@@ -14,12 +14,12 @@ from feature_bundle import feature_parts
 from tiny_corpus import opening_of, sound_of, write_wav
 from tiny_teacher import LoudnessTeacher, write_speech
 
-from export import distillation
-from export.bundle import write_bundle
-from export.distillation import DistillationError, StoppedError, distil
-from export.distillation_request import DistillationRequest
-from export.offline_motion import OfflineMotion
-from export.student_agreement import compare, stream
+from export.bundle.writer import write_bundle
+from export.requests import DistillationRequest
+from export.students import distillation
+from export.students.agreement import compare, stream
+from export.students.distillation import DistillationError, StoppedError, distil
+from export.students.offline_motion import OfflineMotion
 from export.verification import verify_bundle
 from models.audio2motion import Audio2Motion, Audio2MotionConfig
 from models.features import LogMel

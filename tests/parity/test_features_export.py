@@ -8,9 +8,15 @@ import pytest
 import torch
 from small_hubert import random_hubert, small_hubert
 
-from export.graphs import open_graph
-from export.hubert import LARGEST_ERROR, LARGEST_ROUNDING, export_features, normalised, offline_features
-from export.torch_graph import ExportError
+from export.geneface.hubert import (
+    LARGEST_ERROR,
+    LARGEST_ROUNDING,
+    export_features,
+    normalised,
+    offline_features,
+)
+from export.onnx.graphs import open_graph
+from export.onnx.torch_graph import ExportError
 from models.hubert import HubertConfig
 from models.speaker import feature_count
 from preparation.media import read_pcm

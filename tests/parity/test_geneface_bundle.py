@@ -15,11 +15,11 @@ from small_hubert import SMALL, hugging_face_config, hugging_face_state, small_h
 
 from export import recorded_cases
 from export.cli import main
-from export.geneface import GenefaceImportError, import_geneface
-from export.geneface_dataset import read_dataset
-from export.geneface_request import GenefaceRequest
-from export.offline_motion import OfflineMotion
-from export.restricted_pickle import GenefaceFileError
+from export.geneface.dataset import read_dataset
+from export.geneface.importer import GenefaceImportError, import_geneface
+from export.geneface.pickles import GenefaceFileError
+from export.requests import GenefaceRequest
+from export.students.offline_motion import OfflineMotion
 from export.verification import verify_bundle
 from models.speaker import load_speaker
 from streaming.pipeline.networks import open_networks

@@ -12,7 +12,7 @@ from geneface_checkpoint import write_checkpoints
 
 from cuda_kernels.scene import Camera
 from cuda_kernels.torch_reference import field_pose
-from export.geneface_checkpoints import (
+from export.geneface.checkpoints import (
     build_audio2motion,
     build_head,
     build_syncnet,
@@ -20,8 +20,8 @@ from export.geneface_checkpoints import (
     read_checkpoint,
     read_networks,
 )
-from export.geneface_dataset import read_dataset
-from export.restricted_pickle import GenefaceFileError
+from export.geneface.dataset import read_dataset
+from export.geneface.pickles import GenefaceFileError
 from models.postnet import nonzero_frames
 
 TOLERANCE = 1e-4

@@ -10,9 +10,9 @@ from causal_networks import unsettled
 from geneface_checkpoint import child, read_checkpoint
 from torch import nn
 
-from export.geneface_motion import LARGEST_ERROR, GenefaceMotionChain, export_geneface_motion
-from export.graphs import LARGEST_ROUNDING, open_graph
-from export.torch_graph import ExportError
+from export.geneface.motion import LARGEST_ERROR, GenefaceMotionChain, export_geneface_motion
+from export.onnx.graphs import LARGEST_ROUNDING, open_graph
+from export.onnx.torch_graph import ExportError
 from models.audio2motion import Audio2Motion, Audio2MotionConfig, f0_to_coarse
 from models.landmark_subspace import LandmarkSubspace
 from models.postnet import PostNet, PostNetConfig

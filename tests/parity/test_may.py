@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from stand_ins import StandInRaymarcher, write_wav
 
-from export.performance import rotation_vectors
+from export.bundle.pose_loop import rotation_vectors
 from models.speaker import load_speaker, packaged_speakers_dir
 from streaming import cli
 from streaming.files.audio_file import AudioFile

@@ -10,7 +10,7 @@ import torch
 from causal_networks import motion_windows, unsettled
 from torch import nn
 
-from export.motion import (
+from export.bundle.motion import (
     LARGEST_ERROR,
     ExportError,
     export_motion,

@@ -11,9 +11,9 @@ import torch
 import wide_speaker
 
 from cuda_kernels.cpu_raymarcher import CpuRaymarcher
-from export import slimming
-from export.slimming import MEASURED_FRAMES, compare, slim
-from export.slimming_request import SlimRequest
+from export.requests import SlimRequest
+from export.students import slimming
+from export.students.slimming import MEASURED_FRAMES, compare, slim
 from export.verification import verify_bundle
 from models.speaker import load_speaker
 from training import course

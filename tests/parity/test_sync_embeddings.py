@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from benchmarks.quality import SyncEmbeddings
-from export.motion import export_syncnet
+from export.bundle.motion import export_syncnet
 from models.syncnet import SyncNet, SyncNetConfig
 from training.syncnet import audio_windows, mouth_windows
 

@@ -16,7 +16,7 @@ from stand_in_gpu import StandInRenderer
 from cuda_kernels import cuda_raymarcher
 from cuda_kernels.cuda_module import CudaError
 from cuda_kernels.folding import SceneError
-from export.bundle import write_bundle
+from export.bundle.writer import write_bundle
 from models.speaker import load_speaker, read_settings
 from streaming import cli
 from streaming.errors import InputError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from export.distillation_request import DistillationRequest
+from export.requests import DistillationRequest
 
 FOLDERS = {"bundle": Path("a/May"), "speech": Path("b"), "out": Path("c/Small")}
 

@@ -10,7 +10,7 @@ import yaml
 from geneface_checkpoint import write_work_folder
 from torch.utils.tensorboard import SummaryWriter
 
-from export.geneface_checkpoints import (
+from export.geneface.checkpoints import (
     GenefaceFolders,
     build_audio2motion,
     build_head,
@@ -22,7 +22,7 @@ from export.geneface_checkpoints import (
     read_config,
     read_networks,
 )
-from export.restricted_pickle import GenefaceFileError
+from export.geneface.pickles import GenefaceFileError
 from models.audio2motion import Audio2Motion, Audio2MotionConfig
 from models.condition import ConditionConfig
 from models.encodings import GridConfig

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from export.geneface_dataset import read_dataset, smooth_poses
-from export.restricted_pickle import GenefaceFileError
+from export.geneface.dataset import read_dataset, smooth_poses
+from export.geneface.pickles import GenefaceFileError
 
 
 def rotation(angle, axis=2):

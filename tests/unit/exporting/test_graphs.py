@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from export.graphs import GraphError, with_small_weights, without_notes
+from export.onnx.graphs import GraphError, with_small_weights, without_notes
 
 
 def linear(weight, name="weight"):

@@ -9,8 +9,8 @@ import wide_speaker
 
 from cuda_kernels.scene import Camera
 from cuda_kernels.torch_reference import render_scene
-from export.bundle import head_settings, head_tensors
-from export.head import scene_of
+from export.bundle.head import scene_of
+from export.bundle.writer import head_settings, head_tensors
 from models.head import Head, HeadConfig
 from training.head_student import (
     LESSONS_FILE,

@@ -9,10 +9,10 @@ import threading
 
 import pytest
 
-from export.geneface_checkpoints import read_config
-from export.hubert import HubertError, load_hubert
-from export.regular_file import open_regular
-from export.restricted_pickle import GenefaceFileError, read_npy, read_torch
+from export.geneface.checkpoints import read_config
+from export.geneface.hubert import HubertError, load_hubert
+from export.geneface.pickles import GenefaceFileError, read_npy, read_torch
+from export.geneface.regular_file import open_regular
 from models.settings import escaped
 from streaming.files import video_writer as video_output
 

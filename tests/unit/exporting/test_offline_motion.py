@@ -8,10 +8,10 @@ from bundle_factory import write_tiny_bundle
 from causal_networks import motion_windows
 from feature_bundle import REACH_FRAMES, write_feature_bundle
 
-from export import offline_motion
-from export.graphs import open_graph
-from export.hubert import normalised
-from export.offline_motion import OfflineMotion
+from export.geneface.hubert import normalised
+from export.onnx.graphs import open_graph
+from export.students import offline_motion
+from export.students.offline_motion import OfflineMotion
 from models.latent_noise import latent_noise
 from models.pitch import f0_hz
 from models.speaker import load_speaker

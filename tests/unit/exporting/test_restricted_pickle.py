@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from export import restricted_pickle
-from export.restricted_pickle import GenefaceFileError, read_npy, read_torch
+from export.geneface import pickles as restricted_pickle
+from export.geneface.pickles import GenefaceFileError, read_npy, read_torch
 
 DTYPES = (
     torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64,

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import wide_speaker
 
-from export.graphs import open_graph
-from export.slimming import conditions, mouth_reach, normalized_landmarks, prepare
-from export.slimming_request import SlimRequest
+from export.onnx.graphs import open_graph
+from export.requests import SlimRequest
+from export.students.slimming import conditions, mouth_reach, normalized_landmarks, prepare
 from models.landmark_filter import LandmarkFilter
 from models.speaker import load_speaker
 from streaming.pipeline.landmarks import FrameWindows

@@ -7,8 +7,8 @@ import pytest
 from bundle_factory import open_mouth, schematic_face, tiny_parts
 from tiny_corpus import opening_of, sound_of
 
-from export.graphs import open_graph
-from export.student_agreement import compare, stream
+from export.onnx.graphs import open_graph
+from export.students.agreement import compare, stream
 from streaming.pipeline.pcm_motion import PcmRing
 
 FACE = schematic_face()

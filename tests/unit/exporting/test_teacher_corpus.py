@@ -11,7 +11,7 @@ from bundle_factory import schematic_face
 from tiny_corpus import opening_of, sound_of, write_wav
 from tiny_teacher import FRAMES, RECORDINGS, LoudnessTeacher, write_speech
 
-from export.teacher_corpus import SpeechError, make_teacher_corpus
+from export.students.teacher_corpus import SpeechError, make_teacher_corpus
 from training.corpus import Sound, load_corpus
 
 FACE = schematic_face()

@@ -13,7 +13,7 @@ import stand_ins
 
 from benchmarks import lookahead
 from benchmarks.lookahead import Row, compare, measure, recommend, stream, table, with_windows
-from export.offline_motion import OfflineMotion
+from export.students.offline_motion import OfflineMotion
 from models.speaker import load_speaker
 from streaming.pipeline.networks import open_networks
 

@@ -12,8 +12,8 @@ import torchaudio
 from safetensors.torch import save_file
 from small_hubert import hugging_face_config, hugging_face_state, random_hubert
 
-from export.hubert import clips, load_hubert, normalised, offline_features
-from export.restricted_pickle import GenefaceFileError
+from export.geneface.hubert import clips, load_hubert, normalised, offline_features
+from export.geneface.pickles import GenefaceFileError
 from models.hubert import HubertConfig, HubertError
 from models.speaker import feature_count
 
@@ -86,7 +86,7 @@ def test_torchaudios_own_is_fetched(hubert, monkeypatch):
         return Wrapper()
 
     monkeypatch.setattr(type(torchaudio.pipelines.HUBERT_ASR_LARGE), "get_model", get_model)
-    monkeypatch.setattr("export.hubert.HubertConfig", lambda: TINY)
+    monkeypatch.setattr("export.geneface.hubert.HubertConfig", lambda: TINY)
     assert torch.equal(load_hubert(None).features(PCM), hubert.features(PCM))
 
 

@@ -8,7 +8,7 @@ import bundle_factory
 import numpy as np
 import pytest
 
-from export.bundle import seal, write_bundle
+from export.bundle.writer import seal, write_bundle
 from models import speaker
 from models.settings import to_mapping
 from models.speaker import (

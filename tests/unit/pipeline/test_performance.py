@@ -4,7 +4,7 @@ import bundle_factory
 import numpy as np
 import pytest
 
-from export.performance import (
+from export.bundle.pose_loop import (
     LoopSettings,
     PerformanceError,
     blink_peaks,

@@ -27,13 +27,13 @@ from training.audio2motion import LOOP, MATMUL_PRECISION, Audio2MotionSettings, 
 from training.cli import write_settings
 from training.loop import checkpoints, fit
 
-from .assembly import FILES, training_of
-from .bundle import BundleParts, parts_of, write_bundle
-from .distillation_request import DistillationRequest
-from .graphs import with_small_weights, without_notes
-from .model_card import Card, model_card
-from .motion import MotionExportReport, export_motion
-from .student_agreement import Agreement, measure_agreement
+from ..bundle.assembly import FILES, training_of
+from ..bundle.model_card import Card, model_card
+from ..bundle.motion import MotionExportReport, export_motion
+from ..bundle.writer import BundleParts, parts_of, write_bundle
+from ..onnx.graphs import with_small_weights, without_notes
+from ..requests import DistillationRequest
+from .agreement import Agreement, measure_agreement
 from .teacher_corpus import Teacher, TeacherCorpus, make_teacher_corpus
 
 log = logging.getLogger(__name__)

@@ -39,13 +39,13 @@ from training.head_student import (
 )
 from training.loop import LoopSettings
 
-from .bundle import CARD_FILE, head_tensors, parts_of, require_free, write_bundle
-from .graphs import open_graph
-from .head import measure_faithfulness, psnr_db, require_faithful, stored
-from .model_card import with_figures
+from ..bundle.head import measure_faithfulness, psnr_db, require_faithful, stored
+from ..bundle.model_card import with_figures
+from ..bundle.writer import CARD_FILE, head_tensors, parts_of, require_free, write_bundle
+from ..onnx.graphs import open_graph
+from ..recorded_cases import PICTURES, read_cases
+from ..requests import SlimRequest
 from .offline_motion import OfflineMotion
-from .recorded_cases import PICTURES, read_cases
-from .slimming_request import SlimRequest
 
 log = logging.getLogger(__name__)
 

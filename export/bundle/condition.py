@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from models.condition import ConditionConfig, FramePrenet, WindowAttention, encode_windows
 
-from .graphs import open_graph
+from ..onnx.graphs import open_graph
 
 F32 = npt.NDArray[np.float32]
 

@@ -28,10 +28,10 @@ from models.settings import show
 from models.speaker import FEATURE_HOP_SAMPLES, FEATURE_SAMPLES
 from models.torchaudio_pair import import_torchaudio
 
-from .graphs import with_small_weights, without_notes
+from ..onnx.graphs import with_small_weights, without_notes
+from ..onnx.torch_graph import compare, ms_per_call, refuse_if_wrong, write_graph
+from .pickles import read_torch
 from .regular_file import open_regular
-from .restricted_pickle import read_torch
-from .torch_graph import compare, ms_per_call, refuse_if_wrong, write_graph
 
 F32 = NDArray[np.float32]
 

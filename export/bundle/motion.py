@@ -22,7 +22,7 @@ from models.postnet import PostNet, PostNetConfig
 from models.syncnet import AUDIO_FRAMES, MOTION_FRAMES, MOUTH_DIMENSION, SyncNet
 from models.time_convolution import plain_copy, without_padding
 
-from .torch_graph import ExportError, compare, ms_per_call, refuse_if_wrong, write_graph
+from ..onnx.torch_graph import ExportError, compare, ms_per_call, refuse_if_wrong, write_graph
 
 LARGEST_ERROR = 1e-4
 """Two orders of float32 sums of a few hundred terms differ by some 1e-6; a wrong graph by more than 1e-2."""

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from models.settings import one_line
 
-from .restricted_pickle import GenefaceFileError, read_npy
+from .pickles import GenefaceFileError, read_npy
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]

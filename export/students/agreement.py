@@ -16,7 +16,7 @@ from models.speaker import MotionSettings
 from training.audio2motion import MM_PER_UNIT
 from training.measures import aperture_mm, pearson, width_mm
 
-from .graphs import open_graph
+from ..onnx.graphs import open_graph
 from .teacher_corpus import Recording
 
 F32 = npt.NDArray[np.float32]

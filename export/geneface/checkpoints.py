@@ -29,8 +29,8 @@ from models.syncnet import SyncNet
 from models.torso import Torso, TorsoConfig
 from training.checkpoint_choice import Curves, choose
 
+from .pickles import GenefaceFileError, read_torch
 from .regular_file import open_regular
-from .restricted_pickle import GenefaceFileError, read_torch
 
 T = TypeVar("T")
 Network = TypeVar("Network", bound=nn.Module)

@@ -35,14 +35,14 @@ from training.postnet import load_postnet
 from training.speaker_data import training_frames
 from training.syncnet import load_syncnet
 
-from .bundle import BundleParts, require_free, write_bundle
+from ..onnx.graphs import open_graph, with_small_weights, without_notes
+from ..requests import BundleRequest
 from .condition import ConditionExport, export_condition
-from .graphs import open_graph, with_small_weights, without_notes
 from .head import measure_faithfulness, require_faithful, require_same_camera, scene_of, stored
 from .model_card import Card, Training, model_card
 from .motion import MotionExportReport, export_motion, export_syncnet
-from .performance import PoseLoop, mean_blink, pose_loop
-from .request import BundleRequest
+from .pose_loop import PoseLoop, mean_blink, pose_loop
+from .writer import BundleParts, require_free, write_bundle
 
 log = logging.getLogger(__name__)
 

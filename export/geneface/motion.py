@@ -19,8 +19,8 @@ from models.landmark_subspace import LandmarkSubspace
 from models.postnet import PostNet
 from models.time_convolution import plain_copy
 
-from .graphs import with_small_weights, without_notes
-from .torch_graph import ExportError, compare, ms_per_call, refuse_if_wrong, write_graph
+from ..onnx.graphs import with_small_weights, without_notes
+from ..onnx.torch_graph import ExportError, compare, ms_per_call, refuse_if_wrong, write_graph
 
 LARGEST_ERROR = 1e-4
 """Two orders of float32 sums of a few hundred terms differ by some 1e-6; a wrong graph by more than 1e-2."""
@@ -122,7 +122,7 @@ def export_geneface_motion(
     if config.causal:
         raise ExportError(
             "motion.onnx: audio2motion: expected one that looks both ways, got a causal one; "
-            "export.motion writes those"
+            "export.bundle.motion writes those"
         )
     for name, there in (
         ("postnet", chain.postnet.config.pitch_channels > 0),

@@ -16,8 +16,8 @@ from models.onnx_runtime import load_onnxruntime
 from models.pitch import WINDOW_SAMPLES, f0_hz
 from models.speaker import FEATURE_HOP_SAMPLES, LANDMARKS, SAMPLES_PER_FRAME, FeatureSettings, Speaker
 
-from .graphs import open_graph
-from .hubert import CLIP_FEATURES, offline_features
+from ..geneface.hubert import CLIP_FEATURES, offline_features
+from ..onnx.graphs import open_graph
 
 F32 = npt.NDArray[np.float32]
 

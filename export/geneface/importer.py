@@ -31,18 +31,18 @@ from models.speaker import (
 from preparation.media import read_pcm
 from training.fields import draw_head, draw_torso
 
-from .assembly import FILES, Origin, read_origin
-from .bundle import BundleParts, require_free, write_bundle
-from .condition import export_condition
-from .geneface_checkpoints import GenefaceFolders, GenefaceNetworks, find_folders, read_networks
-from .geneface_dataset import GenefaceDataset, read_dataset
-from .geneface_motion import GenefaceMotionChain, export_geneface_motion
-from .geneface_request import FRAME_MS, GenefaceRequest
-from .head import scene_of, stored
+from ..bundle.assembly import FILES, Origin, read_origin
+from ..bundle.condition import export_condition
+from ..bundle.head import scene_of, stored
+from ..bundle.model_card import Card, Training, model_card
+from ..bundle.pose_loop import PerformanceError, pose_loop
+from ..bundle.writer import BundleParts, require_free, write_bundle
+from ..recorded_cases import LIMITS, ExportedParts, RecordedCases, padded, replay
+from ..requests import FRAME_MS, GenefaceRequest
+from .checkpoints import GenefaceFolders, GenefaceNetworks, find_folders, read_networks
+from .dataset import GenefaceDataset, read_dataset
 from .hubert import export_features, load_hubert, normalised, offline_features
-from .model_card import Card, Training, model_card
-from .performance import PerformanceError, pose_loop
-from .recorded_cases import LIMITS, ExportedParts, RecordedCases, padded, replay
+from .motion import GenefaceMotionChain, export_geneface_motion
 
 log = logging.getLogger(__name__)
 

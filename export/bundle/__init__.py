@@ -1,0 +1,1 @@
+"""Checkpoints of this project's training into one speaker bundle."""

@@ -1,0 +1,1 @@
+"""Speakers that were trained with GeneFace: their files read, compared and imported."""

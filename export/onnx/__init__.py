@@ -1,0 +1,1 @@
+"""Torch networks as ONNX graphs, and what is done to graphs."""
