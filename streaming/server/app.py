@@ -346,20 +346,20 @@ class AvatarApp:
         if session is None:
             await socket.close(1008, "no such session")
             return
-        if session.sockets >= MAX_SOCKETS_PER_SESSION:
+        if session.liveness.sockets >= MAX_SOCKETS_PER_SESSION:
             await socket.close(1008, "too many sockets of this session")
             return
         try:
             await socket.accept()
         except (RuntimeError, OSError):
             return  # it has gone meanwhile
-        session.socket_opened()
+        session.liveness.socket_opened()
         telling = asyncio.create_task(self._tell(socket, session), name=f"telemetry-{session.label}")
         hearing = asyncio.create_task(self._hear(socket, session), name=f"control-{session.label}")
         try:
             await asyncio.wait({telling, hearing}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            session.socket_closed()
+            session.liveness.socket_closed()
             for task in (telling, hearing):
                 task.cancel()
             code = 1000
@@ -371,10 +371,10 @@ class AvatarApp:
                 await _close(socket, code, session.ended)
 
     async def _tell(self, socket: WebSocket, session: Session) -> None:
-        await _say(socket, session.hello())
+        await _say(socket, session.telemetry.hello())
         last = -1
         while not await session.wait_ended(TELEMETRY_S):
-            message, last = session.telemetry(last)
+            message, last = session.telemetry.message(last)
             await _say(socket, message)
         await _say(socket, {"type": "ended", "reason": session.ended})
 
@@ -398,7 +398,7 @@ class AvatarApp:
             except (ValueError, KeyError, TypeError, RecursionError):
                 await _close(socket, 1003, "expected JSON text with a type")
                 return
-            session.socket_heard()
+            session.liveness.heard()
             if kind == "ping":
                 number = message.get("id")
                 await _say(
@@ -406,7 +406,7 @@ class AvatarApp:
                     {
                         "type": "pong",
                         "id": number if _is_number(number) else None,
-                        "server_ms": session.now_unix_ms(),
+                        "server_ms": session.telemetry.now_unix_ms(),
                     },
                 )
             elif kind == "report":

@@ -370,7 +370,7 @@ class Sessions:
             try:
                 reason = session.check(self._clock.now_s())
                 if reason is None and weigh:
-                    session.update_metrics()
+                    session.telemetry.update_metrics()
             except Exception:  # the others are to be watched all the same
                 log.exception("watching session %s failed", session.label)
                 reason = "it could not be watched"

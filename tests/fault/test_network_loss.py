@@ -244,7 +244,7 @@ class Call:
 
     def share_shown(self, begin_s, end_s):
         """Returns how many of the pictures that left between two times were shown, of how many."""
-        sent = {r.rtp for r in self.session._frames.after(-1) if begin_s <= r.sent_s < end_s}
+        sent = {r.rtp for r in self.session.downlink.frames.after(-1) if begin_s <= r.sent_s < end_s}
         return len(sent & set(self.screen.shown)), len(sent)
 
     def now_s(self):
@@ -277,7 +277,7 @@ def assert_goes_on(call, begin_s, end_s):
     shown, sent = call.share_shown(begin_s, end_s)
     assert sent >= 15 * (end_s - begin_s)
     assert shown >= SHARE * sent
-    assert call.session.microphone.depth_ms < DEPTH_MS
+    assert call.session.uplink.microphone.depth_ms < DEPTH_MS
     assert not call.ends
 
 
@@ -296,7 +296,7 @@ async def one_more_second(call):
 @on_loop
 async def test_loss_and_jitter_both_ways_are_survived(host, loss, codec):
     async with Call(host, codec=codec) as call:
-        line, microphone = call.line, call.session.microphone
+        line, microphone = call.line, call.session.uplink.microphone
         line.loss, line.jitter_s = loss, JITTER_S
         await asyncio.sleep(2.0)
         heard = len(call.sounds)
@@ -320,10 +320,12 @@ async def test_after_half_a_second_of_nothing_everything_is_back(host):
         heard = len(call.sounds)
         await until(lambda: len(call.sounds) > heard + 10, what="sound")
         await until(lambda: call.share_shown(began_s + 0.5, call.now_s())[0] > 5, what="pictures")
-        await until(lambda: call.session.microphone.depth_ms < DEPTH_MS, what="the microphone's old delay")
-        lost = call.session.microphone.concealed_ms
+        await until(
+            lambda: call.session.uplink.microphone.depth_ms < DEPTH_MS, what="the microphone's old delay"
+        )
+        lost = call.session.uplink.microphone.concealed_ms
         assert_goes_on(call, *await one_more_second(call))
-        assert call.session.microphone.concealed_ms - lost <= 200
+        assert call.session.uplink.microphone.concealed_ms - lost <= 200
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.name)
@@ -351,7 +353,9 @@ async def test_a_loop_that_stood_still_loses_pictures_visibly_and_draws_anew(hos
         await until(lambda: sender.dropped > 0, what="pictures that had no place")
         await until(lambda: call.screen.holes > 0, what="the hole where they were")
         await until(lambda: not call.screen.frozen and not call.screen.missing, what="a keyframe")
-        await until(lambda: call.session.microphone.depth_ms < DEPTH_MS, what="the microphone's old delay")
+        await until(
+            lambda: call.session.uplink.microphone.depth_ms < DEPTH_MS, what="the microphone's old delay"
+        )
         dropped = sender.dropped
         assert_goes_on(call, *await one_more_second(call))
         assert sender.dropped == dropped

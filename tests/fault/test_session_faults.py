@@ -113,17 +113,17 @@ async def test_slow_drawing_draws_smaller_and_sound_goes_on(setup):
         peer, session = await it.connect()
         await comes(peer, pictures=5, sounds=10)
         it.raymarcher.takes_s[128] = 0.08  # two frames' time
-        await until(lambda: session.governor.size_px == 96, what="smaller pictures")
+        await until(lambda: session.downlink.governor.size_px == 96, what="smaller pictures")
         await comes(peer, sounds=10)
-        message, _ = session.telemetry(-1)
+        message, _ = session.telemetry.message(-1)
         assert message["render_px"] == 96
         assert message["render_note"].startswith("smaller: ")
-        assert session.governor.steps_down == 1
+        assert session.downlink.governor.steps_down == 1
         assert it.sample("render_size_changes_total", direction="down") == 1
 
         await comes(peer, pictures=25, sounds=50)
         # What was late was left out, not queued: what is sent now is as old as at the beginning.
-        schedule, records = session.schedule, session._frames.after(-1)
+        schedule, records = session.schedule, session.downlink.frames.after(-1)
         behind_s = [record.sent_s - schedule.frame_due_s(record.index) for record in records]
         assert max(behind_s) < 0.5
 
@@ -135,7 +135,7 @@ async def test_drawing_too_slow_at_any_size_still_keeps_the_sound_and_the_delay(
         await comes(peer, pictures=5, sounds=10)
         it.raymarcher.takes_s.update({128: 0.15, 96: 0.15})
         await comes(peer, sounds=100)  # two seconds
-        message, _ = session.telemetry(-1)
+        message, _ = session.telemetry.message(-1)
         lost = message["frames_dropped"]
         assert lost["skipped"] > 20
         assert it.sample("frames_dropped_total", speaker="Tiny", reason="skipped") == lost["skipped"]
@@ -143,7 +143,7 @@ async def test_drawing_too_slow_at_any_size_still_keeps_the_sound_and_the_delay(
         assert not session.ended
         it.raymarcher.takes_s.clear()
         await comes(peer, pictures=10, sounds=20)  # and it recovers
-        newest = session._frames.after(-1)[-1]
+        newest = session.downlink.frames.after(-1)[-1]
         assert newest.sent_s - session.schedule.frame_due_s(newest.index) < 0.5
 
 
@@ -179,7 +179,7 @@ async def test_a_frame_that_never_ends_holds_its_session_but_not_the_others(setu
         await comes(peer, pictures=3)
         gate = threading.Event()
         monkeypatch.setattr(session.pipeline.renderer, "draw_whole", lambda **_: gate.wait(20))
-        await until(lambda: session.telemetry(-1)[0]["fps"] == 0.0, what="no more pictures")
+        await until(lambda: session.telemetry.message(-1)[0]["fps"] == 0.0, what="no more pictures")
         await comes(peer, sounds=10)
         other, _ = await it.connect()
         await comes(other, pictures=3)

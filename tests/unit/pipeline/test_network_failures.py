@@ -230,12 +230,12 @@ def test_a_session_says_it_once_counts_each_and_takes_it_back(tiny, monkeypatch,
                     await asyncio.sleep(0.001)
             pipeline.end_audio()
             list(pipeline)
-        return notes, session._notes(0.0)
+        return notes, session.telemetry.notes(0.0)
 
     def noting(failed, notes, session):
         def note(failure):
             failed(failure)
-            notes.extend(session._notes(0.0))
+            notes.extend(session.telemetry.notes(0.0))
 
         return note
 

@@ -10,6 +10,7 @@ from urllib.parse import urljoin
 
 import httpx
 import pytest
+from manual_clock import ManualClock
 from on_loop import on_loop, until
 
 from cuda_kernels.folding import SceneError
@@ -21,6 +22,7 @@ from streaming.server import app as app_module
 from streaming.server.access import Access, RateLimit
 from streaming.server.app import AppSettings, AvatarApp
 from streaming.session.admission import Refusal
+from streaming.session.liveness import Liveness
 from streaming.session.metrics import Metrics
 from streaming.session.registry import EndedError, FullError
 from streaming.session.speaker_list import SpeakerEntry
@@ -34,6 +36,15 @@ OFFER = {"sdp": "v=0", "type": "offer"}
 ICE = (IceServer.parse("stun:a.example"), IceServer.parse('turn:me:p"w@b.example?transport=tcp'))
 
 
+class CountingLiveness(Liveness):
+    """Counts what pages say."""
+
+    told = 0
+
+    def heard(self):
+        self.told += 1
+
+
 class StandInSession:
     id = "unguessable-id"
     label = "unguess"
@@ -41,23 +52,14 @@ class StandInSession:
     def __init__(self):
         self.ended = ""
         self.over = asyncio.Event()
-        self.sockets = 0
-        self.heard = 0
+        self.telemetry = self
+        self.liveness = CountingLiveness(ManualClock())
         self.fails = False
-
-    def socket_opened(self):
-        self.sockets += 1
-
-    def socket_closed(self):
-        self.sockets -= 1
-
-    def socket_heard(self):
-        self.heard += 1
 
     def hello(self):
         return {"type": "hello", "session_id": self.id}
 
-    def telemetry(self, after_frame):
+    def message(self, after_frame):
         if self.fails:
             raise ZeroDivisionError
         return {"type": "telemetry", "after": after_frame}, after_frame + 1
@@ -780,11 +782,11 @@ def quick_telemetry(monkeypatch):
 async def test_a_page_is_greeted_then_told_what_is_new(setup, quick_telemetry):
     it = setup()
     async with Socket(it.asgi, PATH, origin=f"http://{HOST}") as socket:
-        assert it.sessions.session.sockets == 1
+        assert it.sessions.session.liveness.sockets == 1
         await until(lambda: len(socket.came) > 3)
         assert [message["type"] for message in socket.came[:4]] == ["hello", *["telemetry"] * 3]
         assert [message["after"] for message in socket.came[1:4]] == [-1, 0, 1]
-    assert it.sessions.session.sockets == 0
+    assert it.sessions.session.liveness.sockets == 0
     assert not it.sessions.session.ended  # another page may open, and the heartbeat decides
 
 
@@ -794,7 +796,7 @@ async def test_a_ping_is_answered_and_is_a_sign_of_life(setup):
     async with Socket(it.asgi, PATH) as socket:
         socket.say({"type": "ping", "id": 7})
         assert await socket.next("pong") == {"type": "pong", "id": 7, "server_ms": 1e12}
-    assert it.sessions.session.heard == 1
+    assert it.sessions.session.liveness.told == 1
 
 
 @pytest.mark.parametrize("number", ['"\\ud800"', "NaN", "1e999", "1" + "0" * 400, "true", "[1]", "null"])
@@ -875,7 +877,7 @@ async def test_garbage_closes_the_socket_but_not_the_session(setup, text):
         await until(lambda: socket.closed)
         assert socket.closed[0] == 1003
     assert not it.sessions.session.ended
-    assert it.sessions.session.heard == 0
+    assert it.sessions.session.liveness.told == 0
 
 
 @on_loop
@@ -925,7 +927,7 @@ async def test_a_socket_for_nobody_is_refused_before_it_opens(setup, path, given
     async with Socket(it.asgi, path, **given) as socket:
         assert not socket.accepted
         assert socket.closed[0] == 1008
-    assert it.sessions.session.sockets == 0
+    assert it.sessions.session.liveness.sockets == 0
 
 
 @on_loop
@@ -942,7 +944,7 @@ async def test_a_page_that_takes_nothing_holds_nothing(setup, quick_telemetry, m
         await socket.next("hello")
         socket.writable.clear()
         await until(socket.task.done)
-        assert it.sessions.session.sockets == 0
+        assert it.sessions.session.liveness.sockets == 0
 
 
 @pytest.mark.parametrize("broken", [OSError("reset"), RuntimeError("closed")])
@@ -953,7 +955,7 @@ async def test_a_page_that_is_gone_is_no_fault(setup, quick_telemetry, caplog, b
         await socket.next("hello")
         socket.broken = broken
         await until(socket.task.done)
-    assert it.sessions.session.sockets == 0
+    assert it.sessions.session.liveness.sockets == 0
     assert not caplog.records
 
 
@@ -977,8 +979,8 @@ async def test_two_pages_can_listen_and_one_can_leave(setup, quick_telemetry):
     async with Socket(it.asgi, PATH) as stays:
         async with Socket(it.asgi, PATH) as leaves:
             await leaves.next("hello")
-            assert it.sessions.session.sockets == 2
-        assert it.sessions.session.sockets == 1
+            assert it.sessions.session.liveness.sockets == 2
+        assert it.sessions.session.liveness.sockets == 1
         told = len(stays.came)
         await until(lambda: len(stays.came) > told)
 
@@ -991,7 +993,7 @@ async def test_a_socket_that_is_cancelled_leaves_nothing(setup):
         await socket.next("hello")
         socket.task.cancel()
         await asyncio.gather(socket.task, return_exceptions=True)
-        assert it.sessions.session.sockets == 0
+        assert it.sessions.session.liveness.sockets == 0
         socket.task = asyncio.create_task(asyncio.sleep(0))
 
 

@@ -76,6 +76,7 @@ class StandInSession:
         self.may_close.set()
         self.closed = False
         self.told = 0
+        self.telemetry = self
         self.moved_to = []
         self.render_px = host.start_px
         self.worked = Work()

@@ -19,8 +19,10 @@ from streaming.pipeline.loaded_speaker import LoadedSpeaker
 from streaming.pipeline.networks import open_networks
 from streaming.pipeline.render_size import FrameCost
 from streaming.session import session as session_module
+from streaming.session import uplink
+from streaming.session.liveness import CONNECT_TIMEOUT_S, PAGE_LEFT_TIMEOUT_S, PEER_TIMEOUT_S
 from streaming.session.metrics import Metrics
-from streaming.session.session import CONNECT_S, LEFT_S, SILENT_S, Session, SessionSettings
+from streaming.session.session import Session, SessionSettings
 from streaming.webrtc.peer import PeerSettings
 
 ID = "abcdef-unguessable-id"
@@ -161,8 +163,8 @@ def threads_of_sessions():
 async def test_an_offer_that_leads_to_no_connection_holds_its_place_no_longer(setup):
     it = setup(clock=ManualClock(1000.0))
     it.peer.packets_received = 5  # of the handshake: still no connection
-    assert it.session.check(1000.0 + CONNECT_S) is None
-    assert it.session.check(1000.0 + CONNECT_S + 0.1) == "no connection came about"
+    assert it.session.check(1000.0 + CONNECT_TIMEOUT_S) is None
+    assert it.session.check(1000.0 + CONNECT_TIMEOUT_S + 0.1) == "no connection came about"
     await it.session.aclose("no connection came about")
 
 
@@ -171,8 +173,8 @@ async def test_a_peer_that_falls_silent_is_ended_after_four_seconds(setup):
     it = setup(clock=ManualClock(1000.0))
     it.clock.time_s += 10.0
     it.peer.connect()
-    assert it.session.check(1010.0 + SILENT_S) is None
-    assert it.session.check(1010.0 + SILENT_S + 0.1) == "timed out"
+    assert it.session.check(1010.0 + PEER_TIMEOUT_S) is None
+    assert it.session.check(1010.0 + PEER_TIMEOUT_S + 0.1) == "timed out"
     await it.session.aclose("timed out")
 
 
@@ -183,7 +185,7 @@ async def test_each_packet_is_a_sign_of_life(setup):
     for now_s in range(1003, 1060, 3):
         it.peer.packets_received += 1
         assert it.session.check(float(now_s)) is None
-    assert it.session.check(1057.0 + SILENT_S + 0.1) == "timed out"
+    assert it.session.check(1057.0 + PEER_TIMEOUT_S + 0.1) == "timed out"
     await it.session.aclose("timed out")
 
 
@@ -191,12 +193,12 @@ async def test_each_packet_is_a_sign_of_life(setup):
 async def test_so_is_each_word_of_its_page(setup):
     it = setup(clock=ManualClock(1000.0))
     it.peer.connect()
-    it.session.socket_opened()
+    it.session.liveness.socket_opened()
     for _ in range(10):
         it.clock.time_s += 3.0
-        it.session.socket_heard()
+        it.session.liveness.heard()
         assert it.session.check(it.clock.time_s) is None
-    assert it.session.check(it.clock.time_s + SILENT_S + 0.1) == "timed out"
+    assert it.session.check(it.clock.time_s + PEER_TIMEOUT_S + 0.1) == "timed out"
     await it.session.aclose("timed out")
 
 
@@ -204,13 +206,13 @@ async def test_so_is_each_word_of_its_page(setup):
 async def test_a_page_that_went_leaves_less_time(setup):
     it = setup(clock=ManualClock(1000.0))
     it.peer.connect()
-    it.session.socket_opened()
-    it.session.socket_closed()
-    assert it.session.check(1000.0 + LEFT_S) is None
-    assert it.session.check(1000.0 + LEFT_S + 0.1) == "the peer left"
-    it.session.socket_opened()  # a reload of the socket alone
-    assert it.session.check(1000.0 + LEFT_S + 0.1) is None
-    it.session.socket_closed()
+    it.session.liveness.socket_opened()
+    it.session.liveness.socket_closed()
+    assert it.session.check(1000.0 + PAGE_LEFT_TIMEOUT_S) is None
+    assert it.session.check(1000.0 + PAGE_LEFT_TIMEOUT_S + 0.1) == "the peer left"
+    it.session.liveness.socket_opened()  # a reload of the socket alone
+    assert it.session.check(1000.0 + PAGE_LEFT_TIMEOUT_S + 0.1) is None
+    it.session.liveness.socket_closed()
     it.peer.packets_received += 1  # the page went, but its peer connection lives
     assert it.session.check(1003.0) is None
     await it.session.aclose("the peer left")
@@ -220,10 +222,10 @@ async def test_a_page_that_went_leaves_less_time(setup):
 async def test_one_of_two_pages_may_go(setup):
     it = setup(clock=ManualClock(1000.0))
     it.peer.connect()
-    it.session.socket_opened()
-    it.session.socket_opened()
-    it.session.socket_closed()
-    assert it.session.check(1000.0 + LEFT_S + 0.1) is None
+    it.session.liveness.socket_opened()
+    it.session.liveness.socket_opened()
+    it.session.liveness.socket_closed()
+    assert it.session.check(1000.0 + PAGE_LEFT_TIMEOUT_S + 0.1) is None
     await it.session.aclose("the peer left")
 
 
@@ -258,7 +260,7 @@ async def test_hello(setup, monkeypatch):
     monkeypatch.setattr(session_module.time, "time", lambda: 1.7e9)
     it = setup(clock=ManualClock(1000.0))
     it.clock.time_s += 2.0
-    hello = it.session.hello()
+    hello = it.session.telemetry.hello()
     delay_ms = hello.pop("delay_ms")
     assert hello == {
         "type": "hello",
@@ -279,7 +281,7 @@ async def test_hello(setup, monkeypatch):
 @on_loop
 async def test_telemetry_of_a_session_that_has_just_begun(setup):
     it = setup(clock=ManualClock(1000.0))
-    message, last = it.session.telemetry(-1)
+    message, last = it.session.telemetry.message(-1)
     assert last == -1
     assert message["frames"] == []
     assert message["fps"] == 0.0
@@ -298,7 +300,7 @@ async def test_sound_and_pictures_leave_by_one_media_clock(setup):
     assert await it.session.answer("offer") == "the answer"
     it.peer.connect()
     await until(lambda: len(it.peer.video.pushed) >= 5 and len(it.peer.sound.pushed) >= 10)
-    message, last = it.session.telemetry(-1)
+    message, last = it.session.telemetry.message(-1)
     await it.session.aclose("done")
 
     sound, video = it.peer.sound.pushed, it.peer.video.pushed
@@ -315,14 +317,14 @@ async def test_sound_and_pictures_leave_by_one_media_clock(setup):
     assert it.peer.encoder.opened == {"size_px": 128, "bitrate": 1_200_000}
     assert it.peer.encoder.thread == f"geneface-video-{LABEL}"
     assert message["frames_rendered"] >= len(message["frames"]) >= 4
-    assert it.sample("frames_rendered_total", speaker="Tiny") == it.session._rendered
+    assert it.sample("frames_rendered_total", speaker="Tiny") == it.session.downlink.rendered
     for frame in message["frames"]:
         assert (frame["rtp"] - 7) % VIDEO_STEP == 0  # as on the wire
         assert frame["captured_ms"] is None  # no microphone
         assert frame["arrived_ms"] is None
         stages = [frame[f"{name}_ms"] for name in ("buffered", "windowed", "rendered", "encoded", "sent")]
         assert stages == sorted(stages)
-    again, same = it.session.telemetry(last)
+    again, same = it.session.telemetry.message(last)
     assert all(frame["rtp"] > message["frames"][-1]["rtp"] for frame in again["frames"])
     assert same >= last
 
@@ -343,7 +345,7 @@ async def test_before_anybody_looks_nothing_is_encoded_sent_or_lost(setup):
     await it.session.answer("offer")
     await until(lambda: it.raymarcher.drawn > 8)
     assert it.peer.sound.pushed == it.peer.video.pushed == []
-    assert it.session.telemetry(-1)[0]["frames_dropped"] == {"skipped": 0, "late": 0, "bandwidth": 0}
+    assert it.session.telemetry.message(-1)[0]["frames_dropped"] == {"skipped": 0, "late": 0, "bandwidth": 0}
     assert it.peer.encoder.numbers == []
     await it.session.aclose("done")
 
@@ -355,8 +357,8 @@ async def test_a_picture_that_is_too_much_for_the_line_is_counted_as_that(setup)
     await until(lambda: it.peer.encoder)
     it.peer.encoder.payloads = []
     it.peer.connect()
-    await until(lambda: it.session.telemetry(-1)[0]["frames_dropped"]["bandwidth"] >= 2)
-    message, _ = it.session.telemetry(-1)
+    await until(lambda: it.session.telemetry.message(-1)[0]["frames_dropped"]["bandwidth"] >= 2)
+    message, _ = it.session.telemetry.message(-1)
     assert message["frames_rendered"] == 0
     assert message["frames"] == []
     assert it.peer.video.pushed == []
@@ -397,16 +399,16 @@ async def test_keyframes_and_bitrates_reach_the_encoder_once_there_is_one(setup)
 async def test_metrics_of_a_session(setup):
     it = setup()
     it.peer.video.round_trip_s = 0.03
-    it.session.microphone = types.SimpleNamespace(
+    it.session.uplink.microphone = types.SimpleNamespace(
         depth_ms=25.0, packets_lost=3, concealed_ms=40.0, close=lambda: None
     )
-    it.session.update_metrics()
+    it.session.telemetry.update_metrics()
     assert it.sample("render_size_pixels", session=LABEL) == 128
     assert it.sample("microphone_depth_seconds", session=LABEL) == 0.025
     assert it.sample("round_trip_seconds", session=LABEL) == 0.03
-    it.session.microphone.packets_lost = 2  # one came late after all
-    it.session.microphone.concealed_ms = 60.0
-    it.session.update_metrics()
+    it.session.uplink.microphone.packets_lost = 2  # one came late after all
+    it.session.uplink.microphone.concealed_ms = 60.0
+    it.session.telemetry.update_metrics()
     assert it.sample("microphone_packets_lost_total") == 3
     assert it.sample("microphone_concealed_seconds_total") == pytest.approx(0.06)
     assert ID not in it.metrics.text().decode()
@@ -434,7 +436,7 @@ async def test_a_stage_that_fails_ends_the_session_and_is_logged_once(setup, cap
 @on_loop
 async def test_a_microphone_that_fails_ends_the_session(setup, monkeypatch, caplog):
     it = setup()
-    monkeypatch.setattr(it.session.microphone, "read", lambda now_s: 1 / 0)
+    monkeypatch.setattr(it.session.uplink.microphone, "read", lambda now_s: 1 / 0)
     await it.session.answer("offer")
     await until(lambda: it.ends)
     assert it.ends == [(it.session, "the media thread failed")]
@@ -477,7 +479,7 @@ async def test_a_session_goes_on_with_the_cpu_at_its_smallest_size(setup):
     before_ms = it.session.schedule.delay_ms
     it.session.move_to(cpu)
     await until(lambda: 96 in raymarcher.sizes)
-    message, _ = it.session.telemetry(-1)
+    message, _ = it.session.telemetry.message(-1)
     assert message["render_px"] == 96
     assert message["render_note"] == "the GPU failed, the CPU draws"
     assert it.session.schedule.delay_ms > before_ms
@@ -547,7 +549,7 @@ async def test_who_ends_it_may_go_away(setup):
 async def test_a_connection_that_closes_badly_keeps_no_thread(setup, caplog):
     it = setup()
     await it.session.answer("offer")
-    it.session.update_metrics()
+    it.session.telemetry.update_metrics()
     it.peer.fails = ZeroDivisionError()
     await it.session.aclose("one")
     assert threads_of_sessions() == []
@@ -576,8 +578,8 @@ def test_threads_outlive_no_loop_that_ended_without_them(setup):
 
     session = asyncio.run(begin())  # nobody closed it: its threads talk to a loop that is no more
     sent = threading.Semaphore(0)
-    on_loop_before = session._on_loop
-    session._on_loop = lambda *call: (on_loop_before(*call), sent.release())
+    on_loop_before = session.uplink._on_loop
+    session.uplink._on_loop = lambda *call: (on_loop_before(*call), sent.release())
     assert all(sent.acquire(timeout=10) for _ in range(5))
     assert all(thread.is_alive() for thread in session._threads)
     session._stopping.set()
@@ -600,4 +602,4 @@ def test_threads_outlive_no_loop_that_ended_without_them(setup):
     ],
 )
 def test_loudness_is_in_decibels_below_full_scale(samples, level_db):
-    assert session_module._level_db(samples) == pytest.approx(level_db, abs=0.01)
+    assert uplink._level_db(samples) == pytest.approx(level_db, abs=0.01)

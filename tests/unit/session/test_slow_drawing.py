@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import threading
 import types
-from collections import deque
 
 import pytest
 import stand_ins
@@ -22,9 +21,7 @@ from streaming.session.drawing_pace import EASY_FPS, SLOW_FPS, WINDOW_S, Drawing
 from streaming.session.metrics import Metrics
 from streaming.session.session import Session, SessionSettings
 from streaming.webrtc.media_schedule import LARGEST_ALLOWANCE_TICKS, TICK_S, TICKS_PER_FRAME
-from streaming.webrtc.opus import OpusEncoder
 from streaming.webrtc.peer import PeerSettings
-from streaming.webrtc.resample import Decimator
 
 SETTLE_S, MEASURED_S = 4.0, 4.0
 PATIENCE_S = 60.0  # of this machine, however busy
@@ -145,7 +142,6 @@ class Simulation:
 
         self.session.pipeline._conditions.put = counted
         self.ticks = 0
-        self._media = Decimator(), OpusEncoder(), deque()
 
     async def run(self, seconds):
         schedule = self.session.schedule
@@ -158,14 +154,14 @@ class Simulation:
                 return
             self.clock.set(now_s)
             if now_s == tick_s:
-                self.session._take_tick(self.ticks, tick_s, *self._media)
+                self.session.uplink.take_tick(self.ticks, tick_s)
                 self.ticks += 1
             await self._settle()
 
     async def _settle(self):
         """Waits until each thread has done what it can at this time."""
         ready = max(0, self.ticks // TICKS_PER_FRAME - self.session.host.speaker.lookahead_frames)
-        queue, late = self.session.pipeline._conditions, lambda: self.session._dropped["late"]
+        queue, late = self.session.pipeline._conditions, lambda: self.session.downlink.dropped["late"]
 
         def settled():
             seen = self.encoding.busy or len(self.encoder.pictures) + late() == self.drawing.done
@@ -209,12 +205,12 @@ def simulate(speaker, networks, monkeypatch):
                 sounds=list(it.sound.timestamps),
                 ticks=it.ticks,
                 schedule=session.schedule,
-                telemetry=session.telemetry(-1)[0],
+                telemetry=session.telemetry.message(-1)[0],
             )
         finally:
             it.drawing.cost_s = it.encoding.cost_s = 0.0
             it.clock.set(it.clock.now_s() + 10.0)
-            await until(lambda: session._rendered == len(it.encoder.pictures), within_s=PATIENCE_S)
+            await until(lambda: session.downlink.rendered == len(it.encoder.pictures), within_s=PATIENCE_S)
             await asyncio.sleep(0)
             await session.aclose("done")
         assert it.video.timestamps[: len(found.numbers)] == [3600 * number for number in found.numbers]

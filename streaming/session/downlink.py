@@ -1,0 +1,220 @@
+"""Frames of the pipeline to the encoder and, when due, to the peer; what is late decides size and delay."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..pipeline.clock import FRAME_RATE_HZ, MonotonicClock
+from ..pipeline.frame_renderer import FrameRenderer
+from ..pipeline.loaded_speaker import LoadedSpeaker
+from ..pipeline.pipeline import Frame, Pipeline
+from ..webrtc.media_schedule import TICKS_PER_FRAME, MediaSchedule, video_timestamp
+from ..webrtc.rtp_sender import MediaSender
+from ..webrtc.video_encoder import VideoEncoder
+from .drawing_pace import DrawingPace
+from .frame_log import FrameLog, FrameRecord, TickLog
+from .metrics import Metrics
+from .playout_delay import Allowance
+from .resolution_controller import Governor
+
+FRAME_S = 1 / FRAME_RATE_HZ
+_POLL_S = 0.2
+# A picture that is later than its own length is left out, unless the last one has been seen for so long:
+# then a late picture is better than none. It keeps its media time, by which receivers align lips and sound.
+MAX_PICTURE_GAP_S = 2 * FRAME_S
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Encoded:
+    frame: Frame
+    payloads: list[bytes]
+    encoded_s: float
+    due_s: float
+    sender: MediaSender
+
+
+class Downlink:
+    """Encodes and sends pictures, and chooses how large they are drawn and how long they may take."""
+
+    def __init__(
+        self,
+        host: LoadedSpeaker,
+        schedule: MediaSchedule,
+        allowance: Allowance,
+        *,
+        ticks: TickLog,
+        sender: Callable[[], MediaSender | None],
+        on_loop: Callable[..., None],
+        metrics: Metrics,
+        log: logging.Logger | logging.LoggerAdapter[logging.Logger],
+        clock: MonotonicClock,
+    ) -> None:
+        """Prepares it; `pipeline` is to be set before it runs.
+
+        Args:
+            host: who is drawn.
+            schedule: says when frames are due.
+            allowance: which the schedule begins with.
+            ticks: where the sound of frames came from.
+            sender: of the pictures; None while there is none.
+            on_loop: calls a function with arguments on the event loop.
+            metrics: where figures go.
+            log: of the session.
+            clock: of the schedule.
+        """
+        self.pipeline: Pipeline
+        self.allowance = allowance
+        self.governor = Governor(sizes_px=host.sizes_px, start_px=host.start_px)
+        self.renderer: Callable[[int], FrameRenderer] = host.renderers()
+        self.pace = DrawingPace()
+        self.frames = FrameLog()
+        self.rendered = 0
+        self.dropped = {"skipped": 0, "late": 0, "bandwidth": 0}
+        self._schedule, self._clock = schedule, clock
+        self._name, self._ticks, self._metrics, self._log = host.name, ticks, metrics, log
+        self._sender, self._on_loop = sender, on_loop
+        self._encoder: VideoEncoder | None = None
+        self._last: int | None = None
+        self._shown_s = float("-inf")  # when the last picture left, or will
+        self._sent_times_s: deque[float] = deque(maxlen=4 * FRAME_RATE_HZ)
+
+    def move_to(self, host: LoadedSpeaker) -> None:
+        """Goes on with the same speaker drawn by the CPU, at its smallest size."""
+        self.allowance = Allowance.at_start(host.frame_latency_ms)
+        self._schedule.allowance_ticks = self.allowance.ticks
+        self.governor = Governor(sizes_px=host.sizes_px, start_px=host.sizes_px[-1])
+        self.governor.note = "the GPU failed, the CPU draws"
+        self.renderer = host.renderers()
+        self.pipeline.renderer = self.renderer(self.governor.size_px)
+
+    def want_keyframe(self) -> None:
+        """Makes the next picture one that needs no other."""
+        if self._encoder is not None:
+            self._encoder.want_keyframe()
+
+    def limit_bitrate(self, bitrate: int) -> None:
+        """Takes what the peer's line can carry, in bit/s."""
+        if self._encoder is not None:
+            self._encoder.limit_bitrate(bitrate)
+
+    def sent_fps(self, now_s: float) -> float:
+        """Returns the pictures sent a second, over the last two; 0 while there are too few."""
+        recent = [at_s for at_s in list(self._sent_times_s) if now_s - at_s <= 2.0]
+        return (len(recent) - 1) / (recent[-1] - recent[0]) if len(recent) > 2 else 0.0
+
+    def run(self, stopping: threading.Event, open_encoder: Callable[[], VideoEncoder]) -> None:
+        """Takes frames and sends pictures until `stopping` is set or the pipeline ends."""
+        encoder = self._encoder = open_encoder()
+        waiting: deque[_Encoded] = deque()  # until they are due
+        try:
+            while not stopping.is_set():
+                while waiting and waiting[0].due_s <= self._clock.now_s():
+                    self._send(waiting.popleft())
+                until_due_s = waiting[0].due_s - self._clock.now_s() if waiting else _POLL_S
+                try:
+                    frame = self.pipeline.next_frame(max(until_due_s, 0.0))
+                except TimeoutError:
+                    continue
+                if frame is None:
+                    return
+                if (encoded := self._encode(frame, encoder)) is not None:
+                    waiting.append(encoded)
+        finally:
+            self._encoder = None
+
+    def _encode(self, frame: Frame, encoder: VideoEncoder) -> _Encoded | None:
+        taken_s = self._clock.now_s()
+        self.pace.picture_drawn(taken_s)
+        sender = self._sender()
+        if sender is None or not sender.connected:
+            return None  # nobody looks yet: nothing is lost
+        last, self._last = self._last, frame.index
+        if last is not None and frame.index > last + 1:
+            self._skipped(frame.index - last - 1, before=frame, now_s=taken_s)
+        due_s = self._schedule.frame_due_s(frame.index)
+        if taken_s > due_s + FRAME_S:
+            self._too_slow(taken_s, waiting_helps=True)
+            if taken_s - self._shown_s < MAX_PICTURE_GAP_S:
+                self._count_dropped(1, "late")
+                return None
+        payloads = encoder.encode(frame.picture, frame.index)
+        encoded_s = self._clock.now_s()
+        self.pipeline.handling_s = encoded_s - taken_s
+        self._shown_s = max(due_s, encoded_s)
+        self._judge(frame, now_s=encoded_s, slack_ms=(due_s - encoded_s) * 1000)
+        return _Encoded(frame=frame, payloads=payloads, encoded_s=encoded_s, due_s=due_s, sender=sender)
+
+    def _send(self, encoded: _Encoded) -> None:
+        if not encoded.payloads:
+            self._count_dropped(1, "bandwidth")
+            return
+        sent_s = self._clock.now_s()
+        timestamp = video_timestamp(encoded.frame.index)
+        self._on_loop(encoded.sender.push, encoded.payloads, timestamp, FRAME_S * 1000)
+        self.rendered += 1
+        self._sent_times_s.append(sent_s)
+        self._metrics.frames_rendered.labels(self._name).inc()
+        self._note(encoded.frame, encoded.sender.wire_timestamp(timestamp), encoded.encoded_s, sent_s)
+
+    def _judge(self, frame: Frame, *, now_s: float, slack_ms: float) -> None:
+        if self.allowance.frame_done(now_s=now_s, slack_ms=slack_ms):
+            self._change_allowance()
+        if frame.render_px != self.governor.size_px:
+            return  # drawn before the last change
+        if self.governor.frame_done(now_s=now_s, draw_ms=frame.draw_ms, slack_ms=slack_ms):
+            self._change_size()
+
+    def _note(self, frame: Frame, rtp: int, encoded_s: float, sent_s: float) -> None:
+        tick = self._ticks.at(frame.index * TICKS_PER_FRAME)
+        if tick is None:
+            return
+        self.frames.add(
+            FrameRecord(
+                index=frame.index,
+                rtp=rtp,
+                sound_timestamp=tick.timestamp,
+                arrived_s=tick.arrived_s,
+                buffered_s=tick.buffered_s,
+                windowed_s=frame.windowed_s,
+                finished_s=frame.finished_s,
+                encoded_s=encoded_s,
+                sent_s=sent_s,
+            )
+        )
+        stage = self._metrics.stage
+        if tick.arrived_s is not None:
+            stage.labels("jitter_buffer").observe(tick.buffered_s - tick.arrived_s)
+        stage.labels("lookahead").observe(frame.windowed_s - tick.buffered_s)
+        stage.labels("render").observe(frame.finished_s - frame.windowed_s)
+        stage.labels("encode").observe(encoded_s - frame.finished_s)
+        stage.labels("wait").observe(sent_s - encoded_s)
+
+    def _skipped(self, frames: int, *, before: Frame, now_s: float) -> None:
+        """Takes that frames were passed over before `before` was drawn."""
+        self._count_dropped(frames, "skipped")
+        # More time helps where a moment was busy, not where each drawing takes longer than a frame lasts.
+        self._too_slow(now_s, waiting_helps=before.draw_ms <= FRAME_S * 1000)
+
+    def _too_slow(self, now_s: float, *, waiting_helps: bool) -> None:
+        if self.governor.frame_lost(now_s=now_s):
+            self._change_size()
+        elif waiting_helps and self.allowance.frame_lost(now_s=now_s):
+            self._change_allowance()
+
+    def _count_dropped(self, frames: int, reason: str) -> None:
+        self.dropped[reason] += frames
+        self._metrics.frames_dropped.labels(self._name, reason).inc(frames)
+
+    def _change_allowance(self) -> None:
+        self._schedule.allowance_ticks = self.allowance.ticks
+        self._log.info("delay %.0f ms from now on", self._schedule.delay_ms)
+
+    def _change_size(self) -> None:
+        before_px, size_px = self.pipeline.renderer.render_px, self.governor.size_px
+        self._metrics.render_size_changes.labels("down" if size_px < before_px else "up").inc()
+        self._log.info("draws %d px, %d before (%s)", size_px, before_px, self.governor.note or "room again")
+        self.pipeline.renderer = self.renderer(size_px)
