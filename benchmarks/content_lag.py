@@ -21,7 +21,7 @@ from streaming.pipeline.clock import FRAME_RATE_HZ, FRAME_SAMPLES
 from streaming.pipeline.cores import drawing_threads, usable_cores
 from streaming.pipeline.mouth import mouth_boxes
 from streaming.pipeline.pipeline import Pipeline
-from streaming.pipeline.render_size import SMALLEST_RENDER_PX
+from streaming.pipeline.render_size import MIN_RENDER_PX
 from streaming.pipeline.renderers import make_renderer, open_cpu_raymarcher
 from streaming.webrtc.resample import DELAY_SAMPLES, Decimator
 
@@ -34,7 +34,7 @@ Box = tuple[int, int, int, int]  # x, y, width, height
 
 SOUND_RATE_HZ = 48_000
 PEAK_AT_LEAST = 0.5  # below it two signals have little in common, and their lag means nothing
-LONGEST_LAG_S = 2.0
+MAX_LAG_S = 2.0
 WINDOW_S = 8.0
 _GRID_S = 0.001
 _COARSE_S = 0.010  # finer than a syllable's attack
@@ -73,7 +73,7 @@ class Signal:
 class Lag:
     """How much later than the yardstick a signal is, and how well they agree then."""
 
-    lag_s: float  # [0, LONGEST_LAG_S]
+    lag_s: float  # [0, MAX_LAG_S]
     peak: float  # normalised cross-correlation, -1 to 1
 
 
@@ -92,9 +92,9 @@ class Yardstick:
             ValueError: it is shorter than the longest lag and a window's half.
         """
         times_s: F64 = start_s + hop_s * np.arange(len(values), dtype=np.float64)
-        if len(values) * hop_s < LONGEST_LAG_S + WINDOW_S / 2:
+        if len(values) * hop_s < MAX_LAG_S + WINDOW_S / 2:
             raise ValueError(
-                f"yardstick: expected at least {LONGEST_LAG_S + WINDOW_S / 2:.0f} s, "
+                f"yardstick: expected at least {MAX_LAG_S + WINDOW_S / 2:.0f} s, "
                 f"got {len(values) * hop_s:.1f} s"
             )
         self.start_s = start_s
@@ -105,7 +105,7 @@ class Yardstick:
         """Returns the lag of a signal.
 
         Args:
-            signal: within [start_s + LONGEST_LAG_S, end_s].
+            signal: within [start_s + MAX_LAG_S, end_s].
 
         Raises:
             ValueError: it has fewer than three moments, or never changes.
@@ -118,7 +118,7 @@ class Yardstick:
             raise ValueError(f"signal: expected one that changes, got {len(signal)} moments that do not")
         values = values / norm
         at = np.round((signal.times_s - self.start_s) / _GRID_S).astype(np.int64)
-        steps, longest = round(_COARSE_S / _GRID_S), round(LONGEST_LAG_S / _GRID_S)
+        steps, longest = round(_COARSE_S / _GRID_S), round(MAX_LAG_S / _GRID_S)
         coarse = np.arange(0, longest + 1, steps)
         near = coarse[np.argmax(self._agreement(at, values, coarse))]
         fine = np.arange(max(near - steps, 0), min(near + steps, longest) + 1)
@@ -218,7 +218,7 @@ def offsets(
 
     Windows in which nothing moves or nothing sounds have peaks of zero.
     """
-    start_s = max(lips_yardstick.start_s, sound_yardstick.start_s) + LONGEST_LAG_S
+    start_s = max(lips_yardstick.start_s, sound_yardstick.start_s) + MAX_LAG_S
     ends = [
         lips_yardstick.end_s,
         sound_yardstick.end_s,
@@ -270,7 +270,7 @@ class LipsByFile:
         speech = Decimator().step(samples[: len(samples) // 3 * 3])
         speech = speech[: len(speech) // FRAME_SAMPLES * FRAME_SAMPLES]
         renderer = make_renderer(
-            self._speaker, self._raymarcher, min(SMALLEST_RENDER_PX, self._speaker.image_size_px)
+            self._speaker, self._raymarcher, min(MIN_RENDER_PX, self._speaker.image_size_px)
         )
         x, y, width, height = self.box
         with Pipeline(self._speaker, renderer) as pipeline:

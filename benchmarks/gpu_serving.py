@@ -30,8 +30,8 @@ from cuda_kernels.cuda_raymarcher import CudaRenderer, FrameRequest
 from streaming.pipeline.gpu_renderer import (
     GATHER_S,
     LEAD_S,
-    MOST_FRAMES,
-    Gathering,
+    MAX_FRAMES,
+    BatchPolicy,
     GpuRaymarcher,
     GpuRenderer,
 )
@@ -213,9 +213,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--head", default="big", choices=DISTANCES, help="how much of the picture it covers")
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--seconds", type=float, default=3.0, help="for each number of sessions")
-    parser.add_argument("--gather-ms", type=float, default=1000 * GATHER_S, help="see Gathering")
-    parser.add_argument("--lead-ms", type=float, default=1000 * LEAD_S, help="see Gathering")
-    parser.add_argument("--most-frames", type=int, default=MOST_FRAMES, help="of a launch")
+    parser.add_argument("--gather-ms", type=float, default=1000 * GATHER_S, help="see BatchPolicy")
+    parser.add_argument("--lead-ms", type=float, default=1000 * LEAD_S, help="see BatchPolicy")
+    parser.add_argument("--most-frames", type=int, default=MAX_FRAMES, help="of a launch")
     parser.add_argument(
         "--pretend-ms",
         type=float,
@@ -240,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(error, file=sys.stderr)
             return 2
         name = renderer.device.name
-    gathering = Gathering(
+    gathering = BatchPolicy(
         gather_s=given.gather_ms / 1000, lead_s=given.lead_ms / 1000, most_frames=given.most_frames
     )
     gpu = GpuRenderer(renderer, name=name, observe=observe, gathering=gathering)

@@ -40,7 +40,7 @@ from training.curve import curve_table, write_curve
 from training.fields import rays_of
 from training.head import HeadTask, HeadTraining
 from training.loop import CHECKPOINT_VERSION, LoopSettings, fit, read_validations, save_checkpoint
-from training.pixel_choice import choose_pixels
+from training.pixel_choice import sample_pixels
 from training.speaker_data import (
     HEAD,
     MOUTH,
@@ -387,7 +387,7 @@ def part_calls(
 
         return of
 
-    pixels = choose_pixels(
+    pixels = sample_pixels(
         task.data,
         task.box,
         frames=task.settings.frames_per_step,
@@ -400,13 +400,13 @@ def part_calls(
     def march(kernels: bool) -> Callable[[], object]:
         def call() -> object:
             head.use_kernels(kernels)
-            return head.find_samples(rays_o, rays_d, capacity=capacity)
+            return head.march(rays_o, rays_d, capacity=capacity)
 
         return call
 
     def composite(kernels: bool) -> Callable[[], object]:
         head.use_kernels(kernels)
-        marched = head.find_samples(rays_o, rays_d, capacity=capacity)
+        marched = head.march(rays_o, rays_d, capacity=capacity)
         values = 10 * torch.rand(capacity, 5, device=device)
         values.requires_grad_(True)
 

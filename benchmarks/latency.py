@@ -60,8 +60,8 @@ if TYPE_CHECKING:
 
 SETTLE_S = 2.0  # after connecting: jitter buffers fill, the first sender reports come
 TAKE_S = 30.0  # of sound, at the beginning and at the end: what is looked at by content
-SHORTEST_S = 10.0
-LONGEST_RECORDING_S = 120.0
+MIN_S = 10.0
+MAX_RECORDING_S = 120.0
 _PAGE = Path(__file__).with_name("latency_page.js")
 _PAGE_PATH = "/benchmark/latency_page.js"
 _GONE_S = 8.0
@@ -95,9 +95,9 @@ def write_microphone(audio: Path, target: Path) -> None:
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(block), "fltp", form.layout)
         frame.sample_rate = form.rate_hz
         pieces += [part.to_ndarray()[0] for part in resampler.resample(frame)]
-        if sum(map(len, pieces)) > LONGEST_RECORDING_S * SOUND_RATE_HZ:
+        if sum(map(len, pieces)) > MAX_RECORDING_S * SOUND_RATE_HZ:
             raise InputError(
-                f"--audio {audio}: expected at most {LONGEST_RECORDING_S:.0f} s (it is repeated); cut it"
+                f"--audio {audio}: expected at most {MAX_RECORDING_S:.0f} s (it is repeated); cut it"
             )
     pieces += [part.to_ndarray()[0] for part in resampler.resample(None)]
     samples = np.concatenate(pieces)
@@ -406,8 +406,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measures, writes JSON where asked, prints the table last; returns 2 for bad input, 1 if broken off."""
     parser = _parser()
     given = parser.parse_args(arguments)
-    if given.seconds < SHORTEST_S:
-        parser.error(f"--seconds: expected at least {SHORTEST_S:.0f}, got {given.seconds:g}")
+    if given.seconds < MIN_S:
+        parser.error(f"--seconds: expected at least {MIN_S:.0f}, got {given.seconds:g}")
     if given.sessions < 1:
         parser.error(f"--sessions: expected at least 1, got {given.sessions}")
     if given.delay_sound is not None and not 0 <= given.delay_sound <= 1000:

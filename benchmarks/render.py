@@ -30,7 +30,7 @@ from streaming.pipeline.networks import network_specs
 from streaming.pipeline.onnx_engine import open_engine
 
 SYNTHETIC = "synthetic"
-LARGEST_FOR_TORCH_PX = 256  # eager torch takes seconds a frame there, and minutes for the sizes above
+MAX_FOR_TORCH_PX = 256  # eager torch takes seconds a frame there, and minutes for the sizes above
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raymarcher=raymarcher,
                 count=options.frames,
                 with_torch=with_torch,
-                eager=size_px <= LARGEST_FOR_TORCH_PX,
+                eager=size_px <= MAX_FOR_TORCH_PX,
             )
         )
         print(f"{size_px} px: {rows[-1].fps:.1f} fps", file=sys.stderr)

@@ -40,7 +40,7 @@ _ALIGNMENT = 256  # bytes, of what lies one after the other in a buffer
 _COUNTS_BYTES = 8  # samples of the head, and samples that went through the networks
 # The least that is allocated: pinning and giving back stop all that is under way for milliseconds, so memory
 # is to grow no more once the first launches have run. Enough for 32 pictures of 512 px.
-_LEAST_INPUT_BYTES, _LEAST_PICTURES_BYTES, _LEAST_SCRATCH_BYTES = 1 << 17, 1 << 24, 1 << 27
+_MIN_INPUT_BYTES, _MIN_PICTURES_BYTES, _MIN_SCRATCH_BYTES = 1 << 17, 1 << 24, 1 << 27
 
 
 def _aligned(size: int) -> int:
@@ -195,9 +195,9 @@ class _Slot:
         self.stream = device.create_stream()
         self.begin, self.end = (device.create_event(timed=True) for _ in range(2))  # of the kernels
         self.done = device.create_event(timed=False)
-        self.input = PinnedBuffer(device, _LEAST_INPUT_BYTES)
-        self.output = DeviceMemory(device, _LEAST_PICTURES_BYTES)
-        self.scratch = DeviceMemory(device, _LEAST_SCRATCH_BYTES)
+        self.input = PinnedBuffer(device, _MIN_INPUT_BYTES)
+        self.output = DeviceMemory(device, _MIN_PICTURES_BYTES)
+        self.scratch = DeviceMemory(device, _MIN_SCRATCH_BYTES)
 
     def free(self) -> None:
         """Gives all back; nothing of it may be in use."""
@@ -242,7 +242,7 @@ class CudaRenderer:
         """Samples that it took through the networks, those of lanes without a ray among them."""
         self.kernel_ms = 0.0
         """Time that its kernels took on the GPU, without what they shared with those of the one before."""
-        self._pinned = PinnedPool(self.device, _LEAST_PICTURES_BYTES)
+        self._pinned = PinnedPool(self.device, _MIN_PICTURES_BYTES)
         self._scenes: list[CudaScene] = []
         self._slots: list[_Slot] = []
         self._free_slots: list[_Slot] = []

@@ -42,7 +42,7 @@ TORSO_DEFORM_WIDTH, TORSO_CANONICAL_WIDTH, TORSO_OCTAVES = 64, 32, 10
 _FEATURES = 2 * MAX_LEVELS  # inputs that a grid takes up, levels that it lacks among them
 _FREQUENCIES = 48  # inputs that the torso's frequencies take up
 _SH_CONSTANT = 0.28209479177387814  # the first harmonic; the kernel has one in its place
-_LARGEST_HALF = 65504.0
+_MAX_HALF = 65504.0
 _NO_WRAP = 0xFFFFFFFF
 
 LEVEL = np.dtype(
@@ -128,9 +128,9 @@ LAUNCH = np.dtype(
 
 # ---------------------------------------------------------------------------------------------- networks
 def _halves(field: str, array: F32) -> F16:
-    if array.size and float(np.abs(array).max()) > _LARGEST_HALF:
+    if array.size and float(np.abs(array).max()) > _MAX_HALF:
         raise SceneError(
-            f"{field}: expected at most {_LARGEST_HALF:.0f}, got {float(np.abs(array).max()):.3g}; "
+            f"{field}: expected at most {_MAX_HALF:.0f}, got {float(np.abs(array).max()):.3g}; "
             "the CUDA raymarcher keeps halves, draw this speaker with the CPU raymarcher"
         )
     return array.astype(np.float16)

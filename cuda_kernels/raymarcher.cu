@@ -24,7 +24,7 @@
 constexpr int TILE_WIDTH = 16, TILE_HEIGHT = 8, TILE_PIXELS = TILE_WIDTH * TILE_HEIGHT;
 constexpr int CHUNK_HEIGHT = 32 / TILE_WIDTH;
 constexpr u32 CHUNKS_A_TILE = TILE_PIXELS / 32;
-constexpr int MOST_SAMPLES_AT_ONCE = 8;  // of a ray
+constexpr int MAX_SAMPLES_AT_ONCE = 8;  // of a ray
 constexpr int FEATURE_TILES = 2;  // a grid's features, 16 levels of two, are two tiles of inputs
 constexpr int HIDDEN_TILES = WIDTH / 16;
 constexpr int DEFORM_TILES = TORSO_DEFORM_WIDTH / 16;
@@ -54,7 +54,7 @@ struct WarpMemory {
   };
 };
 
-constexpr float MOST_STEPS = 1e6f;  // of a lattice
+constexpr float MAX_STEPS = 1e6f;  // of a lattice
 
 struct Ray {
   float dx, dy, dz;
@@ -176,8 +176,8 @@ DEVICE Ray make_ray(const Scene& scene, const Frame& frame, u32 column, u32 row)
   const float start = floorf((first - near) / scene.step);
   const float end = fminf(ceilf((far - near) / scene.step), floorf((last - near) / scene.step) + 2.0f);
   ray.near = near;
-  ray.first = static_cast<int>(clamped(start, 0.0f, MOST_STEPS));
-  ray.end = hit ? static_cast<int>(clamped(end, 0.0f, MOST_STEPS)) : 0;
+  ray.first = static_cast<int>(clamped(start, 0.0f, MAX_STEPS));
+  ray.end = hit ? static_cast<int>(clamped(end, 0.0f, MAX_STEPS)) : 0;
   return ray;
 }
 
@@ -391,8 +391,8 @@ DEVICE void draw_rays(const Launch& launch, const Scene& scene, const Frame& fra
     const u32 rays = __ballot_sync(ALL_LANES, living) & slots;
     const int left = __popc(rays);
     if (left == 0) break;
-    if (!more && stacked == 0 && 2 * left <= rays_at_once && samples_at_once < MOST_SAMPLES_AT_ONCE) {
-      while (2 * left <= rays_at_once && samples_at_once < MOST_SAMPLES_AT_ONCE) {
+    if (!more && stacked == 0 && 2 * left <= rays_at_once && samples_at_once < MAX_SAMPLES_AT_ONCE) {
+      while (2 * left <= rays_at_once && samples_at_once < MAX_SAMPLES_AT_ONCE) {
         samples_at_once *= 2;
         rays_at_once /= 2;
       }

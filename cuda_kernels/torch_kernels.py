@@ -37,7 +37,7 @@ MAX_LEVELS, LEVELS_AT_ONCE = 16, 4  # as training.cu has them
 FEATURES, DIMENSIONS = 2, (2, 3)
 VALUES = 5  # of a sample: density, red, green, blue, ambient
 _HASHED = 8
-_MOST_ITEMS = (1 << 31) - 1
+_MAX_ITEMS = (1 << 31) - 1
 
 
 # ---------------------------------------------------------------------------------------------- records
@@ -249,8 +249,8 @@ def _check(what: str, tensor: Tensor, shape: tuple[int | None, ...], device: tor
         _refuse(what, f"shape {wanted}", tuple(tensor.shape))
     if tensor.device != device:
         _refuse(what, f"a tensor on {device}", tensor.device)
-    if tensor.numel() > _MOST_ITEMS:
-        _refuse(what, f"at most {_MOST_ITEMS} numbers", tensor.numel())
+    if tensor.numel() > _MAX_ITEMS:
+        _refuse(what, f"at most {_MAX_ITEMS} numbers", tensor.numel())
 
 
 def _float(what: str, tensor: Tensor) -> Tensor:
@@ -471,8 +471,8 @@ def march(
     if phase is not None:
         _check("phase", phase, (rays,), device)
         phase = _float("phase", phase)
-    if max_steps < 1 or rays * max_steps > _MOST_ITEMS:
-        _refuse("max_steps", f"at least 1 and at most {_MOST_ITEMS} samples in all", max_steps)
+    if max_steps < 1 or rays * max_steps > _MAX_ITEMS:
+        _refuse("max_steps", f"at least 1 and at most {_MAX_ITEMS} samples in all", max_steps)
     rays_o, rays_d = _float("rays_o", rays_o), _float("rays_d", rays_d)
     near, far = _float("near", near), _float("far", far)
     t, mask, counts = _march_rays(rays_o, rays_d, near, far, occupancy, phase, points, max_steps, bound)

@@ -20,7 +20,7 @@ from cuda_kernels.scene import Scene
 from models.speaker import RECORDED_CASES_FILE, BundleError, Speaker
 from training.audio2motion import MM_PER_UNIT
 
-from .bundle.head import LEAST_PSNR_DB, psnr_db
+from .bundle.head import MIN_PSNR_DB, psnr_db
 from .onnx.graphs import open_graph
 
 F32 = npt.NDArray[np.float32]
@@ -33,7 +33,7 @@ LIMITS: Mapping[str, tuple[float | None, float | None]] = {
     "recorded_landmarks_error": (None, 1e-4),
     "recorded_chain_error_mm": (None, 0.5),
     "recorded_condition_error": (None, 1e-5),
-    PICTURES: (LEAST_PSNR_DB, None),
+    PICTURES: (MIN_PSNR_DB, None),
 }
 """Lowest and highest value of each error that `replay` returns.
 

@@ -13,9 +13,9 @@ from cuda_kernels.torch_reference import render_scene
 from models.speaker import BundleError, Speaker, load_speaker
 
 from . import recorded_cases
-from .bundle.head import LEAST_PSNR_DB, psnr_db
+from .bundle.head import MIN_PSNR_DB, psnr_db
 from .bundle.pose_loop import seam_measure
-from .onnx.graphs import LARGEST_ROUNDING, open_graph
+from .onnx.graphs import MAX_ROUNDING, open_graph
 from .recorded_cases import replay
 from .students.offline_motion import OfflineMotion
 
@@ -28,10 +28,10 @@ STORED_LIMITS: dict[str, tuple[float | None, float | None]] = {
     "motion_largest_error": (None, 1e-4),
     "condition_largest_error": (None, 1e-5),
     "syncnet_largest_error": (None, 1e-4),
-    "motion_float16_change": (None, LARGEST_ROUNDING),
-    "syncnet_float16_change": (None, LARGEST_ROUNDING),
-    "float16_psnr_db": (LEAST_PSNR_DB, None),
-    "raymarcher_psnr_db": (LEAST_PSNR_DB, None),
+    "motion_float16_change": (None, MAX_ROUNDING),
+    "syncnet_float16_change": (None, MAX_ROUNDING),
+    "float16_psnr_db": (MIN_PSNR_DB, None),
+    "raymarcher_psnr_db": (MIN_PSNR_DB, None),
     "loop_seam_step": (None, 1.0),
     "loop_seam_acceleration": (None, 1.0),
     **recorded_cases.LIMITS,
@@ -89,7 +89,7 @@ def verify_bundle(path: Path, *, size_px: int = 192, poses: int = 2) -> list[Che
         Check(
             name=f"CPU raymarcher against torch, {size_px} px",
             found=f"{closeness_db:.1f} dB",
-            holds=closeness_db >= LEAST_PSNR_DB,
+            holds=closeness_db >= MIN_PSNR_DB,
         )
     )
     return checks

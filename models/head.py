@@ -200,7 +200,7 @@ class Head(nn.Module):
     # --- drawing
 
     @torch.no_grad()
-    def find_samples(
+    def march(
         self,
         rays_o: Tensor,
         rays_d: Tensor,
@@ -265,7 +265,7 @@ class Head(nn.Module):
             capacity: the most samples in all; a fixed number keeps shapes static and the host out of it.
             accumulate: form the lattice as the reference's kernel does, see `march`.
         """
-        marched = self.find_samples(rays_o, rays_d, phase=phase, capacity=capacity, accumulate=accumulate)
+        marched = self.march(rays_o, rays_d, phase=phase, capacity=capacity, accumulate=accumulate)
         ray = marched.ray
         sigma, geometry, ambient = self.density(
             marched.positions, condition, None if frame is None else frame[ray]

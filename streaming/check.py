@@ -41,11 +41,11 @@ Status = Literal["ok", "warn", "fail"]
 
 PROGRAM_PACKAGE = "geneface-stream"
 OLDEST_PYTHON = (3, 11)
-LEAST_FREE_BYTES = 1 << 30
+MIN_FREE_BYTES = 1 << 30
 SOON_DAYS = 14
 _PROBE_PX = 256
 _COMPILED_S = 5.0  # reading the kernels from the cache is quicker
-_MOST_PORTS = 200
+_MAX_PORTS = 200
 _ANY_HOST = "0.0.0.0"
 _STAND_INS = {"onnxruntime": ("onnxruntime-gpu",)}  # the same module under another name
 _COLOURS = {"ok": "\033[32m", "warn": "\033[33m", "fail": "\033[31m"}
@@ -237,7 +237,7 @@ class _Checks:
         if free_bytes is None:
             return _Found(status="ok", detail="this system does not say what is free")
         detail = f"{free_bytes / (1 << 30):.1f} GiB free"
-        if free_bytes < LEAST_FREE_BYTES:
+        if free_bytes < MIN_FREE_BYTES:
             return _Found(status="warn", detail=detail, way_out="1 GiB should be free; close other programs")
         return _Found(status="ok", detail=detail)
 
@@ -383,7 +383,7 @@ class _Checks:
             _bind(_ANY_HOST, 0, socket.SOCK_DGRAM)
             return _Found(status="ok", detail="any that the system gives; a firewall needs --udp-port-range")
         first, last = ports
-        tried = range(first, min(last + 1, first + _MOST_PORTS))
+        tried = range(first, min(last + 1, first + _MAX_PORTS))
         refused: OSError | None = None
         free = 0
         for port in tried:

@@ -14,7 +14,7 @@ from .addresses import TrustedProxies, is_loopback
 from .errors import InputError
 from .pipeline.compute_settings import ComputeSettings
 from .pipeline.onnx_engine import DeviceName, EngineName
-from .pipeline.render_size import SMALLEST_RENDER_PX
+from .pipeline.render_size import MIN_RENDER_PX
 
 ENVIRONMENT_PREFIX = "GENEFACE_"
 MIN_TOKEN_CHARS = 16
@@ -289,9 +289,9 @@ class StreamSettings:
             InputError: with the flag, what was expected, what came.
         """
         size = self.render_size
-        if size is not None and size < SMALLEST_RENDER_PX:
+        if size is not None and size < MIN_RENDER_PX:
             raise InputError(
-                f"--render-size: expected auto or at least {SMALLEST_RENDER_PX} pixels, got {size}; "
+                f"--render-size: expected auto or at least {MIN_RENDER_PX} pixels, got {size}; "
                 "give 256, or leave it out"
             )
         if not 0 <= self.crf <= 51:

@@ -1,6 +1,6 @@
 """A call by GStreamer's webrtcbin: `/usr/bin/python3 gstreamer_client.py WHIP_URL CODEC BUNDLE_POLICY [vad]`.
 
-Speaks a tone, decodes what comes back, and ends when it has seen and heard enough, or after `LONGEST_S`. The
+Speaks a tone, decodes what comes back, and ends when it has seen and heard enough, or after `MAX_S`. The
 last line is JSON: `states`, `pictures`, `loudest_db`, `status` of the answer. With `check` for a URL it only
 says which elements are missing. Runs in the Python of the system, where the bindings of GStreamer are, and
 imports nothing of ours.
@@ -15,7 +15,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
-LONGEST_S = 40
+MAX_S = 40
 ENOUGH_PICTURES, ENOUGH_DB = 25, -40.0
 DECODERS = {"VP8": ("rtpvp8depay", "vp8dec"), "H264": ("rtph264depay", "h264parse", "openh264dec")}
 ELEMENTS = [
@@ -90,7 +90,7 @@ class Call:
     def run(self):
         """Returns the result, when the call is over."""
         self.pipeline.set_state(self.gst.State.PLAYING)
-        self.glib.timeout_add_seconds(LONGEST_S, self.loop.quit)
+        self.glib.timeout_add_seconds(MAX_S, self.loop.quit)
         self.loop.run()
         if self.location:
             request = urllib.request.Request(self.location, method="DELETE")

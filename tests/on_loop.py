@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 
-LONGEST_S = 30
+MAX_S = 30
 
 
 def on_loop(test):
@@ -14,11 +14,11 @@ def on_loop(test):
     @functools.wraps(test)
     def run(*arguments, **named):
         async def watched():
-            async with asyncio.timeout(LONGEST_S):
+            async with asyncio.timeout(MAX_S):
                 await test(*arguments, **named)
             left = asyncio.all_tasks() - {asyncio.current_task()}
             if ending := {task for task in left if task.cancelling()}:  # one that is on its way is not left
-                left -= (await asyncio.wait(ending, timeout=LONGEST_S))[0]
+                left -= (await asyncio.wait(ending, timeout=MAX_S))[0]
             assert not left, f"tasks left behind: {left}"
 
         asyncio.run(watched())

@@ -39,7 +39,7 @@ class FieldTraining:
     validate_only: bool = field(default=False, metadata={"help": "measure what --out holds, train nothing"})
 
 
-class Course:
+class Schedule:
     """How far a training is, by steps or by the time spent in it."""
 
     def __init__(self, steps: int, minutes: float | None) -> None:
@@ -105,13 +105,13 @@ class Average:
             value.copy_(state[name])
 
 
-class Descent:
+class FieldOptimizer:
     """Steps a field's weights: Adam with a rate for the networks and one for the grids, and the average."""
 
     def __init__(self, module: torch.nn.Module, grids: list[Tensor], settings: FieldTraining) -> None:
         """Starts at the module's weights; `grids` are those of its parameters that are tables."""
         self.average = Average(module, settings.average_decay)
-        self.course = Course(settings.anneal_steps, settings.anneal_minutes)
+        self.course = Schedule(settings.anneal_steps, settings.anneal_minutes)
         self._final_rate = settings.final_rate
         nets = [p for p in module.parameters() if all(p is not grid for grid in grids) and p.numel()]
         self._optimizer = torch.optim.Adam(

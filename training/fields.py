@@ -230,7 +230,7 @@ def trace(
 
     With a `capacity` all shapes are fixed and nothing waits for the host; rays without room do not `fits`.
     """
-    marched = head.find_samples(rays_o, rays_d, max_steps=max_steps, capacity=capacity)
+    marched = head.march(rays_o, rays_d, max_steps=max_steps, capacity=capacity)
     with torch.autocast(rays_o.device.type, torch.bfloat16, enabled=precision == "bf16"):
         found = values(marched.positions, rays_d, condition, marched.ray, frame[marched.ray])
     return Traced(head.composite(found.float(), marched), marched)

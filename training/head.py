@@ -23,7 +23,7 @@ from models.density_grid import cell_positions, dilate, mean_density, pack_bits
 from models.encodings import GridConfig
 from models.head import Head, HeadConfig
 
-from .course import Descent, FieldTraining
+from .course import FieldOptimizer, FieldTraining
 from .field_validation import measure_and_slim, measure_frames, validation_rows
 from .fields import (
     Drawn,
@@ -42,7 +42,7 @@ from .fields import (
     trace,
 )
 from .loop import LoopSettings, Validation
-from .pixel_choice import Pixels, Shares, backdrop, choose_pixels, figure_box
+from .pixel_choice import Pixels, SamplingShares, backdrop, figure_box, sample_pixels
 from .speaker_data import HEAD, FieldBox, SpeakerData, carve, load_speaker_data
 
 log = logging.getLogger(__name__)
@@ -169,7 +169,7 @@ class HeadTask:
         self.head.use_kernels(kernels_wanted(settings.kernels, device))
         self.poses = field_pose(data.c2w, self.camera)  # (n, 4, 4)
         self.box = figure_box(data.labels[: data.train_frames])
-        self.shares = Shares(mouth=settings.mouth_share, eyes=settings.eyes_share)
+        self.shares = SamplingShares(mouth=settings.mouth_share, eyes=settings.eyes_share)
         self.values: Field = field_values(self.head)
         if settings.compile:
             self.values = torch.compile(self.values, dynamic=False)
@@ -184,7 +184,7 @@ class HeadTask:
             self.head.position_embedder.embeddings,
             self.head.ambient_embedder.embeddings,
         ]
-        self.descent = Descent(self.head, grids, settings)
+        self.descent = FieldOptimizer(self.head, grids, settings)
         self.head.points = min(self.head.points, self._longest_ray())
         self.capacity = settings.frames_per_step * settings.pixels_per_frame * settings.samples_per_ray
         self.settled_capacity: int | None = None  # where compiled: the one other room there is code for
@@ -220,7 +220,7 @@ class HeadTask:
         if step >= 2 * self.warmup_steps and step > 0 and step % SEEN_EVERY == 0:
             self._look_what_is_seen()
 
-        pixels = choose_pixels(
+        pixels = sample_pixels(
             data,
             self.box,
             frames=settings.frames_per_step,

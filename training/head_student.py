@@ -42,7 +42,7 @@ from models.head import Head, HeadConfig
 from models.settings import from_mapping, to_mapping
 from models.speaker import SPHERICAL_HARMONICS, GridSettings, HeadSettings
 
-from .course import Descent, FieldTraining
+from .course import FieldOptimizer, FieldTraining
 from .fields import kernels_wanted
 from .loop import LoopSettings, Outcome, Validation, fit
 
@@ -298,7 +298,7 @@ class StudentTask:
             self.student.position_embedder.embeddings,
             self.student.ambient_embedder.embeddings,
         ]
-        self.descent = Descent(self.student, grids, settings)
+        self.descent = FieldOptimizer(self.student, grids, settings)
         self._truth: list[tuple[Tensor, Tensor]] = []
 
     # --- where to look
@@ -391,7 +391,7 @@ class StudentTask:
 
     def _look(self, rays: _Rays) -> tuple[Samples, Tensor]:
         """The samples of the rays and the wide head's (N, S, 4) values there."""
-        samples = self.teacher.find_samples(rays.rays_o, rays.rays_d, capacity=self.capacity).samples
+        samples = self.teacher.march(rays.rays_o, rays.rays_d, capacity=self.capacity).samples
         if self.capacity is not None:  # what had no room is as if it were not there, for both heads
             room = samples.mask.reshape(-1).cumsum(0).view_as(samples.mask) <= self.capacity
             samples = Samples(samples.t, samples.mask & room)

@@ -20,7 +20,7 @@ BOX_MARGIN = 0.3  # of the mouth's and eyes' own size
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shares:
+class SamplingShares:
     """How a frame's rays are shared out; the rest goes to the figure by its weights."""
 
     mouth: float = 0.2
@@ -40,7 +40,7 @@ class Pixels:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Backdrop:
+class CompositeTarget:
     """What training puts behind the head, and what must then be seen."""
 
     behind: Tensor  # (F, n, 3)
@@ -116,13 +116,13 @@ def drawn_by_weight(weight: Tensor, count: int) -> Tensor:
     return (weight.log() + gumbel).topk(count, dim=1, sorted=False).indices
 
 
-def choose_pixels(
+def sample_pixels(
     data: SpeakerData,
     box: tuple[int, int, int, int],
     *,
     frames: int,
     pixels: int,
-    shares: Shares,
+    shares: SamplingShares,
 ) -> Pixels:
     """Random pixels of random training frames, more where the picture is hard.
 
@@ -176,7 +176,7 @@ def true_background(data: SpeakerData, pixels: Pixels) -> Tensor:
     return torch.where(plain, data.background[at], data.plate[at]).float() / 255
 
 
-def backdrop(data: SpeakerData, pixels: Pixels, *, edge_random_share: float = 0.0) -> Backdrop:
+def backdrop(data: SpeakerData, pixels: Pixels, *, edge_random_share: float = 0.0) -> CompositeTarget:
     """Random colours behind all but the head's edge, so that it becomes solid within and nothing without.
 
     At the edge, where a pixel may be part hair, part background, the true background stands behind and
@@ -189,7 +189,7 @@ def backdrop(data: SpeakerData, pixels: Pixels, *, edge_random_share: float = 0.
     edge = (pixels.edge & soft)[..., None]
     behind = torch.where(edge, true_background(data, pixels), random)
     target = torch.where(head | edge, pixels.truth, random)
-    return Backdrop(behind=behind, target=target)
+    return CompositeTarget(behind=behind, target=target)
 
 
 def visible_behind(data: SpeakerData, labels: Tensor, truth: Tensor) -> Tensor:

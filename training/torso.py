@@ -20,7 +20,7 @@ from cuda_kernels.torch_reference import field_pose, image_coordinates, pose_vec
 from models.encodings import GridConfig
 from models.torso import Look, Torso, TorsoConfig
 
-from .course import Descent, FieldTraining
+from .course import FieldOptimizer, FieldTraining
 from .field_validation import measure_and_slim, measure_frames, validation_rows
 from .fields import (
     Field,
@@ -128,7 +128,7 @@ class TorsoTask:
         self.pose6 = pose_vector(self.poses)  # (n, 6)
         self.box = _torso_box(data)
         self.possible = _possible_cells(data, self.torso.config.grid_size)
-        self.descent = Descent(self.torso, [self.torso.torso_embedder.embeddings], settings)
+        self.descent = FieldOptimizer(self.torso, [self.torso.torso_embedder.embeddings], settings)
         self.capacity: int | None = None  # none yet: the first look at the head is exact
         if self.trained_head is not None:
             self.trained_head.head.use_kernels(kernels)

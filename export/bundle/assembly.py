@@ -35,7 +35,7 @@ from training.postnet import load_postnet
 from training.speaker_data import training_frames
 from training.syncnet import load_syncnet
 
-from ..onnx.graphs import open_graph, with_small_weights, without_notes
+from ..onnx.graphs import open_graph, strip_metadata, to_float16_weights
 from ..requests import BundleRequest
 from .condition import ConditionExport, export_condition
 from .head import measure_faithfulness, require_faithful, require_same_camera, scene_of, stored
@@ -372,10 +372,10 @@ def _small(
     feeds: list[dict[str, F32]],
     verification: dict[str, float],
 ) -> bytes:
-    content = without_notes(content)
+    content = strip_metadata(content)
     if request.float32_networks:
         return content
-    small = with_small_weights(content, feeds)
+    small = to_float16_weights(content, feeds)
     verification[f"{name}_float16_change"] = small.rounding
     return small.content
 

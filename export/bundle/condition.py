@@ -24,7 +24,7 @@ F32 = npt.NDArray[np.float32]
 
 OPSET = 17
 IR_VERSION = 8
-LARGEST_ERROR = 1e-5
+MAX_ERROR = 1e-5
 """Conditions are of the order of 1; two orders of summing some hundred float32 products differ by 1e-6."""
 
 
@@ -73,7 +73,7 @@ def export_condition(
     The graph takes `window` (window_frames, inputs) float32 and gives `condition` (outputs,).
 
     Raises:
-        ConditionExportError: the graph differs from its source by more than `LARGEST_ERROR`.
+        ConditionExportError: the graph differs from its source by more than `MAX_ERROR`.
     """
     graph = _Graph()
     frames = _prenet(graph, prenet)  # (W, C)
@@ -99,9 +99,9 @@ def export_condition(
     onnx.checker.check_model(model, full_check=True)
     content: bytes = model.SerializeToString()
     error = condition_error(content, config, prenet, attention)
-    if not error <= LARGEST_ERROR:  # also refuses NaN
+    if not error <= MAX_ERROR:  # also refuses NaN
         raise ConditionExportError(
-            f"condition.onnx: expected the graph within {LARGEST_ERROR:g} of torch, got {error:.3g}; "
+            f"condition.onnx: expected the graph within {MAX_ERROR:g} of torch, got {error:.3g}; "
             "are the weights finite?"
         )
     return ConditionExport(content=content, largest_error=error)

@@ -18,7 +18,7 @@ from models.torso import Torso
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
 
-LEAST_PSNR_DB = 45.0
+MIN_PSNR_DB = 45.0
 
 
 class SceneExportError(ValueError):
@@ -96,11 +96,11 @@ def psnr_db(squares: list[np.floating]) -> float:
 
 
 def require_faithful(found: Faithfulness) -> None:
-    """Raises SceneExportError below `LEAST_PSNR_DB`."""
+    """Raises SceneExportError below `MIN_PSNR_DB`."""
     for entry in dataclasses.fields(found):
         value = getattr(found, entry.name)
-        if not value >= LEAST_PSNR_DB:
+        if not value >= MIN_PSNR_DB:
             raise SceneExportError(
-                f"head and torso: {entry.name}: expected at least {LEAST_PSNR_DB:g} dB against torch, got "
+                f"head and torso: {entry.name}: expected at least {MIN_PSNR_DB:g} dB against torch, got "
                 f"{value:.1f}; the weights may be too large for float16"
             )

@@ -24,7 +24,7 @@ from models.time_convolution import plain_copy, without_padding
 
 from ..onnx.torch_graph import ExportError, compare, ms_per_call, refuse_if_wrong, write_graph
 
-LARGEST_ERROR = 1e-4
+MAX_ERROR = 1e-4
 """Two orders of float32 sums of a few hundred terms differ by some 1e-6; a wrong graph by more than 1e-2."""
 
 F32 = NDArray[np.float32]
@@ -140,7 +140,7 @@ def export_motion(
     with without_padding(chain):
         cases = _windows_to_try(width, audio)
         error = compare(path, chain, [{"pcm": case} for case in cases]).largest_error
-    refuse_if_wrong(path, error, LARGEST_ERROR)
+    refuse_if_wrong(path, error, MAX_ERROR)
     return MotionExportReport(
         path=path,
         bytes=path.stat().st_size,
@@ -192,7 +192,7 @@ def export_syncnet(syncnet: SyncNet, *, path: Path) -> SyncNetExportReport:
         for batch in (1, 7)
     ]
     error = compare(path, syncnet, feeds).largest_error
-    refuse_if_wrong(path, error, LARGEST_ERROR)
+    refuse_if_wrong(path, error, MAX_ERROR)
     return SyncNetExportReport(
         path=path, bytes=path.stat().st_size, embedding=syncnet.config.audio_widths[-1], largest_error=error
     )

@@ -28,7 +28,7 @@ from models.settings import show
 from models.speaker import FEATURE_HOP_SAMPLES, FEATURE_SAMPLES
 from models.torchaudio_pair import import_torchaudio
 
-from ..onnx.graphs import with_small_weights, without_notes
+from ..onnx.graphs import strip_metadata, to_float16_weights
 from ..onnx.torch_graph import compare, ms_per_call, refuse_if_wrong, write_graph
 from .pickles import read_torch
 from .regular_file import open_regular
@@ -37,10 +37,10 @@ F32 = NDArray[np.float32]
 
 CLIP_FEATURES = 1000
 """GeneFace encodes a long recording in clips of 20 s, each as if nothing stood beside it."""
-LEAST_VARIANCE = 1e-7
-LARGEST_ERROR = 1e-3
+MIN_VARIANCE = 1e-7
+MAX_ERROR = 1e-3
 """Of the graph, as a share of the largest feature: float32 through 24 layers; a wrong graph is off by 0.1."""
-LARGEST_ROUNDING = 2e-2
+MAX_ROUNDING = 2e-2
 """Of the features by rounding the weights to float16, as a share of the largest feature."""
 TRIED_SAMPLES = (400, 1039, 16000, 30721, 64000)
 
@@ -124,7 +124,7 @@ _SIZES = {
     "num_conv_pos_embeddings": "position_kernel",
     "num_conv_pos_embedding_groups": "position_groups",
 }
-_LARGEST_SIZE = 1 << 16
+_MAX_SIZE = 1 << 16
 _MAX_CONFIG_BYTES = 1 << 20
 
 
@@ -159,8 +159,8 @@ def _folder_config(file: Path) -> HubertConfig:
     sizes: dict[str, int] = {}
     for key, name in _SIZES.items():
         size = channels[0] if key == "conv_dim" else document.get(key)
-        if type(size) is not int or not 1 <= size <= _LARGEST_SIZE:
-            raise refused(key, f"1 to {_LARGEST_SIZE}", size)
+        if type(size) is not int or not 1 <= size <= _MAX_SIZE:
+            raise refused(key, f"1 to {_MAX_SIZE}", size)
         sizes[name] = size
     try:
         return HubertConfig(conv_bias=bias, **sizes)
@@ -221,13 +221,13 @@ def export_features(
         outputs=("features",),
         dynamic_shapes=({1: samples},),
     )
-    content = without_notes(path.read_bytes())
+    content = strip_metadata(path.read_bytes())
     feeds = [{"pcm": sound[None]} for sound in _sounds_to_try(audio)]
     error, largest = compare(content, hubert, feeds)
-    refuse_if_wrong(path, error, LARGEST_ERROR * largest)
+    refuse_if_wrong(path, error, MAX_ERROR * largest)
     change = None
     if not float32_weights:
-        small = with_small_weights(content, feeds, largest_rounding=LARGEST_ROUNDING * largest)
+        small = to_float16_weights(content, feeds, largest_rounding=MAX_ROUNDING * largest)
         content, change = small.content, small.rounding
     path.write_bytes(content)
     return FeaturesExportReport(
@@ -258,7 +258,7 @@ def _sounds_to_try(audio: F32 | None) -> list[F32]:
 def normalised(pcm: F32) -> F32:
     """Returns `pcm` (n,) with zero mean and unit variance, as HuBERT's own processor makes them."""
     wide = pcm.astype(np.float64)
-    scaled: F32 = ((wide - wide.mean()) / np.sqrt(wide.var() + LEAST_VARIANCE)).astype(np.float32)
+    scaled: F32 = ((wide - wide.mean()) / np.sqrt(wide.var() + MIN_VARIANCE)).astype(np.float32)
     return scaled
 
 

@@ -50,7 +50,7 @@ F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
 
 DM_PER_UNIT = 10.0  # of a GeneFace pose's translation
-LARGEST_FEATURE_DIFFERENCE = 0.1
+MAX_FEATURE_DIFFERENCE = 0.1
 """Root mean square, as a share of the features': other weights differ by about 1."""
 _NOBODY_STATED = "nobody stated it when the speaker was imported"
 _SAME_SOUND_FEATURES = 50  # sound as long as the data's features, up to a second, is the video's own
@@ -201,9 +201,9 @@ def _feature_difference(hubert: Hubert, pcm: F32, data: GenefaceDataset) -> floa
     frames = min(len(heard), len(data.hubert))
     theirs = data.hubert[:frames]
     difference = float(np.sqrt(np.mean((heard[:frames] - theirs) ** 2) / np.mean(theirs**2)))
-    if not difference <= LARGEST_FEATURE_DIFFERENCE:
+    if not difference <= MAX_FEATURE_DIFFERENCE:
         raise GenefaceImportError(
-            f"hubert: expected features of --audio within {LARGEST_FEATURE_DIFFERENCE:g} of the data's, got "
+            f"hubert: expected features of --audio within {MAX_FEATURE_DIFFERENCE:g} of the data's, got "
             f"{difference:.3g}; give the weights of {HUBERT_NAME} and the video's own sound, or no --audio"
         )
     return difference

@@ -19,10 +19,10 @@ from models.landmark_subspace import LandmarkSubspace
 from models.postnet import PostNet
 from models.time_convolution import plain_copy
 
-from ..onnx.graphs import with_small_weights, without_notes
+from ..onnx.graphs import strip_metadata, to_float16_weights
 from ..onnx.torch_graph import ExportError, compare, ms_per_call, refuse_if_wrong, write_graph
 
-LARGEST_ERROR = 1e-4
+MAX_ERROR = 1e-4
 """Two orders of float32 sums of a few hundred terms differ by some 1e-6; a wrong graph by more than 1e-2."""
 TRIED_STEPS = (1, 2, 7, 25, 63)
 """Latent steps of the windows that a graph is tried on; at 4 frames a step, up to 10 s."""
@@ -149,12 +149,12 @@ def export_geneface_motion(
         outputs=("landmarks",),
         dynamic_shapes=tuple(axes[name] for name in names),
     )
-    content = without_notes(path.read_bytes())
+    content = strip_metadata(path.read_bytes())
     error = compare(content, chain, feeds).largest_error
-    refuse_if_wrong(path, error, LARGEST_ERROR)
+    refuse_if_wrong(path, error, MAX_ERROR)
     change = None
     if not float32_weights:
-        small = with_small_weights(content, feeds)
+        small = to_float16_weights(content, feeds)
         content, change = small.content, small.rounding
     path.write_bytes(content)
     longest = feeds[len(TRIED_STEPS) - 1]

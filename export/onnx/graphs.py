@@ -21,8 +21,8 @@ F32 = npt.NDArray[np.float32]
 
 FRONT_END = "features."
 """The front end's tables keep float32: rounded, they would leak loud tones into quiet bands."""
-LEAST_NUMBERS = 256  # smaller weights cost little and are mostly biases and shapes
-LARGEST_ROUNDING = 2e-2
+MIN_NUMBERS = 256  # smaller weights cost little and are mostly biases and shapes
+MAX_ROUNDING = 2e-2
 """Of a graph's outputs by rounding its weights: 2e-4 of the range of a landmark is 2 um of a lip."""
 
 
@@ -38,7 +38,7 @@ class SmallGraph:
     rounding: float  # largest change of an output over the tried inputs, in the output's unit
 
 
-def without_notes(content: bytes) -> bytes:
+def strip_metadata(content: bytes) -> bytes:
     """Returns the graph without names of source files, stack traces and other notes of its exporter."""
     model = onnx.load_from_string(content)
     for holder in (model, model.graph):
@@ -58,8 +58,8 @@ def without_notes(content: bytes) -> bytes:
     return kept
 
 
-def with_small_weights(
-    content: bytes, feeds: list[dict[str, F32]], *, largest_rounding: float = LARGEST_ROUNDING
+def to_float16_weights(
+    content: bytes, feeds: list[dict[str, F32]], *, largest_rounding: float = MAX_ROUNDING
 ) -> SmallGraph:
     """Returns the graph with its weights as float16, cast to float32 once when it is loaded.
 
@@ -76,7 +76,7 @@ def with_small_weights(
     casts, halved = [], []
     for weight in graph.initializer:
         numbers = int(np.prod(weight.dims))
-        rounds = weight.data_type == TensorProto.FLOAT and numbers >= LEAST_NUMBERS
+        rounds = weight.data_type == TensorProto.FLOAT and numbers >= MIN_NUMBERS
         if not rounds or weight.name.startswith(FRONT_END):
             halved.append(weight)
             continue

@@ -22,7 +22,7 @@ from .teacher_corpus import Recording
 F32 = npt.NDArray[np.float32]
 
 MOUTH = slice(48, 68)
-LARGEST_LAG_FRAMES = 10
+MAX_LAG_FRAMES = 10
 FRAME_MS = 40
 
 
@@ -124,5 +124,5 @@ def _best_lag_frames(students: Sequence[F32], teachers: Sequence[F32]) -> int:
         still = np.concatenate([curve[early : len(curve) - late] for curve in teachers])
         return pearson(moved, still)
 
-    lags = sorted(range(-LARGEST_LAG_FRAMES, LARGEST_LAG_FRAMES + 1), key=abs)
+    lags = sorted(range(-MAX_LAG_FRAMES, MAX_LAG_FRAMES + 1), key=abs)
     return max(lags, key=agreement)

@@ -31,7 +31,7 @@ from ..bundle.assembly import FILES, training_of
 from ..bundle.model_card import Card, model_card
 from ..bundle.motion import MotionExportReport, export_motion
 from ..bundle.writer import BundleParts, parts_of, write_bundle
-from ..onnx.graphs import with_small_weights, without_notes
+from ..onnx.graphs import strip_metadata, to_float16_weights
 from ..requests import DistillationRequest
 from .agreement import Agreement, measure_agreement
 from .teacher_corpus import Teacher, TeacherCorpus, make_teacher_corpus
@@ -253,11 +253,11 @@ def _export(
     with tempfile.TemporaryDirectory(prefix="geneface-export-") as place:
         path = Path(place) / "motion.onnx"
         report = export_motion(student, None, LogMel(), path=path, subspace=subspace, audio=heard)
-        content = without_notes(path.read_bytes())
+        content = strip_metadata(path.read_bytes())
     width = report.window_samples
     heard = np.pad(heard, (0, max(0, width - len(heard))))
     starts = np.linspace(0, len(heard) - width, 32).astype(int)
-    small = with_small_weights(content, [{"pcm": heard[None, start : start + width]} for start in starts])
+    small = to_float16_weights(content, [{"pcm": heard[None, start : start + width]} for start in starts])
     found = {"motion_largest_error": report.largest_error, "motion_float16_change": small.rounding}
     return small.content, report, found
 

@@ -58,7 +58,7 @@ FRAMES_BETWEEN_BLINKS = 70
 MEASURED_FRAMES = 16
 TIMED_FRAMES = 12
 TIMED_SIZES_PX = (192, 256)
-LEAST_FRAMES = 50  # of speech: fewer say next to nothing of a face
+MIN_FRAMES = 50  # of speech: fewer say next to nothing of a face
 CARD_HEAD = "## Slim head"
 
 
@@ -154,11 +154,11 @@ def prepare(request: SlimRequest, *, open_motion: Callable[[Speaker], Motion] = 
     recordings = [np.multiply(read_pcm(path), 1 / 32768, dtype=np.float32) for path in request.speech]
     tracks = [normalized_landmarks(speaker, motion(pcm)) for pcm in recordings]
     frames = sum(map(len, tracks))
-    if frames < LEAST_FRAMES:
+    if frames < MIN_FRAMES:
         raise BundleError(
             ", ".join(map(str, request.speech)),
             "length",
-            f"at least {LEAST_FRAMES / speaker.fps:g} s of speech",
+            f"at least {MIN_FRAMES / speaker.fps:g} s of speech",
             f"{frames / speaker.fps:g} s",
             "give longer recordings",
         )

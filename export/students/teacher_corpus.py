@@ -33,8 +33,8 @@ I16 = npt.NDArray[np.int16]
 Flags = npt.NDArray[np.bool_]
 
 HELD_OUT_SHARE = 0.1
-SHORTEST_FRAMES = 50  # 2 s
-LONGEST_CLIP_FRAMES = 750  # a validation holds sixteen clips at once
+MIN_FRAMES = 50  # 2 s
+MAX_CLIP_FRAMES = 750  # a validation holds sixteen clips at once
 CUT_REACH_FRAMES = 50  # a recording is cut at its quietest frame within so many of an even cut
 SILENT_RMS = 1e-3  # the loudest frame of a recording without speech, of full scale
 CLOSED_SHARE = 0.1  # of the mouth's usual opening, that still counts as shut
@@ -184,9 +184,9 @@ def make_teacher_corpus(
 
 
 def _require_speech(file: Path, pcm: I16, twin: Recording | None) -> None:
-    if len(pcm) < FRAME_SAMPLES * SHORTEST_FRAMES:
+    if len(pcm) < FRAME_SAMPLES * MIN_FRAMES:
         raise SpeechError(
-            f"{file}: expected {SHORTEST_FRAMES / FRAMES_PER_S:g} s of speech or more, "
+            f"{file}: expected {MIN_FRAMES / FRAMES_PER_S:g} s of speech or more, "
             f"got {len(pcm) / FRAME_SAMPLES / FRAMES_PER_S:.2f} s"
         )
     if twin is not None:
@@ -209,7 +209,7 @@ def _clips(file: Path, digest: str, pcm: I16, landmarks: F32, mean_face: F32) ->
     low, high = np.percentile(aperture, [5, 95])
     shut = ~quiet & (aperture <= low + CLOSED_SHARE * (high - low))
     level, frames = _level(pcm), len(landmarks)
-    count = -(-frames // LONGEST_CLIP_FRAMES)
+    count = -(-frames // MAX_CLIP_FRAMES)
     cuts = [0]
     for even in (frames * k // count for k in range(1, count)):
         first = even - CUT_REACH_FRAMES

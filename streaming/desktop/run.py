@@ -24,7 +24,7 @@ from ..pipeline.pipeline import Frame, Pipeline
 from ..pipeline.queues import Overflow
 from ..pipeline.renderers import OpenRaymarcher, open_cpu_raymarcher
 from ..session.playout_delay import allowance_ticks_for
-from ..session.resolution_controller import Governor
+from ..session.resolution_controller import ResolutionController
 from ..settings import DEFAULT_MICROPHONE, StreamSettings
 from ..webrtc.media_schedule import TICK_S
 from .microphone import InputDevice, LocalMicrophone, find_device
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 FRAME_S = 1 / FRAME_RATE_HZ
 _POLL_S = 0.02  # the window is looked after at least so often
 _LAGS = 2 * FRAME_RATE_HZ
-_MOST_WAITING = 8  # frames that are ready but not due
+_MAX_WAITING = 8  # frames that are ready but not due
 _TITLE_EVERY_S = 1.0
 _NOT_DRAWINGS = "frames"  # the queue that fills when the window is slow, not the raymarcher
 
@@ -96,7 +96,7 @@ def show_frames(
     window: Window,
     *,
     name: str,
-    governor: Governor,
+    resolution: ResolutionController,
     renderer_of: Callable[[int], FrameRenderer],
     allowance_s: float,
     stopped: Callable[[], bool],
@@ -105,10 +105,10 @@ def show_frames(
     """Shows each frame when it is due until there are no more, the window is closed, or `stopped` says so.
 
     Args:
-        frames: gives them; its renderer is changed as the governor says.
+        frames: gives them; its renderer is changed as the resolution says.
         window: shows them.
         name: of the speaker, for the title.
-        governor: told what frames took.
+        resolution: told what frames took.
         renderer_of: gives what draws at a size.
         allowance_s: how long after its look-ahead a frame should be ready.
         stopped: asked at least every 0.02 s.
@@ -121,13 +121,13 @@ def show_frames(
     while not stopped() and window.poll():
         now_s = clock.now_s()
         newest: Frame | None = None
-        while waiting and (waiting[0][0] <= now_s or len(waiting) > _MOST_WAITING):
+        while waiting and (waiting[0][0] <= now_s or len(waiting) > _MAX_WAITING):
             stale += newest is not None
             newest = waiting.popleft()[1]
         if newest is not None:
             window.show(newest.picture)
             shown += 1
-        titles.update(shown, governor.note)
+        titles.update(shown, resolution.note)
         try:
             wait_s = min(waiting[0][0] - now_s, _POLL_S) if waiting else _POLL_S
             frame = frames.next_frame(max(wait_s, 0.0))
@@ -137,14 +137,14 @@ def show_frames(
             break
         waiting.append((playout.due_s(index=frame.index, ready_s=frame.finished_s), frame))
         lost_before, lost = lost, sum(n for queue, n in frames.dropped.items() if queue != _NOT_DRAWINGS)
-        changed = lost > lost_before and governor.frame_lost(now_s=clock.now_s())
-        if frame.render_px == governor.size_px:
+        changed = lost > lost_before and resolution.frame_lost(now_s=clock.now_s())
+        if frame.render_px == resolution.size_px:
             slack_s = frame.windowed_s + allowance_s - frame.finished_s
-            changed |= governor.frame_done(
+            changed |= resolution.frame_done(
                 now_s=clock.now_s(), draw_ms=frame.draw_ms, slack_ms=slack_s * 1000
             )
         if changed:
-            frames.renderer = renderer_of(governor.size_px)
+            frames.renderer = renderer_of(resolution.size_px)
     return Shown(frames=shown, stale=stale)
 
 
@@ -156,7 +156,7 @@ class _Titles:
         self._since_s, self._shown = clock.now_s(), 0
 
     def update(self, shown: int, note: str) -> None:
-        """Takes how many frames were shown so far, and what the governor has to say."""
+        """Takes how many frames were shown so far, and what the resolution has to say."""
         now_s = self._clock.now_s()
         if now_s - self._since_s < _TITLE_EVERY_S:
             return
@@ -252,7 +252,7 @@ class LiveRun:
             InputError: the device cannot be opened, or was unplugged.
         """
         host, clock = self.host, SystemClock()
-        governor = Governor(sizes_px=host.sizes_px, start_px=host.start_px)
+        resolution = ResolutionController(sizes_px=host.sizes_px, start_px=host.start_px)
         renderer_of = host.renderers()
         pipeline = Pipeline(
             host.speaker,
@@ -278,7 +278,7 @@ class LiveRun:
                 pipeline,
                 self._window,
                 name=host.name,
-                governor=governor,
+                resolution=resolution,
                 renderer_of=renderer_of,
                 allowance_s=allowance_s,
                 stopped=stopped,
@@ -291,7 +291,7 @@ class LiveRun:
             stale=shown.stale,
             dropped={"microphone": microphone.dropped} | pipeline.dropped,
             overflows=microphone.overflows,
-            render_px=governor.size_px,
+            render_px=resolution.size_px,
         )
 
     def close(self) -> None:

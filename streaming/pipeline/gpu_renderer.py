@@ -36,12 +36,12 @@ log = logging.getLogger(__name__)
 
 GATHER_S = 0.001  # that the first frame of a launch waits for others where the GPU draws nothing
 LEAD_S = 0.001  # that a launch is submitted before the GPU is expected to end the one at hand
-MOST_FLYING = 2  # launches: one that the GPU draws, and one behind it
+MAX_FLYING = 2  # launches: one that the GPU draws, and one behind it
 RECENT_S = 0.1  # who asked within the last two frames is waited for
-MOST_FRAMES = 32  # of a launch: more would make the first ones wait, and gain nothing
+MAX_FRAMES = 32  # of a launch: more would make the first ones wait, and gain nothing
 HANG_S = 2.0  # a launch takes milliseconds; a GPU that is silent for so long will not answer
 _JOIN_S = 0.5
-_MEASURED_FRAMES, _MEASUREMENTS = 2 * MOST_FRAMES, 3  # two full launches, one behind the other
+_MEASURED_FRAMES, _MEASUREMENTS = 2 * MAX_FRAMES, 3  # two full launches, one behind the other
 _NEWEST = 0.25  # weight of the newest launch in what a frame is expected to take
 _WARM_UP_PX = 32
 
@@ -67,7 +67,7 @@ class BatchRenderer(Protocol):
         """Gives everything back."""
 
 
-class Gathering:
+class BatchPolicy:
     """Decides when the frames that were asked for are submitted. Time is the caller's, one thread at a time.
 
     Where the GPU draws nothing, the first frame waits a moment for others. Where it draws, frames gather
@@ -79,9 +79,9 @@ class Gathering:
         self,
         *,
         gather_s: float = GATHER_S,
-        most_frames: int = MOST_FRAMES,
+        most_frames: int = MAX_FRAMES,
         lead_s: float = LEAD_S,
-        most_flying: int = MOST_FLYING,
+        most_flying: int = MAX_FLYING,
     ) -> None:
         """Knows nobody yet.
 
@@ -119,7 +119,7 @@ class Gathering:
             ends_s += others * self._frame_s
             self._flying[place] = (others, ends_s)
 
-    def heeds(self, waiting: int) -> bool:
+    def should_wake(self, waiting: int) -> bool:
         """Returns whether `wait_s` may say something else now that so many frames wait."""
         return waiting >= self._heeded
 
@@ -144,7 +144,7 @@ class Gathering:
         return max(until_s - now_s, 0.0)
 
 
-class _Wanted:
+class _PendingFrame:
     """A frame that was asked for."""
 
     def __init__(self, request: FrameRequest, asker: int, asked_s: float) -> None:
@@ -183,7 +183,7 @@ class GpuRenderer:
         *,
         name: str,
         observe: Callable[[int, float], None] = lambda frames, kernel_ms: None,
-        gathering: Gathering | None = None,
+        gathering: BatchPolicy | None = None,
         hang_s: float = HANG_S,
         clock: MonotonicClock | None = None,
     ) -> None:
@@ -200,15 +200,15 @@ class GpuRenderer:
         self.name = name
         self._renderer = renderer
         self._observe = observe
-        self._gathering = gathering or Gathering()
+        self._gathering = gathering or BatchPolicy()
         self._hang_s = hang_s
         self._clock = clock or SystemClock()
         self._lock = threading.Lock()  # guards all below
         self._asked = threading.Condition(self._lock)  # also: a launch has landed, it is over
         self._submitted = threading.Condition(self._lock)  # also: nothing more will be
-        self._waiting: deque[_Wanted] = deque()
-        self._submitting: list[_Wanted] = []
-        self._flying: deque[tuple[list[_Wanted], Launch]] = deque()
+        self._waiting: deque[_PendingFrame] = deque()
+        self._submitting: list[_PendingFrame] = []
+        self._flying: deque[tuple[list[_PendingFrame], Launch]] = deque()
         self._lost = ""
         self._on_lost: Callable[[str], None] | None = None
         self._closed = False
@@ -280,7 +280,7 @@ class GpuRenderer:
         for request in requests:
             request.check()  # here: a launch is not to fail for one of many
         asker, now_s = threading.get_ident(), self._clock.now_s()
-        wanted = [_Wanted(request, asker, now_s) for request in requests]
+        wanted = [_PendingFrame(request, asker, now_s) for request in requests]
         with self._lock:
             if self._lost:
                 raise GpuLostError(self._lost)
@@ -290,7 +290,7 @@ class GpuRenderer:
                 raise RuntimeError("GPU renderer: asked to draw before it was started")
             self._gathering.asked(asker, now_s=now_s)
             self._waiting.extend(wanted)
-            if self._gathering.heeds(len(self._waiting)):
+            if self._gathering.should_wake(len(self._waiting)):
                 self._asked.notify()
         pictures = []
         for one in wanted:
@@ -322,7 +322,7 @@ class GpuRenderer:
             with self._lock:
                 self._fail(self._drawing(), lambda: Stopped("the GPU renderer was closed"))
 
-    def _drawing(self) -> list[_Wanted]:
+    def _drawing(self) -> list[_PendingFrame]:
         """Returns the frames that the GPU has, or is about to."""
         return [*(wanted for batch, _ in self._flying for wanted in batch), *self._submitting]
 
@@ -340,7 +340,7 @@ class GpuRenderer:
                 self._submits = False
                 self._submitted.notify_all()
 
-    def _gather(self) -> list[_Wanted]:
+    def _gather(self) -> list[_PendingFrame]:
         """Returns what is submitted next, oldest first; nothing once it is over."""
         with self._lock:
             while not self._closed and not self._lost:
@@ -353,7 +353,7 @@ class GpuRenderer:
                 self._asked.wait(wait_s)
             return []
 
-    def _submit(self, batch: list[_Wanted]) -> None:
+    def _submit(self, batch: list[_PendingFrame]) -> None:
         from cuda_kernels.cuda_module import CudaError
 
         try:
@@ -383,14 +383,14 @@ class GpuRenderer:
             self._threads[0].join()  # lost or closed, so it ends, unless the device holds it
             self._release()
 
-    def _next_flying(self) -> tuple[list[_Wanted], Launch] | None:
+    def _next_flying(self) -> tuple[list[_PendingFrame], Launch] | None:
         """Returns the oldest launch under way; None once there will be no more, or the GPU is lost."""
         with self._lock:
             while self._submits and not self._flying and not self._lost:
                 self._submitted.wait()
             return self._flying[0] if self._flying and not self._lost else None
 
-    def _collect(self, batch: list[_Wanted], launch: Launch) -> None:
+    def _collect(self, batch: list[_PendingFrame], launch: Launch) -> None:
         from cuda_kernels.cuda_module import CudaError
 
         kernel_ms = 0.0
@@ -412,7 +412,7 @@ class GpuRenderer:
         if pictures:
             self._observe(len(batch), kernel_ms)
 
-    def _fail_batch(self, batch: list[_Wanted], error: Exception) -> None:
+    def _fail_batch(self, batch: list[_PendingFrame], error: Exception) -> None:
         log.error(
             "drawing %d frames on the GPU failed, and that is a fault of the program",
             len(batch),
@@ -437,7 +437,9 @@ class GpuRenderer:
             call(reason)
 
     @staticmethod
-    def _fail(unsettled: Sequence[_Wanted] | deque[_Wanted], failure: Callable[[], Exception]) -> None:
+    def _fail(
+        unsettled: Sequence[_PendingFrame] | deque[_PendingFrame], failure: Callable[[], Exception]
+    ) -> None:
         for wanted in unsettled:
             wanted.settle(failure=failure)
 

@@ -32,7 +32,7 @@ PRIOR_DEVIATION = 0.06  # of speech in the corpora, in the middle; a talker at a
 PRIOR_S = 0.5  # of sound that this is worth beside what was heard
 MEMORY_S = 20.0  # of sound at the voice's level: by then an older sound has 1/e of its weight
 QUIET_POWER = 1e-3  # of the variance: below it a sound hardly counts
-_LEAST_VARIANCE = 1e-7  # what the processor adds to it
+_MIN_VARIANCE = 1e-7  # what the processor adds to it
 
 
 class RunningNormalisation:
@@ -58,7 +58,7 @@ class RunningNormalisation:
         if not self._weight_s:
             return PRIOR_DEVIATION
         # Between levels, not between powers: a quiet microphone is not buried under the prior.
-        variance = max(self._power - self._mean**2, _LEAST_VARIANCE)
+        variance = max(self._power - self._mean**2, _MIN_VARIANCE)
         said = math.log(variance) / 2
         return math.exp(said + self._prior_share * (math.log(PRIOR_DEVIATION) - said))
 
@@ -72,7 +72,7 @@ class RunningNormalisation:
             return
         sound = pcm.astype(np.float64)
         mean, power = float(sound.mean()), float(np.square(sound).mean())
-        loud = power / (QUIET_POWER * self.deviation**2 + _LEAST_VARIANCE)
+        loud = power / (QUIET_POWER * self.deviation**2 + _MIN_VARIANCE)
         counts_s = len(sound) / SAMPLE_RATE_HZ * min(1.0, loud**4)
         if not counts_s:
             return
@@ -83,6 +83,6 @@ class RunningNormalisation:
 
     def apply(self, pcm: F32) -> F32:
         """Returns samples of any shape as the network wants them, about zero mean and unit variance."""
-        scale = 1 / math.sqrt(self.deviation**2 + _LEAST_VARIANCE)
+        scale = 1 / math.sqrt(self.deviation**2 + _MIN_VARIANCE)
         normalised: F32 = (pcm - np.float32(self.mean)) * np.float32(scale)
         return normalised

@@ -16,8 +16,8 @@ from .clock import FRAME_RATE_HZ
 F32 = npt.NDArray[np.float32]
 
 BLINKS_PER_MINUTE = 16.0
-SHORTEST_INTERVAL_S = 1.2
-LONGEST_INTERVAL_S = 7.0
+MIN_INTERVAL_S = 1.2
+MAX_INTERVAL_S = 7.0
 _GAMMA_SHAPE = 4.0  # spread of the intervals: standard deviation is half the mean
 
 
@@ -82,7 +82,7 @@ class BlinkSchedule:
     def _interval(self) -> int:
         mean_s = 60.0 / BLINKS_PER_MINUTE
         interval_s = 0.0
-        while not SHORTEST_INTERVAL_S <= interval_s <= LONGEST_INTERVAL_S:
+        while not MIN_INTERVAL_S <= interval_s <= MAX_INTERVAL_S:
             interval_s = float(self._random.gamma(_GAMMA_SHAPE, mean_s / _GAMMA_SHAPE))
         return max(round(interval_s * FRAME_RATE_HZ), self._blink_frames)
 

@@ -22,8 +22,8 @@ from .onnx_engine import CPU
 from .render_size import (
     FRAME_BUDGET_MS,
     HEADROOM,
+    MIN_RENDER_PX,
     RENDER_SIZES_PX,
-    SMALLEST_RENDER_PX,
     FrameCost,
     RenderSize,
     choose_render_size,
@@ -346,9 +346,9 @@ def _live(opening: SpeakerOpening, compute: ComputeSettings) -> LoadedSpeaker:
         start_px, sizes = compute.render_px, (compute.render_px,)
         measure(start_px)
     else:
-        sizes = tuple(
-            size for size in RENDER_SIZES_PX if SMALLEST_RENDER_PX <= size <= speaker.image_size_px
-        ) or (speaker.image_size_px,)
+        sizes = tuple(size for size in RENDER_SIZES_PX if MIN_RENDER_PX <= size <= speaker.image_size_px) or (
+            speaker.image_size_px,
+        )
         start_px = choose_render_size(
             measure,
             largest_px=speaker.image_size_px,

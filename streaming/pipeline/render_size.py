@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from .clock import FRAME_RATE_HZ
 
-SMALLEST_RENDER_PX = 96
+MIN_RENDER_PX = 96
 RENDER_SIZES_PX = (512, 384, 256, 224, 192, 160, 128)
 FRAME_BUDGET_MS = 1000 / FRAME_RATE_HZ
 HEADROOM = 0.85  # the share of a frame's time that is planned for; the rest is for a busier moment

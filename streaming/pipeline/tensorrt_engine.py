@@ -2,7 +2,7 @@
 
 Written for TensorRT 10 and 11 by their documentation. Networks are strongly typed, the only kind that 11 has:
 for fp16, each matrix product is put between casts, and all else (layer norms, softmax, sums, convolutions)
-stays float32, with TF32 where the GPU has it. If that is further from ONNX Runtime than `LARGEST_ERROR`, the
+stays float32, with TF32 where the GPU has it. If that is further from ONNX Runtime than `MAX_ERROR`, the
 network is built once more in plain float32.
 
 The tests run this module against stand-ins for the packages `tensorrt` and `cuda.bindings` that record the
@@ -42,7 +42,7 @@ Foreign = Any
 """What belongs to tensorrt or cuda.bindings: neither is there where types are checked."""
 
 PRECISIONS = ("fp16", "fp32")
-LARGEST_ERROR = 1e-2
+MAX_ERROR = 1e-2
 """Root mean square of the difference from ONNX Runtime, of that of its output: a hundredth of a motion."""
 INSTALL = "pip install -e '.[tensorrt]'"
 _MAGIC = b"geneface-stream engine 1\n"  # a new number wherever a network is built in another way
@@ -140,10 +140,10 @@ def _open(
             continue
         built += 1
         error = _error_of(engine, network)
-        if error <= LARGEST_ERROR:
+        if error <= MAX_ERROR:
             _keep(path, plan, say)
             return engine
-        found.append(f"an error of {error:.2g} of the output in {precision}, above {LARGEST_ERROR:g}")
+        found.append(f"an error of {error:.2g} of the output in {precision}, above {MAX_ERROR:g}")
     reason = ", ".join(found)
     if built == len(PRECISIONS):  # it would be the same again, after minutes; what does not build may yet
         _keep(refused, reason.encode(), say)

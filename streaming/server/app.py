@@ -34,7 +34,7 @@ from ..session.metrics import CONTENT_TYPE, Metrics
 from ..session.registry import EndedError, FullError, Sessions
 from ..session.session import Session
 from ..webrtc.ice import IceServer
-from ..webrtc.sdp_offer import LARGEST_OFFER_BYTES, NotAcceptableError, Offer, OfferError
+from ..webrtc.sdp_offer import MAX_OFFER_BYTES, NotAcceptableError, Offer, OfferError
 from .access import WRONG_TOKENS_AT_ONCE, WRONG_TOKENS_PER_S, Access, Denial, RateLimit
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 TELEMETRY_S = 0.2
 MAX_SOCKETS_PER_SESSION = 4
 _MESSAGES_PER_S = 20  # a page sends about one
-_LARGEST_MESSAGE_BYTES = 16 * 1024
+_MAX_MESSAGE_BYTES = 16 * 1024
 _BODY_S = 10.0  # an offer comes at once; who takes longer holds a connection
 _TAKE_S = 5.0  # a page that does not take what it is told for so long is not there
 _MEDIA_TYPES = {".js": "text/javascript", ".css": "text/css", ".html": "text/html", ".svg": "image/svg+xml"}
@@ -100,10 +100,10 @@ class AvatarApp:
     def asgi(self) -> ASGIApp:
         """Returns the application."""
         endpoints: list[tuple[str, Callable[..., Awaitable[Response]], list[str]]] = [
-            ("/client/{name}", self._open(self._client_file), ["GET"]),
-            ("/favicon.ico", self._open(self._no_icon), ["GET"]),
-            ("/healthz", self._open(self._health), ["GET"]),
-            ("/readyz", self._open(self._ready), ["GET"]),
+            ("/client/{name}", self._public(self._client_file), ["GET"]),
+            ("/favicon.ico", self._public(self._no_icon), ["GET"]),
+            ("/healthz", self._public(self._health), ["GET"]),
+            ("/readyz", self._public(self._ready), ["GET"]),
             ("/speakers", self._guarded(self._speakers), ["GET"]),
             ("/ice", self._guarded(self._ice), ["GET"]),
             ("/metrics", self._guarded(self._metrics_text), ["GET"]),
@@ -112,7 +112,7 @@ class AvatarApp:
             ("/sessions/{session_id}", self._guarded(self._delete), ["DELETE"]),
         ]
         routes: list[BaseRoute] = [
-            Route("/", self._open(self._page)),
+            Route("/", self._public(self._page)),
             # With a slash at its end it is the same: a redirect would leave the prefix of a proxy.
             *(
                 Route(path + end, endpoint, methods=methods)
@@ -150,7 +150,9 @@ class AvatarApp:
 
     # Guards -------------------------------------------------------------------------------------------
 
-    def _open(self, endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[..., Awaitable[Response]]:
+    def _public(
+        self, endpoint: Callable[[Request], Awaitable[Response]]
+    ) -> Callable[..., Awaitable[Response]]:
         """An endpoint that needs no token."""
 
         async def answered(request: Request) -> Response:
@@ -174,7 +176,7 @@ class AvatarApp:
             self._check_token(request)
             return await endpoint(request)
 
-        return self._open(checked)
+        return self._public(checked)
 
     def _check_origin(self, connection: HTTPConnection) -> Denial | None:
         headers = connection.headers
@@ -226,7 +228,7 @@ class AvatarApp:
     # Sessions -----------------------------------------------------------------------------------------
 
     async def _offer(self, request: Request) -> Response:
-        self._slow_down(request)
+        self._enforce_rate_limit(request)
         text = await _body(request)
         try:
             given = json.loads(text)
@@ -242,7 +244,7 @@ class AvatarApp:
         return JSONResponse({"sdp": answer, "type": "answer", "session_id": session.id})
 
     async def _whip(self, request: Request) -> Response:
-        self._slow_down(request)
+        self._enforce_rate_limit(request)
         content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if content_type != "application/sdp":
             raise Problem(
@@ -272,7 +274,7 @@ class AvatarApp:
         return Response(status_code=204, headers={"Accept-Post": "application/sdp", **links})
 
     def _whip_endpoint(self) -> Callable[..., Awaitable[Response]]:
-        post, options = self._guarded(self._whip), self._open(self._whip_options)
+        post, options = self._guarded(self._whip), self._public(self._whip_options)
 
         async def endpoint(request: Request) -> Response:
             return await (options if request.method == "OPTIONS" else post)(request)
@@ -295,7 +297,7 @@ class AvatarApp:
             raise Problem(404, "session: expected one that runs, got an unknown or ended one")
         return Response(status_code=200)
 
-    def _slow_down(self, request: Request) -> None:
+    def _enforce_rate_limit(self, request: Request) -> None:
         wait_s = self._offers.take(self._client(request))
         if wait_s > 0:
             seconds = math.ceil(wait_s)
@@ -354,8 +356,10 @@ class AvatarApp:
         except (RuntimeError, OSError):
             return  # it has gone meanwhile
         session.liveness.socket_opened()
-        telling = asyncio.create_task(self._tell(socket, session), name=f"telemetry-{session.label}")
-        hearing = asyncio.create_task(self._hear(socket, session), name=f"control-{session.label}")
+        telling = asyncio.create_task(
+            self._send_telemetry(socket, session), name=f"telemetry-{session.label}"
+        )
+        hearing = asyncio.create_task(self._receive_control(socket, session), name=f"control-{session.label}")
         try:
             await asyncio.wait({telling, hearing}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -370,7 +374,7 @@ class AvatarApp:
             with contextlib.suppress(WebSocketDisconnect):
                 await _close(socket, code, session.ended)
 
-    async def _tell(self, socket: WebSocket, session: Session) -> None:
+    async def _send_telemetry(self, socket: WebSocket, session: Session) -> None:
         await _say(socket, session.telemetry.hello())
         last = -1
         while not await session.wait_ended(TELEMETRY_S):
@@ -378,7 +382,7 @@ class AvatarApp:
             await _say(socket, message)
         await _say(socket, {"type": "ended", "reason": session.ended})
 
-    async def _hear(self, socket: WebSocket, session: Session) -> None:
+    async def _receive_control(self, socket: WebSocket, session: Session) -> None:
         loop = asyncio.get_running_loop()
         second, messages = loop.time(), 0
         while True:
@@ -389,7 +393,7 @@ class AvatarApp:
             if loop.time() - second >= 1:
                 second, messages = loop.time(), 0
             messages += 1
-            if messages > _MESSAGES_PER_S or len(text or "") > _LARGEST_MESSAGE_BYTES:
+            if messages > _MESSAGES_PER_S or len(text or "") > _MAX_MESSAGE_BYTES:
                 await _close(socket, 1008, "too many or too long messages")
                 return
             try:
@@ -469,17 +473,17 @@ def _file(name: str) -> Response:
 
 
 async def _body(request: Request) -> str:
-    """Returns the body's text, at most `LARGEST_OFFER_BYTES` of UTF-8 that came within `_BODY_S`."""
-    too_large = Problem(413, f"body: expected at most {LARGEST_OFFER_BYTES} bytes, got more")
+    """Returns the body's text, at most `MAX_OFFER_BYTES` of UTF-8 that came within `_BODY_S`."""
+    too_large = Problem(413, f"body: expected at most {MAX_OFFER_BYTES} bytes, got more")
     length = request.headers.get("content-length", "0")
-    if length.isdigit() and int(length) > LARGEST_OFFER_BYTES:
+    if length.isdigit() and int(length) > MAX_OFFER_BYTES:
         raise too_large
     body = bytearray()
     try:
         async with asyncio.timeout(_BODY_S):
             async for part in request.stream():
                 body += part
-                if len(body) > LARGEST_OFFER_BYTES:
+                if len(body) > MAX_OFFER_BYTES:
                     raise too_large
         return body.decode()
     except UnicodeDecodeError:
@@ -505,14 +509,14 @@ def _is_number(value: object) -> TypeGuard[int | float]:
 
 
 async def _say(socket: WebSocket, message: dict[str, Any]) -> None:
-    await _taken(socket.send_json(message))
+    await _with_send_timeout(socket.send_json(message))
 
 
 async def _close(socket: WebSocket, code: int, reason: str) -> None:
-    await _taken(socket.close(code, reason))
+    await _with_send_timeout(socket.close(code, reason))
 
 
-async def _taken(sending: Awaitable[None]) -> None:
+async def _with_send_timeout(sending: Awaitable[None]) -> None:
     """Waits for the other side to take something.
 
     Raises:

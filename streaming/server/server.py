@@ -26,7 +26,7 @@ from ..pipeline.loaded_speaker import LoadedSpeaker
 from ..pipeline.networks import SharedFeatures
 from ..pipeline.renderers import OpenRaymarcher, describe, open_cpu_raymarcher
 from ..session import memory
-from ..session.admission import MOST_SESSIONS, Admission
+from ..session.admission import MAX_SESSIONS, Admission
 from ..session.metrics import Metrics
 from ..session.registry import Sessions
 from ..session.session import SessionSettings
@@ -104,7 +104,7 @@ def serve(
         if stopped():  # what was raised for it may have come where exceptions are swallowed
             raise Stopped
         metrics.gpu_draws.set(host.on_gpu)
-        admission = Admission(cores=share, most_sessions=settings.max_sessions or MOST_SESSIONS)
+        admission = Admission(cores=share, most_sessions=settings.max_sessions or MAX_SESSIONS)
         codecs = tuple(codec for codec in CODECS if settings.codec in ("auto", codec.name))
         port = listener.getsockname()[1]
         app_settings = AppSettings(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..pipeline.render_size import FRAME_BUDGET_MS
 
 RETRY_AFTER_S = 10
-MOST_SESSIONS = 8  # where nobody asks for another number: Python runs on one core at a time, of however many
+MAX_SESSIONS = 8  # where nobody asks for another number: Python runs on one core at a time, of however many
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from .drawing_pace import DrawingPace
 from .frame_log import FrameLog, FrameRecord, TickLog
 from .metrics import Metrics
 from .playout_delay import Allowance
-from .resolution_controller import Governor
+from .resolution_controller import ResolutionController
 
 FRAME_S = 1 / FRAME_RATE_HZ
 _POLL_S = 0.2
@@ -68,7 +68,7 @@ class Downlink:
         """
         self.pipeline: Pipeline
         self.allowance = allowance
-        self.governor = Governor(sizes_px=host.sizes_px, start_px=host.start_px)
+        self.resolution = ResolutionController(sizes_px=host.sizes_px, start_px=host.start_px)
         self.renderer: Callable[[int], FrameRenderer] = host.renderers()
         self.pace = DrawingPace()
         self.frames = FrameLog()
@@ -86,10 +86,10 @@ class Downlink:
         """Goes on with the same speaker drawn by the CPU, at its smallest size."""
         self.allowance = Allowance.at_start(host.frame_latency_ms)
         self._schedule.allowance_ticks = self.allowance.ticks
-        self.governor = Governor(sizes_px=host.sizes_px, start_px=host.sizes_px[-1])
-        self.governor.note = "the GPU failed, the CPU draws"
+        self.resolution = ResolutionController(sizes_px=host.sizes_px, start_px=host.sizes_px[-1])
+        self.resolution.note = "the GPU failed, the CPU draws"
         self.renderer = host.renderers()
-        self.pipeline.renderer = self.renderer(self.governor.size_px)
+        self.pipeline.renderer = self.renderer(self.resolution.size_px)
 
     def want_keyframe(self) -> None:
         """Makes the next picture one that needs no other."""
@@ -163,9 +163,9 @@ class Downlink:
     def _judge(self, frame: Frame, *, now_s: float, slack_ms: float) -> None:
         if self.allowance.frame_done(now_s=now_s, slack_ms=slack_ms):
             self._change_allowance()
-        if frame.render_px != self.governor.size_px:
+        if frame.render_px != self.resolution.size_px:
             return  # drawn before the last change
-        if self.governor.frame_done(now_s=now_s, draw_ms=frame.draw_ms, slack_ms=slack_ms):
+        if self.resolution.frame_done(now_s=now_s, draw_ms=frame.draw_ms, slack_ms=slack_ms):
             self._change_size()
 
     def _note(self, frame: Frame, rtp: int, encoded_s: float, sent_s: float) -> None:
@@ -200,7 +200,7 @@ class Downlink:
         self._too_slow(now_s, waiting_helps=before.draw_ms <= FRAME_S * 1000)
 
     def _too_slow(self, now_s: float, *, waiting_helps: bool) -> None:
-        if self.governor.frame_lost(now_s=now_s):
+        if self.resolution.frame_lost(now_s=now_s):
             self._change_size()
         elif waiting_helps and self.allowance.frame_lost(now_s=now_s):
             self._change_allowance()
@@ -214,7 +214,9 @@ class Downlink:
         self._log.info("delay %.0f ms from now on", self._schedule.delay_ms)
 
     def _change_size(self) -> None:
-        before_px, size_px = self.pipeline.renderer.render_px, self.governor.size_px
+        before_px, size_px = self.pipeline.renderer.render_px, self.resolution.size_px
         self._metrics.render_size_changes.labels("down" if size_px < before_px else "up").inc()
-        self._log.info("draws %d px, %d before (%s)", size_px, before_px, self.governor.note or "room again")
+        self._log.info(
+            "draws %d px, %d before (%s)", size_px, before_px, self.resolution.note or "room again"
+        )
         self.pipeline.renderer = self.renderer(size_px)

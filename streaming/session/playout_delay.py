@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections import deque
 
-from ..webrtc.media_schedule import LARGEST_ALLOWANCE_TICKS, SMALLEST_ALLOWANCE_TICKS, TICK_S
+from ..webrtc.media_schedule import MAX_ALLOWANCE_TICKS, MIN_ALLOWANCE_TICKS, TICK_S
 
 LOSSES = 4  # frames lost within a second: the size could not help, or not yet
 WITHIN_S = 1.0
 EASY_S = 5.0  # every frame of this time would have been ready one tick earlier, too
-LONGEST_EASY_S = 160.0  # asked for where a tick that was given back was soon missed
+MAX_EASY_S = 160.0  # asked for where a tick that was given back was soon missed
 SPARE_MS = 12.0  # and this much more
 SETTLE_S = 0.4  # frames under way are still judged by the old allowance
 
@@ -21,7 +21,7 @@ def allowance_ticks_for(serial_ms: float) -> int:
     Half as much again and half a tick, for a machine that others use too.
     """
     ticks = math.ceil((1.5 * serial_ms + TICK_S * 500) / (TICK_S * 1000))
-    return min(max(ticks, SMALLEST_ALLOWANCE_TICKS), LARGEST_ALLOWANCE_TICKS)
+    return min(max(ticks, MIN_ALLOWANCE_TICKS), MAX_ALLOWANCE_TICKS)
 
 
 class Allowance:
@@ -44,7 +44,7 @@ class Allowance:
     @classmethod
     def at_start(cls, frame_latency_ms: float) -> Allowance:
         """Returns that of a new session: a tick to spare, as connecting takes the cores, too."""
-        return cls(min(allowance_ticks_for(frame_latency_ms) + 1, LARGEST_ALLOWANCE_TICKS))
+        return cls(min(allowance_ticks_for(frame_latency_ms) + 1, MAX_ALLOWANCE_TICKS))
 
     def frame_lost(self, *, now_s: float) -> bool:
         """Takes that a frame was too late; returns whether `ticks` changed."""
@@ -56,7 +56,7 @@ class Allowance:
         if not often:
             return False
         soon = now_s - self._given_back_s < self._easy_s
-        self._easy_s = min(2 * self._easy_s, LONGEST_EASY_S) if soon else EASY_S
+        self._easy_s = min(2 * self._easy_s, MAX_EASY_S) if soon else EASY_S
         return self._change(+1, now_s)
 
     def frame_done(self, *, now_s: float, slack_ms: float) -> bool:
@@ -72,7 +72,7 @@ class Allowance:
 
     def _change(self, ticks: int, now_s: float) -> bool:
         before = self.ticks
-        self.ticks = min(max(before + ticks, SMALLEST_ALLOWANCE_TICKS), LARGEST_ALLOWANCE_TICKS)
+        self.ticks = min(max(before + ticks, MIN_ALLOWANCE_TICKS), MAX_ALLOWANCE_TICKS)
         self._losses_s.clear()
         self._easy_since_s = None
         self._settled_s = now_s + SETTLE_S

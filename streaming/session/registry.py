@@ -353,33 +353,33 @@ class Sessions:
             await asyncio.sleep(_WATCH_S)
             rounds += 1
             try:
-                self.look(weigh=rounds % 2 == 0)
+                self.reap_and_measure(apportion_cpu=rounds % 2 == 0)
                 if self._reclaim:
                     self._reclaim = False
                     await in_background("reclaim", memory.reclaim)
             except Exception:  # a task's outermost frame: the next round may do better
                 log.exception("watching the sessions failed")
 
-    def look(self, *, weigh: bool) -> None:
+    def reap_and_measure(self, *, apportion_cpu: bool) -> None:
         """Ends the sessions whose peers have gone.
 
         Args:
-            weigh: also bring metrics and what each session takes up to date.
+            apportion_cpu: also bring metrics and what each session takes up to date.
         """
         for session in list(self._sessions.values()):
             try:
                 reason = session.check(self._clock.now_s())
-                if reason is None and weigh:
+                if reason is None and apportion_cpu:
                     session.telemetry.update_metrics()
             except Exception:  # the others are to be watched all the same
                 log.exception("watching session %s failed", session.label)
                 reason = "it could not be watched"
             if reason is not None:
                 self.end_soon(session, reason)
-        if weigh:
-            self._weigh()
+        if apportion_cpu:
+            self._apportion_cpu()
 
-    def _weigh(self) -> None:
+    def _apportion_cpu(self) -> None:
         """Tells admission what each session takes: its stages' own mean, and a share of all beside them.
 
         What a frame takes counts by frame, and what is beside the stages (WebRTC, encoding, sound) by time:

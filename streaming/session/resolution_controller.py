@@ -9,7 +9,7 @@ from dataclasses import dataclass
 RECENT_S = 1.0  # stepping down looks at this much
 EASY_S = 5.0  # stepping up asks for this much without strain
 SETTLE_S = 0.6  # after a change the pipeline still gives out frames of the old size
-FIRST_HOLD_S, LONGEST_HOLD_S = 10.0, 160.0  # a size that failed is not tried again for so long
+FIRST_HOLD_S, MAX_HOLD_S = 10.0, 160.0  # a size that failed is not tried again for so long
 LONG_SUCCESS_S = 120.0  # a size that held this long begins with the first hold again
 
 FULL_SHARE = 0.85  # of the budget: frames that take more leave no room for a busier moment
@@ -23,7 +23,7 @@ _TIGHT_FRAMES = 5
 _ENOUGH_FRAMES = 8
 _LOSS_GAP_S = 0.5  # frames lost closer together than this went in one moment
 _LOSSES, _LOSSES_WITHIN_S = 3, 10.0  # so many moments cost size even where drawing is cheap
-_MOST_MEASURED = 512
+_MAX_MEASURED = 512
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +33,7 @@ class _Measured:
     slack_ms: float
 
 
-class Governor:
+class ResolutionController:
     """Chooses the size to draw at from what frames took. For one thread; time is the caller's.
 
     A frame is taken to cost a fixed part and a part that grows with its pixels. How the two compare is learnt
@@ -59,7 +59,7 @@ class Governor:
         self._start_px = start_px
         self._sizes_px = sorted({*sizes_px, start_px})  # smallest first
         self._budget_ms = budget_ms
-        self._frames: deque[_Measured] = deque(maxlen=_MOST_MEASURED)  # of this size, the last EASY_S
+        self._frames: deque[_Measured] = deque(maxlen=_MAX_MEASURED)  # of this size, the last EASY_S
         self._losses_s: deque[float] = deque(maxlen=_LOSSES)  # when frames were lost, a moment once
         self._settled_s = float("-inf")
         self._since_s: float | None = None  # when this size was first heard of
@@ -83,7 +83,7 @@ class Governor:
         while self._frames[0].at_s < now_s - EASY_S:
             self._frames.popleft()
         self._learn()
-        return self._leave_if_strained(now_s, slack_ms) or self._enlarge_if_easy(now_s)
+        return self._step_down_if_overloaded(now_s, slack_ms) or self._enlarge_if_easy(now_s)
 
     def frame_lost(self, *, now_s: float) -> bool:
         """Takes that a frame came too late or was skipped undrawn; returns whether `size_px` changed."""
@@ -106,7 +106,7 @@ class Governor:
     def _recent(self, now_s: float) -> list[_Measured]:
         return [frame for frame in self._frames if frame.at_s > now_s - RECENT_S]
 
-    def _leave_if_strained(self, now_s: float, slack_ms: float) -> bool:
+    def _step_down_if_overloaded(self, now_s: float, slack_ms: float) -> bool:
         recent = self._recent(now_s)
         if len(recent) >= _ENOUGH_FRAMES:
             draw_ms = _quantile(_draws(recent), 0.9)
@@ -136,7 +136,7 @@ class Governor:
         assert self._since_s is not None
         last_s = self._hold_s.get(self.size_px)
         first_time = last_s is None or now_s - self._since_s >= LONG_SUCCESS_S
-        hold_s = FIRST_HOLD_S if first_time or last_s is None else min(2 * last_s, LONGEST_HOLD_S)
+        hold_s = FIRST_HOLD_S if first_time or last_s is None else min(2 * last_s, MAX_HOLD_S)
         self._hold_s[self.size_px] = hold_s
         self._held_until_s[self.size_px] = now_s + hold_s
 

@@ -197,7 +197,7 @@ class Session:
     @property
     def render_px(self) -> int:
         """Side of what the raymarcher draws now."""
-        return self.downlink.governor.size_px
+        return self.downlink.resolution.size_px
 
     def work(self) -> Work:
         """Returns what the stages of its frames did so far."""

@@ -9,7 +9,7 @@ from ..errors import NetworkFailureError
 from ..pipeline.clock import FRAME_RATE_HZ, MonotonicClock
 from ..pipeline.loaded_speaker import LoadedSpeaker
 from ..pipeline.pipeline import Pipeline
-from ..pipeline.render_size import SMALLEST_RENDER_PX
+from ..pipeline.render_size import MIN_RENDER_PX
 from ..webrtc.media_schedule import MediaSchedule
 from ..webrtc.peer import Peer
 from .downlink import Downlink
@@ -69,7 +69,7 @@ class Telemetry:
             "server_ms": self.now_unix_ms(),
             "fps": FRAME_RATE_HZ,
             "image_size_px": self.host.speaker.image_size_px,
-            "render_px": self._downlink.governor.size_px,
+            "render_px": self._downlink.resolution.size_px,
             "render_sizes_px": list(self.host.sizes_px),
             "lookahead_ms": self.host.speaker.lookahead_frames * 1000 / FRAME_RATE_HZ,
             "delay_ms": self._schedule.delay_ms,
@@ -85,8 +85,8 @@ class Telemetry:
             "type": "telemetry",
             "server_ms": self._unix_ms(now_s),
             "fps": round(downlink.sent_fps(now_s), 2),
-            "render_px": downlink.governor.size_px,
-            "render_note": downlink.governor.note,
+            "render_px": downlink.resolution.size_px,
+            "render_note": downlink.resolution.note,
             "delay_ms": self._schedule.delay_ms,
             "notes": self.notes(now_s),
             "frames_rendered": downlink.rendered,
@@ -109,7 +109,7 @@ class Telemetry:
     def notes(self, now_s: float) -> list[str]:
         """Returns what a page tells of a session that is not as it should be; the log has it, too."""
         notes = []
-        size_px, slow_fps = self._downlink.governor.size_px, self._downlink.pace.slow_fps(now_s)
+        size_px, slow_fps = self._downlink.resolution.size_px, self._downlink.pace.slow_fps(now_s)
         if (slow_fps is not None) != self._was_slow:
             self._was_slow = slow_fps is not None
             if slow_fps is not None:
@@ -122,7 +122,7 @@ class Telemetry:
             else:
                 self._log.info("draws every picture again, at %d px", size_px)
         if slow_fps is not None:
-            smallest = size_px <= SMALLEST_RENDER_PX or len(self.host.sizes_px) > 1
+            smallest = size_px <= MIN_RENDER_PX or len(self.host.sizes_px) > 1
             notes.append(slow_note(slow_fps, on_gpu=self.host.on_gpu, can_draw_smaller=not smallest))
         if self.pipeline.network_failures:
             files = " and ".join(sorted(self.pipeline.network_failures))
@@ -149,7 +149,7 @@ class Telemetry:
         """Brings gauges and counters up to date; ask about once a second."""
         metrics, microphone = self._metrics, self._uplink.microphone
         self.notes(self._clock.now_s())
-        metrics.render_size_px.labels(self._label).set(self._downlink.governor.size_px)
+        metrics.render_size_px.labels(self._label).set(self._downlink.resolution.size_px)
         metrics.microphone_depth.labels(self._label).set(microphone.depth_ms / 1000)
         if self.peer.video is not None and self.peer.video.round_trip_s is not None:
             metrics.round_trip.labels(self._label).set(self.peer.video.round_trip_s)

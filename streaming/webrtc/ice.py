@@ -20,7 +20,7 @@ from ..errors import InputError
 log = logging.getLogger(__name__)
 
 _RECEIVE_BUFFER_BYTES = 1 << 20  # a burst of packets must survive a moment in which the loop is busy
-_MOST_WAITING = 1024  # datagrams, seconds of a call, that nobody has taken yet; what comes then is lost
+_MAX_WAITING = 1024  # datagrams, seconds of a call, that nobody has taken yet; what comes then is lost
 _GATHER_S = 3.0  # a STUN or TURN server that does not answer holds the answer back no longer
 LOOPBACK = "127.0.0.1"
 MAX_CHECKS_PER_ADDRESS = 5
@@ -275,7 +275,7 @@ class IceConnection(ice.Connection):
         """Keeps a datagram that is no STUN message, for who reads the connection."""
         if not data:
             return  # aiortc looks at the first byte, and would end the connection
-        if self._queue.qsize() < _MOST_WAITING:
+        if self._queue.qsize() < _MAX_WAITING:
             super().data_received(data, component)
 
     async def _own(self, protocol: ice.StunProtocol) -> None:

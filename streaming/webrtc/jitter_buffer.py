@@ -12,12 +12,12 @@ import bisect
 from collections import OrderedDict, deque
 from dataclasses import dataclass, replace
 
-from .opus import BLOCK_SAMPLES, LONGEST_PACKET_SAMPLES, OPUS_RATE_HZ, packet_samples
+from .opus import BLOCK_SAMPLES, MAX_PACKET_SAMPLES, OPUS_RATE_HZ, packet_samples
 from .packet_placement import PacketPlacement
 
 START_TARGET_S = 0.040  # until enough packets were seen
-LEAST_TARGET_S = 0.010
-MOST_TARGET_S = 0.120
+MIN_TARGET_S = 0.010
+MAX_TARGET_S = 0.120
 BOUND_S = 2.0  # media that may wait; then the oldest is dropped
 
 _WINDOW_S = 2.0
@@ -27,8 +27,8 @@ _MARGIN_S = 0.003
 _BURST = 0.75  # packets that come quicker than this share of their playing time belong to one stall
 _PAUSE_S = 1.0
 _FALLING_S = 0.060
-_MOST_AHEAD = 3000  # RFC 3550's MAX_DROPOUT and MAX_MISORDER, in packets
-_MOST_BEHIND = 100
+_MAX_AHEAD = 3000  # RFC 3550's MAX_DROPOUT and MAX_MISORDER, in packets
+_MAX_BEHIND = 100
 _SAME_CLOCK_S = 1.0
 _REMEMBERED_LOSSES = 512
 
@@ -120,7 +120,7 @@ class TransitWindow:
         if len(self._events) >= _FEWEST_EVENTS:
             ordered = sorted(event.most_s for event in self._events)
             late_s = ordered[int(_IN_TIME * (len(ordered) - 1))] - self._base_s + _MARGIN_S
-            self.target_s = min(max(late_s, LEAST_TARGET_S), MOST_TARGET_S)
+            self.target_s = min(max(late_s, MIN_TARGET_S), MAX_TARGET_S)
 
     def _follow_shift(self) -> None:
         # A route that became longer than any target: without this nothing would be in time until the window
@@ -129,7 +129,7 @@ class TransitWindow:
             return
         newest = list(self._events)[-_FEWEST_EVENTS:]
         if (
-            min(event.least_s for event in newest) > self._base_s + MOST_TARGET_S
+            min(event.least_s for event in newest) > self._base_s + MAX_TARGET_S
             and newest[-1].least_s > newest[0].least_s - _FALLING_S
         ):
             self._events = deque(newest)
@@ -264,12 +264,12 @@ class JitterBuffer:
 
 def _belongs(known: AudioPacket, packet: AudioPacket) -> bool:
     steps = packet.sequence - known.sequence
-    if not -_MOST_BEHIND <= steps <= _MOST_AHEAD:
+    if not -_MAX_BEHIND <= steps <= _MAX_AHEAD:
         return False
-    if abs(steps) <= _MOST_BEHIND:
+    if abs(steps) <= _MAX_BEHIND:
         return True  # numbers go on: of some senders the timestamps mean nothing
     # A network that held packets back moves the clock, not the numbers; a sender that paused, the reverse.
-    by_numbers = abs(packet.timestamp - known.timestamp) <= (abs(steps) + 1) * LONGEST_PACKET_SAMPLES
+    by_numbers = abs(packet.timestamp - known.timestamp) <= (abs(steps) + 1) * MAX_PACKET_SAMPLES
     return by_numbers or abs(packet.transit_s - known.transit_s) <= _SAME_CLOCK_S
 
 

@@ -17,8 +17,8 @@ NTP_EPOCH_S = 2_208_988_800  # from 1900, where NTP counts from, to 1970
 SOUND_LEAD_TICKS = 2
 SPARE_MS = 6.0  # by which packets are there before their tick, beyond what the network's jitter asks for
 _SLEW_GAIN = 1e-3  # a tick: settles within half a minute
-_MOST_SLEW_S = 20e-6  # a tick: 0.1 %, ten times what sound cards are off
-SMALLEST_ALLOWANCE_TICKS, LARGEST_ALLOWANCE_TICKS = 2, 8
+_MAX_SLEW_S = 20e-6  # a tick: 0.1 %, ten times what sound cards are off
+MIN_ALLOWANCE_TICKS, MAX_ALLOWANCE_TICKS = 2, 8
 
 
 @dataclass(kw_only=True)
@@ -85,7 +85,7 @@ def slew_towards(spare_ms: float) -> float:
     their tick, or ever shorter, until a whole tick has to be left out or put in; so the ticks follow.
     """
     wanted_s = (SPARE_MS - spare_ms) / 1000 * _SLEW_GAIN
-    return min(max(wanted_s, -_MOST_SLEW_S), _MOST_SLEW_S)
+    return min(max(wanted_s, -_MAX_SLEW_S), _MAX_SLEW_S)
 
 
 def video_timestamp(frame: int) -> int:

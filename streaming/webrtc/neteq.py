@@ -20,9 +20,9 @@ from .jitter_buffer import AudioPacket, JitterBuffer, read_offset_s
 from .opus import BLOCK_SAMPLES, OPUS_RATE_HZ, OpusDecoder, OpusError
 from .time_stretch import (
     COMPARED_SAMPLES,
-    LONGEST_SAMPLES,
+    MAX_SAMPLES,
+    MIN_SAMPLES,
     SEAM_SAMPLES,
-    SHORTEST_SAMPLES,
     cross_fade,
     find_period,
     is_quiet,
@@ -160,16 +160,16 @@ class MicrophoneStream:
                 log.info("the microphone's sender began anew")
                 self._stop()
                 self._made_up_samples = 0
-            self._steer(now_s)
+            self._update_target_delay(now_s)
             if self._position is None:
                 self._start(now_s)
         timestamp = None if self._position is None else self._position - len(self._waiting)
         while len(self._waiting) < BLOCK_SAMPLES:
             self._decode_more()
         if self._surplus_samples:
-            self._leave_out()
+            self._accelerate()
         elif self._missing_samples:
-            self._put_in()
+            self._expand()
         return self._give(timestamp)
 
     def close(self) -> None:
@@ -183,7 +183,7 @@ class MicrophoneStream:
     def _wait_s(self) -> float:
         return self._buffer.transit.wait_s + read_offset_s(self._packet_samples)
 
-    def _steer(self, now_s: float) -> None:
+    def _update_target_delay(self, now_s: float) -> None:
         """Decides how much to leave out or put in; the lock is held."""
         self._surplus_samples = self._missing_samples = 0
         transit = self._buffer.transit
@@ -346,9 +346,9 @@ class MicrophoneStream:
 
     # Time scale ---------------------------------------------------------------------------------------
 
-    def _leave_out(self) -> None:
-        longest = min(self._surplus_samples, LONGEST_SAMPLES)
-        if longest < SHORTEST_SAMPLES or not self._reach(BLOCK_SAMPLES + longest):
+    def _accelerate(self) -> None:
+        longest = min(self._surplus_samples, MAX_SAMPLES)
+        if longest < MIN_SAMPLES or not self._reach(BLOCK_SAMPLES + longest):
             return
         if is_quiet(self._waiting[: 2 * longest]):
             period = longest
@@ -365,10 +365,10 @@ class MicrophoneStream:
             if not self._runs[0].samples:
                 self._runs.popleft()
 
-    def _put_in(self) -> None:
-        longest = min(self._missing_samples, COMPARED_SAMPLES, LONGEST_SAMPLES)
-        if longest < SHORTEST_SAMPLES:
-            longest = SHORTEST_SAMPLES
+    def _expand(self) -> None:
+        longest = min(self._missing_samples, COMPARED_SAMPLES, MAX_SAMPLES)
+        if longest < MIN_SAMPLES:
+            longest = MIN_SAMPLES
         if is_quiet(self._waiting[: 2 * longest]):
             period = longest
         else:
@@ -379,7 +379,7 @@ class MicrophoneStream:
 
     def _reach(self, samples: int) -> bool:
         """Returns whether that many samples wait, decoding what is here already but making nothing up."""
-        while len(self._waiting) < max(samples, 2 * LONGEST_SAMPLES):
+        while len(self._waiting) < max(samples, 2 * MAX_SAMPLES):
             with self._lock:
                 packet = self._buffer.peek()
                 here = packet is not None and packet.timestamp == self._position

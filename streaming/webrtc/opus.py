@@ -33,11 +33,11 @@ log = logging.getLogger(__name__)
 
 OPUS_RATE_HZ = 48_000
 BLOCK_SAMPLES = 960  # 20 ms
-LONGEST_PACKET_SAMPLES = 5760  # 120 ms, RFC 6716, section 3.2.5
+MAX_PACKET_SAMPLES = 5760  # 120 ms, RFC 6716, section 3.2.5
 
 _CHANNELS = 2
 _GRAIN_SAMPLES = 120  # libopus conceals in multiples of 2.5 ms
-_LARGEST_PACKET_BYTES = 1500
+_MAX_PACKET_BYTES = 1500
 _APPLICATIONS = {"voip": 2048, "audio": 2049}
 _RESET_STATE = 4028
 _SET_BITRATE = 4002
@@ -67,7 +67,7 @@ def packet_samples(payload: bytes) -> int:
         frame_samples = (120, 240, 480, 960)[configuration & 3]
     frames = (1, 2, 2, payload[1] & 0x3F if len(payload) > 1 else 0)[code]
     samples = frames * frame_samples
-    return samples if samples <= LONGEST_PACKET_SAMPLES else 0
+    return samples if samples <= MAX_PACKET_SAMPLES else 0
 
 
 class Libopus:
@@ -110,7 +110,7 @@ class Libopus:
         except AttributeError:  # an older libopus
             self._has_lbrr = None
 
-    def repairs_predecessor(self, payload: bytes) -> bool:
+    def has_inband_fec(self, payload: bytes) -> bool:
         """Returns whether a packet carries a coarse copy of the one before it."""
         if payload[0] & 0x80:  # CELT only: it has none
             return False
@@ -211,11 +211,11 @@ class _LibopusDecoder:
             raise OpusError(f"opus: no decoder: {library.reason(code.value)}")
         weakref.finalize(self, library.decoder_destroy, self._state)
         self._downmix = Downmix(OPUS_RATE_HZ)
-        self._pcm = np.zeros((LONGEST_PACKET_SAMPLES, _CHANNELS), np.float32)
+        self._pcm = np.zeros((MAX_PACKET_SAMPLES, _CHANNELS), np.float32)
         self._pcm_at = self._pcm.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
 
     def decode(self, payload: bytes) -> F32:
-        return self._run(payload, LONGEST_PACKET_SAMPLES, repair=False)
+        return self._run(payload, MAX_PACKET_SAMPLES, repair=False)
 
     def conceal(self, samples: int) -> F32:
         pieces: list[F32] = []
@@ -227,7 +227,7 @@ class _LibopusDecoder:
         return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
 
     def recover(self, next_payload: bytes, samples: int) -> F32 | None:
-        if packet_samples(next_payload) != samples or not self._library.repairs_predecessor(next_payload):
+        if packet_samples(next_payload) != samples or not self._library.has_inband_fec(next_payload):
             return None
         try:
             return self._run(next_payload, samples, repair=True)
@@ -376,7 +376,7 @@ class _LibopusEncoder:
         lookahead = ctypes.c_int32()
         library.encoder_ctl(self._state, _GET_LOOKAHEAD, ctypes.byref(lookahead))
         self.lookahead_samples = lookahead.value
-        self._packet = ctypes.create_string_buffer(_LARGEST_PACKET_BYTES)
+        self._packet = ctypes.create_string_buffer(_MAX_PACKET_BYTES)
 
     def encode(self, samples: F32) -> bytes:
         count = self._library.encode_float(
@@ -384,7 +384,7 @@ class _LibopusEncoder:
             samples.ctypes.data_as(ctypes.POINTER(ctypes.c_float)),
             BLOCK_SAMPLES,
             self._packet,
-            _LARGEST_PACKET_BYTES,
+            _MAX_PACKET_BYTES,
         )
         if count < 0:
             raise OpusError(f"opus: {self._library.reason(count)}")

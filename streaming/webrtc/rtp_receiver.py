@@ -19,7 +19,7 @@ from .media_schedule import NTP_EPOCH_S, SOUND_RATE_HZ
 
 log = logging.getLogger(__name__)
 
-_MOST_SOURCES = 4  # a peer that keeps changing its SSRC gets no more statistics than this
+_MAX_SOURCES = 4  # a peer that keeps changing its SSRC gets no more statistics than this
 OnPacket = Callable[[int, int, bytes, float], None]
 
 
@@ -121,7 +121,7 @@ class MicrophoneReceiver:
         if not self._enabled or packet.payload_type not in self._payload_types:
             return
         if packet.ssrc not in self._sources:
-            if len(self._sources) >= _MOST_SOURCES:
+            if len(self._sources) >= _MAX_SOURCES:
                 oldest = next(iter(self._sources))
                 del self._sources[oldest]
                 self._reports.pop(oldest, None)

@@ -42,7 +42,7 @@ from .rtp_extensions import ExtensionsMap
 
 log = logging.getLogger(__name__)
 
-LARGEST_PLAYOUT_DELAY_MS = 200
+MAX_PLAYOUT_DELAY_MS = 200
 _RTT_WEIGHT = 0.15
 
 
@@ -107,7 +107,7 @@ class MediaSender:
         self._on_keyframe_wanted = on_keyframe_wanted
         self._on_bandwidth = on_bandwidth
         self._on_failure = on_failure
-        self._extensions = ExtensionsMap(largest_delay_ms=LARGEST_PLAYOUT_DELAY_MS)
+        self._extensions = ExtensionsMap(largest_delay_ms=MAX_PLAYOUT_DELAY_MS)
         self._mid = ""
         self._cname = ""
         self._rtx_payload_type: int | None = None

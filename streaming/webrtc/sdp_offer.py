@@ -15,7 +15,7 @@ from aiortc.sdp import DIRECTIONS, candidate_from_sdp, grouplines
 from .dtls import FINGERPRINT_BYTES
 from .ice import is_reachable
 
-LARGEST_OFFER_BYTES = 64 * 1024
+MAX_OFFER_BYTES = 64 * 1024
 MAX_SECTIONS = 32
 MAX_CANDIDATES = 16
 _MAX_SSRCS = 3  # a stream, its retransmission, and one that tells that there are more

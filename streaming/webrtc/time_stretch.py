@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 F32 = npt.NDArray[np.float32]
 
-SHORTEST_SAMPLES = 120  # 2.5 ms, 400 Hz
-LONGEST_SAMPLES = 720  # 15 ms, 67 Hz
+MIN_SAMPLES = 120  # 2.5 ms, 400 Hz
+MAX_SAMPLES = 720  # 15 ms, 67 Hz
 COMPARED_SAMPLES = 480  # 10 ms on each side decide how alike two places are
 SEAM_SAMPLES = 240  # 5 ms, for joins of sounds that have nothing to do with one another
 
@@ -39,7 +39,7 @@ def is_quiet(samples: F32) -> bool:
     return bool(np.dot(samples, samples) <= len(samples) * _QUIET_RMS**2)
 
 
-def find_period(samples: F32, *, longest: int = LONGEST_SAMPLES) -> tuple[int, float]:
+def find_period(samples: F32, *, longest: int = MAX_SAMPLES) -> tuple[int, float]:
     """Returns after how many samples the beginning comes again, and how alike the two are, up to 1.
 
     Of periods about as good the longest is taken: fewer joins for the same time.
@@ -48,9 +48,9 @@ def find_period(samples: F32, *, longest: int = LONGEST_SAMPLES) -> tuple[int, f
         samples: (n,) with n >= longest + 480.
         longest: at least 120; nothing shorter than that counts as a period.
     """
-    if longest < SHORTEST_SAMPLES or len(samples) < longest + COMPARED_SAMPLES:
+    if longest < MIN_SAMPLES or len(samples) < longest + COMPARED_SAMPLES:
         raise ValueError(
-            f"period: expected longest >= {SHORTEST_SAMPLES} and {COMPARED_SAMPLES} samples more than that, "
+            f"period: expected longest >= {MIN_SAMPLES} and {COMPARED_SAMPLES} samples more than that, "
             f"got longest {longest} and {len(samples)} samples"
         )
     span = np.asarray(samples[: longest + COMPARED_SAMPLES], np.float64)
@@ -58,7 +58,7 @@ def find_period(samples: F32, *, longest: int = LONGEST_SAMPLES) -> tuple[int, f
     sums = np.concatenate([[0.0], np.cumsum(span * span)])
     energies = np.maximum(sums[COMPARED_SAMPLES:] - sums[:-COMPARED_SAMPLES], 0.0)  # (longest + 1,)
     alike = products / np.sqrt(energies[0] * energies + 1e-12)
-    alike[:SHORTEST_SAMPLES] = -1.0
+    alike[:MIN_SAMPLES] = -1.0
     best = int(np.argmax(alike))
     walled = np.concatenate([alike, [-1.0]])  # what is still rising at the end counts as a peak
     peaks = 1 + np.flatnonzero(

@@ -23,7 +23,7 @@ U8 = npt.NDArray[np.uint8]
 KEYFRAME_FLOOR_FRAMES = 8  # 320 ms: a lossy line asks for keyframes faster than they help
 _NO_KEYFRAME_BY_ITSELF = 25 * 3600
 _BITRATE_STEP = 0.15  # a smaller change of the receiver's estimate is noise
-LEAST_BITRATE = 150_000
+MIN_BITRATE = 150_000
 MAX_BURST_S = 0.5  # of the line: sent ahead of it before pictures are left out
 MAX_BACKLOG_S = 2.0  # what a line did not take in this time is waited for no longer
 MAX_GAP_FRAMES = FRAME_RATE_HZ  # a picture a second is sent on any line
@@ -68,7 +68,7 @@ class LineLimit:
             bitrate: what is sent at most, bit/s.
         """
         self._bitrate = bitrate
-        self._least = min(LEAST_BITRATE, bitrate)
+        self._least = min(MIN_BITRATE, bitrate)
         self._told: int | None = None  # by the receiver, in any thread
         self._estimate: int | None = None
         self._narrow = False

@@ -113,12 +113,12 @@ async def test_slow_drawing_draws_smaller_and_sound_goes_on(setup):
         peer, session = await it.connect()
         await comes(peer, pictures=5, sounds=10)
         it.raymarcher.takes_s[128] = 0.08  # two frames' time
-        await until(lambda: session.downlink.governor.size_px == 96, what="smaller pictures")
+        await until(lambda: session.downlink.resolution.size_px == 96, what="smaller pictures")
         await comes(peer, sounds=10)
         message, _ = session.telemetry.message(-1)
         assert message["render_px"] == 96
         assert message["render_note"].startswith("smaller: ")
-        assert session.downlink.governor.steps_down == 1
+        assert session.downlink.resolution.steps_down == 1
         assert it.sample("render_size_changes_total", direction="down") == 1
 
         await comes(peer, pictures=25, sounds=50)

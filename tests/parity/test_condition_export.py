@@ -5,7 +5,7 @@ import onnxruntime
 import pytest
 import torch
 
-from export.bundle.condition import LARGEST_ERROR, ConditionExportError, condition_error, export_condition
+from export.bundle.condition import MAX_ERROR, ConditionExportError, condition_error, export_condition
 from models.condition import ConditionConfig, ConditionNet
 
 SIZES = [
@@ -20,7 +20,7 @@ def test_the_graph_says_what_torch_says(config):
     torch.manual_seed(0)
     net = ConditionNet(config).eval()
     exported = export_condition(config, net.cond_prenet, net.cond_att_net)
-    assert exported.largest_error <= LARGEST_ERROR
+    assert exported.largest_error <= MAX_ERROR
 
     session = onnxruntime.InferenceSession(exported.content)
     window = np.random.default_rng(1).normal(size=(config.window_frames, 204)).astype(np.float32)
@@ -28,7 +28,7 @@ def test_the_graph_says_what_torch_says(config):
     assert got.shape == (config.outputs,)
     with torch.no_grad():
         expected = net(torch.from_numpy(window)[None])[0].numpy()
-    np.testing.assert_allclose(got, expected, atol=LARGEST_ERROR)
+    np.testing.assert_allclose(got, expected, atol=MAX_ERROR)
 
 
 def test_the_references_own_weights_and_outputs(shared_fixtures):
@@ -56,4 +56,4 @@ def test_weights_that_are_no_numbers_are_refused():
 def test_another_nets_graph_is_told_apart():
     one, two = ConditionNet(SIZES[1]).eval(), ConditionNet(SIZES[1]).eval()
     content = export_condition(one.config, one.cond_prenet, None).content
-    assert condition_error(content, two.config, two.cond_prenet, None) > 100 * LARGEST_ERROR
+    assert condition_error(content, two.config, two.cond_prenet, None) > 100 * MAX_ERROR

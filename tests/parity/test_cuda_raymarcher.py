@@ -25,7 +25,7 @@ from models.head import Head, HeadConfig
 from models.torso import Torso, TorsoConfig
 
 PSNR_DB = 45.0  # what the project asks of any kernel
-LARGEST, LARGEST_SHARE = 6 / 255, 0.999  # likewise: of a pixel's difference, and of how many pixels
+LARGEST, MAX_SHARE = 6 / 255, 0.999  # likewise: of a pixel's difference, and of how many pixels
 POISON = 201
 SMALL = {
     "hidden": 16,
@@ -54,7 +54,7 @@ def twin(scene, device, **arguments):
     return render_scene(scene, device=device, **arguments).cpu().numpy()
 
 
-def compare(renderer, scene, size_px, *, gpu, c2w=None, condition=None, share=LARGEST_SHARE):
+def compare(renderer, scene, size_px, *, gpu, c2w=None, condition=None, share=MAX_SHARE):
     """Draws and compares a picture."""
     c2w = make_pose(0.15, -0.1) if c2w is None else c2w
     condition = make_condition(scene) if condition is None else condition

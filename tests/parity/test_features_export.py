@@ -9,8 +9,8 @@ import torch
 from small_hubert import random_hubert, small_hubert
 
 from export.geneface.hubert import (
-    LARGEST_ERROR,
-    LARGEST_ROUNDING,
+    MAX_ERROR,
+    MAX_ROUNDING,
     export_features,
     normalised,
     offline_features,
@@ -45,9 +45,9 @@ def session(exported):
 
 def test_report_says_what_was_written(exported):
     assert exported.cases == 12
-    assert 0 < exported.largest_error <= LARGEST_ERROR * exported.largest_feature
+    assert 0 < exported.largest_error <= MAX_ERROR * exported.largest_feature
     assert exported.largest_error < 1e-4  # two layers
-    assert 0 < exported.float16_change <= LARGEST_ROUNDING * exported.largest_feature
+    assert 0 < exported.float16_change <= MAX_ROUNDING * exported.largest_feature
     assert exported.bytes == exported.path.stat().st_size
     assert exported.ms_per_call > 0
     assert [file.name for file in exported.path.parent.iterdir()] == ["features.onnx"]  # weights inside

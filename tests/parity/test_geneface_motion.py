@@ -10,8 +10,8 @@ from causal_networks import unsettled
 from geneface_checkpoint import child, read_checkpoint
 from torch import nn
 
-from export.geneface.motion import LARGEST_ERROR, GenefaceMotionChain, export_geneface_motion
-from export.onnx.graphs import LARGEST_ROUNDING, open_graph
+from export.geneface.motion import MAX_ERROR, GenefaceMotionChain, export_geneface_motion
+from export.onnx.graphs import MAX_ROUNDING, open_graph
 from export.onnx.torch_graph import ExportError
 from models.audio2motion import Audio2Motion, Audio2MotionConfig, f0_to_coarse
 from models.landmark_subspace import LandmarkSubspace
@@ -63,7 +63,7 @@ def exported(networks, features, tmp_path_factory):
 
 
 def test_report_says_what_was_written(exported):
-    assert 0 < exported.largest_error <= LARGEST_ERROR
+    assert 0 < exported.largest_error <= MAX_ERROR
     assert exported.cases == 7  # five of noise; the recording of 43 features is long enough for two
     assert (exported.block_frames, exported.latent_channels, exported.hears_pitch) == (4, 16, False)
     assert exported.float16_change is None
@@ -120,7 +120,7 @@ def test_any_length_says_what_torch_says(exported, networks, frames):
     feed = feed_of(frames, networks[0].config)
     got = open_graph(exported.path).run(None, feed)[0]
     assert got.shape == (1, frames, 204)
-    np.testing.assert_allclose(got, torch_says(*networks, feed), rtol=0, atol=LARGEST_ERROR)
+    np.testing.assert_allclose(got, torch_says(*networks, feed), rtol=0, atol=MAX_ERROR)
 
 
 def test_only_even_features_enter(exported, networks):
@@ -155,21 +155,21 @@ def exported_pitch(pitch_networks, tmp_path_factory):
 @pytest.mark.parametrize("frames", [4, 20, 100])
 def test_the_pitch_variant(exported_pitch, pitch_networks, frames):
     assert exported_pitch.hears_pitch
-    assert exported_pitch.largest_error <= LARGEST_ERROR
+    assert exported_pitch.largest_error <= MAX_ERROR
     session = open_graph(exported_pitch.path)
     assert [entry.name for entry in session.get_inputs()] == ["features", "latent", "f0_hz"]
     feed = feed_of(frames, SMALL_PITCH)
     expected = torch_says(*pitch_networks[:2], feed, pitch_networks[2])
     got = session.run(None, feed)[0]
-    np.testing.assert_allclose(got, expected, rtol=0, atol=LARGEST_ROUNDING)  # the weights are float16
+    np.testing.assert_allclose(got, expected, rtol=0, atol=MAX_ROUNDING)  # the weights are float16
     unvoiced = session.run(None, {**feed, "f0_hz": np.zeros_like(feed["f0_hz"])})[0]
-    assert np.abs(unvoiced - expected).max() > 2 * LARGEST_ROUNDING
+    assert np.abs(unvoiced - expected).max() > 2 * MAX_ROUNDING
 
 
 def test_float16_weights_are_small(exported_pitch, pitch_networks):
     numbers = sum(parameter.numel() for network in pitch_networks for parameter in network.parameters())
     assert exported_pitch.bytes < 0.6 * 4 * numbers
-    assert 0 < exported_pitch.float16_change <= LARGEST_ROUNDING
+    assert 0 < exported_pitch.float16_change <= MAX_ROUNDING
 
 
 def test_networks_that_do_not_fit_together_are_refused(pitch_networks, tmp_path):
@@ -194,7 +194,7 @@ def test_the_projection_keeps_to_what_the_face_can_do(tmp_path):
     subspace = LandmarkSubspace.fit(torch.randn(200, 3) @ ways + 0.5)
     chain = GenefaceMotionChain(unsettled(Audio2Motion(SMALL), 1), unsettled(PostNet(), 2), subspace=subspace)
     report = export_geneface_motion(chain, path=tmp_path / "motion.onnx", float32_weights=True)
-    assert report.largest_error <= LARGEST_ERROR
+    assert report.largest_error <= MAX_ERROR
     moved = open_graph(report.path).run(None, feed_of(20, SMALL))[0][0] - subspace.mean.numpy()
     assert np.linalg.matrix_rank(moved, tol=1e-3) <= 3
     assert np.abs(moved).max() > 1e-2

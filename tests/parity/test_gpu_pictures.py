@@ -17,7 +17,7 @@ from cuda_kernels.cuda_raymarcher import FrameRequest
 from models import speaker as speaker_module
 from models.speaker import find_speaker, load_speaker
 from streaming.errors import GpuLostError
-from streaming.pipeline.gpu_renderer import MOST_FRAMES, GpuRaymarcher, open_gpu
+from streaming.pipeline.gpu_renderer import MAX_FRAMES, GpuRaymarcher, open_gpu
 from streaming.pipeline.networks import network_specs
 from streaming.pipeline.onnx_engine import OnnxEngine
 
@@ -144,11 +144,11 @@ def test_more_frames_than_one_launch_takes_are_drawn_in_order(may, conditions, g
     scene = gpu_renderer.load(may.scene())
     requests = [
         FrameRequest(scene=scene, c2w=may.poses[number], condition=conditions[0], size_px=64)
-        for number in range(MOST_FRAMES + 5)
+        for number in range(MAX_FRAMES + 5)
     ]
     together = gpu_renderer.draw(requests)
-    assert [frames for frames, _ in batches] == [MOST_FRAMES, 5]
-    for number in (0, MOST_FRAMES - 1, MOST_FRAMES, MOST_FRAMES + 4):
+    assert [frames for frames, _ in batches] == [MAX_FRAMES, 5]
+    for number in (0, MAX_FRAMES - 1, MAX_FRAMES, MAX_FRAMES + 4):
         np.testing.assert_array_equal(gpu_renderer.draw([requests[number]])[0], together[number])
 
 

@@ -24,7 +24,7 @@ from streaming.settings import StreamSettings
 HELLO = Path(__file__).resolve().parents[2] / "examples" / "hello.wav"
 FRAME = 640  # samples
 PROMISED_LOOKAHEAD_FRAMES = 4
-LARGEST_BUNDLE_BYTES = 12_000_000
+MAX_BUNDLE_BYTES = 12_000_000
 UPPER_LIDS, LOWER_LIDS = [37, 38, 43, 44], [41, 40, 47, 46]
 
 
@@ -267,7 +267,7 @@ def test_the_loop_is_long_enough_not_to_be_noticed(may):
 
 def test_the_bundle_is_small_and_holds_no_pickle(may):
     files = [path for path in may.path.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= LARGEST_BUNDLE_BYTES
+    assert sum(path.stat().st_size for path in files) <= MAX_BUNDLE_BYTES
     assert {path.suffix for path in files} == {".json", ".md", ".onnx", ".png", ".safetensors"}
     for path in files:
         start = path.read_bytes()[:4]

@@ -13,7 +13,7 @@ from streaming.desktop.run import LiveReport, LiveRun, PlayoutClock, show_frames
 from streaming.errors import InputError
 from streaming.pipeline import gpu_renderer as gpu_rendering
 from streaming.pipeline.pipeline import Frame
-from streaming.session.resolution_controller import Governor
+from streaming.session.resolution_controller import ResolutionController
 from streaming.settings import StreamSettings
 
 FRAME_S = 0.04
@@ -69,7 +69,7 @@ class RecordingWindow:
         return self._clock.time_s < self._closed_after_s
 
 
-def show(frames, *, governor=None, stopped=lambda clock: False, **window):
+def show(frames, *, resolution=None, stopped=lambda clock: False, **window):
     clock = ManualClock()
     source = frames if callable(frames) else lambda clock: ScriptedFrames(clock, frames)
     scripted, seen = source(clock), RecordingWindow(clock, **window)
@@ -77,7 +77,7 @@ def show(frames, *, governor=None, stopped=lambda clock: False, **window):
         scripted,
         seen,
         name="May",
-        governor=governor or Governor(sizes_px=(256, 128), start_px=256),
+        resolution=resolution or ResolutionController(sizes_px=(256, 128), start_px=256),
         renderer_of=lambda size_px: f"renderer of {size_px}",
         allowance_s=0.08,
         stopped=lambda: stopped(clock),

@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from export.onnx.graphs import GraphError, with_small_weights, without_notes
+from export.onnx.graphs import GraphError, strip_metadata, to_float16_weights
 
 
 def linear(weight, name="weight"):
@@ -35,7 +35,7 @@ def run(content, x):
 
 def test_notes_go_and_numbers_stay(weight):
     content = linear(weight)
-    bare = without_notes(content)
+    bare = strip_metadata(content)
     assert b"somebody" in content
     assert b"somebody" not in bare
     x = np.ones((1, 40), np.float32)
@@ -45,7 +45,7 @@ def test_notes_go_and_numbers_stay(weight):
 def test_half_the_size_and_nearly_the_same_numbers(weight):
     content = linear(weight)
     x = np.random.default_rng(1).normal(size=(1, 40)).astype(np.float32)
-    small = with_small_weights(content, [{"x": x}])
+    small = to_float16_weights(content, [{"x": x}])
     assert len(small.content) < 0.6 * len(content)
     difference = np.abs(run(small.content, x) - run(content, x)).max()
     assert 0 < difference <= small.rounding < 1e-3
@@ -54,7 +54,7 @@ def test_half_the_size_and_nearly_the_same_numbers(weight):
 def test_tables_of_the_front_end_are_not_rounded(weight):
     content = linear(weight, name="features.cosine")
     x = np.ones((1, 40), np.float32)
-    small = with_small_weights(content, [{"x": x}])
+    small = to_float16_weights(content, [{"x": x}])
     assert small.rounding == 0
     kinds = {w.name: w.data_type for w in onnx.load_from_string(small.content).graph.initializer}
     assert kinds == {"features.cosine": TensorProto.FLOAT}
@@ -63,4 +63,4 @@ def test_tables_of_the_front_end_are_not_rounded(weight):
 @pytest.mark.parametrize(("scale", "said"), [(1e6, "expected weights within float16"), (2e4, "at most 0.02")])
 def test_weights_too_large_to_round_are_refused(weight, scale, said):
     with pytest.raises(GraphError, match=said):
-        with_small_weights(linear(weight * np.float32(scale)), [{"x": np.ones((1, 40), np.float32)}])
+        to_float16_weights(linear(weight * np.float32(scale)), [{"x": np.ones((1, 40), np.float32)}])

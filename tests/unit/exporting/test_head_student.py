@@ -127,7 +127,7 @@ def test_the_student_begins_with_the_teacher_s_grids_and_cells(lessons):
 def test_rays_go_through_the_head_and_the_mouth(task):
     torch.manual_seed(3)
     rays = task._rays()
-    samples = task.teacher.find_samples(rays.rays_o, rays.rays_d).samples
+    samples = task.teacher.march(rays.rays_o, rays.rays_d).samples
     assert samples.mask[:, 0].float().mean() > 0.6  # of the whole picture it is a quarter
     per_frame = SMALL.pixels_per_frame
     mouth = rays.rays_d.view(SMALL.frames_per_step, per_frame, 3)[:, -per_frame // 4 :]

@@ -21,7 +21,7 @@ from training import head as head_task
 from training import torso as torso_task
 from training.fields import CAPACITY_STEP, draw_head, kernels_wanted, load_head, rays_of, room_for
 from training.loop import LoopSettings, fit
-from training.pixel_choice import backdrop, choose_pixels
+from training.pixel_choice import backdrop, sample_pixels
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -197,7 +197,7 @@ def loss_from_padded_samples(task, step):
     settings, data, head = task.settings, task.data, task.head
     share = task.descent.course.share(step)
     warm = step < task.warmup_steps
-    pixels = choose_pixels(
+    pixels = sample_pixels(
         data,
         task.box,
         frames=settings.frames_per_step,

@@ -6,7 +6,7 @@ import torch
 from tiny_fields import SMALL_HEAD
 
 from training import head as head_task
-from training.course import Average, Course
+from training.course import Average, Schedule
 from training.loop import CheckpointError, LoopSettings, fit
 
 CPU = torch.device("cpu")
@@ -42,12 +42,12 @@ def test_another_size_is_refused(folder, tmp_path):
 
 
 def test_the_rate_rises_shortly_and_falls_to_the_end():
-    course = Course(1000, None)
+    course = Schedule(1000, None)
     rates = [course.rate(step, course.share(step), 0.02) for step in range(1001)]
     assert rates[0] < 0.02
     assert max(rates) == pytest.approx(1, abs=0.03)
     assert rates[-1] == pytest.approx(0.02)
-    assert Course(10, 1.0).share(9) == 0  # by time, of which none was spent
+    assert Schedule(10, 1.0).share(9) == 0  # by time, of which none was spent
 
 
 def test_an_average_follows_and_lends_itself():

@@ -10,12 +10,12 @@ import torch
 from cuda_kernels.torch_reference import field_pose
 from training.fields import rays_of
 from training.pixel_choice import (
-    Shares,
+    SamplingShares,
     at_edge,
     backdrop,
-    choose_pixels,
     figure_box,
     look_up,
+    sample_pixels,
     true_background,
     visible_behind,
 )
@@ -119,7 +119,7 @@ def test_the_plate_of_a_bare_head_is_the_background(data):
 def test_pixels_are_chosen_where_the_picture_is_hard(data):
     torch.manual_seed(0)
     box = figure_box(data.labels)
-    chosen = choose_pixels(data, box, frames=6, pixels=200, shares=Shares(mouth=0.2, eyes=0.1))
+    chosen = sample_pixels(data, box, frames=6, pixels=200, shares=SamplingShares(mouth=0.2, eyes=0.1))
     assert chosen.rows.shape == (6, 200)
     assert chosen.frames.max() < data.train_frames
     at = (chosen.frames[:, None], chosen.rows, chosen.columns)
@@ -141,7 +141,7 @@ def _everywhere(data):
 
 def test_behind_all_but_the_edge_stands_a_random_colour(data):
     torch.manual_seed(0)
-    pixels = choose_pixels(data, figure_box(data.labels), frames=4, pixels=300, shares=Shares())
+    pixels = sample_pixels(data, figure_box(data.labels), frames=4, pixels=300, shares=SamplingShares())
     scene = backdrop(data, pixels)
     inside = (pixels.labels == HEAD) & ~pixels.edge
     outside = (pixels.labels != HEAD) & ~pixels.edge
@@ -154,7 +154,7 @@ def test_behind_all_but_the_edge_stands_a_random_colour(data):
 
 def test_at_the_edge_some_pixels_are_treated_like_all_others(data):
     torch.manual_seed(0)
-    pixels = choose_pixels(data, figure_box(data.labels), frames=4, pixels=300, shares=Shares())
+    pixels = sample_pixels(data, figure_box(data.labels), frames=4, pixels=300, shares=SamplingShares())
     none, half, every = (backdrop(data, pixels, edge_random_share=share) for share in (0.0, 0.5, 1.0))
     bare = pixels.edge & (pixels.labels != HEAD)
     kept = [

@@ -499,7 +499,7 @@ def test_a_recording_is_made_fit_for_the_fake_microphone(tmp_path):
 
 
 def test_a_recording_without_end_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(latency, "LONGEST_RECORDING_S", 0.5)
+    monkeypatch.setattr(latency, "MAX_RECORDING_S", 0.5)
     with pytest.raises(ValueError, match=r"--audio .*a.wav: expected at most 0 s"):
         latency.write_microphone(write_wav(tmp_path / "a.wav", 1), tmp_path / "microphone.wav")
 

@@ -21,9 +21,9 @@ from streaming.errors import GpuLostError, InputError, Stopped
 from streaming.pipeline import gpu_renderer as gpu_rendering
 from streaming.pipeline.cuda_device import CudaDevice
 from streaming.pipeline.gpu_renderer import (
-    MOST_FRAMES,
+    MAX_FRAMES,
     RECENT_S,
-    Gathering,
+    BatchPolicy,
     GpuRaymarcher,
     GpuRenderer,
     open_gpu,
@@ -33,7 +33,7 @@ POSE = np.eye(4, dtype=np.float32)
 GPU = CudaDevice(name="NVIDIA H100", capability=(9, 0))
 
 
-class CountedGathering(Gathering):
+class CountedGathering(BatchPolicy):
     """Says when someone asked."""
 
     def __init__(self, **options):
@@ -100,14 +100,14 @@ def opened():
 
 
 def test_who_is_alone_does_not_wait():
-    gathering = Gathering(gather_s=60)
+    gathering = BatchPolicy(gather_s=60)
     assert gathering.wait_s([], now_s=0.0) is None
     gathering.asked(1, now_s=5.0)
     assert gathering.wait_s([(1, 5.0)], now_s=5.0) == 0.0
 
 
 def test_a_frame_waits_for_others_that_asked_lately_and_no_longer_than_it_may():
-    gathering = Gathering(gather_s=0.0025)
+    gathering = BatchPolicy(gather_s=0.0025)
     gathering.asked(1, now_s=0.00)
     gathering.asked(2, now_s=0.02)
     gathering.asked(1, now_s=0.04)
@@ -119,7 +119,7 @@ def test_a_frame_waits_for_others_that_asked_lately_and_no_longer_than_it_may():
 
 
 def test_who_has_not_asked_for_two_frames_is_not_waited_for():
-    gathering = Gathering(gather_s=60)
+    gathering = BatchPolicy(gather_s=60)
     gathering.asked(1, now_s=0.0)
     later_s = RECENT_S + 0.01
     gathering.asked(2, now_s=later_s)
@@ -127,7 +127,7 @@ def test_who_has_not_asked_for_two_frames_is_not_waited_for():
 
 
 def test_a_full_launch_waits_for_nobody():
-    gathering = Gathering(gather_s=60, most_frames=2)
+    gathering = BatchPolicy(gather_s=60, most_frames=2)
     for asker in range(3):
         gathering.asked(asker, now_s=0.0)
     assert gathering.wait_s([(0, 0.0)], now_s=0.0) > 0
@@ -136,7 +136,7 @@ def test_a_full_launch_waits_for_nobody():
 
 def flying(count, *, frames=1, kernel_ms=8.0, at_s=0.0, **options):
     """A gathering that knows what a frame takes and has launches under way."""
-    gathering = Gathering(gather_s=0.0025, lead_s=0.001, **options)
+    gathering = BatchPolicy(gather_s=0.0025, lead_s=0.001, **options)
     gathering.submitted(1, now_s=at_s)
     gathering.collected(kernel_ms, now_s=at_s)
     for asker in range(100, 110):
@@ -165,13 +165,13 @@ def test_behind_two_launches_all_wait_for_one_to_end():
     gathering = flying(2, kernel_ms=8.0)
     everyone = [(who, 0.0) for who in range(100, 200)]
     assert gathering.wait_s(everyone, now_s=0.0) is None
-    assert not gathering.heeds(1000)
+    assert not gathering.should_wake(1000)
     gathering.collected(8.0, now_s=0.009)
     assert gathering.wait_s(everyone[:3], now_s=0.009) == pytest.approx(0.007)  # the other began just now
 
 
 def test_a_first_launch_of_which_nothing_is_known_holds_up_nobody():
-    gathering = Gathering(gather_s=60)
+    gathering = BatchPolicy(gather_s=60)
     for asker in (1, 2, 3):
         gathering.asked(asker, now_s=0.0)
     gathering.submitted(1, now_s=0.0)
@@ -187,9 +187,9 @@ def test_a_launch_that_failed_says_nothing_of_what_a_frame_takes():
 def test_who_asks_is_heeded_only_where_that_may_change_anything():
     gathering = flying(0, most_frames=4)
     assert gathering.wait_s([], now_s=0.0) is None
-    assert gathering.heeds(1)
+    assert gathering.should_wake(1)
     assert gathering.wait_s([(100, 0.0)], now_s=0.0) > 0
-    assert [gathering.heeds(waiting) for waiting in (2, 3, 4)] == [False, False, True]
+    assert [gathering.should_wake(waiting) for waiting in (2, 3, 4)] == [False, False, True]
 
 
 def test_what_sessions_of_all_speakers_ask_for_meanwhile_is_one_launch_and_each_gets_its_own(opened):
@@ -527,7 +527,7 @@ def test_a_frame_s_time_is_measured_among_others(opened):
     gpu, renderer = opened()
     raymarcher = GpuRaymarcher(gpu, StandInScene())
     spent_ms = raymarcher.frame_ms(poses=np.stack([POSE] * 3), condition=condition(0), size_px=16)
-    assert [len(batch) for batch in renderer.batches] == [MOST_FRAMES] * 8  # each time two launches
+    assert [len(batch) for batch in renderer.batches] == [MAX_FRAMES] * 8  # each time two launches
     assert 0 < spent_ms < WAIT_S * 1000
 
 

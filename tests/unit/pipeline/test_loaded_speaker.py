@@ -18,13 +18,13 @@ from models.speaker import BundleError, UnknownSpeakerError, find_speaker, read_
 from streaming.errors import InputError
 from streaming.pipeline import compute_settings, loaded_speaker
 from streaming.pipeline.compute_settings import ComputeSettings
-from streaming.pipeline.gpu_renderer import MOST_FRAMES, GpuRenderer
+from streaming.pipeline.gpu_renderer import MAX_FRAMES, GpuRenderer
 from streaming.pipeline.loaded_speaker import LoadedSpeaker, SpeakerOpening
 from streaming.pipeline.networks import SharedFeatures, SpeakerNetworks
 from streaming.pipeline.render_size import FrameCost
 from streaming.pipeline.renderers import choose_raymarcher
 from streaming.session.playout_delay import allowance_ticks_for
-from streaming.webrtc.media_schedule import LARGEST_ALLOWANCE_TICKS, SMALLEST_ALLOWANCE_TICKS
+from streaming.webrtc.media_schedule import MAX_ALLOWANCE_TICKS, MIN_ALLOWANCE_TICKS
 
 OTHER_MS = 3.0
 
@@ -132,9 +132,7 @@ def test_a_busy_moment_is_not_what_a_frame_costs(monkeypatch, speakers, raymarch
         assert host.frame_latency_ms == quiet.frame_latency_ms
 
 
-@pytest.mark.parametrize(
-    ("ns_per_pixel", "ticks"), [(1, SMALLEST_ALLOWANCE_TICKS), (9000, LARGEST_ALLOWANCE_TICKS)]
-)
+@pytest.mark.parametrize(("ns_per_pixel", "ticks"), [(1, MIN_ALLOWANCE_TICKS), (9000, MAX_ALLOWANCE_TICKS)])
 def test_the_allowance_follows_the_stages_of_the_first_size(
     monkeypatch, speakers, raymarchers, ns_per_pixel, ticks
 ):
@@ -300,7 +298,7 @@ def test_a_gpu_draws_the_bundle_s_size_finished_and_costs_one_thread(speakers, r
     cost = host.costs[512]
     assert host.gpu_ms == cost.render_ms > 0
     assert 0 < host.core_ms(512) == pytest.approx(cost.render_core_ms + cost.other_core_ms)
-    assert max(len(batch) for batch in renderer.batches) == MOST_FRAMES  # it was measured in company
+    assert max(len(batch) for batch in renderer.batches) == MAX_FRAMES  # it was measured in company
     drawing = host.make_renderer(512)
     assert drawing.draws_finished
     assert not drawing.draws_mouth_apart

@@ -27,7 +27,7 @@ from streaming.session.metrics import Metrics
 from streaming.session.registry import EndedError, FullError
 from streaming.session.speaker_list import SpeakerEntry
 from streaming.webrtc.ice import IceServer
-from streaming.webrtc.sdp_offer import LARGEST_OFFER_BYTES, NotAcceptableError, OfferError
+from streaming.webrtc.sdp_offer import MAX_OFFER_BYTES, NotAcceptableError, OfferError
 
 TOKEN = "correct-horse-battery"
 SITE = "https://good.example"
@@ -329,7 +329,7 @@ async def test_an_allowed_site_may_fetch_the_client_and_ask(setup):
 
 @pytest.mark.parametrize(
     ("path", "body", "status"),
-    [("/offer", b"{", 400), ("/offer", b"x" * (LARGEST_OFFER_BYTES + 1), 413), ("/nothing", b"", 404)],
+    [("/offer", b"{", 400), ("/offer", b"x" * (MAX_OFFER_BYTES + 1), 413), ("/nothing", b"", 404)],
 )
 @on_loop
 async def test_an_allowed_site_can_read_why_it_was_refused(setup, path, body, status):
@@ -468,7 +468,7 @@ async def test_too_large_is_413_by_its_length_and_by_what_comes(setup, path):
     headers = {"Content-Type": "application/sdp"}
     problem(await it.http.post(path, content=b"x" * 10_000_000, headers=headers), 413)
     problem(await it.http.post(path, content=endless(), headers=headers), 413)
-    assert read <= LARGEST_OFFER_BYTES + 16384
+    assert read <= MAX_OFFER_BYTES + 16384
     assert it.sessions.opened == []
     assert it.refusals(413) == 2
 
@@ -477,7 +477,7 @@ async def test_too_large_is_413_by_its_length_and_by_what_comes(setup, path):
 async def test_the_largest_offer_is_taken(setup):
     it = setup()
     text = json.dumps(OFFER | {"sdp": ""})
-    sdp = "x" * (LARGEST_OFFER_BYTES - len(text))
+    sdp = "x" * (MAX_OFFER_BYTES - len(text))
     assert (await it.http.post("/offer", content=text.replace('""', f'"{sdp}"'))).status_code == 200
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from streaming.session.playout_delay import EASY_S, LOSSES, SETTLE_S, SPARE_MS, Allowance
-from streaming.webrtc.media_schedule import LARGEST_ALLOWANCE_TICKS, SMALLEST_ALLOWANCE_TICKS
+from streaming.webrtc.media_schedule import MAX_ALLOWANCE_TICKS, MIN_ALLOWANCE_TICKS
 
 FRAME_S = 0.04
 EASY_MS = 20 + SPARE_MS + 1
@@ -37,12 +37,12 @@ def test_frames_under_way_are_not_judged_by_the_new_allowance():
 
 
 def test_it_never_leaves_its_bounds():
-    allowance = Allowance(LARGEST_ALLOWANCE_TICKS)
+    allowance = Allowance(MAX_ALLOWANCE_TICKS)
     assert not any(lose(allowance, 200, every_s=0.1))
-    assert allowance.ticks == LARGEST_ALLOWANCE_TICKS
-    allowance = Allowance(SMALLEST_ALLOWANCE_TICKS)
+    assert allowance.ticks == MAX_ALLOWANCE_TICKS
+    allowance = Allowance(MIN_ALLOWANCE_TICKS)
     assert not any(run(allowance, 60, slack_ms=100))
-    assert allowance.ticks == SMALLEST_ALLOWANCE_TICKS
+    assert allowance.ticks == MIN_ALLOWANCE_TICKS
 
 
 def test_a_long_easy_time_gives_a_tick_back():

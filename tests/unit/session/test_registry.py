@@ -486,7 +486,7 @@ async def test_sessions_whose_peers_have_gone_are_ended(setup):
     it = setup()
     gone, stays = [(await it.sessions.open("Tiny", "offer"))[0] for _ in range(2)]
     gone.reason = "timed out"
-    it.sessions.look(weigh=False)
+    it.sessions.reap_and_measure(apportion_cpu=False)
     await until(lambda: gone.closed)
     assert it.sessions.get(stays.id) is stays
     assert it.sample("sessions_total", end="timed out") == 1
@@ -498,7 +498,7 @@ async def test_one_that_cannot_be_watched_does_not_blind_the_others(setup, caplo
     it = setup()
     broken, gone = [(await it.sessions.open("Tiny", "offer"))[0] for _ in range(2)]
     broken.reason, gone.reason = ZeroDivisionError(), "timed out"
-    it.sessions.look(weigh=True)
+    it.sessions.reap_and_measure(apportion_cpu=True)
     await until(lambda: broken.closed and gone.closed)
     assert "ZeroDivisionError" in caplog.text
     assert len(it.sessions) == 0
@@ -536,14 +536,14 @@ def second_of(it, drawn, *, beside_s=0.0):
     for session, (frames, core_ms) in drawn.items():
         session.draw(frames, core_ms=core_ms)
         it.clock.cpu_s += frames * core_ms / 1000
-    it.sessions.look(weigh=True)
+    it.sessions.reap_and_measure(apportion_cpu=True)
 
 
 @on_loop
 async def test_a_session_takes_what_its_stages_took_and_a_share_of_all_beside_them(setup):
     it = setup()
     one, two = [(await it.sessions.open("Tiny", "offer"))[0] for _ in range(2)]
-    it.sessions.look(weigh=True)
+    it.sessions.reap_and_measure(apportion_cpu=True)
     second_of(it, {one: (25, 24.0), two: (25, 24.0)}, beside_s=0.3)
     assert it.admission.core_ms == pytest.approx(2 * (24 + 6))
     assert it.admission.floor_ms == pytest.approx(2 * (12 + 6))  # half of it at the smallest size
@@ -559,7 +559,7 @@ async def test_a_first_figure_that_was_too_large_heals_and_stays_healed(setup):
     one, _ = await it.sessions.open("Tiny", "offer")
     with pytest.raises(FullError):
         await it.sessions.open("Tiny", "offer")
-    it.sessions.look(weigh=True)
+    it.sessions.reap_and_measure(apportion_cpu=True)
     second_of(it, {one: (25, 14.0)})
     assert it.admission.floor_ms == pytest.approx(7.0)
     two, _ = await it.sessions.open("Tiny", "offer")
@@ -576,7 +576,7 @@ async def test_a_first_figure_that_was_too_small_heals_as_well(setup):
     it = setup()
     it.default.frame_ms = 2.0
     one, _ = await it.sessions.open("Tiny", "offer")
-    it.sessions.look(weigh=True)
+    it.sessions.reap_and_measure(apportion_cpu=True)
     one.render_px = 128
     second_of(it, {one: (25, 40.0)})
     second_of(it, {one: (25, 40.0)})
@@ -592,7 +592,7 @@ async def test_each_speaker_heals_by_its_own_sessions(setup):
     it.default.frame_ms = 30.0
     wrong, _ = await it.sessions.open("Tiny", "offer")
     right, _ = await it.sessions.open("Ada", "offer")  # 20 at the smallest size, 40 now
-    it.sessions.look(weigh=True)
+    it.sessions.reap_and_measure(apportion_cpu=True)
     second_of(it, {wrong: (25, 14.0), right: (25, 40.0)})
     assert it.admission.core_ms == pytest.approx(14 + 40)
     assert it.admission.floor_ms == pytest.approx(7 + 20)
@@ -603,7 +603,7 @@ async def test_each_speaker_heals_by_its_own_sessions(setup):
 async def test_what_opening_a_speaker_takes_is_not_the_running_sessions(setup):
     it = setup()
     one, _ = await it.sessions.open("Tiny", "offer")
-    it.sessions.look(weigh=True)
+    it.sessions.reap_and_measure(apportion_cpu=True)
     second_of(it, {one: (25, 40.0)}, beside_s=0.05)
     before_ms = it.admission.core_ms
     it.may_open.clear()
@@ -624,7 +624,7 @@ async def test_what_opening_a_speaker_takes_is_not_the_running_sessions(setup):
 async def test_a_session_that_leaves_out_frames_does_not_look_cheaper(setup):
     it = setup()
     one, _ = await it.sessions.open("Tiny", "offer")
-    it.sessions.look(weigh=True)
+    it.sessions.reap_and_measure(apportion_cpu=True)
     second_of(it, {one: (5, 40.0)})
     assert it.admission.core_ms == pytest.approx(40.0)
     second_of(it, {one: (0, 0.0)})  # and none at all says nothing
@@ -636,7 +636,7 @@ async def test_a_session_that_leaves_out_frames_does_not_look_cheaper(setup):
 async def test_frames_of_two_sizes_are_not_taken_for_one(setup):
     it = setup()
     one, _ = await it.sessions.open("Tiny", "offer")
-    it.sessions.look(weigh=True)
+    it.sessions.reap_and_measure(apportion_cpu=True)
     second_of(it, {one: (25, 40.0)})
     one.render_px = 128
     second_of(it, {one: (25, 33.0)})  # most of them were still large
@@ -651,7 +651,7 @@ async def test_what_costs_nothing_can_be_weighed(setup):
     it = setup()
     it.default.frame_ms = 0.0
     await it.sessions.open("Tiny", "offer")
-    it.sessions.look(weigh=True)
+    it.sessions.reap_and_measure(apportion_cpu=True)
     assert it.admission.core_ms == 0
     await it.sessions.aclose()
 

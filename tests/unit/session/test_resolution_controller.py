@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from streaming.pipeline.render_size import RENDER_SIZES_PX
-from streaming.session.resolution_controller import Governor
+from streaming.session.resolution_controller import ResolutionController
 
 FRAME_S = 0.04
 BACKLOG_FRAMES = 5
@@ -34,8 +34,8 @@ class Machine:
         cost = self.fixed_ms + (self.at_256_ms - self.fixed_ms) * (size_px / 256) ** 2
         return cost * self.load(now_s) * (1 + self.noise * abs(random.standard_normal()))
 
-    def run(self, governor, seconds, *, pipeline_s=0.1):
-        """Drives the governor for a time; frames are heard of `pipeline_s` after they were drawn."""
+    def run(self, resolution, seconds, *, pipeline_s=0.1):
+        """Drives the resolution for a time; frames are heard of `pipeline_s` after they were drawn."""
         random = np.random.default_rng(0)
         spikes = list(self.spikes_s)
         heard = []  # (when, order, what)
@@ -48,12 +48,12 @@ class Machine:
                 now_s, _, draw_ms, slack_ms = heapq.heappop(heard)
                 if draw_ms is None:
                     self.lost_s.append(now_s)
-                    changed = governor.frame_lost(now_s=now_s)
+                    changed = resolution.frame_lost(now_s=now_s)
                 else:
                     self.done += 1
-                    changed = governor.frame_done(now_s=now_s, draw_ms=draw_ms, slack_ms=slack_ms)
+                    changed = resolution.frame_done(now_s=now_s, draw_ms=draw_ms, slack_ms=slack_ms)
                 if changed:
-                    self.changes.append((now_s, governor.size_px))
+                    self.changes.append((now_s, resolution.size_px))
 
         while arrived * FRAME_S < seconds:
             waiting.append(arrived * FRAME_S)
@@ -63,7 +63,7 @@ class Machine:
                 start_s = max(free_s, waiting[0])
                 came_s = waiting.pop(0)
                 tell(start_s)
-                draw_ms = self.draw_ms(governor.size_px, start_s, random)
+                draw_ms = self.draw_ms(resolution.size_px, start_s, random)
                 if spikes and start_s >= spikes[0]:
                     spikes.pop(0)
                     draw_ms += self.spike_ms
@@ -75,14 +75,14 @@ class Machine:
             while len(waiting) > BACKLOG_FRAMES:
                 heapq.heappush(heard, (until_s, waiting.pop(0), None, None))
             tell(until_s)
-        return governor.size_px
+        return resolution.size_px
 
     def changes_in(self, start_s, end_s):
         return sum(start_s <= at_s < end_s for at_s, _ in self.changes)
 
 
-def governor(start_px=256, **options):
-    return Governor(sizes_px=RENDER_SIZES_PX, start_px=start_px, **options)
+def resolution(start_px=256, **options):
+    return ResolutionController(sizes_px=RENDER_SIZES_PX, start_px=start_px, **options)
 
 
 def feed(it, seconds, *, draw_ms, slack_ms=30.0, start_s=0.0):
@@ -96,7 +96,7 @@ def feed(it, seconds, *, draw_ms, slack_ms=30.0, start_s=0.0):
 
 
 def test_a_machine_that_keeps_up_stays_as_it_is():
-    it, machine = governor(), Machine()
+    it, machine = resolution(), Machine()
     assert machine.run(it, 120) == 256
     assert machine.changes == []
     assert it.note == ""
@@ -104,7 +104,7 @@ def test_a_machine_that_keeps_up_stays_as_it_is():
 
 
 def test_too_slow_frames_cost_size_within_a_second():
-    it = governor()
+    it = resolution()
     assert feed(it, 1.0, draw_ms=36.0)[0] <= 0.5
     assert it.size_px == 224
     assert it.steps_down == 1
@@ -112,21 +112,21 @@ def test_too_slow_frames_cost_size_within_a_second():
 
 
 def test_a_deep_overload_is_left_in_one_step():
-    it = governor()
+    it = resolution()
     feed(it, 0.5, draw_ms=70.0, slack_ms=10.0)
     assert it.size_px == 160  # 70 ms * (160 / 256)^2 = 27 ms
     assert it.steps_down == 1
 
 
 def test_frames_that_are_ready_too_late_cost_size():
-    it = governor()
+    it = resolution()
     feed(it, 0.5, draw_ms=25.0, slack_ms=1.0)
     assert it.size_px == 224
     assert it.note == "smaller: frames were ready too late"
 
 
 def test_a_lost_frame_costs_size_where_drawing_is_dear():
-    it = governor()
+    it = resolution()
     feed(it, 0.5, draw_ms=28.0)
     assert it.frame_lost(now_s=0.5)
     assert it.size_px == 224
@@ -134,7 +134,7 @@ def test_a_lost_frame_costs_size_where_drawing_is_dear():
 
 
 def test_a_hiccup_costs_no_size_where_drawing_is_cheap_but_a_third_does():
-    it = governor()
+    it = resolution()
     feed(it, 0.5, draw_ms=12.0)
     assert not any(it.frame_lost(now_s=0.5 + late / 100) for late in range(5))  # one moment, five frames
     assert not it.frame_lost(now_s=3.0)
@@ -144,7 +144,7 @@ def test_a_hiccup_costs_no_size_where_drawing_is_cheap_but_a_third_does():
 
 
 def test_hiccups_far_apart_cost_no_size():
-    it = governor()
+    it = resolution()
     for minute in range(5):
         feed(it, 0.5, draw_ms=12.0, start_s=60.0 * minute)
         assert not it.frame_lost(now_s=60.0 * minute + 0.5)
@@ -152,7 +152,7 @@ def test_hiccups_far_apart_cost_no_size():
 
 
 def test_frames_lost_before_any_was_measured_count_by_moments():
-    it = governor()
+    it = resolution()
     assert not it.frame_lost(now_s=0.0)
     assert not it.frame_lost(now_s=0.6)
     assert it.frame_lost(now_s=1.2)
@@ -160,7 +160,7 @@ def test_frames_lost_before_any_was_measured_count_by_moments():
 
 
 def test_what_comes_right_after_a_change_is_of_the_old_size():
-    it = governor()
+    it = resolution()
     (changed_s,) = feed(it, 0.5, draw_ms=36.0)
     assert feed(it, 0.5, draw_ms=60.0, slack_ms=-20.0, start_s=changed_s + FRAME_S) == []
     assert not it.frame_lost(now_s=changed_s + 0.55)
@@ -168,20 +168,20 @@ def test_what_comes_right_after_a_change_is_of_the_old_size():
 
 
 def test_the_smallest_size_stays():
-    it = governor(128)
+    it = resolution(128)
     assert feed(it, 5.0, draw_ms=90.0, slack_ms=-50.0) == []
     assert not it.frame_lost(now_s=5.0)
     assert (it.size_px, it.steps_down, it.note) == (128, 0, "")
 
 
 def test_a_size_that_is_not_in_the_list_can_be_the_first():
-    it = Governor(sizes_px=(256, 128), start_px=200)
+    it = ResolutionController(sizes_px=(256, 128), start_px=200)
     feed(it, 1.0, draw_ms=36.0)
     assert it.size_px == 128
 
 
 def test_the_way_up_is_one_size_at_a_time_after_five_easy_seconds():
-    it = governor(160)
+    it = resolution(160)
     changes = feed(it, 30.0, draw_ms=8.0)
     assert changes[0] == pytest.approx(5.0, abs=0.1)
     # 8 ms never falls with the size here, as if drawing cost nothing by the pixel.
@@ -193,12 +193,12 @@ def test_the_way_up_is_one_size_at_a_time_after_five_easy_seconds():
 
 @pytest.mark.parametrize(("draw_ms", "slack_ms"), [(19.0, 30.0), (10.0, 6.0)])
 def test_no_way_up_without_room_or_slack(draw_ms, slack_ms):
-    it = governor(224)
+    it = resolution(224)
     assert feed(it, 20.0, draw_ms=draw_ms, slack_ms=slack_ms) == []  # 19 ms * (256 / 224)^2 > 24 ms
 
 
 def test_no_way_up_for_five_seconds_after_a_loss():
-    it = governor(224)
+    it = resolution(224)
     feed(it, 4.0, draw_ms=10.0)
     it.frame_lost(now_s=4.0)
     assert feed(it, 8.0, draw_ms=10.0, start_s=4.0)[0] == pytest.approx(9.0, abs=0.1)
@@ -208,7 +208,7 @@ def test_a_load_that_passes_costs_size_and_gives_it_back():
     def load(now_s):
         return 2.2 if 20 <= now_s < 50 else 1.0
 
-    it, machine = governor(), Machine(load=load)
+    it, machine = resolution(), Machine(load=load)
     assert machine.run(it, 120) == 256
     assert machine.changes[0][0] < 21.0
     sizes = [size for _, size in machine.changes]
@@ -222,7 +222,7 @@ def test_a_load_that_passes_costs_size_and_gives_it_back():
 
 
 def test_a_size_that_fails_again_and_again_is_tried_less_and_less():
-    it = governor()
+    it = resolution()
     now_s, failures = 0.0, []
     while now_s < 900:
         now_s += FRAME_S
@@ -236,7 +236,7 @@ def test_a_size_that_fails_again_and_again_is_tried_less_and_less():
 
 
 def test_a_long_success_makes_the_wait_short_again():
-    it, now_s = governor(), 0.0
+    it, now_s = resolution(), 0.0
     waits = []
     for minutes in (0, 0, 0, 3, 0):  # how long 256 holds before it fails
         good_until_s = now_s + 60 * minutes
@@ -253,12 +253,12 @@ def test_a_long_success_makes_the_wait_short_again():
 
 def test_what_a_pixel_costs_is_learnt_from_the_sizes_seen():
     mostly_fixed = Machine(fixed_ms=14.0, at_256_ms=20.0, noise=0.0)
-    it = governor(192)
+    it = resolution(192)
     mostly_fixed.run(it, 60)
     # 224 is foretold to take 20.3 ms by pixels alone from 192's 17.4, and 18.6 in truth; 256 then fits too.
     assert it.size_px == 256
     by_pixels = Machine(fixed_ms=0.0, at_256_ms=30.9, noise=0.0)
-    it = governor(192)
+    it = resolution(192)
     by_pixels.run(it, 60)
     assert it.size_px == 224
 
@@ -266,7 +266,7 @@ def test_what_a_pixel_costs_is_learnt_from_the_sizes_seen():
 @pytest.mark.parametrize("at_256_ms", [20, 28, 30, 32, 33, 34, 35, 36, 38, 45, 60, 90])
 @pytest.mark.parametrize("fixed_ms", [0, 14])
 def test_a_steady_machine_finds_its_size_and_keeps_it(at_256_ms, fixed_ms):
-    machine, it = Machine(fixed_ms=fixed_ms, at_256_ms=at_256_ms), governor()
+    machine, it = Machine(fixed_ms=fixed_ms, at_256_ms=at_256_ms), resolution()
     machine.run(it, 150)
     assert machine.changes_in(60, 150) == 0
     assert all(at_s < 2.5 for at_s in machine.lost_s)
@@ -279,7 +279,7 @@ def test_a_load_that_comes_and_goes_makes_no_swing(period_s, height):
     def load(now_s):
         return height if now_s % period_s < period_s / 2 else 1.0
 
-    machine, it = Machine(load=load), governor()
+    machine, it = Machine(load=load), resolution()
     machine.run(it, 360)
     for minute in range(6):
         assert machine.changes_in(60 * minute, 60 * minute + 60) <= (9 if minute < 2 else 6)
@@ -292,7 +292,7 @@ def test_a_load_that_comes_and_goes_makes_no_swing(period_s, height):
 def test_spikes_make_no_swing(every_s, spike_ms, at_256_ms):
     spikes_s = tuple(np.arange(2, 240, every_s))
     machine = Machine(fixed_ms=4.0, at_256_ms=at_256_ms, spikes_s=spikes_s, spike_ms=spike_ms)
-    it = Governor(sizes_px=(256, 224, 192, 160, 128), start_px=256)
+    it = ResolutionController(sizes_px=(256, 224, 192, 160, 128), start_px=256)
     machine.run(it, 240)
     for minute in range(4):
         assert machine.changes_in(60 * minute, 60 * minute + 60) <= 5

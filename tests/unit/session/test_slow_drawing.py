@@ -20,7 +20,7 @@ from streaming.session import session as session_module
 from streaming.session.drawing_pace import EASY_FPS, SLOW_FPS, WINDOW_S, DrawingPace, slow_note
 from streaming.session.metrics import Metrics
 from streaming.session.session import Session, SessionSettings
-from streaming.webrtc.media_schedule import LARGEST_ALLOWANCE_TICKS, TICK_S, TICKS_PER_FRAME
+from streaming.webrtc.media_schedule import MAX_ALLOWANCE_TICKS, TICK_S, TICKS_PER_FRAME
 from streaming.webrtc.peer import PeerSettings
 
 SETTLE_S, MEASURED_S = 4.0, 4.0
@@ -243,10 +243,10 @@ def test_pictures_are_in_time_as_long_as_the_longest_allowance_has_room(simulate
 
 def test_late_pictures_are_as_new_as_they_can_be(simulate):
     found = simulate(draw_s=0.25)
-    assert found.schedule.allowance_ticks == LARGEST_ALLOWANCE_TICKS
+    assert found.schedule.allowance_ticks == MAX_ALLOWANCE_TICKS
     late_s = [at_s - found.schedule.frame_due_s(number) for at_s, number in found.pictures]
     # A drawing, and the frame's time that the newest may have waited, less what was allowed.
-    assert max(late_s) <= 0.25 + 0.04 - LARGEST_ALLOWANCE_TICKS * TICK_S + 0.001
+    assert max(late_s) <= 0.25 + 0.04 - MAX_ALLOWANCE_TICKS * TICK_S + 0.001
 
 
 def test_too_many_pictures_cost_no_delay_that_would_not_help(simulate):

@@ -453,7 +453,7 @@ async def test_garbage_is_dropped_and_what_waits_is_bounded():
         assert b"" not in waiting
         for number in range(5000):
             protocol.datagram_received(b"%d" % number, (LOOPBACK, 9))
-        assert made._queue.qsize() == ice._MOST_WAITING
+        assert made._queue.qsize() == ice._MAX_WAITING
         assert made._queue.get_nowait() == (b"0", 1)
     assert faults == []
 

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 
 from streaming.webrtc.jitter_buffer import (
     BOUND_S,
-    LEAST_TARGET_S,
-    MOST_TARGET_S,
+    MAX_TARGET_S,
+    MIN_TARGET_S,
     START_TARGET_S,
     AudioPacket,
     JitterBuffer,
@@ -164,7 +164,7 @@ def test_at_first_the_target_is_a_guess():
 
 
 def test_a_still_network_needs_the_least():
-    assert window_of([0.1] * 100).target_s == LEAST_TARGET_S
+    assert window_of([0.1] * 100).target_s == MIN_TARGET_S
 
 
 @pytest.mark.parametrize("most_s", [0.03, 0.06])
@@ -174,7 +174,7 @@ def test_the_target_covers_the_jitter(most_s):
 
 
 def test_the_target_has_an_end():
-    assert window_of(np.tile([0.0, 0.0, 0.4], 50)).target_s == MOST_TARGET_S
+    assert window_of(np.tile([0.0, 0.0, 0.4], 50)).target_s == MAX_TARGET_S
 
 
 @pytest.mark.parametrize("spacing_s", [0.0, 0.005, 0.010])
@@ -182,7 +182,7 @@ def test_a_stall_is_one_event(spacing_s):
     """Half a second held up, then given at once or twice as fast as it was spoken."""
     falling = np.arange(0.5, 0, -(0.02 - spacing_s))
     window = window_of([0.0] * 100 + [*falling] + [0.0] * 20)
-    assert window.target_s == LEAST_TARGET_S
+    assert window.target_s == MIN_TARGET_S
     assert window.base_s == 0
 
 
@@ -197,7 +197,7 @@ def test_a_longer_route_is_followed_in_a_fifth_of_a_second():
     assert window.base_s == 0
     window_of([0.3], window=window, start=109)
     assert window.base_s == pytest.approx(0.3)
-    assert window.target_s == LEAST_TARGET_S
+    assert window.target_s == MIN_TARGET_S
 
 
 def test_a_queue_that_empties_is_no_longer_route():

@@ -7,9 +7,9 @@ import pytest
 from streaming.pipeline.clock import FRAME_RATE_HZ, FRAME_SAMPLES
 from streaming.session.playout_delay import allowance_ticks_for
 from streaming.webrtc.media_schedule import (
-    LARGEST_ALLOWANCE_TICKS,
+    MAX_ALLOWANCE_TICKS,
+    MIN_ALLOWANCE_TICKS,
     NTP_EPOCH_S,
-    SMALLEST_ALLOWANCE_TICKS,
     SOUND_LEAD_TICKS,
     SOUND_RATE_HZ,
     SPARE_MS,
@@ -79,7 +79,7 @@ def test_sound_leaves_a_little_before_its_frame():
 
 
 def test_sound_waits_for_a_tick_at_least_however_short_the_delay():
-    plan = schedule(lookahead_frames=0, allowance_ticks=SMALLEST_ALLOWANCE_TICKS)
+    plan = schedule(lookahead_frames=0, allowance_ticks=MIN_ALLOWANCE_TICKS)
     assert plan.sound_delay_ticks >= 1
 
 
@@ -132,11 +132,11 @@ def test_the_allowance_is_half_as_much_again_and_half_a_tick_in_whole_ticks(seri
 def test_a_slower_machine_is_never_allowed_less():
     allowed = [allowance_ticks_for(tenth_ms / 10) for tenth_ms in range(2000)]
     assert allowed == sorted(allowed)
-    assert set(allowed) == set(range(SMALLEST_ALLOWANCE_TICKS, LARGEST_ALLOWANCE_TICKS + 1))
+    assert set(allowed) == set(range(MIN_ALLOWANCE_TICKS, MAX_ALLOWANCE_TICKS + 1))
     assert all(
         ticks * TICK_S * 1000 >= 1.5 * tenth_ms / 10
         for tenth_ms, ticks in enumerate(allowed)
-        if ticks < LARGEST_ALLOWANCE_TICKS
+        if ticks < MAX_ALLOWANCE_TICKS
     )
 
 

@@ -207,7 +207,7 @@ async def test_playout_delay_is_there_only_if_agreed_on(agreed):
     length = int.from_bytes(data[14:16], "big") * 4
     found = dict(unpack_header_extensions(int.from_bytes(data[12:14], "big"), data[16 : 16 + length]))
     assert found.pop(MID) == b"1"
-    assert found == ({PLAYOUT: bytes([0, 0, rtp_sender.LARGEST_PLAYOUT_DELAY_MS // 10])} if agreed else {})
+    assert found == ({PLAYOUT: bytes([0, 0, rtp_sender.MAX_PLAYOUT_DELAY_MS // 10])} if agreed else {})
 
 
 @on_loop

@@ -3,8 +3,8 @@ import pytest
 from packet_patterns import voice
 
 from streaming.webrtc.time_stretch import (
-    LONGEST_SAMPLES,
-    SHORTEST_SAMPLES,
+    MAX_SAMPLES,
+    MIN_SAMPLES,
     cross_fade,
     find_period,
     is_quiet,
@@ -24,7 +24,7 @@ def buzz(pitch_hz, samples=1680):
 def test_a_whole_number_of_periods_is_found(pitch_hz):
     period, alike = find_period(buzz(pitch_hz))
     cycles = period * pitch_hz / RATE_HZ
-    assert SHORTEST_SAMPLES <= period <= LONGEST_SAMPLES
+    assert MIN_SAMPLES <= period <= MAX_SAMPLES
     assert cycles == pytest.approx(round(cycles), abs=0.02)
     assert alike > 0.99
 
@@ -47,7 +47,7 @@ def test_too_little_to_search_is_refused(longest, samples):
 
 def test_silence_has_a_period_too():
     period, alike = find_period(np.zeros(1680, np.float32))
-    assert SHORTEST_SAMPLES <= period <= LONGEST_SAMPLES
+    assert MIN_SAMPLES <= period <= MAX_SAMPLES
     assert np.isfinite(alike)
 
 

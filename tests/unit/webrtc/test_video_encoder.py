@@ -13,7 +13,7 @@ from streaming.pipeline.clock import FRAME_RATE_HZ
 from streaming.webrtc.video_encoder import (
     CODECS,
     KEYFRAME_FLOOR_FRAMES,
-    LEAST_BITRATE,
+    MIN_BITRATE,
     H264VideoEncoder,
     LineLimit,
     Vp8VideoEncoder,
@@ -22,7 +22,7 @@ from streaming.webrtc.video_encoder import (
 SIZE_PX = 128
 RATE = 600_000
 BOTH = pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.name)
-LARGEST_PAYLOAD_BYTES = 1310  # with RTP, SRTP, UDP and IP in front it still fits 1400
+MAX_PAYLOAD_BYTES = 1310  # with RTP, SRTP, UDP and IP in front it still fits 1400
 
 
 @functools.cache
@@ -115,7 +115,7 @@ def test_each_picture_leaves_at_once_in_payloads_that_fit_a_packet(codec):
     for number, picture in enumerate(pictures(5, size_px=256, noise=40.0)):
         payloads = encoder.encode(picture, number)
         assert len(payloads) > 1
-        assert max(map(len, payloads)) <= LARGEST_PAYLOAD_BYTES
+        assert max(map(len, payloads)) <= MAX_PAYLOAD_BYTES
 
 
 @BOTH
@@ -272,7 +272,7 @@ def test_on_a_narrow_line_every_picture_is_sent_with_fewer_bits(codec, share):
 def test_vp8_follows_the_line_up_again():
     encoder, frames = Vp8VideoEncoder(size_px=SIZE_PX, bitrate=RATE), pictures(200, noise=12.0)
     free = bits(encoder, frames[:50])[25:].sum()
-    encoder.limit_bitrate(LEAST_BITRATE)
+    encoder.limit_bitrate(MIN_BITRATE)
     bits(encoder, frames[50:100], first=50)
     encoder.limit_bitrate(RATE)
     assert bits(encoder, frames[100:], first=100)[75:].sum() == pytest.approx(free, rel=0.15)
@@ -282,12 +282,12 @@ def test_vp8_follows_the_line_up_again():
 def test_a_keyframe_on_a_narrow_line_comes_at_once_and_takes_no_second_of_it(codec):
     encoder, frames = encoder_of(codec, bitrate=1_000_000), pictures(100, noise=12.0)
     bits(encoder, frames[:20])
-    encoder.limit_bitrate(2 * LEAST_BITRATE)
+    encoder.limit_bitrate(2 * MIN_BITRATE)
     bits(encoder, frames[20:75], first=20)
     encoder.want_keyframe()
     payloads = encoder.encode(frames[75], 75)
     assert is_keyframe(codec, payloads)
-    assert 8 * sum(map(len, payloads)) < 2 * LEAST_BITRATE / 2
+    assert 8 * sum(map(len, payloads)) < 2 * MIN_BITRATE / 2
     assert np.count_nonzero(bits(encoder, frames[76:], first=76)) >= 20
 
 
@@ -404,9 +404,9 @@ def test_a_narrow_line_is_not_flooded(codec, bitrate, longest_gap):
 def test_where_vp8_s_worst_quality_is_too_much_pictures_are_left_out_evenly():
     encoder = Vp8VideoEncoder(size_px=256, bitrate=1_200_000)
     frames = pictures(50, size_px=256, noise=90.0)
-    encoder.limit_bitrate(LEAST_BITRATE)
+    encoder.limit_bitrate(MIN_BITRATE)
     late = bits(encoder, (frames[number % 50] for number in range(500)))[100:]
-    assert late.sum() / 16 == pytest.approx(LEAST_BITRATE, rel=0.1)
+    assert late.sum() / 16 == pytest.approx(MIN_BITRATE, rel=0.1)
     gaps = np.diff(np.flatnonzero(late))
     assert gaps.max() <= FRAME_RATE_HZ
     assert np.percentile(gaps, 90) - np.percentile(gaps, 10) <= 2
@@ -415,7 +415,7 @@ def test_where_vp8_s_worst_quality_is_too_much_pictures_are_left_out_evenly():
 @BOTH
 def test_pictures_that_were_left_out_are_missed_by_no_decoder(codec):
     encoder, decoder = encoder_of(codec, size_px=256, bitrate=1_200_000), decoder_of(codec)
-    encoder.limit_bitrate(LEAST_BITRATE)
+    encoder.limit_bitrate(MIN_BITRATE)
     frames, seen = pictures(50, size_px=256, noise=90.0), []
     for number in range(100):
         payloads = encoder.encode(frames[number % 50], number)
@@ -428,7 +428,7 @@ def test_pictures_that_were_left_out_are_missed_by_no_decoder(codec):
 
 @BOTH
 @pytest.mark.parametrize(
-    ("asked", "taken"), [(0, LEAST_BITRATE), (10_000, LEAST_BITRATE), (300_000, 300_000), (10**12, RATE)]
+    ("asked", "taken"), [(0, MIN_BITRATE), (10_000, MIN_BITRATE), (300_000, 300_000), (10**12, RATE)]
 )
 def test_an_estimate_is_believed_within_bounds(codec, asked, taken):
     encoder = encoder_of(codec, size_px=64)
@@ -482,7 +482,7 @@ def lines_bitrate(*, sent, told, bitrate=1_200_000):
         ),  # not raised
         ([900_000] * 4, [None, 400_000, 600_000, 700_000], 700_000),  # narrow, it holds while it rises
         ([900_000] * 4, [None, 400_000, 900_000, 1_300_000], 1_200_000),  # until it allows for all
-        ([900_000] * 2, [None, 1], LEAST_BITRATE),
+        ([900_000] * 2, [None, 1], MIN_BITRATE),
     ],
 )
 def test_an_estimate_counts_where_the_line_takes_no_more(sent, told, taken):
