@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from cuda_kernels.arrays import F32, F64, I64, U8
 from models.speaker import Speaker
 from streaming.pipeline.clock import FRAME_RATE_HZ, FRAME_SAMPLES
 from streaming.pipeline.cores import drawing_threads, usable_cores
@@ -25,11 +26,7 @@ from streaming.pipeline.render_size import MIN_RENDER_PX
 from streaming.pipeline.renderers import make_renderer, open_cpu_raymarcher
 from streaming.webrtc.resample import DELAY_SAMPLES, Decimator
 
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
 I32 = npt.NDArray[np.int32]
-I64 = npt.NDArray[np.int64]
-U8 = npt.NDArray[np.uint8]
 Box = tuple[int, int, int, int]  # x, y, width, height
 
 SOUND_RATE_HZ = 48_000

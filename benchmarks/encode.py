@@ -13,13 +13,13 @@ from typing import TypedDict
 
 import av
 import numpy as np
-import numpy.typing as npt
 from aiortc.codecs import depayload
 from aiortc.codecs.base import Encoder
 from aiortc.codecs.h264 import H264Encoder
 from aiortc.codecs.vpx import Vp8Encoder
 from aiortc.rtcrtpparameters import RTCRtpCodecParameters
 
+from cuda_kernels.arrays import U8
 from models.speaker import find_speaker, load_speaker
 from streaming.files.audio_file import AudioFile
 from streaming.files.progress import Progress
@@ -29,7 +29,6 @@ from streaming.pipeline.pipeline import Pipeline
 from streaming.pipeline.renderers import make_renderer, open_cpu_raymarcher
 from streaming.webrtc.video_encoder import CODECS, VideoEncoder
 
-U8 = npt.NDArray[np.uint8]
 Encode = Callable[[U8, int], list[bytes]]
 
 _DECODERS = {"H264": "h264", "VP8": "libvpx"}

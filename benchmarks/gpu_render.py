@@ -24,9 +24,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.synthetic_scene import make_condition, make_pose, make_scene
+from cuda_kernels.arrays import F32
 from cuda_kernels.cuda_module import CudaUnavailableError
 from cuda_kernels.cuda_raymarcher import CudaRenderer, CudaScene, FrameRequest
-from cuda_kernels.scene import F32, Scene
+from cuda_kernels.scene import Scene
 
 DISTANCES = {"small": 1.2, "big": 1.0}  # of the camera, in those of the synthetic scene
 SPEAKERS = 8  # different ones among live sessions

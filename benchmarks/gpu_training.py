@@ -28,11 +28,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from cuda_kernels import torch_kernels, torch_reference
+from cuda_kernels.arrays import F32
 from cuda_kernels.torch_reference import step_length
 from models.encodings import GridConfig
 from training.course import Kernels
@@ -54,8 +54,6 @@ from training.speaker_data import (
     window_rows,
 )
 from training.torso import TorsoTask, TorsoTraining
-
-F32 = npt.NDArray[np.float32]
 
 WARM_STEPS, WARM_CALLS, CALLS = 12, 10, 50
 FIRST_STEP = 640  # past the look at what is visible, at a step that chooses the room for samples

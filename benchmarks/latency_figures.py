@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import numpy as np
-import numpy.typing as npt
 
+from cuda_kernels.arrays import F64
 from streaming.pipeline.clock import FRAME_RATE_HZ
 
 from .content_lag import HeardSound, Offset, Signal
 from .server_process import Usage
 
-F64 = npt.NDArray[np.float64]
 Record = dict[str, Any]  # what `record()` of latency_page.js returns
 
 

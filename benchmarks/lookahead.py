@@ -20,17 +20,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from cuda_kernels.arrays import F32, F64
 from models.speaker import MotionSettings, Speaker, find_speaker, load_speaker
 from streaming.files.audio_file import AudioFile
 from streaming.pipeline.clock import FRAME_RATE_HZ
 from streaming.pipeline.networks import SpeakerNetworks, open_networks
 from streaming.pipeline.onnx_engine import Engine, EngineSettings
 from training.cli import missing_extra
-
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
 
 LOOKAHEADS_MS = (80, 160, 320, 640, 1280)
 HEARD_S = (1.28, 2.56, 5.12)

@@ -18,15 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from cuda_kernels.arrays import F32
 from models.landmark_filter import LandmarkFilter
 from models.onnx_runtime import load_onnxruntime
 from models.speaker import Speaker, find_speaker, load_speaker
 from streaming.pipeline.networks import open_networks
 from training.cli import missing_extra
-
-F32 = npt.NDArray[np.float32]
 
 CORPUS_INDEX = "index.jsonl"
 SPEAKER_TRUTH = "truth.npz"

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from cuda_kernels.arrays import F32, I64, U8
 from cuda_kernels.cpu_raymarcher import CpuRaymarcher
 from models.speaker import Speaker
 from preparation.media import video_frames
@@ -24,10 +24,6 @@ from streaming.pipeline.networks import network_specs
 from streaming.pipeline.onnx_engine import open_engine
 from training.pictures import ClosenessMeter, regions_of
 from training.speaker_data import training_frames, window_rows
-
-F32 = npt.NDArray[np.float32]
-I64 = npt.NDArray[np.int64]
-U8 = npt.NDArray[np.uint8]
 
 REGIONS = ("whole", "head", "mouth", "torso")
 

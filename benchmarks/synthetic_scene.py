@@ -12,7 +12,8 @@ from typing import TypedDict
 
 import numpy as np
 
-from cuda_kernels.scene import F32, I32, U8, Camera, Grid, HeadField, Scene, TorsoField
+from cuda_kernels.arrays import F32, U8
+from cuda_kernels.scene import I32, Camera, Grid, HeadField, Scene, TorsoField
 
 HEAD_RADII = (0.50, 0.45, 0.43)  # field space: up, towards the camera, across
 CAMERA_DISTANCE = 3.35  # field units, with a field of view of 21.24 degrees

@@ -24,10 +24,8 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.core.extending import intrinsic
 
-from .scene import F32, U8
+from .arrays import F32, I64, U8, U32
 
-I64 = npt.NDArray[np.int64]
-U32 = npt.NDArray[np.uint32]
 I32 = npt.NDArray[np.int32]
 
 CHUNK = 64  # samples that pass through the networks together

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import cpu_kernels
+from .arrays import F32, U8
 from .compilation import compiled
 from .core_time import add_helpers_time
 from .cpu_kernels import (
@@ -36,7 +37,7 @@ from .folding import (
     resize_by_area,
     round_up,
 )
-from .scene import F32, U8, Scene
+from .scene import Scene
 
 MIN_SIZE_PX, MAX_SIZE_PX = 8, 2048
 _BACKGROUNDS_KEPT = 4

@@ -8,8 +8,8 @@ import threading
 
 import numpy as np
 
+from .arrays import U8
 from .cuda_module import CudaDevice, CudaError
-from .scene import U8
 
 
 def _grown(size: int, least: int) -> int:

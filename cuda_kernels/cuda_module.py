@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from .scene import U8
+from .arrays import U8
 from .user_cache import user_cache_dir
 
 HERE = Path(__file__).parent

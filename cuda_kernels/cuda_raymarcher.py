@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from .arrays import F32, U8
 from .cpu_raymarcher import MAX_SIZE_PX, MIN_SIZE_PX, RenderInputError
 from .cuda_memory import DeviceMemory, Lease, PinnedBuffer, PinnedPool
 from .cuda_module import CudaDevice, CudaError, machine_code
@@ -31,7 +32,7 @@ from .cuda_records import (
     tile_count,
 )
 from .folding import resize_by_area
-from .scene import F32, U8, Scene
+from .scene import Scene
 
 _SLOTS = 3  # launches that the GPU may have at once: one that it draws, one behind it, one copied out
 _BACKGROUNDS_KEPT = 4  # sizes of one scene's

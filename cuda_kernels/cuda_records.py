@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from .arrays import F32, F64, U8, U16, U32
 from .folding import (
     SH_TERMS,
     FoldedHead,
@@ -24,12 +25,9 @@ from .folding import (
     fold_head,
     fold_torso,
 )
-from .scene import F32, U8, Camera, HeadField, Scene, TorsoField
+from .scene import Camera, HeadField, Scene, TorsoField
 
 F16 = npt.NDArray[np.float16]
-F64 = npt.NDArray[np.float64]
-U16 = npt.NDArray[np.uint16]
-U32 = npt.NDArray[np.uint32]
 Record = npt.NDArray[np.void]
 
 WIDTHS = (32, 64, 96, 128)

@@ -18,12 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from .arrays import F32, F64, U8, U32
 from .compilation import compiled
 from .cpu_kernels import BLOCK
-from .scene import F32, U8, Camera, Grid, HeadField, Scene, TorsoField, level_scale
-
-U32 = npt.NDArray[np.uint32]
-F64 = npt.NDArray[np.float64]
+from .scene import Camera, Grid, HeadField, Scene, TorsoField, level_scale
 
 SH_TERMS = 16
 

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 -- torch's own convention
 from torch import Tensor
 
-from .scene import F32, U8, Camera, Grid, HeadField, Scene, TorsoField, level_scale
+from .arrays import F32, U8
+from .scene import Camera, Grid, HeadField, Scene, TorsoField, level_scale
 
 _MISS = float(np.finfo(np.float32).max)
 _HASH_PRIMES = (1, 2654435761, 805459861)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from cuda_kernels.arrays import F32, U8
 from cuda_kernels.cpu_raymarcher import CpuRaymarcher
 from cuda_kernels.scene import Scene
 from models.speaker import RECORDED_CASES_FILE, BundleError, Speaker
@@ -22,9 +23,6 @@ from training.audio2motion import MM_PER_UNIT
 
 from .bundle.head import MIN_PSNR_DB, psnr_db
 from .onnx.graphs import open_graph
-
-F32 = npt.NDArray[np.float32]
-U8 = npt.NDArray[np.uint8]
 
 PICTURES = "recorded_picture_psnr_db"
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from cuda_kernels.arrays import F32
 from cuda_kernels.cpu_raymarcher import CpuRaymarcher
 from cuda_kernels.torch_reference import render_scene
 from models.speaker import BundleError, Speaker, load_speaker
@@ -18,8 +18,6 @@ from .bundle.pose_loop import seam_measure
 from .onnx.graphs import MAX_ROUNDING, open_graph
 from .recorded_cases import replay
 from .students.offline_motion import OfflineMotion
-
-F32 = npt.NDArray[np.float32]
 
 STORED_LIMITS: dict[str, tuple[float | None, float | None]] = {
     "hubert_against_dataset": (None, 0.1),

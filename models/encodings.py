@@ -12,7 +12,8 @@ import torch.nn.functional as F  # noqa: N812 -- torch's own convention
 from torch import Tensor, nn
 
 from cuda_kernels import torch_kernels
-from cuda_kernels.scene import F32, Grid
+from cuda_kernels.arrays import F32
+from cuda_kernels.scene import Grid
 from cuda_kernels.torch_reference import GridConstants, GridLayout, grid_constants, grid_encode
 
 

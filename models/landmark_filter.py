@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-F32 = npt.NDArray[np.float32]
+from cuda_kernels.arrays import F32
 
 POINTS = 68
 BROWS = slice(17, 27)

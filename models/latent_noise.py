@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-F32 = npt.NDArray[np.float32]
+from cuda_kernels.arrays import F32
 
 
 def latent_noise(*, seed: int, first_step: int, steps: int, channels: int) -> F32:

@@ -13,10 +13,8 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-import numpy.typing as npt
 
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
+from cuda_kernels.arrays import F32, F64
 
 SAMPLE_RATE_HZ = 16_000
 STEP_SAMPLES = 320

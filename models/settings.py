@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-F32 = npt.NDArray[np.float32]
+from cuda_kernels.arrays import F32
+
 T = TypeVar("T")
 
 _WORDS = {int: "a whole number", bool: "true or false", str: "a text"}

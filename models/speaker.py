@@ -24,13 +24,11 @@ from typing import Annotated, Any
 import numpy as np
 import numpy.typing as npt
 
+from cuda_kernels.arrays import F32, U8
 from cuda_kernels.scene import Camera, Grid, HeadField, Scene, TorsoField
 
 from .onnx_graph import OnnxGraphError, check_graph
 from .settings import Range, SettingsError, Shape, check_ranges, from_mapping, one_line, require, show
-
-F32 = npt.NDArray[np.float32]
-U8 = npt.NDArray[np.uint8]
 
 SCHEMA_VERSION = 1
 SETTINGS_FILE = "speaker.json"

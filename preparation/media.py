@@ -9,15 +9,13 @@ from typing import Literal, cast
 
 import av
 import numpy as np
-import numpy.typing as npt
 from av.container import InputContainer
 from av.stream import Disposition
 
+from cuda_kernels.arrays import I16, U8
+
 SAMPLE_RATE_HZ = 16_000
 _DECODE_ERRORS = (av.FFmpegError, ValueError, OSError, IndexError)  # all that PyAV raises for a file
-
-I16 = npt.NDArray[np.int16]
-U8 = npt.NDArray[np.uint8]
 
 
 class MediaError(ValueError):

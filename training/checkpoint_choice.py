@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
+
+from cuda_kernels.arrays import F64
 
 from .loop import CheckpointError, checkpoints, read_validations
 from .pictures import write_picture
@@ -24,8 +25,6 @@ from .plots import draw_curves
 CHOICE_FILE = "choice.json"
 REPORT_FILE = "choice.md"
 PICTURE_FILE = "choice.png"
-
-F64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)

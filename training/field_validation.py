@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from cuda_kernels.arrays import U8
 
 from .fields import write_slim
 from .loop import Task, checkpoints, load_task_state
@@ -19,8 +20,6 @@ from .pixel_choice import visible_behind
 from .speaker_data import SpeakerData
 
 log = logging.getLogger(__name__)
-
-U8 = npt.NDArray[np.uint8]
 
 
 def measure_frames(

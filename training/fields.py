@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from cuda_kernels import torch_kernels
+from cuda_kernels.arrays import F32
 from cuda_kernels.scene import Camera
 from cuda_kernels.torch_reference import (
     Marched,
@@ -39,7 +38,6 @@ from .speaker_data import SpeakerData
 
 log = logging.getLogger(__name__)
 
-F32 = npt.NDArray[np.float32]
 Precision = Literal["fp32", "bf16"]
 
 RAYS_AT_ONCE = 1 << 17  # in pictures

@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor
 
+from cuda_kernels.arrays import F32, U8
 from cuda_kernels.scene import Camera
 from cuda_kernels.torch_reference import (
     Samples,
@@ -45,9 +46,6 @@ from models.speaker import SPHERICAL_HARMONICS, GridSettings, HeadSettings
 from .course import FieldOptimizer, FieldTraining
 from .fields import kernels_wanted
 from .loop import LoopSettings, Outcome, Validation, fit
-
-F32 = npt.NDArray[np.float32]
-U8 = npt.NDArray[np.uint8]
 
 LESSONS_FILE = "lessons.safetensors"
 HELD_OUT = 0.1  # the end of the poses and of the conditions is kept for validation

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .corpus import Sound
+from cuda_kernels.arrays import F32
 
-F32 = npt.NDArray[np.float32]
+from .corpus import Sound
 
 SYNC_WINDOW_FRAMES = 50  # 2 s
 SYNC_LARGEST_OFFSET = 15  # frames, to both sides

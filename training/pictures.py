@@ -8,12 +8,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-U8 = npt.NDArray[np.uint8]
-BOOL = npt.NDArray[np.bool_]
+from cuda_kernels.arrays import BOOL, F32, F64, U8
+
 PSNR_CEILING_DB = 100.0
 
 

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cuda_kernels.arrays import F32
 from cuda_kernels.scene import Camera
 
 log = logging.getLogger(__name__)
 
-F32 = npt.NDArray[np.float32]
 BACKGROUND, HEAD, NECK, CLOTHES = range(4)
 LABEL_STEP = 80
 MOUTH = slice(48, 68)

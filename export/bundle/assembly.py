@@ -14,10 +14,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
+from cuda_kernels.arrays import F32, U8
 from models.audio2motion import LANDMARK_DIMENSION, Audio2Motion
 from models.features import LogMel
 from models.landmark_subspace import LandmarkSubspace
@@ -46,8 +46,6 @@ from .writer import BundleParts, require_free, write_bundle
 
 log = logging.getLogger(__name__)
 
-F32 = npt.NDArray[np.float32]
-U8 = npt.NDArray[np.uint8]
 
 FILES = {
     "speaker.json": "settings, sizes, origin, figures, size and hash of every other file",

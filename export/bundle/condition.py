@@ -20,8 +20,6 @@ from models.condition import ConditionConfig, FramePrenet, WindowAttention, enco
 
 from ..onnx.graphs import open_graph
 
-F32 = npt.NDArray[np.float32]
-
 OPSET = 17
 IR_VERSION = 8
 MAX_ERROR = 1e-5

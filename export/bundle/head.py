@@ -7,16 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from cuda_kernels.arrays import F32, U8
 from cuda_kernels.cpu_raymarcher import CpuRaymarcher
 from cuda_kernels.scene import Camera, Grid, Scene
 from cuda_kernels.torch_reference import render_scene
 from models.head import Head
 from models.torso import Torso
-
-F32 = npt.NDArray[np.float32]
-U8 = npt.NDArray[np.uint8]
 
 MIN_PSNR_DB = 45.0
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cuda_kernels.arrays import F32
 from models.audio2motion import Audio2Motion, Audio2MotionConfig
 from models.features import FRAME_SAMPLES, AudioFeatures, LogMel
 from models.landmark_subspace import LandmarkSubspace
@@ -26,8 +26,6 @@ from ..onnx.torch_graph import ExportError, compare, ms_per_call, refuse_if_wron
 
 MAX_ERROR = 1e-4
 """Two orders of float32 sums of a few hundred terms differ by some 1e-6; a wrong graph by more than 1e-2."""
-
-F32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save
 
+from cuda_kernels.arrays import F32, U8
 from cuda_kernels.scene import Grid, HeadField, Scene, TorsoField
 from models.settings import from_mapping, to_mapping
 from models.speaker import (
@@ -42,8 +43,6 @@ from models.speaker import (
 
 from .model_card import with_figures
 
-F32 = npt.NDArray[np.float32]
-U8 = npt.NDArray[np.uint8]
 Tensors = dict[str, npt.NDArray[Any]]
 
 CARD_FILE = "MODEL_CARD.md"

@@ -10,13 +10,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from cuda_kernels.arrays import F32, F64, U8
 from models.settings import one_line
 
 from .pickles import GenefaceFileError, read_npy
-
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-U8 = npt.NDArray[np.uint8]
 
 POINTS: Final = 68
 HUBERT_DIMENSION: Final = 1024

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from cuda_kernels.arrays import F32
 from models.hubert import (
     CONV_KERNELS,
     CONV_STRIDES,
@@ -32,8 +32,6 @@ from ..onnx.graphs import strip_metadata, to_float16_weights
 from ..onnx.torch_graph import compare, ms_per_call, refuse_if_wrong, write_graph
 from .pickles import read_torch
 from .regular_file import open_regular
-
-F32 = NDArray[np.float32]
 
 CLIP_FEATURES = 1000
 """GeneFace encodes a long recording in clips of 20 s, each as if nothing stood beside it."""

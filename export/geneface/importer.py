@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from cuda_kernels.arrays import F32, U8
 from cuda_kernels.scene import Camera
 from models.hubert import HUBERT_NAME, Hubert
 from models.landmark_subspace import LandmarkSubspace
@@ -46,8 +46,6 @@ from .motion import GenefaceMotionChain, export_geneface_motion
 
 log = logging.getLogger(__name__)
 
-F32 = npt.NDArray[np.float32]
-U8 = npt.NDArray[np.uint8]
 
 DM_PER_UNIT = 10.0  # of a GeneFace pose's translation
 MAX_FEATURE_DIFFERENCE = 0.1

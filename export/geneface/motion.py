@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cuda_kernels.arrays import F32
 from models.audio2motion import Audio2Motion, f0_to_coarse
 from models.landmark_subspace import LandmarkSubspace
 from models.postnet import PostNet
@@ -26,8 +26,6 @@ MAX_ERROR = 1e-4
 """Two orders of float32 sums of a few hundred terms differ by some 1e-6; a wrong graph by more than 1e-2."""
 TRIED_STEPS = (1, 2, 7, 25, 63)
 """Latent steps of the windows that a graph is tried on; at 4 frames a step, up to 10 s."""
-
-F32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from cuda_kernels.arrays import F32
 from models.onnx_runtime import load_onnxruntime
 
 if TYPE_CHECKING:
     import onnxruntime
 
-F32 = npt.NDArray[np.float32]
 
 FRONT_END = "features."
 """The front end's tables keep float32: rounded, they would leak loud tones into quiet bands."""

@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .graphs import open_graph
+from cuda_kernels.arrays import F32
 
-F32 = NDArray[np.float32]
+from .graphs import open_graph
 
 OPSET = 21
 """The newest operator set that every onnxruntime we allow (>= 1.20) runs; nothing here needs a newer one."""

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # its stubs are a separate package
 
+from cuda_kernels.arrays import F32
 from models.features import FRAME_SAMPLES
 from models.speaker import MotionSettings
 from training.audio2motion import MM_PER_UNIT
@@ -18,8 +18,6 @@ from training.measures import aperture_mm, pearson, width_mm
 
 from ..onnx.graphs import open_graph
 from .teacher_corpus import Recording
-
-F32 = npt.NDArray[np.float32]
 
 MOUTH = slice(48, 68)
 MAX_LAG_FRAMES = 10

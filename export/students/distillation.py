@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from cuda_kernels.arrays import F32
 from models.audio2motion import Audio2Motion
 from models.features import LogMel
 from models.landmark_subspace import LandmarkSubspace
@@ -38,7 +38,6 @@ from .teacher_corpus import Teacher, TeacherCorpus, make_teacher_corpus
 
 log = logging.getLogger(__name__)
 
-F32 = npt.NDArray[np.float32]
 
 UNEXPLAINED = 1e-4  # share of the teacher's variance that the student's face may leave out
 LITTLE_SPEECH_MINUTES = 10.0

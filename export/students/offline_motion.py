@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from cuda_kernels.arrays import F32
 from models.latent_noise import latent_noise
 from models.onnx_runtime import load_onnxruntime
 from models.pitch import WINDOW_SAMPLES, f0_hz
@@ -18,8 +18,6 @@ from models.speaker import FEATURE_HOP_SAMPLES, LANDMARKS, SAMPLES_PER_FRAME, Fe
 
 from ..geneface.hubert import CLIP_FEATURES, offline_features
 from ..onnx.graphs import open_graph
-
-F32 = npt.NDArray[np.float32]
 
 PIECE_FRAMES = 3000
 CONTEXT_FRAMES = 82

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from cuda_kernels.arrays import F32
 from cuda_kernels.cpu_raymarcher import CpuRaymarcher
 from cuda_kernels.scene import HeadField, Scene
 from models.landmark_filter import MOUTH, LandmarkFilter
@@ -49,8 +50,6 @@ from .offline_motion import OfflineMotion
 
 log = logging.getLogger(__name__)
 
-F32 = npt.NDArray[np.float32]
-U8 = npt.NDArray[np.uint8]
 Motion = Callable[[F32], F32]
 """(n,) samples at 16 kHz to (T, 68, 3) landmarks in the speaker's domain."""
 

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # its stubs are a separate package
 
+from cuda_kernels.arrays import F32, I16
 from models.audio2motion import LANDMARK_DIMENSION
 from models.features import FRAME_SAMPLES
 from preparation.media import MediaError, read_pcm
@@ -28,8 +29,6 @@ from training.measures import aperture_mm
 
 log = logging.getLogger(__name__)
 
-F32 = npt.NDArray[np.float32]
-I16 = npt.NDArray[np.int16]
 Flags = npt.NDArray[np.bool_]
 
 HELD_OUT_SHARE = 0.1

@@ -11,15 +11,14 @@ from typing import Protocol
 
 import av
 import numpy as np
-import numpy.typing as npt
+
+from cuda_kernels.arrays import F32
 
 from ..errors import InputError, Stopped
 from ..pipeline.clock import SAMPLE_RATE_HZ, MonotonicClock, SystemClock
 from ..pipeline.downmix import Downmix
 from ..pipeline.queues import Aborted, BoundedQueue, Ended, Overflow
 from ..settings import DEFAULT_MICROPHONE
-
-F32 = npt.NDArray[np.float32]
 
 BLOCK_MS = 20
 BOUND_MS = 400.0  # what may wait for the reader; older sound makes room

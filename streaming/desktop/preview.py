@@ -9,12 +9,11 @@ from types import ModuleType
 
 import av
 import numpy as np
-import numpy.typing as npt
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
-from ..errors import InputError
+from cuda_kernels.arrays import U8
 
-U8 = npt.NDArray[np.uint8]
+from ..errors import InputError
 
 _NO_SCREEN = frozenset({"offscreen", "dummy", "evdev"})  # what SDL falls back to where there is none
 

@@ -9,9 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
+from cuda_kernels.arrays import U8
 from models.speaker import find_speaker, read_settings
 
 from ..errors import NetworkFailureError
@@ -29,8 +27,6 @@ from ..settings import DEFAULT_MICROPHONE, StreamSettings
 from ..webrtc.media_schedule import TICK_S
 from .microphone import InputDevice, LocalMicrophone, find_device
 from .preview import PreviewWindow
-
-U8 = npt.NDArray[np.uint8]
 
 log = logging.getLogger(__name__)
 

@@ -14,13 +14,12 @@ import av.audio
 import av.container
 import av.error
 import numpy as np
-import numpy.typing as npt
+
+from cuda_kernels.arrays import F32
 
 from ..errors import InputError
 from ..pipeline.clock import SAMPLE_RATE_HZ
 from ..pipeline.downmix import Downmix
-
-F32 = npt.NDArray[np.float32]
 
 log = logging.getLogger(__name__)
 

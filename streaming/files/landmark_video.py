@@ -9,17 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from cuda_kernels.arrays import F32, I64, U8
 from models.landmark_filter import EYES, MOUTH, POINTS
 
 from ..pipeline.i420 import I420Converter
 from .audio_file import AudioFile
 from .video_writer import VideoOutput
-
-F32 = npt.NDArray[np.float32]
-I64 = npt.NDArray[np.int64]
-U8 = npt.NDArray[np.uint8]
 
 SIZE_PX = 512
 PX_PER_DM = 256

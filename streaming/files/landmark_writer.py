@@ -13,13 +13,12 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
+from cuda_kernels.arrays import F32
 from models.landmark_filter import POINTS
 
 from ..errors import InputError
 from ..pipeline.clock import FRAME_RATE_HZ
 from .video_writer import check_writable, temporary_path, writing_errors
-
-F32 = npt.NDArray[np.float32]
 
 
 class LandmarkOutput:

@@ -10,9 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 from models.speaker import Speaker
 
 from ..errors import Stopped
@@ -32,8 +29,6 @@ from .landmark_video import LandmarkVideo
 from .landmark_writer import LandmarkOutput
 from .pace import FilePace, SizeStep
 from .video_writer import VideoOutput
-
-F32 = npt.NDArray[np.float32]
 
 _POLL_S = 0.2
 

@@ -18,16 +18,14 @@ from typing import Any
 import av
 import av.error
 import numpy as np
-import numpy.typing as npt
+
+from cuda_kernels.arrays import F32, U8
 
 from ..errors import InputError
 from ..pipeline.clock import FRAME_RATE_HZ
 from ..pipeline.frame_cost import X264_PRESET
 from ..pipeline.i420 import BT601, LIMITED_RANGE, video_frame
 from .audio_file import SoundFormat
-
-F32 = npt.NDArray[np.float32]
-U8 = npt.NDArray[np.uint8]
 
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 _HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:40] or "host"

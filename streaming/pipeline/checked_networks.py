@@ -9,15 +9,13 @@ import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
-import numpy.typing as npt
 
+from cuda_kernels.arrays import F32
 from models.speaker import Speaker
 
 from ..errors import NetworkFailureError
 from .networks import SpeakerNetworks, network_specs
 from .onnx_engine import Engine, NetworkSpec
-
-F32 = npt.NDArray[np.float32]
 
 MAX_REASON_CHARS = 200  # of what a runtime says
 

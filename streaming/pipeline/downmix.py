@@ -12,9 +12,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 
-F32 = npt.NDArray[np.float32]
+from cuda_kernels.arrays import F32
 
 MAX_CANCELLING_COHERENCE = 0.3  # below it the louder channel is taken: the mean is 8 dB or more below it
 MIN_MIXING_COHERENCE = 0.6  # above it the mean is taken again

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 
+from cuda_kernels.arrays import F32
 from models.latent_noise import latent_noise
 from models.pitch import f0_hz
 from models.speaker import FEATURE_HOP_SAMPLES, MotionSettings, feature_count
@@ -23,8 +23,6 @@ from .clock import FRAME_SAMPLES, first_sample, frames_covering
 from .input_normalisation import RunningNormalisation
 from .onnx_engine import Engine
 from .pcm_motion import UNKNOWN_LANDMARKS, MovedFrame
-
-F32 = npt.NDArray[np.float32]
 
 FEATURES_PER_FRAME = FRAME_SAMPLES // FEATURE_HOP_SAMPLES
 

@@ -13,8 +13,8 @@ from typing import TypeVar
 
 import av
 import numpy as np
-import numpy.typing as npt
 
+from cuda_kernels.arrays import F32, U8
 from models.landmark_filter import POINTS, LandmarkFilter
 from models.speaker import Speaker
 
@@ -27,8 +27,6 @@ from .onnx_engine import CPU, Engine, NetworkSpec
 from .pcm_motion import frames_at_once
 from .render_size import FrameCost
 
-F32 = npt.NDArray[np.float32]
-U8 = npt.NDArray[np.uint8]
 T = TypeVar("T")
 
 X264_PRESET = "veryfast"  # of a recording's video

@@ -7,12 +7,12 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from cuda_kernels.arrays import F32, U8
+
 from .i420 import Box, I420Converter, PatchBlender
 from .mouth import feathered_mask
 
-F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
-U8 = npt.NDArray[np.uint8]
 
 
 class Raymarcher(Protocol):

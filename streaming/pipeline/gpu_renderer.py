@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import numpy.typing as npt
+
+from cuda_kernels.arrays import F32, U8
 
 from ..errors import GpuLostError, InputError, Stopped
 from .clock import MonotonicClock, SystemClock
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
     from .onnx_engine import DeviceName
 
-F32 = npt.NDArray[np.float32]
-U8 = npt.NDArray[np.uint8]
 
 log = logging.getLogger(__name__)
 

@@ -6,14 +6,12 @@ from fractions import Fraction
 
 import av
 import numpy as np
-import numpy.typing as npt
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
+
+from cuda_kernels.arrays import F32, U8, U16
 
 from .clock import FRAME_RATE_HZ
 
-F32 = npt.NDArray[np.float32]
-U8 = npt.NDArray[np.uint8]
-U16 = npt.NDArray[np.uint16]
 Box = tuple[int, int, int, int]  # x0 y0 x1 y1
 
 # As AVColorRange and, for primaries, transfer and matrix alike, ITU-T H.273 number them.

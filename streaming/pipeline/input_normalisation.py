@@ -23,9 +23,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 
-F32 = npt.NDArray[np.float32]
+from cuda_kernels.arrays import F32
 
 SAMPLE_RATE_HZ = 16_000
 PRIOR_DEVIATION = 0.06  # of speech in the corpora, in the middle; a talker at a laptop is not far from it

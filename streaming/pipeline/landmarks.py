@@ -6,14 +6,12 @@ from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 
+from cuda_kernels.arrays import F32
 from models.landmark_filter import LandmarkFilter
 from models.speaker import Speaker
 
 from .clock import FRAME_RATE_HZ
-
-F32 = npt.NDArray[np.float32]
 
 BLINKS_PER_MINUTE = 16.0
 MIN_INTERVAL_S = 1.2

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from cuda_kernels.arrays import F32
 from cuda_kernels.scene import Camera
 from models.landmark_filter import MOUTH, clamp_limits
 from models.speaker import MotionSettings
 
-F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 
 FEATHER_SHARE = 1 / 40  # of the picture's side: over this width the patch fades into the picture

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from cuda_kernels.arrays import F32
 from models.onnx_runtime import load_onnxruntime
 from models.speaker import FileRecord, read_network
 
@@ -26,7 +26,6 @@ from .cores import usable_cores
 from .cuda_device import CudaDevice, find_cuda_device
 from .run_watch import RUN_WATCH
 
-F32 = npt.NDArray[np.float32]
 EngineName = Literal["auto", "onnx", "tensorrt"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 

@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from cuda_kernels.arrays import F32
 from models.landmark_filter import POINTS
 from models.speaker import MotionSettings
 
 from ..errors import NetworkFailureError
 from .clock import FRAME_SAMPLES, first_sample, frames_covering
 from .onnx_engine import Engine
-
-F32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from cuda_kernels.arrays import F32, U8
 from models.speaker import Speaker
 
 from ..errors import GpuLostError, NetworkFailureError, Stopped
@@ -36,9 +36,6 @@ from .networks import SpeakerNetworks, open_networks
 from .pcm_motion import MovedFrame, frames_at_once
 from .queues import Aborted, BoundedQueue, Ended, Overflow
 from .stage_times import StageTimes
-
-F32 = npt.NDArray[np.float32]
-U8 = npt.NDArray[np.uint8]
 
 log = logging.getLogger(__name__)
 

@@ -28,15 +28,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from cuda_kernels.arrays import F32
 from cuda_kernels.user_cache import user_cache_dir
 
 from ..errors import Stopped
 from .cuda_device import CudaDevice
 from .onnx_engine import EngineError, EngineUnavailableError, NetworkSpec, OnnxEngine, check_tensors, probe
 
-F32 = npt.NDArray[np.float32]
 Say = Callable[[str], None]
 Foreign = Any
 """What belongs to tensorrt or cuda.bindings: neither is there where types are checked."""

@@ -11,7 +11,8 @@ from collections import deque
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
+
+from cuda_kernels.arrays import F32
 
 from ..pipeline.clock import MonotonicClock
 from ..webrtc.media_schedule import SOUND_RATE_HZ, TICK_S, MediaSchedule, slew_towards
@@ -20,8 +21,6 @@ from ..webrtc.opus import OpusEncoder
 from ..webrtc.resample import Decimator
 from ..webrtc.rtp_sender import MediaSender
 from .frame_log import TickLog, TickRecord
-
-F32 = npt.NDArray[np.float32]
 
 _TICK_SOUND_SAMPLES = round(SOUND_RATE_HZ * TICK_S)
 _QUIETEST_DB = -100.0

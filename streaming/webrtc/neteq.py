@@ -14,7 +14,8 @@ from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
+
+from cuda_kernels.arrays import F32
 
 from .jitter_buffer import AudioPacket, JitterBuffer, read_offset_s
 from .opus import BLOCK_SAMPLES, OPUS_RATE_HZ, OpusDecoder, OpusError
@@ -29,8 +30,6 @@ from .time_stretch import (
     lengthen,
     shorten,
 )
-
-F32 = npt.NDArray[np.float32]
 
 log = logging.getLogger(__name__)
 

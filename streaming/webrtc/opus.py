@@ -21,12 +21,12 @@ import av
 import av.audio
 import av.error
 import numpy as np
-import numpy.typing as npt
+
+from cuda_kernels.arrays import F32
 
 from ..pipeline.downmix import Downmix
 from .time_stretch import SEAM_SAMPLES, cross_fade, find_period
 
-F32 = npt.NDArray[np.float32]
 Application = Literal["voip", "audio"]
 
 log = logging.getLogger(__name__)

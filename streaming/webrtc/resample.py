@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-F32 = npt.NDArray[np.float32]
+from cuda_kernels.arrays import F32
 
 FACTOR = 3
 DELAY_SAMPLES = 72  # at 48 kHz, 1.5 ms: sample i that comes out is sample 3 i - 72 of what went in

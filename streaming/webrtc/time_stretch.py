@@ -9,9 +9,8 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-import numpy.typing as npt
 
-F32 = npt.NDArray[np.float32]
+from cuda_kernels.arrays import F32
 
 MIN_SAMPLES = 120  # 2.5 ms, 400 Hz
 MAX_SAMPLES = 720  # 15 ms, 67 Hz

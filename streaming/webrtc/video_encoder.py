@@ -9,16 +9,14 @@ from fractions import Fraction
 from typing import Protocol
 
 import av
-import numpy as np
-import numpy.typing as npt
 from aiortc.codecs.h264 import H264Encoder
 from aiortc.codecs.vpx import Vp8Encoder
 from av.video.frame import PictureType
 
+from cuda_kernels.arrays import U8
+
 from ..pipeline.clock import FRAME_RATE_HZ
 from ..pipeline.i420 import BT601, LIMITED_RANGE, video_frame
-
-U8 = npt.NDArray[np.uint8]
 
 KEYFRAME_FLOOR_FRAMES = 8  # 320 ms: a lossy line asks for keyframes faster than they help
 _NO_KEYFRAME_BY_ITSELF = 25 * 3600

@@ -6,7 +6,8 @@ from typing import Annotated
 import numpy as np
 import pytest
 
-from models.settings import F32, Range, SettingsError, Shape, check_ranges, from_mapping, to_mapping
+from cuda_kernels.arrays import F32
+from models.settings import Range, SettingsError, Shape, check_ranges, from_mapping, to_mapping
 
 
 @dataclass(frozen=True, kw_only=True)
