@@ -31,7 +31,6 @@ from .pipeline.loaded_speaker import SpeakerOpening
 from .pipeline.onnx_engine import CUDA_PROVIDER
 from .pipeline.render_size import FRAME_BUDGET_MS
 from .pipeline.renderers import OpenRaymarcher, open_cpu_raymarcher
-from .pipeline.tensorrt_engine import INSTALL as INSTALL_TENSORRT
 from .server.tls import server_ssl_context
 from .settings import StreamSettings
 from .webrtc.opus import BLOCK_SAMPLES, OpusDecoder, OpusEncoder, find_libopus
@@ -263,12 +262,12 @@ class _Checks:
         detail = f"ONNX Runtime {onnxruntime.__version__} ({', '.join(providers)})"
         tensorrt = _installed("tensorrt")
         detail += f", {tensorrt or 'no tensorrt'}"
-        if find_cuda_device() is None or tensorrt or CUDA_PROVIDER in onnxruntime.get_available_providers():
+        if find_cuda_device() is None or CUDA_PROVIDER in onnxruntime.get_available_providers():
             return _Found(status="ok", detail=detail)
         return _Found(
             status="warn",
             detail=f"{detail}: the GPU cannot run the networks",
-            way_out=f"{INSTALL_TENSORRT}, or install onnxruntime-gpu in place of onnxruntime",
+            way_out="pip uninstall onnxruntime, then pip install onnxruntime-gpu",
         )
 
     # The speaker -------------------------------------------------------------------------------------

@@ -2,9 +2,9 @@
 
 Which runtime and which device run it is chosen here, once, at start. Asked for by name, a runtime or a device
 is used for every network, or refused with the way out. `auto` decides by network: a small one (`LARGE_BYTES`)
-stays on the CPU, where it takes a millisecond or two that a GPU could not better by more than the way there
-and back costs; a large one goes to the first of TensorRT, ONNX Runtime on CUDA, ONNX Runtime on the CPU that
-can run it here, and one line says so where that is not the first.
+stays on the CPU, where it takes a millisecond or two: host-device transfer would cost more than a GPU saves;
+a large one goes to the first of ONNX Runtime's providers for TensorRT, CUDA and the CPU that can run it here,
+and one line says so where that is not the first.
 """
 
 from __future__ import annotations
@@ -33,10 +33,13 @@ LARGE_BYTES = 20_000_000
 """A file of more than this is a network that a GPU runs much faster: HuBERT, GeneFace's Audio2Motion."""
 MAX_FIRST_RUN_S = 20.0
 """A network that has not returned after this long when it is opened never does."""
+MAX_BUILD_S = 600.0
+"""The same where TensorRT builds an engine for this GPU."""
 MAX_RUN_S = 5.0
 """The same of a later run, whose sound is gone long before."""
 CPU = "CPU"
 CUDA_PROVIDER = "CUDAExecutionProvider"
+TENSORRT_PROVIDER = "TensorrtExecutionProvider"
 _CPU_PROVIDER = "CPUExecutionProvider"
 
 log = logging.getLogger(__name__)
@@ -173,9 +176,9 @@ def open_engine(
 def _open_tensorrt(
     network: NetworkSpec, gpu: CudaDevice, settings: EngineSettings, say: Callable[[str], None]
 ) -> Engine:
-    from .tensorrt_engine import open_tensorrt_engine
+    from .tensorrt import open_on_tensorrt
 
-    return open_tensorrt_engine(network, gpu, cache_dir=settings.cache_dir, say=say)
+    return open_on_tensorrt(network, gpu, cache_dir=settings.cache_dir, say=say)
 
 
 class OnnxEngine:
@@ -184,12 +187,20 @@ class OnnxEngine:
     On the CPU a small network has one thread, since the raymarcher needs the cores more; a large one has all.
     """
 
-    def __init__(self, network: NetworkSpec, *, gpu: CudaDevice | None = None, cores: int = 0) -> None:
+    def __init__(
+        self,
+        network: NetworkSpec,
+        *,
+        gpu: CudaDevice | None = None,
+        tensorrt: Mapping[str, str] | None = None,
+        cores: int = 0,
+    ) -> None:
         """Loads the file and runs it once on zeros; on the CPU without a `gpu`.
 
         Args:
             network: which, and of what shape.
             gpu: runs it.
+            tensorrt: options of ONNX Runtime's provider for TensorRT; None: CUDA runs it.
             cores: that a large network may use on the CPU, at most; 0: all there are.
 
         Raises:
@@ -203,7 +214,7 @@ class OnnxEngine:
         content = read_network(model, network.record)
         self._name = str(model)
         self._make_run_options = onnxruntime.RunOptions
-        self._max_run_s = MAX_FIRST_RUN_S
+        self._max_run_s = MAX_FIRST_RUN_S if tensorrt is None else MAX_BUILD_S
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = usable_cores(cores) if gpu is None and network.is_large else 1
         options.inter_op_num_threads = 1
@@ -220,6 +231,8 @@ class OnnxEngine:
                 onnxruntime.preload_dlls()
             # The default tries out every algorithm at each new length: seconds, in the middle of a stream.
             providers.insert(0, (CUDA_PROVIDER, {"cudnn_conv_algo_search": "HEURISTIC"}))
+        if tensorrt is not None:
+            providers.insert(0, (TENSORRT_PROVIDER, dict(tensorrt)))
         try:
             self._session = onnxruntime.InferenceSession(content, sess_options=options, providers=providers)
         except Exception as error:  # noqa: BLE001 - the runtime's own errors share no base but Exception
@@ -232,15 +245,25 @@ class OnnxEngine:
                 f"ONNX Runtime {onnxruntime.__version__}: expected CUDA and cuDNN as it was built for, got "
                 "others or none; pip install 'onnxruntime-gpu[cuda,cudnn]'"
             )
-        self.device = CPU if gpu is None else f"{gpu.name} (ONNX Runtime)"
+        if tensorrt is not None and TENSORRT_PROVIDER not in self._session.get_providers():
+            raise EngineUnavailableError(
+                f"ONNX Runtime {onnxruntime.__version__}: expected TensorRT's libraries, got none that it can "
+                "load; pip install tensorrt"
+            )
+        self.device = CPU if gpu is None else f"{gpu.name} (ONNX Runtime{', TensorRT' if tensorrt else ''})"
         self._outputs = [network.output]
         check_tensors(
             network,
             inputs={node.name: (node.type, node.shape) for node in self._session.get_inputs()},
             outputs={node.name: (node.type, node.shape) for node in self._session.get_outputs()},
         )
-        probe(self, network)
+        probe(self, network, must_be_finite=tensorrt is None)
         self._max_run_s = MAX_RUN_S
+
+    @property
+    def input_shapes(self) -> dict[str, list[Any]]:
+        """The inputs' shapes by name; an axis that the file leaves free is no number."""
+        return {node.name: list(node.shape) for node in self._session.get_inputs()}
 
     def run(self, inputs: Mapping[str, F32]) -> F32:
         """Returns the network's output for its inputs, by name.
