@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from models.landmark_filter import POINTS
+from models.partial_files import partial_path
 
 from .clock import FRAME_RATE_HZ
 from .errors import InputError
-from .video_output import check_writable, temporary_path, writing_errors
+from .video_output import check_writable, writing_errors
 
 F32 = npt.NDArray[np.float32]
 
@@ -38,7 +39,7 @@ class LandmarkOutput:
             raise InputError(f"{path}: expected a name ending in .npz for --landmarks; call it motion.npz")
         check_writable(path, "--landmarks")
         self.path = path
-        self._part = temporary_path(path)
+        self._part = partial_path(path)
         self._mean_face = mean_face
         self._frames = 0
         self._rows: IO[bytes] | None = None

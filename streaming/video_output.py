@@ -5,10 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
-import socket
-import sys
-import time
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -20,6 +16,8 @@ import av.error
 import numpy as np
 import numpy.typing as npt
 
+from models.partial_files import partial_path, sweep_abandoned
+
 from .audio_file import SoundFormat
 from .clock import FRAME_RATE_HZ, CpuClock
 from .errors import InputError
@@ -30,9 +28,6 @@ U8 = npt.NDArray[np.uint8]
 
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 _PRESET = "veryfast"
-_HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:40] or "host"
-_PART = re.compile(r"\..*\.([A-Za-z0-9-]{1,40})-(\d{1,10})\.part(?:\.\w+)?")
-_ABANDONED_S = 86_400.0
 
 
 def check_writable(path: Path, flag: str) -> None:
@@ -49,40 +44,6 @@ def check_writable(path: Path, flag: str) -> None:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f"{folder}: may not be written to; give {flag} another place")
     sweep_abandoned(folder)
-
-
-def temporary_path(path: Path) -> Path:
-    """Returns a name beside `path` for what is not whole yet."""
-    return path.with_name(f".{path.stem}.{_HOST}-{os.getpid()}.part{path.suffix}")
-
-
-def sweep_abandoned(folder: Path) -> None:
-    """Removes what runs left that were killed: not whole files of this host's ended processes.
-
-    Another host's, on a shared disk, are removed once nobody has written to them for a day.
-    """
-    with contextlib.suppress(OSError):
-        for file in folder.glob(".*.part*"):
-            found = _PART.fullmatch(file.name)
-            if found is None:
-                continue
-            with contextlib.suppress(OSError):
-                host, process = found.groups()
-                idle_s = time.time() - file.stat().st_mtime
-                if (host == _HOST and not _is_running(int(process))) or idle_s > _ABANDONED_S:
-                    file.unlink()
-
-
-def _is_running(process: int) -> bool:
-    if sys.platform == "win32":  # there, a file that is open cannot be removed
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):  # another user's
-        return True
-    return True
 
 
 @contextlib.contextmanager
@@ -127,7 +88,7 @@ class VideoOutput:
             raise InputError(f"speaker: expected pictures of an even size for H.264, got {size_px} px")
         check_writable(path, flag)
         self.path = path
-        self._part = temporary_path(path)
+        self._part = partial_path(path)
         self._container_name = container
         self.size_px = size_px
         self._sound_format = sound
