@@ -30,7 +30,7 @@ def aside_path(path: Path) -> Path:
 
 
 def sweep_abandoned(folder: Path) -> None:
-    """Removes what killed programs left in a folder: files and folders that are not whole, of ended processes.
+    """Removes what killed programs left in a folder: what is not whole, and whose process has ended.
 
     Another host's, on a shared disk, are removed once nobody has written to them for a day.
     """
