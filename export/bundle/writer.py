@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +18,7 @@ from safetensors.numpy import save
 
 from cuda_kernels.arrays import F32, U8
 from cuda_kernels.scene import Grid, HeadField, Scene, TorsoField
+from models.partial_files import aside_path, partial_path, restore_aside, sweep_abandoned
 from models.settings import from_mapping, to_mapping
 from models.speaker import (
     RECORDED_CASES_FILE,
@@ -133,9 +132,9 @@ def write_bundle(out: Path, parts: BundleParts, *, max_bytes: int | None = None)
         way_out = "train smaller grids or raise --max-mb"
         raise BundleError(str(out), "size", f"at most {max_bytes} bytes", got, way_out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+    restore_aside(out)
+    partial = _empty_folder(partial_path(out))
     try:
-        partial.chmod(0o755)
         for name, content in contents.items():
             (partial / name).write_bytes(content)
         load_speaker(partial)
@@ -150,15 +149,21 @@ def _replace(out: Path, partial: Path) -> None:
         partial.rename(out)
         return
     # A folder that is not empty cannot be renamed over: the old one steps aside and comes back on failure.
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.old-", dir=out.parent))
-    out.rename(aside / out.name)
+    aside = aside_path(out)
+    out.rename(aside)
     try:
         partial.rename(out)
     except OSError:
-        (aside / out.name).rename(out)
+        aside.rename(out)
         raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _empty_folder(path: Path) -> Path:
+    sweep_abandoned(path.parent)
+    shutil.rmtree(path, ignore_errors=True)  # of this very process
+    path.mkdir()
+    return path
 
 
 def seal(path: Path) -> Speaker:
@@ -197,7 +202,7 @@ def add_figures(path: Path, figures: Mapping[str, float]) -> Speaker:
     settings = dataclasses.replace(
         settings, figures=merged, files={**settings.files, CARD_FILE: _record(card)}
     )
-    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+    partial = _empty_folder(partial_path(path))
     try:
         shutil.copytree(path, partial, dirs_exist_ok=True)
         (partial / CARD_FILE).write_bytes(card)
@@ -210,14 +215,13 @@ def add_figures(path: Path, figures: Mapping[str, float]) -> Speaker:
 
 
 def _write_whole(file: Path, content: bytes) -> None:
-    handle, partial = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+    sweep_abandoned(file.parent)
+    partial = partial_path(file)
     try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-        Path(partial).chmod(0o644)
-        Path(partial).replace(file)
+        partial.write_bytes(content)
+        partial.replace(file)
     finally:
-        Path(partial).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
 def _settings_text(document: dict[str, Any]) -> bytes:

@@ -15,10 +15,11 @@ import numpy.typing as npt
 
 from cuda_kernels.arrays import F32
 from models.landmark_filter import POINTS
+from models.partial_files import partial_path
 
 from ..errors import InputError
 from ..pipeline.clock import FRAME_RATE_HZ
-from .video_writer import check_writable, temporary_path, writing_errors
+from .video_writer import check_writable, writing_errors
 
 
 class LandmarkOutput:
@@ -37,7 +38,7 @@ class LandmarkOutput:
             raise InputError(f"{path}: expected a name ending in .npz for --landmarks; call it motion.npz")
         check_writable(path, "--landmarks")
         self.path = path
-        self._part = temporary_path(path)
+        self._part = partial_path(path)
         self._mean_face = mean_face
         self._frames = 0
         self._rows: IO[bytes] | None = None

@@ -5,10 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
-import socket
-import sys
-import time
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -20,6 +16,7 @@ import av.error
 import numpy as np
 
 from cuda_kernels.arrays import F32, U8
+from models.partial_files import partial_path, sweep_abandoned
 
 from ..errors import InputError
 from ..pipeline.clock import FRAME_RATE_HZ
@@ -28,9 +25,6 @@ from ..pipeline.i420 import BT601, LIMITED_RANGE, video_frame
 from .audio_file import SoundFormat
 
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
-_HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:40] or "host"
-_PART = re.compile(r"\..*\.([A-Za-z0-9-]{1,40})-(\d{1,10})\.part(?:\.\w+)?")
-_ABANDONED_S = 86_400.0
 
 
 def check_writable(path: Path, flag: str) -> None:
@@ -47,40 +41,6 @@ def check_writable(path: Path, flag: str) -> None:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f"{folder}: may not be written to; give {flag} another place")
     sweep_abandoned(folder)
-
-
-def temporary_path(path: Path) -> Path:
-    """Returns a name beside `path` for what is not whole yet."""
-    return path.with_name(f".{path.stem}.{_HOST}-{os.getpid()}.part{path.suffix}")
-
-
-def sweep_abandoned(folder: Path) -> None:
-    """Removes what runs left that were killed: not whole files of this host's ended processes.
-
-    Another host's, on a shared disk, are removed once nobody has written to them for a day.
-    """
-    with contextlib.suppress(OSError):
-        for file in folder.glob(".*.part*"):
-            found = _PART.fullmatch(file.name)
-            if found is None:
-                continue
-            with contextlib.suppress(OSError):
-                host, process = found.groups()
-                idle_s = time.time() - file.stat().st_mtime
-                if (host == _HOST and not _is_running(int(process))) or idle_s > _ABANDONED_S:
-                    file.unlink()
-
-
-def _is_running(process: int) -> bool:
-    if sys.platform == "win32":  # there, a file that is open cannot be removed
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):  # another user's
-        return True
-    return True
 
 
 @contextlib.contextmanager
@@ -125,7 +85,7 @@ class VideoOutput:
             raise InputError(f"speaker: expected pictures of an even size for H.264, got {size_px} px")
         check_writable(path, flag)
         self.path = path
-        self._part = temporary_path(path)
+        self._part = partial_path(path)
         self._container_name = container
         self.size_px = size_px
         self._sound_format = sound

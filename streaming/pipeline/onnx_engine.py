@@ -247,8 +247,8 @@ class OnnxEngine:
             )
         if tensorrt is not None and TENSORRT_PROVIDER not in self._session.get_providers():
             raise EngineUnavailableError(
-                f"ONNX Runtime {onnxruntime.__version__}: expected TensorRT's libraries, got none that it can "
-                "load; pip install tensorrt"
+                f"ONNX Runtime {onnxruntime.__version__}: expected TensorRT's libraries, got none that it "
+                "can load; pip install tensorrt"
             )
         self.device = CPU if gpu is None else f"{gpu.name} (ONNX Runtime{', TensorRT' if tensorrt else ''})"
         self._outputs = [network.output]

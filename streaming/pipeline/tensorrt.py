@@ -1,7 +1,7 @@
 """A network on TensorRT, by ONNX Runtime's provider: compared with the CPU's answer once, then cached.
 
-TensorRT's libraries come with `pip install tensorrt`; ONNX Runtime for CUDA loads them. Engines and timings are
-kept in the user's cache folder. Not run yet: its libraries were not to be had beside a GPU.
+TensorRT's libraries come with `pip install tensorrt`; ONNX Runtime for CUDA loads them. Engines and timings
+are kept in the user's cache folder. Not run yet: its libraries were not to be had beside a GPU.
 
 Source: ONNX Runtime, "TensorRT Execution Provider" (options `trt_*`).
 """
@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from models.partial_files import partial_path
 
 from cuda_kernels.user_cache import user_cache_dir
 from models.onnx_runtime import load_onnxruntime
+from models.partial_files import partial_path
 
 from .cuda_device import CudaDevice
 from .onnx_engine import TENSORRT_PROVIDER, Engine, EngineUnavailableError, NetworkSpec, OnnxEngine

@@ -6,14 +6,19 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
+import bundle_factory
 import pytest
 
+from export.bundle import writer as bundle
 from export.geneface.checkpoints import read_config
 from export.geneface.hubert import HubertError, load_hubert
 from export.geneface.pickles import GenefaceFileError, read_npy, read_torch
 from export.geneface.regular_file import open_regular
+from models import partial_files
 from models.settings import escaped
+from models.speaker import BundleError, load_speaker
 from streaming.files import video_writer as video_output
 
 # Files that are none --------------------------------------------------------------------------------
@@ -218,7 +223,7 @@ def dead():
 
 
 def test_what_a_killed_run_left_is_swept_and_nothing_else(tmp_path, dead):
-    host = video_output._HOST
+    host = partial_files._HOST
     old = tmp_path / f".talk.another-host-{dead}.part.mp4"
     swept = [tmp_path / f".talk.v1.{host}-{dead}.part.mp4", tmp_path / f".x.{host}-{dead}.part.npz", old]
     kept = [
@@ -237,5 +242,48 @@ def test_what_a_killed_run_left_is_swept_and_nothing_else(tmp_path, dead):
 
 
 def test_the_name_of_what_is_not_whole_is_one_that_is_swept(tmp_path):
-    part = video_output.temporary_path(tmp_path / "a talk.mp4")
-    assert video_output._PART.fullmatch(part.name)[2] == str(os.getpid())
+    for name in ("a talk.mp4", "May", "speaker.json"):
+        part = partial_files.partial_path(tmp_path / name)
+        assert part.suffix == Path(name).suffix or part.suffix == ".part"
+        assert partial_files._NAME.fullmatch(part.name)[2] == str(os.getpid())
+
+
+# Bundles of programs that were killed
+
+
+def of_a_killed_program(path):
+    """Returns the name that a killed program would have given."""
+    ended = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
+    )
+    return path.with_name(path.name.replace(f"-{os.getpid()}.", f"-{ended.stdout.strip()}."))
+
+
+def test_a_half_written_bundle_goes_with_the_next_one(tmp_path):
+    out = tmp_path / "Tiny"
+    left = of_a_killed_program(partial_files.partial_path(out))
+    (left / "deep").mkdir(parents=True)
+    other = partial_files.partial_path(tmp_path / "Other")  # of a program that runs
+    other.mkdir()
+    bundle_factory.write_tiny_bundle(out, image_size_px=64)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["Tiny", other.name])
+
+
+def test_a_bundle_that_stepped_aside_for_a_killed_program_comes_back(tmp_path, monkeypatch):
+    out = bundle_factory.write_tiny_bundle(tmp_path / "Tiny", image_size_px=64)
+    aside = of_a_killed_program(partial_files.aside_path(out))
+    out.rename(aside)
+    refusal = BundleError(str(out), "head", "another", "this one")
+    monkeypatch.setattr(bundle, "load_speaker", lambda _: (_ for _ in ()).throw(refusal))
+    with pytest.raises(BundleError):  # the new one is no good: the old one is there all the same
+        bundle_factory.write_tiny_bundle(out, image_size_px=128)
+    assert load_speaker(out).image_size_px == 64
+    assert [path.name for path in tmp_path.iterdir()] == ["Tiny"]
+
+
+def test_a_bundle_that_was_replaced_leaves_nothing_aside(tmp_path):
+    out = bundle_factory.write_tiny_bundle(tmp_path / "Tiny", image_size_px=64)
+    of_a_killed_program(partial_files.aside_path(out)).mkdir()
+    bundle_factory.write_tiny_bundle(out, image_size_px=128)
+    assert load_speaker(out).image_size_px == 128
+    assert [path.name for path in tmp_path.iterdir()] == ["Tiny"]
