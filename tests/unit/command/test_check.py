@@ -293,7 +293,11 @@ CUDA = ("CUDAExecutionProvider", "CPUExecutionProvider")
     ("machine", "status", "detail"),
     [
         ({"gpu": None}, "ok", "ONNX Runtime 1.20.0 (CPU), no tensorrt"),
-        ({"gpu": GPU, "tensorrt": "10.9.0"}, "ok", "ONNX Runtime 1.20.0 (CPU), tensorrt 10.9.0"),
+        (
+            {"gpu": GPU, "providers": CUDA, "tensorrt": "10.9.0"},
+            "ok",
+            "ONNX Runtime 1.20.0 (CUDA, CPU), tensorrt 10.9.0",
+        ),
         ({"gpu": GPU, "providers": CUDA}, "ok", "ONNX Runtime 1.20.0 (CUDA, CPU), no tensorrt"),
         (
             {"gpu": GPU},
@@ -306,7 +310,7 @@ def test_the_engines_are_named(settings, monkeypatch, machine, status, detail):
     with_engines(monkeypatch, **machine)
     found = results_of(settings)
     assert (found["engines"].status, found["engines"].detail) == (status, detail)
-    assert ("pip install -e '.[tensorrt]'" in found["engines"].way_out) == (status == "warn")
+    assert ("pip install onnxruntime-gpu" in found["engines"].way_out) == (status == "warn")
     expected = "NVIDIA H100, compute 9.0" if machine["gpu"] else "no CUDA device"
     assert found["gpu"].detail.startswith(expected)
 
