@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from models.settings import escaped
 
-from .errors import GpuLostError, InputError, Stopped
+from .errors import GpuLostError, InputError, Signalled, Stopped
 from .settings import StreamSettings, flag, options, resolve_settings, variable
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ FAILED = 1
 BAD_INPUT = 2
 
 PROGRAM = "geneface-stream"
+_PATIENCE_S = 2.0  # after a signal; from then on another one ends the program at once
 log = logging.getLogger(__name__)
 
 
@@ -95,6 +97,7 @@ class _Interruption:
 
     def __init__(self) -> None:
         self.name = ""
+        self._first_s = 0.0
         self._polled = False
 
     @contextlib.contextmanager
@@ -122,9 +125,13 @@ class _Interruption:
 
     def _take(self, number: int, _: FrameType | None) -> None:
         first = not self.name
-        self.name = signal.Signals(number).name
+        if first:
+            self.name, self._first_s = signal.Signals(number).name, time.monotonic()
+        elif time.monotonic() - self._first_s > _PATIENCE_S:  # what it waits for does not come
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
         if first and not self._polled:
-            raise Stopped(self.name)
+            raise Signalled(self.name)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -145,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if settings.input or settings.output or settings.landmark_video:
                 return _speak(settings, interruption)
             return _serve(settings, interruption)
-    except Stopped:
+    except (Stopped, Signalled):
         # Which of the programs it would have become may not be known yet.
         outputs = ("output", "landmark_video")
         writes = any(texts.get(name) or os.environ.get(variable(name)) for name in outputs)
@@ -384,7 +391,7 @@ def _serve(settings: StreamSettings, interruption: _Interruption) -> int:
 
     try:
         serve(settings, say=say, stopped=interruption.received)
-    except Stopped:  # the server has ended in order; its signal comes again afterwards
+    except (Stopped, Signalled):  # the server has ended in order; its signal comes again afterwards
         say(f"{PROGRAM}: ended")
     return DONE
 

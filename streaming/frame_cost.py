@@ -16,6 +16,7 @@ import numpy.typing as npt
 from models.landmark_filter import POINTS, LandmarkFilter
 from models.speaker import Speaker
 
+from .checked_networks import checked
 from .clock import CpuClock, MonotonicClock, SystemClock, SystemCpuClock
 from .engine import CPU, Engine, NetworkSpec
 from .i420 import Box
@@ -78,7 +79,7 @@ class FrameCostMeter:
         self.threads = threads
         self._cores = cores
         self._make_renderer = make_renderer
-        specs = network_specs(speaker)
+        specs, networks = network_specs(speaker), checked(speaker, networks)
         settle = LandmarkFilter(
             mean=speaker.motion.landmark_mean,
             std=speaker.motion.landmark_std,

@@ -24,7 +24,15 @@ from .app import AppSettings, AvatarApp
 from .cores import core_share, drawing_threads, usable_cores
 from .errors import InputError, Stopped
 from .gpu_rendering import GpuRenderer, open_gpu
-from .http_protocol import ConnectionTable, GuardedHttpProtocol, Sparingly, raise_descriptor_limit
+from .http_protocol import (
+    MAX_HEAD_S,
+    MAX_LINGER_S,
+    ConnectionTable,
+    GuardedHttpProtocol,
+    GuardedListener,
+    Sparingly,
+    raise_descriptor_limit,
+)
 from .ice import IceServer
 from .metrics import Metrics
 from .networks import SharedFeatures
@@ -138,12 +146,17 @@ def serve(settings: StreamSettings, *, say: Callable[[str], None], stopped: Call
                 backlog=_BACKLOG,
             )
             config.load()
+            table = ConnectionTable(descriptors=raise_descriptor_limit(), proxies=app_settings.proxies)
+            listener.guard(table)
             config.http_protocol_class = functools.partial(  # type: ignore[assignment]
-                GuardedHttpProtocol,
-                table=ConnectionTable(descriptors=raise_descriptor_limit(), proxies=app_settings.proxies),
+                GuardedHttpProtocol, table=table
             )
             if tls is not None:
                 config.ssl = tls
+                loop = asyncio.get_running_loop()
+                loop.create_server = functools.partial(  # type: ignore[method-assign]
+                    loop.create_server, ssl_handshake_timeout=MAX_HEAD_S, ssl_shutdown_timeout=MAX_LINGER_S
+                )
             await _Server(config, sessions).serve(sockets=[listener])
 
         out_of_descriptors = "socket.accept() out of system resource"
@@ -180,12 +193,12 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def _listen(settings: StreamSettings) -> socket.socket:
+def _listen(settings: StreamSettings) -> GuardedListener:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        listener = socket.socket(family, kind, protocol)
+        listener = GuardedListener(family, kind, protocol)
     except OSError as error:
         raise InputError(
             f"--host {settings.host}: expected an address of this machine, got: {error.strerror or error}"

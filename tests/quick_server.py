@@ -10,9 +10,11 @@ import sys
 import time
 from pathlib import Path
 from urllib.error import HTTPError
+from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import numpy as np
+import psutil
 import stand_ins
 
 START_S = 60
@@ -129,6 +131,14 @@ class QuickServer:
         """Ends it at once."""
         self.process.kill()
         self.process.wait()
+
+    def connections(self) -> int:
+        """Returns how many connections to its port are established or closing."""
+        port = urlsplit(self.url).port
+        return sum(
+            connection.laddr.port == port and connection.status != psutil.CONN_LISTEN
+            for connection in psutil.Process(self.process.pid).net_connections("tcp")
+        )
 
     def metric(self, name: str) -> float:
         """Returns a metric, summed over its labels."""
