@@ -141,3 +141,24 @@ def test_a_request_after_a_short_body_is_answered_on_the_same_connection(server)
             assert connection.sock is first
     finally:
         connection.close()
+
+
+def test_handshakes_that_never_come_hold_nobody_up(tmp_path):
+    bundle_factory.write_tiny_bundle(tmp_path / "Tiny", image_size_px=128)
+    flags = ("--tls-self-signed",)
+    with QuickServer(tmp_path / "log.txt", tmp_path, *flags, prepare=FEW_DESCRIPTORS) as server:
+        where, held = urlsplit(server.url), []
+        try:
+            for _ in range(300):
+                with contextlib.suppress(ConnectionError):
+                    held.append(socket.create_connection((where.hostname, where.port), 5, ("127.0.0.2", 0)))
+            url = f"{server.url}healthz"
+            assert httpx.get(url, trust_env=False, timeout=10, verify=False).status_code == 200
+            deadline_s = time.monotonic() + 2.0 + 2 * MARGIN_S
+            while server.connections() > 1:  # httpx may not have let go yet
+                assert time.monotonic() < deadline_s
+                time.sleep(0.05)
+        finally:
+            for connection in held:
+                connection.close()
+    assert "Traceback" not in server.log()
