@@ -137,7 +137,7 @@ def _train(name: str, arguments: list[str]) -> int:
     outcome = fit(task, out, loop)
     curve = write_curve(out)
     if curve is not None:
-        print(escaped(str(curve)))
+        print(curve)
     if outcome.reason == "finished":
         after = getattr(module, "after_training", None)
         if after is not None:
