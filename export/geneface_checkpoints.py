@@ -7,6 +7,7 @@ checkpoint, since PostNet's training moved the batch norms of Audio2Motion.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -380,7 +381,7 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def _read_config(file: Path, seen: set[Path]) -> dict[str, Any]:
-    seen.add(file.resolve())
+    seen.add(Path(os.path.realpath(file)))  # of links in a circle, too, where Path.resolve fails
     try:
         with open_regular(file) as stream:
             values = yaml.load(stream.read(_MAX_CONFIG_BYTES), _PlainLoader)

@@ -18,6 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from models.settings import escaped
+from models.terminal import log_to_stderr, with_safe_streams
 
 from .errors import GpuLostError, InputError, Signalled, Stopped
 from .settings import StreamSettings, flag, options, resolve_settings, variable
@@ -136,11 +137,15 @@ class _Interruption:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit code: 0 done, 2 bad input or usage, 1 anything else."""
+    return with_safe_streams(PROGRAM, partial(_run, arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     given = vars(_parser().parse_args(arguments))
     only = [name for name in ("check", "list_devices", "list_speakers") if given.pop(name)]
     # A flag that was given several times is one text, as its variable is.
     texts = {name: ",".join(text) if isinstance(text, list) else text for name, text in given.items()}
-    logging.basicConfig(level=logging.WARNING, format=f"{PROGRAM}: %(message)s")
+    log_to_stderr(logging.WARNING, f"{PROGRAM}: %(message)s")
     interruption = _Interruption()
     try:
         with interruption.installed():
@@ -160,7 +165,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{PROGRAM}: stopped by {interruption.name}{result}", file=sys.stderr)
         return FAILED
     except GpuLostError as error:
-        print(f"{PROGRAM}: the GPU failed: {error}; run it again with --device cpu", file=sys.stderr)
+        print(
+            f"{PROGRAM}: the GPU failed: {escaped(str(error))}; run it again with --device cpu",
+            file=sys.stderr,
+        )
         return FAILED
     except Exception as error:
         if _is_bad_input(error):
@@ -187,7 +195,7 @@ def _list_speakers(settings: StreamSettings) -> int:
         raise InputError("no speakers found; give their folder with --speakers-dir")
     width = max(len(speaker.name) for speaker in found)
     for speaker in found:
-        print(f"{speaker.name.ljust(width)}  {speaker.path}")
+        print(escaped(f"{speaker.name.ljust(width)}  {speaker.path}"))
     return DONE
 
 
@@ -237,7 +245,7 @@ def _speak_with(settings: StreamSettings, interruption: _Interruption, opened: c
     def say(line: str) -> None:
         waiting.clear()
         if not settings.quiet:
-            print(line, file=sys.stderr)
+            print(escaped(line), file=sys.stderr)
 
     def say_step(step: SizeStep) -> None:
         progress.clear()
@@ -291,7 +299,7 @@ def _speak_with(settings: StreamSettings, interruption: _Interruption, opened: c
             progress.clear()
     sizes = describe_steps(start_px, report.steps)
     print(
-        f"{shown.path}: {report.duration_s:.2f} s, {report.frames} frames "
+        f"{escaped(str(shown.path))}: {report.duration_s:.2f} s, {report.frames} frames "
         f"{shown.size_px} x {shown.size_px}, {report.size_bytes / 1e6:.1f} MB, "
         f"in {report.spent_s:.1f} s (real-time factor {report.real_time_factor:.2f}){done_on}"
         f"{', ' if sizes else ''}{sizes}"
@@ -303,14 +311,21 @@ def _refuse_one_file_twice(settings: StreamSettings) -> None:
     """Refuses an output that is the recording itself or another output.
 
     Raises:
-        InputError: with both flags.
+        InputError: with both flags; or the folder that their names begin in is gone.
     """
-    flags: dict[Path, str] = {}
+    flags: dict[str, str] = {}
     for name in ("input", "output", "landmark_video", "landmarks"):
         path: Path | None = getattr(settings, name)
         if path is None:
             continue
-        first = flags.setdefault(path.resolve(), flag(name))
+        try:
+            real = os.path.realpath(path)  # of links in a circle, too, where Path.resolve fails
+        except OSError as error:
+            reason = (error.strerror or type(error).__name__).lower()
+            raise InputError(
+                f"{path}: expected a name in the working folder, got: {reason}; change to one that is there"
+            ) from None
+        first = flags.setdefault(real, flag(name))
         if first != flag(name):
             raise InputError(f"{path}: {first} would be overwritten; give {flag(name)} another name")
 
@@ -387,7 +402,7 @@ def _serve(settings: StreamSettings, interruption: _Interruption) -> int:
     logging.getLogger("streaming").setLevel(logging.INFO)
 
     def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+        print(escaped(line), file=sys.stderr, flush=True)
 
     try:
         serve(settings, say=say, stopped=interruption.received)
@@ -400,7 +415,7 @@ def _speak_here(settings: StreamSettings, interruption: _Interruption) -> int:
     from .local_run import LiveRun
 
     with LiveRun(settings) as live:
-        print(live.describe(), file=sys.stderr)
+        print(escaped(live.describe()), file=sys.stderr)
         with interruption.polled():
             report = live.run(stopped=interruption.received)
     print(report.summary())
@@ -410,7 +425,7 @@ def _speak_here(settings: StreamSettings, interruption: _Interruption) -> int:
 def _check(settings: StreamSettings) -> int:
     from .check import exit_code, run_checks, table
 
-    results = run_checks(settings, say=lambda line: print(line, file=sys.stderr))
+    results = run_checks(settings, say=lambda line: print(escaped(line), file=sys.stderr))
     print(table(results))
     return exit_code(results)
 

@@ -13,6 +13,8 @@ import av
 import numpy as np
 import numpy.typing as npt
 
+from models.settings import escaped
+
 from .clock import SAMPLE_RATE_HZ, MonotonicClock, SystemClock
 from .downmix import Downmix
 from .errors import InputError, Stopped
@@ -106,8 +108,8 @@ def list_devices() -> str:
         (
             "*" if device.is_default else "",
             str(device.index),
-            device.name,
-            device.host_api,
+            escaped(device.name),
+            escaped(device.host_api),
             str(device.channels),
             f"{device.rate_hz} Hz",
         )

@@ -45,3 +45,10 @@ def test_every_field_has_its_help():
 def test_what_cannot_be_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
         DistillationRequest(**(FOLDERS | given))
+
+
+@pytest.mark.parametrize("name", ["bundle", "speech", "out", "work"])
+def test_links_in_a_circle_are_left_to_those_who_open_them(tmp_path, name):
+    link = tmp_path / "loop"
+    link.symlink_to(link)
+    assert getattr(DistillationRequest(**{**FOLDERS, name: link}), name) == link

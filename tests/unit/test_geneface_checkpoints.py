@@ -325,6 +325,13 @@ def test_a_config_inherits(tmp_path):
     assert read == {"a": 1, "b": 2, "c": {"d": 2, "e": 1}, "f": 3, "video_id": "May"}
 
 
+def test_settings_that_are_a_link_to_themselves_are_refused(tmp_path):
+    link = tmp_path / "config.yaml"
+    link.symlink_to(link)
+    with pytest.raises(GenefaceFileError, match=r"config\.yaml: expected the settings"):
+        read_config(link)
+
+
 def test_a_flat_config_is_taken_as_it_is(tmp_path):
     (tmp_path / "base.yaml").write_text("a: 2\nz: 1\n")
     (tmp_path / "config.yaml").write_text("base_config: ./base.yaml\nwork_dir: checkpoints/May/x\na: 1\n")
