@@ -388,14 +388,32 @@ class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]  # yaml ships no type
         if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
             raise yaml.constructor.ConstructorError(None, None, "merged keys (<<)", node.start_mark)
 
+    def __init__(self, stream: bytes) -> None:
+        super().__init__(stream)
+        self._written_chars = 0
+        self._whole: set[yaml.Node] = set()
+
     def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node:
-        """Refuses aliases of lists and mappings: each alias of an alias doubles, and one may hold itself."""
+        """Refuses aliases that nest, multiply or hold themselves; a list shared by two keys comes as one."""
         alias = self.peek_event() if self.check_event(yaml.AliasEvent) else None
         node = super().compose_node(parent, index)
-        if alias is not None and not isinstance(node, yaml.ScalarNode):
-            what = f"an alias (*{alias.anchor}) of a list or a mapping"
-            raise yaml.composer.ComposerError(None, None, what, alias.start_mark)
+        self._whole.add(node) if alias is None else self._check_alias(alias, node)
         return node
+
+    def _check_alias(self, alias: yaml.AliasEvent, node: yaml.Node) -> None:
+        scalar = isinstance(node, yaml.ScalarNode)
+        inner = [] if scalar else [part for entry in node.value for part in _parts(entry)]
+        if node not in self._whole or not all(isinstance(part, yaml.ScalarNode) for part in inner):
+            what = f"an alias (*{alias.anchor}) of more than plain values"
+            raise yaml.composer.ComposerError(None, None, what, alias.start_mark)
+        self._written_chars += sum(len(part.value) + 1 for part in (inner or [node]))
+        if self._written_chars > _MAX_CONFIG_BYTES:
+            what = f"aliases of more than {_MAX_CONFIG_BYTES} characters"
+            raise yaml.composer.ComposerError(None, None, what, alias.start_mark)
+
+
+def _parts(entry: yaml.Node | tuple[yaml.Node, yaml.Node]) -> tuple[yaml.Node, ...]:
+    return entry if isinstance(entry, tuple) else (entry,)
 
 
 def _number(loader: _PlainLoader, node: yaml.ScalarNode) -> int | float:

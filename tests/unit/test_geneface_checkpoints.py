@@ -464,17 +464,29 @@ def doubled(line, first="d0: &d0 {k: 1}\n"):
     ],
     ids=["mappings", "lists", "a mapping in itself", "a list in itself"],
 )
-def test_aliases_of_lists_and_mappings_are_refused(tmp_path, text):
+def test_aliases_that_nest_or_hold_themselves_are_refused(tmp_path, text):
     (tmp_path / "base.yaml").write_text(text)
     (tmp_path / "config.yaml").write_text(f"base_config: ./base.yaml\n{text}")
-    with pytest.raises(GenefaceFileError, match=r"an alias \(\*\w+\) of a list or a mapping") as refusal:
+    with pytest.raises(GenefaceFileError, match=r"an alias \(\*\w+\) of more than plain values") as refusal:
         read_config(tmp_path / "config.yaml")
     one_line_about(refusal, tmp_path / "config.yaml")
 
 
-def test_an_alias_of_a_plain_value_is_read(tmp_path):
-    (tmp_path / "config.yaml").write_text("a: &a 0.5\nb: [*a, *a]\n")
-    assert read_config(tmp_path / "config.yaml") == {"a": 0.5, "b": [0.5, 0.5]}
+@pytest.mark.parametrize(
+    "value", ["a" * 9000, f"[{', '.join(['1'] * 4500)}]", f"{{{', '.join(f'k{i}: 1' for i in range(900))}}}"]
+)
+def test_aliases_that_multiply_are_refused(tmp_path, value):
+    (tmp_path / "config.yaml").write_text(f"x: &x {value}\nvideo_id: [{', '.join(['*x'] * 900)}]\n")
+    with pytest.raises(GenefaceFileError, match="aliases of more than 1000000 characters") as refusal:
+        read_config(tmp_path / "config.yaml")
+    one_line_about(refusal, tmp_path / "config.yaml")
+
+
+def test_aliases_of_plain_values_are_read(tmp_path):
+    (tmp_path / "config.yaml").write_text("a: &a 0.5\nb: &b [*a, *a]\nc: *b\nd: &d {e: 1}\nf: [*d, *b]\n")
+    half = [0.5, 0.5]
+    read = read_config(tmp_path / "config.yaml")
+    assert read == {"a": 0.5, "b": half, "c": half, "d": {"e": 1}, "f": [{"e": 1}, half]}
 
 
 @pytest.mark.parametrize("bases", ["5", "{a: b}", "[./base.yaml, [a]]", "[null]", "2001-01-01"])
