@@ -314,7 +314,7 @@ def _postnet_checkpoint(path: Path, steps: int | None) -> tuple[Path, str]:
         choice = choose(curves)
         return saved[choice.step], f"chosen from the training's logs: {choice.reason}"
     intended = read_config(path / _CONFIG_NAME).get("infer_ckpt_steps")
-    if type(intended) is int and intended in saved:
+    if type(intended) in (int, float) and intended in saved:
         return saved[intended], "infer_ckpt_steps of its config.yaml; its tb_logs hold nothing to choose by"
     file, newest = _newest(path)
     return (

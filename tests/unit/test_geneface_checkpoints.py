@@ -303,8 +303,8 @@ def test_logs_of_other_steps_or_without_finite_values_choose_nothing(checkpoints
     assert taken(checkpoints)[0] == "model_ckpt_steps_4000.ckpt"
 
 
-@pytest.mark.parametrize("steps", [[1], {"a": 1}, True, 4000.0, "4000"])
-def test_infer_ckpt_steps_that_is_no_whole_number_chooses_nothing(checkpoints, many_steps, steps):
+@pytest.mark.parametrize("steps", [[1], {"a": 1}, True, 4000.5, "4000"])
+def test_infer_ckpt_steps_that_is_no_step_chooses_nothing(checkpoints, many_steps, steps):
     (many_steps / "config.yaml").write_text(yaml.safe_dump(MOTION | {"infer_ckpt_steps": steps}))
     assert taken(checkpoints)[0] == "model_ckpt_steps_6000.ckpt"
 
