@@ -11,7 +11,6 @@ import dataclasses
 import json
 import logging
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from training.cli import write_settings
 from training.loop import checkpoints, fit
 
 from .assembly import FILES, training_of
-from .bundle import BundleParts, parts_of, write_bundle
+from .bundle import BundleParts, folder_beside, parts_of, write_bundle
 from .distillation_request import DistillationRequest
 from .graphs import with_small_weights, without_notes
 from .model_card import Card, model_card
@@ -141,7 +140,7 @@ def distil(request: DistillationRequest, *, teacher: Teacher | None = None) -> D
     _require_same_speech(folder, corpus)
     step = _train(request, corpus, folder, device)
     student = load_audio2motion(folder)
-    content, exported, verification = _export(student, corpus)
+    content, exported, verification = _export(student, corpus, request.out)
     motion = dataclasses.replace(
         speaker.motion,
         kind="pcm",
@@ -244,14 +243,14 @@ def _train(request: DistillationRequest, corpus: TeacherCorpus, folder: Path, de
 
 
 def _export(
-    student: Audio2Motion, corpus: TeacherCorpus
+    student: Audio2Motion, corpus: TeacherCorpus, out: Path
 ) -> tuple[bytes, MotionExportReport, dict[str, float]]:
     """Returns motion.onnx, how it was exported, and what was found when it was compared with torch."""
     subspace = LandmarkSubspace.fit(torch.from_numpy(corpus.train_landmarks()), unexplained=UNEXPLAINED)
     log.info("motion: the face moves in %d ways", len(subspace.basis))
     heard = corpus.held_out[0].pcm()
-    with tempfile.TemporaryDirectory(prefix="geneface-export-") as place:
-        path = Path(place) / "motion.onnx"
+    with folder_beside(out) as folder:
+        path = folder / "motion.onnx"
         report = export_motion(student, None, LogMel(), path=path, subspace=subspace, audio=heard)
         content = without_notes(path.read_bytes())
     width = report.window_samples

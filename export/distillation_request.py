@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from .regular_file import real_path
 
 FRAME_MS = 40
 LONGEST_LOOKAHEAD_MS = 160
@@ -59,12 +60,14 @@ class DistillationRequest:
             raise ValueError(f"temperature: expected 0 to 2, got {self.temperature}")
         if self.max_minutes is not None and not self.max_minutes > 0:
             raise ValueError(f"max_minutes: expected more than 0, got {self.max_minutes}")
-        if _real(self.out) == _real(self.bundle):
+        real = {name: real_path(name, getattr(self, name)) for name in ("bundle", "speech", "out")}
+        real["work"] = real_path("work", self.work_folder)
+        if real["out"] == real["bundle"]:
             raise ValueError(
                 f"out: expected another folder than the teacher's bundle, got {self.out}; the teacher is kept"
             )
         for name, folder in (("out", self.out), ("work", self.work_folder)):
-            if _real(folder).is_relative_to(_real(self.speech)):
+            if real[name].is_relative_to(real["speech"]):
                 raise ValueError(
                     f"{name}: expected a folder outside of speech ({self.speech}), got {folder}; give another"
                 )
@@ -78,8 +81,3 @@ class DistillationRequest:
     def lookahead_frames(self) -> int:
         """The look-ahead in video frames."""
         return self.lookahead_ms // FRAME_MS
-
-
-def _real(path: Path) -> Path:
-    """Returns where a path leads; unlike Path.resolve, of links in a circle, too."""
-    return Path(os.path.realpath(path))

@@ -7,9 +7,7 @@ background and the landmarks' range. GeneFace's poses count in ten decimetres, a
 from __future__ import annotations
 
 import logging
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +30,7 @@ from preparation.media import read_pcm
 from training.fields import draw_head, draw_torso
 
 from .assembly import FILES, Origin, read_origin
-from .bundle import BundleParts, require_free, write_bundle
+from .bundle import BundleParts, folder_beside, require_free, write_bundle
 from .condition import export_condition
 from .geneface_checkpoints import GenefaceFolders, GenefaceNetworks, find_folders, read_networks
 from .geneface_dataset import GenefaceDataset, read_dataset
@@ -91,15 +89,15 @@ def import_geneface(request: GenefaceRequest) -> Speaker:
     if pcm is not None and abs(len(pcm) // 320 - len(data.hubert)) <= _SAME_SOUND_FEATURES:
         verification["hubert_against_dataset"] = _feature_difference(hubert, pcm, data)
 
-    with tempfile.TemporaryDirectory(prefix="geneface-export-") as folder:
+    with folder_beside(request.out) as folder:
         log.info("features.onnx: writing, and comparing with torch ...")
         features = export_features(
-            hubert, path=Path(folder) / "features.onnx", audio=pcm, float32_weights=request.float32_networks
+            hubert, path=folder / "features.onnx", audio=pcm, float32_weights=request.float32_networks
         )
         log.info("motion.onnx: writing, and comparing with torch ...")
         motion = export_geneface_motion(
             chain,
-            path=Path(folder) / "motion.onnx",
+            path=folder / "motion.onnx",
             features=data.hubert if data.hubert.any() else None,
             f0_hz=data.f0_hz,
             float32_weights=True,  # beside HuBERT nobody sees its size

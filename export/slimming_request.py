@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .regular_file import real_path
+
 WIDTHS = (32, 64)
 
 
@@ -43,7 +45,7 @@ class SlimRequest:
             raise ValueError(f"steps: expected 1 or more, got {self.steps}")
         if self.rays is not None and self.rays < 256:
             raise ValueError(f"rays: expected 256 or more, got {self.rays}")
-        if self.out.absolute() == self.bundle.absolute():
+        if real_path("out", self.out) == real_path("bundle", self.bundle):
             raise ValueError(
                 f"out: expected another folder than the bundle's, got {self.out}; keep the wide one"
             )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
 
 from export.distillation_request import DistillationRequest
+from export.slimming_request import SlimRequest
 
 FOLDERS = {"bundle": Path("a/May"), "speech": Path("b"), "out": Path("c/Small")}
 
@@ -48,7 +50,33 @@ def test_what_cannot_be_is_refused(given, message):
 
 
 @pytest.mark.parametrize("name", ["bundle", "speech", "out", "work"])
-def test_links_in_a_circle_are_left_to_those_who_open_them(tmp_path, name):
-    link = tmp_path / "loop"
-    link.symlink_to(link)
-    assert getattr(DistillationRequest(**{**FOLDERS, name: link}), name) == link
+def test_a_link_to_itself_is_left_to_whoever_opens_it(tmp_path, name):
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    assert getattr(DistillationRequest(**(FOLDERS | {name: loop})), name) == loop
+
+
+def test_one_folder_is_found_out_behind_links(tmp_path):
+    (tmp_path / "May").mkdir()
+    (tmp_path / "link").symlink_to("May")
+    with pytest.raises(ValueError, match="out: expected another folder than the teacher's bundle"):
+        DistillationRequest(bundle=tmp_path / "May", speech=Path("b"), out=tmp_path / "link")
+    with pytest.raises(ValueError, match="out: expected another folder than the bundle's"):
+        SlimRequest(bundle=tmp_path / "May", out=tmp_path / "link", speech=(Path("b"),))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a working folder cannot be deleted there")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: DistillationRequest(**FOLDERS),
+        lambda: SlimRequest(bundle=Path("a"), out=Path("b"), speech=(Path("c"),)),
+    ],
+)
+def test_a_relative_path_in_a_deleted_working_folder_is_one_line(tmp_path, monkeypatch, make):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(ValueError, match="expected a path that can be followed") as error:
+        make()
+    assert "\n" not in str(error.value)
