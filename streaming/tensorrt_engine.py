@@ -31,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cuda_kernels.user_cache import user_cache_dir
+from models.speaker import read_network
 
 from .cuda_device import CudaDevice
 from .engine import EngineError, EngineUnavailableError, NetworkSpec, OnnxEngine, check_tensors, probe
@@ -292,7 +293,7 @@ def _build(
     builder = trt.Builder(messages)
     definition = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(definition, messages)
-    if not parser.parse_from_file(str(network.model)):
+    if not parser.parse(read_network(network.model, network.record)):  # what was hashed
         reason = parser.get_error(0).desc() if parser.num_errors else messages.last
         raise EngineUnavailableError(f"a network that it cannot read ({_one_line(reason)})")
     inputs = [definition.get_input(number) for number in range(definition.num_inputs)]
@@ -448,8 +449,7 @@ def _progress(trt: Foreign, title: str, say: Say) -> Foreign:
 
 def _key(network: NetworkSpec, built_for: str) -> str:
     """Returns a text that changes with whatever an engine depends on, but its precision."""
-    with network.model.open("rb") as file:
-        content = hashlib.file_digest(file, "sha256").hexdigest()
+    content = hashlib.sha256(read_network(network.model, network.record)).hexdigest()
     depends_on = json.dumps([content, built_for, dict(network.inputs)])
     return hashlib.sha256(depends_on.encode()).hexdigest()[:32]
 

@@ -184,11 +184,11 @@ def tensorrt(machine: Machine) -> ModuleType:
         def get_error(self, number):
             return SimpleNamespace(desc=lambda: machine.parse_error)
 
-        def parse_from_file(self, path) -> bool:
-            assert isinstance(path, str)
+        def parse(self, content) -> bool:
+            assert isinstance(content, bytes)
             if machine.parse_error:
                 return False
-            model = onnx.load(path)
+            model = onnx.load_model_from_string(content)
             definition, known = self._definition, {}
 
             def tensor(name, shape=()):

@@ -13,9 +13,10 @@ from on_loop import on_loop, until
 from models.speaker import BundleError, FoundSpeaker, UnknownSpeakerError
 from streaming import sessions as sessions_module
 from streaming.admission import Admission
+from streaming.engine import EngineTimeoutError
 from streaming.metrics import Metrics
 from streaming.offer import OfferError
-from streaming.sessions import EndedError, FullError, Sessions
+from streaming.sessions import LOOK_AGAIN_S, EndedError, FullError, Sessions
 from streaming.speaker_list import SpeakerEntry
 from streaming.stage_times import Work
 
@@ -392,6 +393,22 @@ async def test_another_speaker_is_opened_when_first_asked_for(setup):
         await it.sessions.end(session.id, "one")
     assert it.opened == [str(it.folder / "Ada")]
     await it.sessions.aclose()
+
+
+@on_loop
+async def test_a_speaker_whose_networks_never_return_is_not_opened_again_at_once(setup):
+    it = setup()
+    it.broken = EngineTimeoutError("motion.onnx: expected an answer within 20 s, got none")
+    for _ in range(3):
+        with pytest.raises(EngineTimeoutError):
+            await it.sessions.open("Ada", "offer")
+    assert len(it.opened) == 1
+    it.clock.time_s += LOOK_AGAIN_S
+    it.broken = None
+    await it.sessions.open("Ada", "offer")
+    assert len(it.opened) == 2
+    await it.sessions.aclose()
+    assert it.nothing_is_left()
 
 
 @on_loop
