@@ -16,6 +16,7 @@ SPEAKER ?= May
 INPUT ?= examples/hello.wav
 OUTPUT ?= talking.mp4
 LOCK ?= requirements/run.txt
+export SPEAKER INPUT OUTPUT LOCK  # recipes name them as the shell's, whatever is in them
 
 # The first Python on the path that is new enough; PYTHON=... names another.
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python3.14 python,\
@@ -28,10 +29,10 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(RUN_ENV)/.installed ## set up, then serve: open the address it prints and speak
-	$(RUN_ENV)/bin/geneface-stream --speaker $(SPEAKER) $(ARGS)
+	$(RUN_ENV)/bin/geneface-stream --speaker "$$SPEAKER" $(ARGS)
 
 video: $(RUN_ENV)/.installed ## set up, then turn INPUT (a recording) into OUTPUT (a video)
-	$(RUN_ENV)/bin/geneface-stream --speaker $(SPEAKER) --input $(INPUT) --output $(OUTPUT) $(ARGS)
+	$(RUN_ENV)/bin/geneface-stream --speaker "$$SPEAKER" --input "$$INPUT" --output "$$OUTPUT" $(ARGS)
 
 test: $(DEV_ENV)/.installed ## set up, then run every test
 	$(DEV_ENV)/bin/python -m pytest
@@ -46,9 +47,9 @@ check: $(DEV_ENV)/.installed ## lint, format, types, layers, the types of the pa
 	npm run --silent check
 
 bench: $(DEV_ENV)/.installed ## measure renderer, pipeline and live latency on this machine
-	$(DEV_ENV)/bin/python -m benchmarks.render --speaker $(SPEAKER) --sizes 128 192 256 512
-	$(DEV_ENV)/bin/python -m benchmarks.pipeline --speaker $(SPEAKER) --audio $(INPUT)
-	$(DEV_ENV)/bin/python -m benchmarks.latency --speaker $(SPEAKER) --audio $(INPUT)
+	$(DEV_ENV)/bin/python -m benchmarks.render --speaker "$$SPEAKER" --sizes 128 192 256 512
+	$(DEV_ENV)/bin/python -m benchmarks.pipeline --speaker "$$SPEAKER" --audio "$$INPUT"
+	$(DEV_ENV)/bin/python -m benchmarks.latency --speaker "$$SPEAKER" --audio "$$INPUT"
 
 clean: ## remove the environments and what tools left behind
 	rm -rf $(RUN_ENV) $(DEV_ENV) $(LOCK_ENV) node_modules build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
@@ -70,20 +71,28 @@ $(LOCK_ENV)/bin/uv:
 	$(LOCK_ENV)/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.8'
 
 sbom: $(DEV_ENV)/.installed ## write sbom.cdx.json: what LOCK installs, as CycloneDX
-	$(DEV_ENV)/bin/python -W ignore::UserWarning -m cyclonedx_py requirements $(LOCK) --pyproject pyproject.toml --mc-type application \
+	$(DEV_ENV)/bin/python -W ignore::UserWarning -m cyclonedx_py requirements "$$LOCK" --pyproject pyproject.toml --mc-type application \
 		--output-reproducible --spec-version 1.6 --output-file sbom.cdx.json
 
-$(RUN_ENV)/.installed: pyproject.toml requirements/run.txt
+# An environment goes with the Python that it was made by: after an upgrade of that it is made anew.
+works = $(1)/bin/python -c 'import pip' 2>/dev/null
+.SECONDEXPANSION:
+anew = $(shell $(call works,$(1)) || echo ANEW)
+.PHONY: ANEW
+ANEW:
+
+$(RUN_ENV)/.installed: pyproject.toml requirements/run.txt $$(call anew,$(RUN_ENV))
 	$(call install,$(RUN_ENV),requirements/run.txt)
 
-$(DEV_ENV)/.installed: pyproject.toml requirements/dev.txt
+$(DEV_ENV)/.installed: pyproject.toml requirements/dev.txt $$(call anew,$(DEV_ENV))
 	$(call install,$(DEV_ENV),requirements/dev.txt)
 
 # create ENVIRONMENT
 define create
 @if [ -z "$(PYTHON)" ]; then \
 	echo "Python 3.11 or newer was not found; install it, or name it: make PYTHON=/path/to/python3" >&2; exit 2; fi
-@if [ ! -x $(1)/bin/python ]; then \
+@if ! $(call works,$(1)); then \
+	if [ -e $(1)/.installed ] || [ ! -x $(1)/bin/python ]; then rm -rf $(1); fi; \
 	echo "Creating $(1) with $$($(PYTHON) --version)"; \
 	$(PYTHON) -m venv $(1) || { \
 		rm -rf $(1); echo "$(PYTHON) cannot create environments; on Debian: apt-get install python3-venv" >&2; exit 2; }; fi

@@ -41,6 +41,7 @@ from .scene import Scene
 
 MIN_SIZE_PX, MAX_SIZE_PX = 8, 2048
 _BACKGROUNDS_KEPT = 4
+MAX_POSE = 1e6
 
 
 class RenderInputError(ValueError):
@@ -307,6 +308,8 @@ class CpuRaymarcher:
         if pose.shape != (4, 4) or not np.isfinite(pose).all():
             got = f"shape {pose.shape}" if pose.shape != (4, 4) else "NaN or infinity"
             raise RenderInputError(f"c2w: expected (4, 4) finite numbers, got {got}")
+        if np.abs(pose).max() > MAX_POSE:  # beyond, float32 has no cells any more
+            raise RenderInputError(f"c2w: expected numbers up to {MAX_POSE:g}, got {np.abs(pose).max():.3g}")
         vector = np.ascontiguousarray(condition, np.float32)
         if vector.shape != (self.condition_size,) or not np.isfinite(vector).all():
             wrong = vector.shape != (self.condition_size,)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import logging
 import sys
 import typing
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.settings import escaped
+from models.terminal import log_to_stderr, with_safe_streams
 from training.cli import Flag, Parser, add_flag, missing_extra
 
 from .requests import BundleRequest, DistillationRequest, GenefaceRequest, SlimRequest
@@ -24,9 +26,13 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 done, 2 bad input or usage (one line on stderr), 1 anything else."""
+    return with_safe_streams("geneface-export", functools.partial(_run, argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parsed = _parser().parse_args(argv)
     # The ONNX exporter tells every rewrite at INFO.
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    log_to_stderr(logging.WARNING, "%(levelname)s %(name)s: %(message)s")
     logging.getLogger("export").setLevel(logging.INFO)
     try:
         code: int = parsed.run(parsed)
@@ -100,9 +106,9 @@ def _distil(parsed: argparse.Namespace) -> int:
     try:
         report = distil(_request(parsed))
     except StoppedError as stopped:
-        print(f"geneface-export distil: {stopped}", file=sys.stderr)
+        print(f"geneface-export distil: {escaped(str(stopped))}", file=sys.stderr)
         return 1
-    print("\n".join(report.lines()))
+    print("\n".join(map(escaped, report.lines())))
     return 0
 
 
@@ -122,7 +128,7 @@ def _print_made(speaker: Speaker) -> None:
     from .verification import stored_checks
 
     total = sum(record.size_bytes for record in speaker.settings.files.values())
-    print(f"{speaker.path}: {speaker.name}, {total / 1e6:.1f} MB")
+    print(escaped(f"{speaker.path}: {speaker.name}, {total / 1e6:.1f} MB"))
     _print_checks(stored_checks(speaker))
 
 
@@ -137,7 +143,7 @@ def _verify(parsed: argparse.Namespace) -> int:
     message = (
         f"geneface-export verify: {parsed.bundle}: {failed.name}: got {failed.found}; rebuild the bundle"
     )
-    print(message, file=sys.stderr)
+    print(escaped(message), file=sys.stderr)
     return 2
 
 
@@ -155,7 +161,7 @@ def _print_checks(checks: Sequence[Check]) -> None:
 def _seal(parsed: argparse.Namespace) -> int:
     from .bundle.writer import seal
 
-    print(f"{seal(parsed.bundle).path}: sealed")
+    print(escaped(f"{seal(parsed.bundle).path}: sealed"))
     return 0
 
 
@@ -164,7 +170,7 @@ def _figures(parsed: argparse.Namespace) -> int:
     from .bundle.writer import add_figures
 
     speaker = add_figures(parsed.bundle, read_figures(tuple(parsed.files)))
-    print(f"{speaker.path}: {len(speaker.figures)} figures")
+    print(escaped(f"{speaker.path}: {len(speaker.figures)} figures"))
     return 0
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .regular_file import real_path
+
 FRAME_MS = 40
 MAX_LOOKAHEAD_MS = 1600
 HOPS_FRAMES = (1, 2, 4)
@@ -199,12 +201,14 @@ class DistillationRequest:
             raise ValueError(f"temperature: expected 0 to 2, got {self.temperature}")
         if self.max_minutes is not None and not self.max_minutes > 0:
             raise ValueError(f"max_minutes: expected more than 0, got {self.max_minutes}")
-        if self.out.resolve() == self.bundle.resolve():
+        real = {name: real_path(name, getattr(self, name)) for name in ("bundle", "speech", "out")}
+        real["work"] = real_path("work", self.work_folder)
+        if real["out"] == real["bundle"]:
             raise ValueError(
                 f"out: expected another folder than the teacher's bundle, got {self.out}; the teacher is kept"
             )
         for name, folder in (("out", self.out), ("work", self.work_folder)):
-            if folder.resolve().is_relative_to(self.speech.resolve()):
+            if real[name].is_relative_to(real["speech"]):
                 raise ValueError(
                     f"{name}: expected a folder outside of speech ({self.speech}), got {folder}; give another"
                 )
@@ -255,7 +259,7 @@ class SlimRequest:
             raise ValueError(f"steps: expected 1 or more, got {self.steps}")
         if self.rays is not None and self.rays < 256:
             raise ValueError(f"rays: expected 256 or more, got {self.rays}")
-        if self.out.absolute() == self.bundle.absolute():
+        if real_path("out", self.out) == real_path("bundle", self.bundle):
             raise ValueError(
                 f"out: expected another folder than the bundle's, got {self.out}; keep the wide one"
             )

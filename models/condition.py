@@ -4,29 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
+
+from .settings import Range, check_ranges, require
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConditionConfig:
     """Sizes of the condition networks; the defaults are GeneFace's."""
 
-    inputs: int = 204  # numbers a frame
-    window_frames: int = 5
+    inputs: Annotated[int, Range(1, 4096)] = 204  # numbers a frame
+    window_frames: Annotated[int, Range(1, 64)] = 5
     lookahead_frames: int = 2  # frames of the window after the one it is for
-    hidden: tuple[int, int, int, int] = (32, 32, 64, 64)
-    outputs: int = 64
+    hidden: Annotated[tuple[int, int, int, int], Range(1, 1024)] = (32, 32, 64, 64)
+    outputs: Annotated[int, Range(1, 1024)] = 64
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a window that does not hold its own frame."""
-        if self.window_frames < 1:
-            raise ValueError(f"window_frames: expected at least 1, got {self.window_frames}")
-        if not 0 <= self.lookahead_frames < self.window_frames:
-            raise ValueError(
-                f"lookahead_frames: expected 0 to {self.window_frames - 1}, got {self.lookahead_frames}"
-            )
+        """Raises SettingsError for a size out of range or a window that does not hold its own frame."""
+        check_ranges(self)
+        last = self.window_frames - 1
+        require(0 <= self.lookahead_frames <= last, "lookahead_frames", f"0 to {last}", self.lookahead_frames)
 
 
 class FramePrenet(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -16,29 +17,30 @@ from cuda_kernels.arrays import F32
 from cuda_kernels.scene import Grid
 from cuda_kernels.torch_reference import GridConstants, GridLayout, grid_constants, grid_encode
 
+from .settings import Range, check_ranges, require
+
 
 @dataclass(frozen=True, kw_only=True)
 class GridConfig:
     """Sizes of one feature grid; the defaults are GeneFace's."""
 
-    levels: int = 16
-    features: int = 2
-    base_resolution: int = 16
+    levels: Annotated[int, Range(2, 32)] = 16
+    features: Annotated[int, Range(1, 16)] = 2
+    base_resolution: Annotated[int, Range(1, 2048)] = 16
     desired_resolution: int = 2048  # cells along a side on the finest level
-    log2_rows: int = 16  # the most table rows a level may have
+    log2_rows: Annotated[int, Range(3, 19)] = 16  # the most table rows a level may have
     hashed: bool = False
     smoothstep: bool = False
 
     def __post_init__(self) -> None:
-        """Raises ValueError for sizes whose addresses leave 32 bits or whose levels are too few."""
-        if self.levels < 2:
-            raise ValueError(f"levels: expected at least 2, got {self.levels}")
-        if not 3 <= self.log2_rows <= 19:
-            raise ValueError(f"log2_rows: expected 3 to 19, got {self.log2_rows}")
-        if not self.base_resolution <= self.desired_resolution <= 2048:
-            raise ValueError(
-                f"desired_resolution: expected {self.base_resolution} to 2048, got {self.desired_resolution}"
-            )
+        """Raises SettingsError for sizes whose addresses leave 32 bits or whose levels are too few."""
+        check_ranges(self)
+        require(
+            self.base_resolution <= self.desired_resolution <= 2048,
+            "desired_resolution",
+            f"{self.base_resolution} to 2048",
+            self.desired_resolution,
+        )
 
     @property
     def width(self) -> int:

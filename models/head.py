@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 -- torch's own convention
@@ -34,6 +34,7 @@ from cuda_kernels.torch_reference import (
 from .condition import ConditionConfig, FramePrenet, WindowAttention, encode_windows
 from .density_grid import mean_density, pack_bits, unseen_cells, updated
 from .encodings import GridConfig, GridEncoder, Mlp, as_numpy, shared_rows
+from .settings import Range, check_ranges, require
 
 _SH = 16
 
@@ -45,33 +46,34 @@ class HeadConfig:
     condition: ConditionConfig = field(default_factory=ConditionConfig)
     position_grid: GridConfig = field(default_factory=GridConfig)
     ambient_grid: GridConfig = field(default_factory=GridConfig)
-    hidden_ambient: int = 128
-    hidden_sigma: int = 128
-    hidden_color: int = 128
-    layers_ambient: int = 3
-    layers_sigma: int = 3
-    layers_color: int = 2
-    geometry_features: int = 128
-    codes: int = 13000  # frames with an individual code; row 0 is used for drawing
-    code_width: int = 4
+    hidden_ambient: Annotated[int, Range(1, 1024)] = 128
+    hidden_sigma: Annotated[int, Range(1, 1024)] = 128
+    hidden_color: Annotated[int, Range(1, 1024)] = 128
+    layers_ambient: Annotated[int, Range(1, 16)] = 3
+    layers_sigma: Annotated[int, Range(1, 16)] = 3
+    layers_color: Annotated[int, Range(1, 16)] = 2
+    geometry_features: Annotated[int, Range(0, 1024)] = 128
+    # Frames with an individual code; row 0 is used for drawing.
+    codes: Annotated[int, Range(1, 200_000)] = 13000
+    code_width: Annotated[int, Range(0, 256)] = 4
     grid_size: int = 128
     bound: float = 1.0
     aabb: tuple[float, float, float, float, float, float] = (-1.0, -0.5, -1.0, 1.0, 0.5, 1.0)
-    camera_scale: float = 4.0
-    camera_offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    max_steps: int = 16
-    min_near: float = 0.05
-    density_threshold: float = 10.0
-    stop_transmittance: float = 1e-4
+    camera_scale: Annotated[float, Range(1e-4, 1e4)] = 4.0
+    camera_offset: Annotated[tuple[float, float, float], Range(-1e4, 1e4)] = (0.0, 0.0, 0.0)
+    max_steps: Annotated[int, Range(1, 1024)] = 16
+    min_near: Annotated[float, Range(0.0, 100.0)] = 0.05
+    density_threshold: Annotated[float, Range(0.0, 1e6)] = 10.0
+    stop_transmittance: Annotated[float, Range(0.0, 0.5)] = 1e-4
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a cube of more than one cascade or a box outside it."""
-        if not 0 < self.bound <= 1:
-            raise ValueError(f"bound: expected above 0 and at most 1, got {self.bound}")
-        if max(abs(edge) for edge in self.aabb) > self.bound:
-            raise ValueError(f"aabb: expected within ±{self.bound}, got {self.aabb}")
-        if self.grid_size & (self.grid_size - 1) or not 8 <= self.grid_size <= 512:
-            raise ValueError(f"grid_size: expected a power of two from 8 to 512, got {self.grid_size}")
+        """Raises SettingsError for a size out of range, more than one cascade or a box outside the cube."""
+        check_ranges(self)
+        require(0 < self.bound <= 1, "bound", "above 0 and at most 1", self.bound)
+        within = all(abs(edge) <= self.bound for edge in self.aabb)
+        require(within, "aabb", f"within ±{self.bound}", self.aabb)
+        fits = 8 <= self.grid_size <= 512 and not self.grid_size & (self.grid_size - 1)
+        require(fits, "grid_size", "a power of two from 8 to 512", self.grid_size)
 
     @classmethod
     def streaming(cls) -> HeadConfig:

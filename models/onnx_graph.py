@@ -146,7 +146,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     while at < end:
         tag, at = _varint(message, at)
         number, kind = tag >> 3, tag & 7
-        if number == 0:
+        if number == 0 or tag >> 32:  # protobuf would cut a longer one off, and read another field
             raise _MalformedError
         if kind == _VARINT:
             value, at = _varint(message, at)

@@ -15,53 +15,79 @@ import time
 from pathlib import Path
 
 _HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:40] or "host"
-_NAME = re.compile(r"\..*\.([A-Za-z0-9-]{1,40})-(\d{1,10})\.(part|old)(?:\.\w+)?")
+_NAME = re.compile(
+    r"\.(?P<stem>.+)\.geneface-(?P<host>[A-Za-z0-9-]{1,40})-(?P<process>\d{1,10})\.(?P<kind>part|old)"
+    r"(?P<suffix>\.\w+)?",
+    re.DOTALL,
+)
+# A process of another container may have this host's name and a number that is not seen here: it writes on.
+_IDLE_S = 60.0
 _ABANDONED_S = 86_400.0
 
 
 def partial_path(path: Path) -> Path:
     """Returns a name beside `path` for what is not whole yet; its suffix stays, which some writers go by."""
-    return path.with_name(f".{path.stem}.{_HOST}-{os.getpid()}.part{path.suffix}")
+    return _beside(path, "part")
 
 
 def aside_path(path: Path) -> Path:
     """Returns a name beside `path` for what was there, while something else takes its place."""
-    return path.with_name(f".{path.stem}.{_HOST}-{os.getpid()}.old{path.suffix}")
+    return _beside(path, "old")
 
 
 def sweep_abandoned(folder: Path) -> None:
     """Removes what killed programs left in a folder: what is not whole, and whose process has ended.
 
-    Another host's, on a shared disk, are removed once nobody has written to them for a day.
+    What was written to in the last minute stays; another host's, on a shared disk, stays for a day.
     """
-    for path in _abandoned(folder, "part"):
-        with contextlib.suppress(OSError):
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    for path, match in _ours(folder, "part"):
+        idle_s = time.time() - _written_s(path)
+        if idle_s > (_IDLE_S if _has_ended(match) else _ABANDONED_S):
+            _remove(path)
 
 
 def restore_aside(path: Path) -> None:
     """Brings back what stepped aside for a program that was killed before anything took its place."""
-    for aside in _abandoned(path.parent, "old"):
-        if aside.name.startswith(f".{path.stem}.") and aside.suffix in (".old", path.suffix):
+    for aside, match in _ours(path.parent, "old"):
+        if (match["stem"], match["suffix"] or "") != (path.stem, path.suffix) or not _has_ended(match):
+            continue
+        if path.exists():
+            _remove(aside)
+        else:
             with contextlib.suppress(OSError):
-                if path.exists():
-                    shutil.rmtree(aside)
-                else:
-                    aside.rename(path)
+                aside.rename(path)
 
 
-def _abandoned(folder: Path, kind: str) -> list[Path]:
+def _beside(path: Path, kind: str) -> Path:
+    return path.with_name(f".{path.stem}.geneface-{_HOST}-{os.getpid()}.{kind}{path.suffix}")
+
+
+def _ours(folder: Path, kind: str) -> list[tuple[Path, re.Match[str]]]:
     found = []
     with contextlib.suppress(OSError):
-        for path in folder.glob(f".*.{kind}*"):
+        for path in folder.iterdir():
             match = _NAME.fullmatch(path.name)
-            if match is None or match[3] != kind:
-                continue
-            with contextlib.suppress(OSError):
-                idle_s = time.time() - path.stat(follow_symlinks=False).st_mtime
-                if (match[1] == _HOST and not _is_running(int(match[2]))) or idle_s > _ABANDONED_S:
-                    found.append(path)
+            if match is not None and match["kind"] == kind:
+                found.append((path, match))
     return found
+
+
+def _written_s(path: Path) -> float:
+    """Returns when a file, or anything in a folder, was last written to; now where that cannot be seen."""
+    try:
+        inside = [] if path.is_symlink() or not path.is_dir() else [*path.iterdir()]
+        return max(entry.stat(follow_symlinks=False).st_mtime for entry in (path, *inside))
+    except OSError:
+        return time.time()
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _has_ended(match: re.Match[str]) -> bool:
+    return match["host"] == _HOST and not _is_running(int(match["process"]))
 
 
 def _is_running(process: int) -> bool:

@@ -45,6 +45,8 @@ OPTIONAL_FILES = ("torso.safetensors", "syncnet.onnx", "features.onnx", RECORDED
 UNREAD_FILES = ("features.onnx", RECORDED_CASES_FILE, "MODEL_CARD.md")
 """Up to a gigabyte, or of no use to a stream: proven by their hashes, read by whoever needs them."""
 _MIB = 1 << 20
+MAX_CAMERA_DISTANCE = 1e4
+MAX_RESOLUTION = 1 << 20
 MAX_FILE_BYTES = {
     SETTINGS_FILE: _MIB,
     "MODEL_CARD.md": _MIB,
@@ -257,6 +259,9 @@ class GridSettings:
     def __post_init__(self) -> None:
         """Checks ranges."""
         check_ranges(self)
+        finest = self.base_resolution * 2.0 ** ((self.levels - 1) * self.log2_growth)
+        expected = f"at most {MAX_RESOLUTION} cells a side at the last level"
+        require(finest <= MAX_RESOLUTION, "log2_growth", expected, f"{finest:g}")
 
     @property
     def width(self) -> int:
@@ -637,7 +642,12 @@ def _open_without_waiting(path: str, flags: int) -> int:
 
 def _read_files(path: Path, settings: SpeakerSettings) -> dict[str, bytes]:
     """Returns the content of the arrays and the picture; every listed file is proven by size and hash."""
-    for entry in sorted(path.iterdir()):
+    try:
+        entries = sorted(path.iterdir())
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise BundleError(str(path), "folder", "one that can be read", reason) from None
+    for entry in entries:
         strange = entry.name not in settings.files and entry.name != SETTINGS_FILE
         if strange and not entry.name.startswith("."):
             way_out = "take it out of the bundle's folder"
@@ -798,6 +808,11 @@ def _read_poses(file: Path, content: bytes) -> tuple[F32, F32]:
     if not error[worst] <= 1e-3:
         expected = "rotations (orthonormal within 1e-3, last row 0 0 0 1)"
         raise BundleError(str(file), f"c2w[{worst}]", expected, f"an error of {error[worst]:.3g}")
+    far = float(np.abs(poses[:, :3, 3]).max())
+    if not far <= MAX_CAMERA_DISTANCE:
+        raise BundleError(
+            str(file), "c2w", f"a camera within {MAX_CAMERA_DISTANCE:g} of the head", f"one at {far:.3g}"
+        )
     if np.abs(blinks[[0, -1]]).max() > 1e-6:
         got = f"{np.abs(blinks[[0, -1]]).max():.3g}"
         raise BundleError(str(file), "blink", "0 in the first and last frame", got)
@@ -806,7 +821,7 @@ def _read_poses(file: Path, content: bytes) -> tuple[F32, F32]:
 
 def _read_background(file: Path, content: bytes, size_px: int) -> U8:
     # Size and kind stand at fixed places in a PNG; they are checked before anything is unpacked.
-    if len(content) < 29 or not content.startswith(_PNG_SIGNATURE):
+    if len(content) < 29 or not content.startswith(_PNG_SIGNATURE) or content[12:16] != b"IHDR":
         raise BundleError(str(file), "content", "a PNG", "something else")
     width, height = (int.from_bytes(content[start : start + 4], "big") for start in (16, 20))
     if (width, height) != (size_px, size_px):
@@ -926,7 +941,7 @@ def list_speakers(*, speakers_dir: Path | None = None) -> list[FoundSpeaker]:
     for place, folder in places:
         for settings_file in _glob(folder):
             path = settings_file.parent
-            if not path.name.startswith("."):
+            if not path.name.startswith(".") and path.name.isprintable():  # what is no UTF-8 is not
                 found.setdefault(path.name, FoundSpeaker(name=path.name, path=path, place=place))
     return [found[name] for name in sorted(found)]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 -- torch's own convention
@@ -18,6 +18,7 @@ from cuda_kernels.torch_reference import frequency_encode, sample_occupancy
 
 from .density_grid import updated_torso
 from .encodings import GridConfig, GridEncoder, Mlp, as_numpy, shared_rows
+from .settings import Range, check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,15 +26,20 @@ class TorsoConfig:
     """Sizes of the torso; the defaults are GeneFace's."""
 
     grid: GridConfig = field(default_factory=GridConfig)
-    hidden_deform: int = 64
-    hidden_canonical: int = 32
-    position_octaves: int = 10
-    pose_octaves: int = 4
-    codes: int = 13000  # frames with an individual code; row 0 is used for drawing
-    code_width: int = 8
-    shrink: float = 0.8
-    grid_size: int = 128
-    density_threshold: float = 0.01
+    hidden_deform: Annotated[int, Range(1, 1024)] = 64
+    hidden_canonical: Annotated[int, Range(1, 1024)] = 32
+    position_octaves: Annotated[int, Range(0, 16)] = 10
+    pose_octaves: Annotated[int, Range(0, 16)] = 4
+    # Frames with an individual code; row 0 is used for drawing.
+    codes: Annotated[int, Range(1, 200_000)] = 13000
+    code_width: Annotated[int, Range(0, 256)] = 8
+    shrink: Annotated[float, Range(0.05, 1.0)] = 0.8
+    grid_size: Annotated[int, Range(2, 1024)] = 128
+    density_threshold: Annotated[float, Range(0.0, 1e6)] = 0.01
+
+    def __post_init__(self) -> None:
+        """Raises SettingsError for a size out of range."""
+        check_ranges(self)
 
     @classmethod
     def streaming(cls) -> TorsoConfig:

@@ -13,6 +13,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 
 from cuda_kernels.arrays import I16, U8
+from models.recording import open_recording
 
 SAMPLE_RATE_HZ = 16_000
 _DECODE_ERRORS = (av.FFmpegError, ValueError, OSError, IndexError)  # all that PyAV raises for a file
@@ -34,8 +35,12 @@ def _open(path: Path) -> InputContainer:
     if found.st_size == 0:
         raise MediaError(f"{path}: the file is empty; expected a recording that ffmpeg can decode")
     try:
-        # Without "file:" a colon in a name would end a protocol's; titles in any encoding will do.
-        return av.open(f"file:{path}", metadata_errors="ignore", options={"protocol_whitelist": "file"})
+        return open_recording(path)
+    except av.error.ArgumentError:
+        raise MediaError(
+            f"{path}: expected one recording, got a playlist, a script or a damaged header; "
+            "give the recording itself"
+        ) from None
     except _DECODE_ERRORS as error:
         raise MediaError(
             f"{path}: not a recording that ffmpeg can decode ({error}); convert it first"

@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 
 from models.onnx_runtime import load_onnxruntime
+from models.settings import escaped
 from models.speaker import find_speaker, load_speaker
 
 from .desktop.microphone import input_devices
@@ -128,9 +129,9 @@ def table(results: Sequence[CheckResult], *, colour: bool | None = None) -> str:
         mark = result.status.ljust(4)
         if colour:
             mark = f"{_COLOURS[result.status]}{mark}\033[0m"
-        lines.append(f"{mark}  {result.name.ljust(width)}  {result.detail}")
+        lines.append(f"{mark}  {result.name.ljust(width)}  {escaped(result.detail)}")
         if result.way_out:
-            lines.append(f"{' ' * (width + 8)}-> {result.way_out}")
+            lines.append(f"{' ' * (width + 8)}-> {escaped(result.way_out)}")
     return "\n".join(lines)
 
 

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib import metadata
@@ -16,8 +17,9 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from models.settings import escaped
+from models.terminal import log_to_stderr, with_safe_streams
 
-from .errors import GpuLostError, InputError, Stopped
+from .errors import GpuLostError, InputError, Signalled, Stopped
 from .settings import StreamSettings, flag, options, resolve_settings, variable
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ FAILED = 1
 BAD_INPUT = 2
 
 PROGRAM = "geneface-stream"
+_PATIENCE_S = 2.0  # after a signal; from then on another one ends the program at once
 log = logging.getLogger(__name__)
 
 
@@ -94,6 +97,7 @@ class _Interruption:
 
     def __init__(self) -> None:
         self.name = ""
+        self._first_s = 0.0
         self._polled = False
 
     @contextlib.contextmanager
@@ -121,9 +125,13 @@ class _Interruption:
 
     def _take(self, number: int, _: FrameType | None) -> None:
         first = not self.name
-        self.name = signal.Signals(number).name
+        if first:
+            self.name, self._first_s = signal.Signals(number).name, time.monotonic()
+        elif time.monotonic() - self._first_s > _PATIENCE_S:  # what it waits for does not come
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
         if first and not self._polled:
-            raise Stopped(self.name)
+            raise Signalled(self.name)
 
 
 def main(arguments: Sequence[str] | None = None, *, open_raymarcher: OpenRaymarcher | None = None) -> int:
@@ -133,11 +141,15 @@ def main(arguments: Sequence[str] | None = None, *, open_raymarcher: OpenRaymarc
         arguments: of the command line; None: those of the process.
         open_raymarcher: opens what draws on the CPU; None: the CPU raymarcher.
     """
+    return with_safe_streams(PROGRAM, partial(_run, arguments, open_raymarcher))
+
+
+def _run(arguments: Sequence[str] | None, open_raymarcher: OpenRaymarcher | None) -> int:
     given = vars(_parser().parse_args(arguments))
     only = [name for name in ("check", "list_devices", "list_speakers") if given.pop(name)]
     # A flag that was given several times is one text, as its variable is.
     texts = {name: ",".join(text) if isinstance(text, list) else text for name, text in given.items()}
-    logging.basicConfig(level=logging.WARNING, format=f"{PROGRAM}: %(message)s")
+    log_to_stderr(logging.WARNING, f"{PROGRAM}: %(message)s")
     interruption = _Interruption()
     try:
         with interruption.installed():
@@ -149,7 +161,7 @@ def main(arguments: Sequence[str] | None = None, *, open_raymarcher: OpenRaymarc
             if settings.input or settings.output or settings.landmark_video:
                 return _speak(settings, interruption, open_raymarcher)
             return _serve(settings, interruption, open_raymarcher)
-    except Stopped:
+    except (Stopped, Signalled):
         # Which of the programs it would have become may not be known yet.
         outputs = ("output", "landmark_video")
         writes = any(texts.get(name) or os.environ.get(variable(name)) for name in outputs)
@@ -157,7 +169,10 @@ def main(arguments: Sequence[str] | None = None, *, open_raymarcher: OpenRaymarc
         print(f"{PROGRAM}: stopped by {interruption.name}{result}", file=sys.stderr)
         return FAILED
     except GpuLostError as error:
-        print(f"{PROGRAM}: the GPU failed: {error}; run it again with --device cpu", file=sys.stderr)
+        print(
+            f"{PROGRAM}: the GPU failed: {escaped(str(error))}; run it again with --device cpu",
+            file=sys.stderr,
+        )
         return FAILED
     except Exception as error:
         if _is_bad_input(error):
@@ -184,7 +199,7 @@ def _list_speakers(settings: StreamSettings, _: OpenRaymarcher | None) -> int:
         raise InputError("no speakers found; give their folder with --speakers-dir")
     width = max(len(speaker.name) for speaker in found)
     for speaker in found:
-        print(f"{speaker.name.ljust(width)}  {speaker.path}")
+        print(escaped(f"{speaker.name.ljust(width)}  {speaker.path}"))
     return DONE
 
 
@@ -232,7 +247,7 @@ def _speak(
     def say(line: str) -> None:
         waiting.clear()
         if not settings.quiet:
-            print(line, file=sys.stderr)
+            print(escaped(line), file=sys.stderr)
 
     def say_step(step: SizeStep) -> None:
         progress.clear()
@@ -290,7 +305,7 @@ def _speak(
                 progress.clear()
     sizes = describe_steps(start_px, report.steps)
     print(
-        f"{shown.path}: {report.duration_s:.2f} s, {report.frames} frames "
+        f"{escaped(str(shown.path))}: {report.duration_s:.2f} s, {report.frames} frames "
         f"{shown.size_px} x {shown.size_px}, {report.size_bytes / 1e6:.1f} MB, "
         f"in {report.spent_s:.1f} s (real-time factor {report.real_time_factor:.2f}){done_on}"
         f"{', ' if sizes else ''}{sizes}"
@@ -302,14 +317,21 @@ def _refuse_one_file_twice(settings: StreamSettings) -> None:
     """Refuses an output that is the recording itself or another output.
 
     Raises:
-        InputError: with both flags.
+        InputError: with both flags; or the folder that their names begin in is gone.
     """
-    flags: dict[Path, str] = {}
+    flags: dict[str, str] = {}
     for name in ("input", "output", "landmark_video", "landmarks"):
         path: Path | None = getattr(settings, name)
         if path is None:
             continue
-        first = flags.setdefault(path.resolve(), flag(name))
+        try:
+            real = os.path.realpath(path)  # of links in a circle, too, where Path.resolve fails
+        except OSError as error:
+            reason = (error.strerror or type(error).__name__).lower()
+            raise InputError(
+                f"{path}: expected a name in the working folder, got: {reason}; change to one that is there"
+            ) from None
+        first = flags.setdefault(real, flag(name))
         if first != flag(name):
             raise InputError(f"{path}: {first} would be overwritten; give {flag(name)} another name")
 
@@ -358,7 +380,7 @@ def _serve(
     logging.getLogger("streaming").setLevel(logging.INFO)
 
     def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+        print(escaped(line), file=sys.stderr, flush=True)
 
     try:
         serve(
@@ -367,7 +389,7 @@ def _serve(
             stopped=interruption.received,
             open_raymarcher=open_raymarcher or open_cpu_raymarcher,
         )
-    except Stopped:  # the server has ended in order; its signal comes again afterwards
+    except (Stopped, Signalled):  # the server has ended in order; its signal comes again afterwards
         say(f"{PROGRAM}: ended")
     return DONE
 
@@ -379,7 +401,7 @@ def _speak_here(
     from .pipeline.renderers import open_cpu_raymarcher
 
     with LiveRun(settings, open_raymarcher=open_raymarcher or open_cpu_raymarcher) as live:
-        print(live.describe(), file=sys.stderr)
+        print(escaped(live.describe()), file=sys.stderr)
         with interruption.polled():
             report = live.run(stopped=interruption.received)
     print(report.summary())
@@ -392,7 +414,7 @@ def _check(settings: StreamSettings, open_raymarcher: OpenRaymarcher | None) -> 
 
     results = run_checks(
         settings,
-        say=lambda line: print(line, file=sys.stderr),
+        say=lambda line: print(escaped(line), file=sys.stderr),
         open_raymarcher=open_raymarcher or open_cpu_raymarcher,
     )
     print(table(results))

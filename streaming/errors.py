@@ -28,5 +28,9 @@ class Stopped(Exception):  # noqa: N818 - it is an order, not an error
     """The run was ended from outside (SIGINT, SIGTERM, `aclose`) before it was done."""
 
 
+class Signalled(BaseException):
+    """A signal came while nothing polls for it; as KeyboardInterrupt, it passes what swallows exceptions."""
+
+
 class GpuLostError(RuntimeError):
     """The GPU draws no more; the message says why, in a few words."""

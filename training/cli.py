@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import importlib
 import json
 import logging
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from models.settings import escaped
+from models.terminal import log_to_stderr, with_safe_streams
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +44,10 @@ TASKS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 2 bad input or usage (line on stderr), 1 anything else, or stopped by a signal."""
+    return with_safe_streams("geneface-train", functools.partial(_run, argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = _parser_of_tasks()
     if not arguments or arguments[0] not in TASKS:
@@ -53,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"geneface-train: {missing_extra(error)}", file=sys.stderr)
         return 2
     except FloatingPointError as error:  # training went astray: nothing that was given is to blame
-        print(f"geneface-train {arguments[0]}: {error}", file=sys.stderr)
+        print(f"geneface-train {arguments[0]}: {escaped(str(error))}", file=sys.stderr)
         return 1
     except (ValueError, OSError) as error:
         print(f"geneface-train {arguments[0]}: {escaped(str(error))}", file=sys.stderr)
@@ -120,7 +126,7 @@ def _train(name: str, arguments: list[str]) -> int:
     device = _device(loop.device)
     if device.type == "cuda":
         torch.set_float32_matmul_precision(getattr(module, "MATMUL_PRECISION", "high"))
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    log_to_stderr(logging.INFO, "%(levelname)s %(name)s: %(message)s")
     torch.manual_seed(loop.seed)  # the networks' first weights are part of the recipe
     run = getattr(module, "run", None)
     if run is not None and run(data, out, settings, device):
@@ -136,7 +142,7 @@ def _train(name: str, arguments: list[str]) -> int:
         after = getattr(module, "after_training", None)
         if after is not None:
             after(data, out, settings, device)
-        print(f"{name}: done, {outcome.step} steps in {out}")
+        print(escaped(f"{name}: done, {outcome.step} steps in {out}"))
         return 0
     print(
         f"{name}: stopped at step {outcome.step} of {loop.steps}; the same command goes on", file=sys.stderr

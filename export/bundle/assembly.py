@@ -6,7 +6,8 @@ import dataclasses
 import importlib
 import json
 import logging
-import tempfile
+import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from models.audio2motion import LANDMARK_DIMENSION, Audio2Motion
 from models.features import LogMel
 from models.landmark_subspace import LandmarkSubspace
 from models.postnet import PostNet
-from models.settings import SettingsError, from_mapping
+from models.settings import SettingsError, from_mapping, one_line
 from models.speaker import ConditionSettings, MotionSettings, OriginRecord, Speaker
 from models.syncnet import AUDIO_FRAMES, MOTION_FRAMES, MOUTH_DIMENSION, SyncNet
 from preparation.media import read_pcm
@@ -36,13 +37,14 @@ from training.speaker_data import training_frames
 from training.syncnet import load_syncnet
 
 from ..onnx.graphs import open_graph, strip_metadata, to_float16_weights
+from ..regular_file import open_regular
 from ..requests import BundleRequest
 from .condition import ConditionExport, export_condition
 from .head import measure_faithfulness, require_faithful, require_same_camera, scene_of, stored
 from .model_card import Card, Training, model_card
 from .motion import MotionExportReport, export_motion, export_syncnet
 from .pose_loop import PoseLoop, mean_blink, pose_loop
-from .writer import BundleParts, require_free, write_bundle
+from .writer import BundleParts, folder_beside, require_free, write_bundle
 
 log = logging.getLogger(__name__)
 
@@ -119,16 +121,14 @@ def make_bundle(request: BundleRequest) -> Speaker:
     log.info("poses: a loop of %.1f s from frame %d", len(loop.poses) / 25, loop.first_frame)
     blinks = mean_blink(files.landmarks)
     networks: dict[str, nn.Module] = {}
-    with tempfile.TemporaryDirectory(prefix="geneface-export-") as folder:
+    with folder_beside(request.out) as folder:
         own = 10 * (files.landmarks - trained.mean_face).reshape(-1, LANDMARK_DIMENSION)
         subspace = None
         if request.unexplained > 0:
             subspace = LandmarkSubspace.fit(torch.from_numpy(own), unexplained=request.unexplained)
             log.info("motion: the face moves in %d ways", len(subspace.basis))
-        motion_onnx, report = _export_motion(
-            request, subspace, files.audio, Path(folder), networks, verification
-        )
-        syncnet_onnx = _export_syncnet(request, Path(folder), networks, verification)
+        motion_onnx, report = _export_motion(request, subspace, files.audio, folder, networks, verification)
+        syncnet_onnx = _export_syncnet(request, folder, networks, verification)
     log.info("motion.onnx: %d bytes, %.2f ms a frame here", len(motion_onnx), report.ms_per_call)
 
     head = trained.head
@@ -202,7 +202,7 @@ def read_origin(path: Path) -> Origin:
         AssemblyError: the file is missing, no JSON, or lacks or has too many keys.
     """
     try:
-        return from_mapping(Origin, json.loads(path.read_text(encoding="utf-8")))
+        return from_mapping(Origin, _read_json(path))
     except SettingsError as error:
         raise AssemblyError(f"{path}: {error}; state it, nobody is shown without it") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -222,17 +222,27 @@ def read_figures(paths: tuple[Path, ...]) -> dict[str, float]:
     figures: dict[str, float] = {}
     for path in paths:
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            content = _read_json(path)
+            found = _numbers(content, "") if isinstance(content, dict) else None
+        except (OSError, ValueError, RecursionError) as error:
             reason = getattr(error, "strerror", None) or "not JSON"
-            raise AssemblyError(f"{path}: expected JSON with measured figures, got: {reason}") from None
-        if not isinstance(content, dict):
+            raise AssemblyError(
+                f"{path}: expected JSON with measured figures, got: {reason}; give what a benchmark wrote"
+            ) from None
+        if found is None:
             raise AssemblyError(f"{path}: expected a JSON object of figures, got a {type(content).__name__}")
-        figures |= _numbers(content, "")
-    for name, value in figures.items():
-        if not np.isfinite(value):
-            raise AssemblyError(f"figures: {name}: expected a finite number, got {value}; measure it anew")
+        for name, value in found.items():
+            if not math.isfinite(value):
+                raise AssemblyError(
+                    f"{path}: {one_line(name)}: expected a finite number, got {value}; measure it anew"
+                )
+        figures |= found
     return figures
+
+
+def _read_json(path: Path) -> object:
+    with open_regular(path) as file:
+        return json.loads(str(file.read(), "utf-8"))
 
 
 def _numbers(value: Mapping[str, Any], prefix: str) -> dict[str, float]:
@@ -241,7 +251,8 @@ def _numbers(value: Mapping[str, Any], prefix: str) -> dict[str, float]:
         if isinstance(entry, Mapping):
             found |= _numbers(entry, f"{prefix}{key}.")
         elif isinstance(entry, (int, float)) and not isinstance(entry, bool):
-            found[prefix + key] = float(entry)
+            too_large = isinstance(entry, int) and abs(entry) > sys.float_info.max
+            found[prefix + key] = math.inf if too_large else float(entry)
     return found
 
 

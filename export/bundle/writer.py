@@ -6,7 +6,8 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,21 @@ def _replace(out: Path, partial: Path) -> None:
         aside.rename(out)
         raise
     shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def folder_beside(out: Path) -> Iterator[Path]:
+    """Gives an empty folder beside the bundle folder `out` for the files it is made of, and removes it.
+
+    The one of a program that was killed goes with the next bundle written there.
+    """
+    out = Path(out).absolute()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = _empty_folder(partial_path(out.with_name(f"{out.name}.graphs")))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _empty_folder(path: Path) -> Path:

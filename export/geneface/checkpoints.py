@@ -7,8 +7,10 @@ checkpoint, since PostNet's training moved the batch norms of Audio2Motion.
 
 from __future__ import annotations
 
+import logging
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -24,13 +26,15 @@ from models.condition import ConditionConfig
 from models.encodings import GridConfig
 from models.head import Head, HeadConfig
 from models.postnet import PostNet, PostNetConfig
-from models.settings import one_line, show
+from models.settings import SettingsError, one_line, show
 from models.syncnet import SyncNet
 from models.torso import Torso, TorsoConfig
 from training.checkpoint_choice import Curves, choose
 
+from ..regular_file import open_regular
 from .pickles import GenefaceFileError, read_torch
-from .regular_file import open_regular
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Network = TypeVar("Network", bound=nn.Module)
@@ -83,6 +87,30 @@ _OTHERS: Final = (
     ("RAD-NeRF", ("encoder_ambient.", "audio_net."), "its head hears audio instead of landmarks"),
 )
 _TRAIN: Final = "train GeneFace's lm3d_radnerf and lm3d_radnerf_torso"
+
+# GeneFace's keys of what has another name in our configs.
+_HEAD_KEYS: Final = {
+    "window_frames": "smo_win_size",
+    "lookahead_frames": "smo_win_size",
+    "outputs": "cond_out_dim",
+    "log2_rows": "log2_hashmap_size",
+    "hidden_ambient": "hidden_dim_ambient",
+    "hidden_sigma": "hidden_dim_sigma",
+    "hidden_color": "hidden_dim_color",
+    "layers_ambient": "num_layers_ambient",
+    "layers_sigma": "num_layers_sigma",
+    "layers_color": "num_layers_color",
+    "geometry_features": "geo_feat_dim",
+    "codes": "individual_embedding_num",
+    "code_width": "individual_embedding_dim",
+    "density_threshold": "density_thresh",
+}
+_TORSO_KEYS: Final = {
+    "codes": "individual_embedding_num",
+    "code_width": "torso_individual_embedding_dim",
+    "shrink": "torso_shrink",
+    "density_threshold": "density_thresh_torso",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +177,7 @@ class GenefaceCheckpoint:
     def setting(self, key: str, kind: type[T], default: T | None = None) -> T:
         """Returns a value of the config; GenefaceFileError if it has another type, or none and no default."""
         value = self.config.get(key, default)
-        if kind is float and type(value) is int:
+        if kind is float and type(value) is int and abs(value) < 10**_MAX_NUMBER_CHARS:
             value = float(value)
         if type(value) is not kind:
             got = "none" if key not in self.config else show(value)
@@ -286,7 +314,7 @@ def _postnet_checkpoint(path: Path, steps: int | None) -> tuple[Path, str]:
         choice = choose(curves)
         return saved[choice.step], f"chosen from the training's logs: {choice.reason}"
     intended = read_config(path / _CONFIG_NAME).get("infer_ckpt_steps")
-    if intended in saved:
+    if type(intended) in (int, float) and intended in saved:
         return saved[intended], "infer_ckpt_steps of its config.yaml; its tb_logs hold nothing to choose by"
     file, newest = _newest(path)
     return (
@@ -301,18 +329,18 @@ def _read_curves(folder: Path, saved: Mapping[int, Path]) -> Curves | None:
     Validation writes `val/mse` and `val/sync` at its step; training `tr/disc_pos_conf` and `tr/disc_neg_conf`
     of single batches in between: a step gets the median of those since the validation before it.
     """
-    if not any((folder / "tb_logs").glob("events.out.tfevents.*")):
+    logs = folder / "tb_logs"
+    try:
+        scalars = _read_scalars(logs, ("val/mse", "val/sync", "tr/disc_pos_conf", "tr/disc_neg_conf"))
+    except ImportError:
+        raise
+    except Exception as error:  # noqa: BLE001 -- tensorboard checks nothing: a broken file raises anything
+        got = getattr(error, "strerror", None) or type(error).__name__
+        log.warning("%s: expected TensorBoard's files, got: %s; no step is chosen by them", logs, got)
         return None
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder / "tb_logs"), size_guidance={"scalars": 0})
-    events.Reload()
-    names = ("val/mse", "val/sync", "tr/disc_pos_conf", "tr/disc_neg_conf")
-    if not set(names) <= set(events.Tags()["scalars"]):
+    if scalars is None:
         return None
-    mse, sync, positive, negative = (
-        {int(event.step): float(event.value) for event in events.Scalars(name)} for name in names
-    )
+    mse, sync, positive, negative = scalars
     validated = sorted(mse.keys() & sync.keys())
     rows = []
     for before, step in zip([-1, *validated], validated, strict=False):
@@ -333,6 +361,22 @@ def _read_curves(folder: Path, saved: Mapping[int, Path]) -> Curves | None:
     )
 
 
+def _read_scalars(logs: Path, names: Sequence[str]) -> list[dict[int, float]] | None:
+    """Returns the values of each name by their step, None where one was not logged."""
+    files = list(logs.glob("*tfevents*"))  # those that tensorboard would open
+    if not files:
+        return None
+    for file in files:
+        open_regular(file).close()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(logs), size_guidance={"scalars": 0})
+    events.Reload()
+    if not set(names) <= set(events.Tags()["scalars"]):
+        return None
+    return [{int(event.step): float(event.value) for event in events.Scalars(name)} for name in names]
+
+
 # Reading ---------------------------------------------------------------------------------------------
 
 
@@ -343,6 +387,33 @@ class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]  # yaml ships no type
         """Refuses merged keys: each merge of a merge doubles, and GeneFace's trainer writes none."""
         if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
             raise yaml.constructor.ConstructorError(None, None, "merged keys (<<)", node.start_mark)
+
+    def __init__(self, stream: bytes) -> None:
+        super().__init__(stream)
+        self._written_chars = 0
+        self._whole: set[yaml.Node] = set()
+
+    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node:
+        """Refuses aliases that nest, multiply or hold themselves; a list shared by two keys comes as one."""
+        alias = self.peek_event() if self.check_event(yaml.AliasEvent) else None
+        node = super().compose_node(parent, index)
+        self._whole.add(node) if alias is None else self._check_alias(alias, node)
+        return node
+
+    def _check_alias(self, alias: yaml.AliasEvent, node: yaml.Node) -> None:
+        scalar = isinstance(node, yaml.ScalarNode)
+        inner = [] if scalar else [part for entry in node.value for part in _parts(entry)]
+        if node not in self._whole or not all(isinstance(part, yaml.ScalarNode) for part in inner):
+            what = f"an alias (*{alias.anchor}) of more than plain values"
+            raise yaml.composer.ComposerError(None, None, what, alias.start_mark)
+        self._written_chars += sum(len(part.value) + 1 for part in (inner or [node]))
+        if self._written_chars > _MAX_CONFIG_BYTES:
+            what = f"aliases of more than {_MAX_CONFIG_BYTES} characters"
+            raise yaml.composer.ComposerError(None, None, what, alias.start_mark)
+
+
+def _parts(entry: yaml.Node | tuple[yaml.Node, yaml.Node]) -> tuple[yaml.Node, ...]:
+    return entry if isinstance(entry, tuple) else (entry,)
 
 
 def _number(loader: _PlainLoader, node: yaml.ScalarNode) -> int | float:
@@ -379,10 +450,10 @@ def read_config(file: Path) -> dict[str, Any]:
     return _read_config(file, set())
 
 
-def _read_config(file: Path, seen: set[Path]) -> dict[str, Any]:
-    seen.add(file.resolve())
+def _read_config(file: Path, seen: set[str]) -> dict[str, Any]:
     try:
         with open_regular(file) as stream:
+            seen.add(os.path.realpath(file))
             values = yaml.load(stream.read(_MAX_CONFIG_BYTES), _PlainLoader)
     except OSError as error:
         raise GenefaceFileError(
@@ -401,15 +472,19 @@ def _read_config(file: Path, seen: set[Path]) -> dict[str, Any]:
     if len(seen) > _MAX_BASES:
         raise GenefaceFileError(f"{file}: base_config: expected at most {_MAX_BASES} files, got more")
     for base in bases if isinstance(bases, list) else [bases]:
-        found = _find_base(file, str(base))
-        if found is not None and found.resolve() not in seen:
+        if not isinstance(base, str):
+            raise GenefaceFileError(
+                f"{file}: base_config: expected names of files, got {show(base)}; take it out"
+            )
+        found = _find_base(file, base)
+        if found is not None and os.path.realpath(found) not in seen:
             _override(inherited, _read_config(found, seen))
     _override(inherited, values)
     return inherited
 
 
 def _find_base(file: Path, base: str) -> Path | None:
-    folders = [file.parent] if base.startswith(".") else file.resolve().parents
+    folders = [file.parent] if base.startswith(".") else Path(os.path.realpath(file)).parents
     try:
         return next((folder / base for folder in folders if (folder / base).is_file()), None)
     except (OSError, ValueError) as error:  # a name too long, links in a circle, a null byte
@@ -566,11 +641,15 @@ def build_head(checkpoint: GenefaceCheckpoint) -> Head:
     checkpoint.require(setting("ambient_out_dim", int, 2) == 2, "ambient_out_dim", "2")
     offset = setting("camera_offset", list)
     checkpoint.require(
-        len(offset) == 3 and all(type(x) in (int, float) for x in offset), "camera_offset", "3 numbers"
+        len(offset) == 3 and all(type(x) in (int, float) and abs(x) <= 1e4 for x in offset),
+        "camera_offset",
+        "3 numbers within 1e4",
     )
     bound, resolution = setting("bound", float), setting("desired_resolution", int)
+    checkpoint.require(0 < bound <= 1, "bound", "above 0 and at most 1")
 
-    with _sizes_of(checkpoint):
+    with _sizes_of(checkpoint, _HEAD_KEYS):
+        ambient_grid = _grid(checkpoint, resolution)
         config = HeadConfig(
             condition=ConditionConfig(
                 window_frames=window,
@@ -578,7 +657,7 @@ def build_head(checkpoint: GenefaceCheckpoint) -> Head:
                 outputs=setting("cond_out_dim", int),
             ),
             position_grid=_grid(checkpoint, int(resolution * bound)),
-            ambient_grid=_grid(checkpoint, resolution),
+            ambient_grid=ambient_grid,
             hidden_ambient=setting("hidden_dim_ambient", int),
             hidden_sigma=setting("hidden_dim_sigma", int),
             hidden_color=setting("hidden_dim_color", int),
@@ -615,7 +694,7 @@ def build_torso(checkpoint: GenefaceCheckpoint) -> Torso:
         )
     setting = checkpoint.setting
 
-    with _sizes_of(checkpoint):
+    with _sizes_of(checkpoint, _TORSO_KEYS):
         config = TorsoConfig(
             codes=setting("individual_embedding_num", int),
             code_width=setting("torso_individual_embedding_dim", int),
@@ -645,14 +724,15 @@ def _grid(checkpoint: GenefaceCheckpoint, resolution: int) -> GridConfig:
 
 
 @contextmanager
-def _sizes_of(checkpoint: GenefaceCheckpoint) -> Iterator[None]:
-    """Says which config it was where a network refuses a size."""
+def _sizes_of(checkpoint: GenefaceCheckpoint, keys: Mapping[str, str]) -> Iterator[None]:
+    """Says which config it was, and which of its `keys`, where ours refuses a size."""
     try:
         yield
-    except GenefaceFileError:
-        raise
-    except ValueError as error:
-        raise GenefaceFileError(f"{checkpoint.path.parent / _CONFIG_NAME}: {error}; {_TRAIN}") from None
+    except SettingsError as error:
+        file, key = checkpoint.path.parent / _CONFIG_NAME, keys.get(error.field, error.field)
+        raise GenefaceFileError(
+            f"{file}: {key}: expected {error.expected}, got {error.got}; {_TRAIN}"
+        ) from None
 
 
 def _check_speaker(checkpoint: GenefaceCheckpoint, speaker: str) -> None:

@@ -165,7 +165,10 @@ class _Entries:
         return float(value)
 
     def array(self, key: str, shape: tuple[int | None, ...], dtype: type[np.generic]) -> npt.NDArray[Any]:
-        """Returns a copy as `dtype` of the array of that shape, None being any size above 0; all finite."""
+        """Returns a copy as `dtype` of the array of that shape, None being any size above 0.
+
+        All numbers are finite, in float32 too.
+        """
         value = self._values.get(key)
         wanted = "x".join("any" if size is None else str(size) for size in shape)
         if not isinstance(value, np.ndarray):
@@ -182,7 +185,9 @@ class _Entries:
             self.require(value.dtype == np.uint8, key, "bytes", value.dtype)
         else:
             self.require(value.dtype.kind in "fiu", key, "numbers", value.dtype)
-            self.require(bool(np.isfinite(value).all()), key, "finite numbers", "others")
+            with np.errstate(over="ignore"):
+                finite = bool(np.isfinite(value.astype(np.float32)).all())
+            self.require(finite, key, "finite numbers, in float32 too", "others")
         return value.astype(dtype)
 
     def samples(self, key: str) -> list[_Entries]:

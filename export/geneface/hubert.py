@@ -30,8 +30,8 @@ from models.torchaudio_pair import import_torchaudio
 
 from ..onnx.graphs import strip_metadata, to_float16_weights
 from ..onnx.torch_graph import compare, ms_per_call, refuse_if_wrong, write_graph
+from ..regular_file import open_regular
 from .pickles import read_torch
-from .regular_file import open_regular
 
 CLIP_FEATURES = 1000
 """GeneFace encodes a long recording in clips of 20 s, each as if nothing stood beside it."""

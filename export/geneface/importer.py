@@ -7,9 +7,7 @@ background and the landmarks' range. GeneFace's poses count in ten decimetres, a
 from __future__ import annotations
 
 import logging
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -36,7 +34,7 @@ from ..bundle.condition import export_condition
 from ..bundle.head import scene_of, stored
 from ..bundle.model_card import Card, Training, model_card
 from ..bundle.pose_loop import PerformanceError, pose_loop
-from ..bundle.writer import BundleParts, require_free, write_bundle
+from ..bundle.writer import BundleParts, folder_beside, require_free, write_bundle
 from ..recorded_cases import LIMITS, ExportedParts, RecordedCases, padded, replay
 from ..requests import FRAME_MS, GenefaceRequest
 from .checkpoints import GenefaceFolders, GenefaceNetworks, find_folders, read_networks
@@ -89,15 +87,15 @@ def import_geneface(request: GenefaceRequest) -> Speaker:
     if pcm is not None and abs(len(pcm) // 320 - len(data.hubert)) <= _SAME_SOUND_FEATURES:
         verification["hubert_against_dataset"] = _feature_difference(hubert, pcm, data)
 
-    with tempfile.TemporaryDirectory(prefix="geneface-export-") as folder:
+    with folder_beside(request.out) as folder:
         log.info("features.onnx: writing, and comparing with torch ...")
         features = export_features(
-            hubert, path=Path(folder) / "features.onnx", audio=pcm, float32_weights=request.float32_networks
+            hubert, path=folder / "features.onnx", audio=pcm, float32_weights=request.float32_networks
         )
         log.info("motion.onnx: writing, and comparing with torch ...")
         motion = export_geneface_motion(
             chain,
-            path=Path(folder) / "motion.onnx",
+            path=folder / "motion.onnx",
             features=data.hubert if data.hubert.any() else None,
             f0_hz=data.f0_hz,
             float32_weights=True,  # beside HuBERT nobody sees its size

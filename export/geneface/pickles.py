@@ -27,7 +27,7 @@ from torch import Tensor
 
 from models.settings import one_line
 
-from .regular_file import open_regular
+from ..regular_file import open_regular
 
 # The first two pickles of a legacy file: torch/serialization.py, MAGIC_NUMBER and PROTOCOL_VERSION.
 _LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C
@@ -57,15 +57,24 @@ _DTYPES: Final = {
 }
 # Values that people keep beside their weights. To make one runs nothing, but only tensors are wanted here.
 _HARMLESS: Final = re.compile(
-    r"torch\.(Size|device|dtype|Generator|float16|float32|float64|bfloat16|int8|int16|int32|int64|uint8|bool)"
-    r"|torch\.nn\.parameter\.Parameter|torch\._utils\._rebuild_parameter"
+    r"torch\.(Size|device|dtype|layout|memory_format|qscheme|finfo|iinfo|Tensor|Generator|torch_version\.TorchVersion)"
+    r"|torch\.(_C\.Generator|serialization\._get_layout|_utils\.torch\.(preserve_format|contiguous_format"
+    r"|channels_last(_3d)?))"
+    r"|torch\.(cuda\.|sparse\.|storage\.)*[A-Z]\w*(Storage|Tensor)"
+    r"|torch\.nn\.parameter\.[A-Z]\w+|torch\.nn\.modules\.\w+\.[A-Z]\w+"
+    r"|torch\._utils\._rebuild_((sparse_|q|nested_|xla_)?tensor(_v[23])?|parameter(_with_state)?"
+    r"|meta_tensor_no_storage|device_tensor_from_(numpy|cpu_tensor)|wrapper_subclass)"
     r"|collections\.(defaultdict|Counter|deque|ChainMap|UserDict)"
     r"|pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path|argparse\.Namespace|types\.SimpleNamespace"
     r"|(builtins|__builtin__)\.(set|frozenset|complex|bytearray|slice|range|x?range|list|dict|tuple|int|float|str"
-    r"|bool|bytes|object)"
+    r"|bool|bytes|object|Ellipsis|NotImplemented)"
     r"|datetime\.(datetime|date|time|timedelta|timezone)|decimal\.Decimal|fractions\.Fraction|uuid\.UUID"
     r"|copyreg\._reconstructor|copy_reg\._reconstructor"
-    r"|numpy\.(float|int|uint|complex)\d+|numpy\.(bool_?|str_|bytes_|longlong)|numpy\.random\.[\w.]+"
+    r"|numpy\.(float|int|uint|complex)\d+|numpy\.(bool_?|str_|bytes_|object_|void|record|generic|number)"
+    r"|numpy\.(half|single|double|longdouble|clongdouble|u?(byte|short|intc|intp|int_?|long|longlong))"
+    r"|numpy\.(datetime64|timedelta64|dtypes\.\w+|matrix|poly1d|recarray|rec\.recarray)"
+    r"|numpy\.(matrixlib\.defmatrix\.matrix|_?core\.records\.(recarray|record)|lib\._?polynomial(_impl)?\.poly1d)"
+    r"|numpy\._?core\.numeric\._frombuffer|numpy\.ma(\.core)?\.(_mareconstruct|MaskedArray)|numpy\.random\.[\w.]+"
     r"|(omegaconf|easydict|yacs|addict|ml_collections|munch)\.[\w.]+"
 )
 _WAY_OUT: Final = "take the file as GeneFace wrote it"
@@ -425,7 +434,7 @@ class _Machine:
             name = argument.replace(" ", ".")
         if name not in _CALLS and name not in _STORAGES and name != "numpy.ndarray":
             expected = "only tensors, arrays, containers and numbers"
-            if _HARMLESS.fullmatch(name):
+            if _is_harmless(name):
                 way_out = "save the tensors alone, torch.save(model.state_dict(), ...)"
                 raise _refused("pickle", expected, f"{name}, which is not read", way_out)
             way_out = f"the file would run it: do not open it elsewhere either; {_WAY_OUT}"
@@ -452,6 +461,12 @@ class _Machine:
 
 
 # The table -------------------------------------------------------------------------------------------
+
+
+def _is_harmless(name: str) -> bool:
+    """Whether a name is one of a plain value: of `_HARMLESS`, or a type or layout of torch's numbers."""
+    value = vars(torch).get(name.removeprefix("torch.")) if name.startswith("torch.") else None
+    return isinstance(value, (torch.dtype, torch.layout, torch.qscheme)) or bool(_HARMLESS.fullmatch(name))
 
 
 def _is_shape(shape: object) -> bool:

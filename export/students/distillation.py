@@ -11,7 +11,6 @@ import dataclasses
 import json
 import logging
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +29,7 @@ from training.loop import checkpoints, fit
 from ..bundle.assembly import FILES, training_of
 from ..bundle.model_card import Card, model_card
 from ..bundle.motion import MotionExportReport, export_motion
-from ..bundle.writer import BundleParts, parts_of, write_bundle
+from ..bundle.writer import BundleParts, folder_beside, parts_of, write_bundle
 from ..onnx.graphs import strip_metadata, to_float16_weights
 from ..requests import DistillationRequest
 from .agreement import Agreement, measure_agreement
@@ -140,7 +139,7 @@ def distil(request: DistillationRequest, *, teacher: Teacher | None = None) -> D
     _require_same_speech(folder, corpus)
     step = _train(request, corpus, folder, device)
     student = load_audio2motion(folder)
-    content, exported, verification = _export(student, corpus)
+    content, exported, verification = _export(student, corpus, request.out)
     motion = dataclasses.replace(
         speaker.motion,
         kind="pcm",
@@ -243,14 +242,14 @@ def _train(request: DistillationRequest, corpus: TeacherCorpus, folder: Path, de
 
 
 def _export(
-    student: Audio2Motion, corpus: TeacherCorpus
+    student: Audio2Motion, corpus: TeacherCorpus, out: Path
 ) -> tuple[bytes, MotionExportReport, dict[str, float]]:
     """Returns motion.onnx, how it was exported, and what was found when it was compared with torch."""
     subspace = LandmarkSubspace.fit(torch.from_numpy(corpus.train_landmarks()), unexplained=UNEXPLAINED)
     log.info("motion: the face moves in %d ways", len(subspace.basis))
     heard = corpus.held_out[0].pcm()
-    with tempfile.TemporaryDirectory(prefix="geneface-export-") as place:
-        path = Path(place) / "motion.onnx"
+    with folder_beside(out) as folder:
+        path = folder / "motion.onnx"
         report = export_motion(student, None, LogMel(), path=path, subspace=subspace, audio=heard)
         content = strip_metadata(path.read_bytes())
     width = report.window_samples

@@ -13,6 +13,7 @@ import av
 import numpy as np
 
 from cuda_kernels.arrays import F32
+from models.settings import escaped
 
 from ..errors import InputError, Stopped
 from ..pipeline.clock import SAMPLE_RATE_HZ, MonotonicClock, SystemClock
@@ -105,8 +106,8 @@ def list_devices() -> str:
         (
             "*" if device.is_default else "",
             str(device.index),
-            device.name,
-            device.host_api,
+            escaped(device.name),
+            escaped(device.host_api),
             str(device.channels),
             f"{device.rate_hz} Hz",
         )

@@ -16,6 +16,7 @@ import av.error
 import numpy as np
 
 from cuda_kernels.arrays import F32
+from models.recording import open_recording
 
 from ..errors import InputError
 from ..pipeline.clock import SAMPLE_RATE_HZ
@@ -31,6 +32,8 @@ MAX_AMPLITUDE = 16.0  # of a sample before it is mixed and resampled: no sum lea
 MAX_TRACKS = 32  # that are tried for one that decodes
 MAX_DURATION_S = 1e7  # what a header states beyond it is damage
 _DECODE_ERRORS = (av.error.FFmpegError, ValueError, OSError, OverflowError)  # all that PyAV raises for a file
+_PADDING_S = 0.3  # the most that an encoder adds at the ends and a decoder takes away
+_RAW_FORMATS = frozenset({"aac", "ac3", "dts", "eac3", "loas", "mp3"})  # FFmpeg's names of their demuxers
 _FLOAT_FORMATS = frozenset({"flt", "fltp", "dbl", "dblp"})
 
 
@@ -62,11 +65,11 @@ class AudioFile:
         self.path = path
         _require_file(path)
         try:
-            with _opened(path) as container:
+            with open_recording(path) as container:
                 tracks = _sound_tracks(container, path)
             problems = []
             for track in tracks[:MAX_TRACKS]:
-                with _opened(path) as container:
+                with open_recording(path) as container:
                     stream = container.streams[track]
                     frame = next((frame for frame in _decoded(container, stream) if frame is not None), None)
                     problem = "no decoder" if stream.codec_context is None else _unusable(frame)
@@ -77,7 +80,10 @@ class AudioFile:
                     self.source_rate_hz = frame.sample_rate
                     self.source_channels = frame.layout.nb_channels
                     self.duration_s = _duration_s(container, stream)
+                    self._stated_s = _stated_s(container, stream)
                     return
+        except InputError:
+            raise
         except _DECODE_ERRORS as error:
             raise _unreadable(path, error) from None
         if problems == ["no samples"]:
@@ -97,7 +103,8 @@ class AudioFile:
     def speech(self) -> Iterator[F32]:
         """Yields blocks (n,) float32 in [-1, 1], 16 kHz mono: what moves the face.
 
-        Damage is left out, with a warning at the end. There is at least one sample.
+        Damage is left out; a warning at the end says that, or that the file states more sound than it has.
+        There is at least one sample.
 
         Raises:
             InputError: a sample that is no number, or no samples at all.
@@ -138,6 +145,7 @@ class AudioFile:
         conversion = _FrameConversion()
         downmix, rate_hz = Downmix(self.source_rate_hz), self.source_rate_hz
         samples_in = damaged = 0
+        heard_s = 0.0
         for frame in self._frames():
             try:
                 values = None if frame is None or _unusable(frame) else conversion.planar(frame)
@@ -149,6 +157,7 @@ class AudioFile:
             if frame.format.name in _FLOAT_FORMATS:
                 self._refuse_non_numbers(values, samples_in, frame.sample_rate)
             samples_in += values.shape[1]
+            heard_s += values.shape[1] / frame.sample_rate
             values = np.clip(values, -MAX_AMPLITUDE, MAX_AMPLITUDE)
             if len(values) != channels:
                 if frame.sample_rate != rate_hz:
@@ -159,17 +168,28 @@ class AudioFile:
             raise InputError(
                 f"{self.path}: expected sound, got a sound track without samples; record it again"
             )
-        if damaged and warn:
+        if warn:
+            self._warn(damaged, heard_s)
+
+    def _warn(self, damaged: int, heard_s: float) -> None:
+        """Says in one line what is missing of the sound, if anything is."""
+        lost = ""
+        if self._stated_s is not None and self._stated_s - heard_s > _PADDING_S + 0.02 * self._stated_s:
+            lost = f"the file states {self._stated_s:.2f} s of sound, {heard_s:.2f} s of it could be read"
+        if damaged:
             log.warning(
-                "%s: the sound is damaged in %d place%s; what lies there was left out",
+                "%s: the sound is damaged in %d place%s; what lies there was left out%s",
                 self.path,
                 damaged,
                 "s" if damaged > 1 else "",
+                lost and f": {lost}",
             )
+        elif lost:
+            log.warning("%s: %s; it was cut off or damaged, or its header is wrong", self.path, lost)
 
     def _frames(self) -> Iterator[av.AudioFrame | None]:
         try:
-            container = _opened(self.path)
+            container = open_recording(self.path)
         except _DECODE_ERRORS as error:
             raise _unreadable(self.path, error) from None
         with container:
@@ -253,6 +273,11 @@ def _require_file(path: Path) -> None:
 def _unreadable(path: Path, error: Exception) -> InputError:
     if isinstance(error, PermissionError):
         return InputError(f"{path}: may not be read; change its permissions")
+    if isinstance(error, av.error.ArgumentError):
+        return InputError(
+            f"{path}: expected one recording, got a playlist, a script or a damaged header; "
+            "give the recording itself, as WAV or FLAC for example"
+        )
     if isinstance(error, av.error.FFmpegError):
         reason = (error.strerror or "an error").lower()
         return InputError(
@@ -260,12 +285,6 @@ def _unreadable(path: Path, error: Exception) -> InputError:
         )
     reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
     return InputError(f"{path}: expected a readable file, got {reason.lower()}; check the path")
-
-
-def _opened(path: Path) -> av.container.InputContainer:
-    # Without "file:" a colon in a file's name would be read as the end of a protocol's name; a playlist
-    # reaches nothing but files. Titles in no known encoding do not matter.
-    return av.open(f"file:{path}", metadata_errors="ignore", options={"protocol_whitelist": "file"})
 
 
 def _sound_tracks(container: av.container.InputContainer, path: Path) -> list[int]:
@@ -331,6 +350,24 @@ def _duration_s(container: av.container.InputContainer, stream: av.stream.Stream
     elif container.duration:
         duration_s = container.duration / av.time_base
     return duration_s if 0 < duration_s <= MAX_DURATION_S else None
+
+
+def _stated_s(container: av.container.InputContainer, stream: av.stream.Stream) -> float | None:
+    """Returns how much sound the file states to have; None where it does not, or where that is a guess."""
+    if stream.duration is None:  # what the container states is of its longest track, from zero on
+        if len(container.streams) > 1:
+            return None
+        stated_s = _duration_s(container, stream)
+        if stated_s is not None and stream.start_time is not None and stream.time_base:
+            stated_s -= float(stream.start_time * stream.time_base)
+        return stated_s
+    stated_s = _duration_s(container, stream)
+    if stated_s is not None and container.format.name in _RAW_FORMATS:
+        # Without a header FFmpeg divides the file's size by the rate of its beginning.
+        bit_rate = getattr(stream.codec_context, "bit_rate", None) or 0
+        if stated_s * bit_rate / 8 <= 1.01 * container.size:
+            return None
+    return stated_s
 
 
 def _resampled(resampler: av.AudioResampler | None, frame: av.AudioFrame | None) -> Iterator[F32]:

@@ -24,7 +24,7 @@ class Progress:
     ) -> None:
         self._total = total_frames
         self._stream = stream or sys.stderr
-        self._shown = not quiet and self._stream.isatty()
+        self._shown = not quiet and self._stream is not None and self._stream.isatty()
         self._clock = clock or SystemClock()
         self._start_s = self._clock.now_s()
         self._next_s = self._start_s

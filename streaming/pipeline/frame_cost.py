@@ -18,6 +18,7 @@ from cuda_kernels.arrays import F32, U8
 from models.landmark_filter import POINTS, LandmarkFilter
 from models.speaker import Speaker
 
+from .checked_networks import checked
 from .clock import FRAME_RATE_HZ, CpuClock, MonotonicClock, SystemClock, SystemCpuClock
 from .frame_renderer import FrameRenderer
 from .head_poses import PoseLoop
@@ -78,7 +79,7 @@ class FrameCostMeter:
         self.threads = threads
         self._cores = cores
         self._make_renderer = make_renderer
-        specs = network_specs(speaker)
+        specs, networks = network_specs(speaker), checked(speaker, networks)
         settle = LandmarkFilter(
             mean=speaker.motion.landmark_mean,
             std=speaker.motion.landmark_std,

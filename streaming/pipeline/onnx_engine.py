@@ -10,10 +10,12 @@ and one line says so where that is not the first.
 from __future__ import annotations
 
 import logging
+import queue
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -26,6 +28,7 @@ from .cores import usable_cores
 from .cuda_device import CudaDevice, find_cuda_device
 from .run_watch import RUN_WATCH
 
+T = TypeVar("T")
 EngineName = Literal["auto", "onnx", "tensorrt"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 
@@ -37,6 +40,9 @@ MAX_BUILD_S = 600.0
 """The same where TensorRT builds an engine for this GPU."""
 MAX_RUN_S = 5.0
 """The same of a later run, whose sound is gone long before."""
+_OPENED_BYTES_PER_S = 10e6  # at least; a slow disk, and the runtime's own work on the graph
+_GRACE_S = 2.0
+_LOOK_S = 0.2
 CPU = "CPU"
 CUDA_PROVIDER = "CUDAExecutionProvider"
 TENSORRT_PROVIDER = "TensorrtExecutionProvider"
@@ -220,6 +226,7 @@ class OnnxEngine:
         options.inter_op_num_threads = 1
         options.log_severity_level = 4  # what is wrong is raised, and said once, not at each run
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.load_model_format", "ONNX")  # the one that was looked into
         providers: list[Any] = [_CPU_PROVIDER]
         if gpu is not None:
             if CUDA_PROVIDER not in onnxruntime.get_available_providers():
@@ -234,7 +241,12 @@ class OnnxEngine:
         if tensorrt is not None:
             providers.insert(0, (TENSORRT_PROVIDER, dict(tensorrt)))
         try:
-            self._session = onnxruntime.InferenceSession(content, sess_options=options, providers=providers)
+            self._session = self._within(
+                self._max_run_s + len(content) / _OPENED_BYTES_PER_S,
+                lambda: onnxruntime.InferenceSession(content, sess_options=options, providers=providers),
+            )
+        except EngineTimeoutError:
+            raise
         except Exception as error:  # noqa: BLE001 - the runtime's own errors share no base but Exception
             raise EngineError(
                 f"{model}: expected an ONNX network, got: {_first_line(error)}; export it again"
@@ -257,13 +269,45 @@ class OnnxEngine:
             inputs={node.name: (node.type, node.shape) for node in self._session.get_inputs()},
             outputs={node.name: (node.type, node.shape) for node in self._session.get_outputs()},
         )
-        probe(self, network, must_be_finite=tensorrt is None)
+        # Two runs, each ended by its own deadline, unless one operator alone takes longer.
+        self._within(
+            2 * self._max_run_s + _GRACE_S, lambda: probe(self, network, must_be_finite=tensorrt is None)
+        )
         self._max_run_s = MAX_RUN_S
 
     @property
     def input_shapes(self) -> dict[str, list[Any]]:
         """The inputs' shapes by name; an axis that the file leaves free is no number."""
         return {node.name: list(node.shape) for node in self._session.get_inputs()}
+
+    def _within(self, limit_s: float, work: Callable[[], T]) -> T:
+        """Returns what `work` does in a thread of its own, which is left to itself where it does not return.
+
+        Raises:
+            EngineTimeoutError: it did not return in time.
+        """
+        done: queue.SimpleQueue[tuple[T | None, Exception | None]] = queue.SimpleQueue()
+
+        def run() -> None:
+            try:
+                done.put((work(), None))
+            except Exception as error:  # noqa: BLE001 - raised again by who waits
+                done.put((None, error))
+
+        threading.Thread(target=run, name="open-network", daemon=True).start()
+        waited_s = 0.0
+        while waited_s < limit_s:
+            try:
+                result, error = done.get(timeout=_LOOK_S)  # a signal is heard between two looks
+            except queue.Empty:
+                waited_s += _LOOK_S
+                continue
+            if error is not None:
+                raise error
+            return cast(T, result)
+        raise EngineTimeoutError(
+            f"{self._name}: expected an answer within {limit_s:.0f} s, got none; export it again"
+        )
 
     def run(self, inputs: Mapping[str, F32]) -> F32:
         """Returns the network's output for its inputs, by name.

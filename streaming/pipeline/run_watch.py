@@ -27,7 +27,8 @@ class RunWatch:
     def __init__(self) -> None:
         """Watches nothing; its thread starts with the first run and lives as long as the program."""
         self._lock = threading.Lock()
-        self._running: dict[int, tuple[RunOptions, float]] = {}
+        self._running: dict[int, tuple[RunOptions, float]] = {}  # with the watched time of its end
+        self._watched_s = 0.0  # this program's own time: while it is stopped, nothing runs late
         self._began = threading.Event()
         self._watcher: threading.Thread | None = None
 
@@ -35,7 +36,7 @@ class RunWatch:
     def bounded(self, options: RunOptions, limit_s: float) -> Iterator[None]:
         """Terminates what runs with `options` in the block once it has taken `limit_s`."""
         with self._lock:
-            self._running[id(options)] = (options, time.monotonic() + limit_s)
+            self._running[id(options)] = (options, self._watched_s + limit_s)
             if self._watcher is None:
                 self._watcher = threading.Thread(target=self._watch, name="run-watch", daemon=True)
                 self._watcher.start()
@@ -55,11 +56,12 @@ class RunWatch:
     def _watch(self) -> None:
         while True:
             self._began.wait()
+            before_s = time.monotonic()
             time.sleep(_LOOK_S)
-            now_s = time.monotonic()
             with self._lock:
+                self._watched_s += min(time.monotonic() - before_s, 2 * _LOOK_S)
                 for options, end_s in self._running.values():
-                    if now_s > end_s:
+                    if self._watched_s > end_s:
                         options.terminate = True
                 if not self._running:
                     self._began.clear()

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import sys
+import weakref
 from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..addresses import TrustedProxies, address_key
+from .websocket_protocol import GuardedWebSocketProtocol
 
 log = logging.getLogger(__name__)
 
@@ -22,8 +25,11 @@ MAX_HEAD_S = 10.0
 """From a connection's begin, or its last answer, to the next request's whole head."""
 MAX_LINGER_S = 2.0
 """So long a body is read on that nobody wants any more: a sender that is cut off may never see the answer."""
+MAX_UNREAD_S = 20.0
+"""So long a peer may read nothing of what waits for it."""
 MAX_CONNECTIONS = 512
 MAX_CONNECTIONS_PER_ADDRESS = 64
+_LOOK_S = 1.0
 MIN_DESCRIPTORS_LEFT = 0.5
 """The share of the process's descriptors that connections leave to calls, files and all else."""
 
@@ -72,8 +78,6 @@ class ConnectionTable:
 
     def admit(self, connection: GuardedHttpProtocol, address: str) -> bool:
         """Returns whether a new connection may stay; another may have gone for it."""
-        for ended in [known for known in self._connections if known.is_over]:
-            del self._connections[ended]
         key = address_key(address)
         if address not in self._proxies:
             same = [known for known, of in self._connections.items() if of == key]
@@ -84,13 +88,24 @@ class ConnectionTable:
         self._connections[connection] = key
         return True
 
+    def has_room(self, address: str, open_now: list[str]) -> bool:
+        """Returns whether a socket may be taken, of which no request is known yet.
+
+        Args:
+            address: of the new one.
+            open_now: keys of the addresses of those that are open, known here or still in their handshake.
+        """
+        if len(open_now) >= 1.5 * self.max_connections:
+            return False
+        return address in self._proxies or open_now.count(address_key(address)) < 1.5 * self._max_per_address
+
     def remove(self, connection: GuardedHttpProtocol) -> None:
         """Forgets a connection; one that is unknown, too."""
         self._connections.pop(connection, None)
 
     def _make_room(self, candidates: list[GuardedHttpProtocol]) -> bool:
-        for known in candidates:
-            if known.is_waiting:
+        for known in sorted(candidates, key=lambda known: not known.is_over):  # oldest first of each kind
+            if known.is_over or known.is_waiting:
                 del self._connections[known]
                 known.abort()
                 return True
@@ -111,16 +126,20 @@ class GuardedHttpProtocol(H11Protocol):
         self._table = table
         self._deadline: asyncio.TimerHandle | None = None
         self._upgraded = False
+        self._unread_s = 0.0  # that nothing was read of what waits to be sent
+        self._unread_bytes = 0
+        self._looking: asyncio.TimerHandle | None = None
 
     @property
     def is_over(self) -> bool:
-        """Whether it closes or has closed; as a WebSocket it goes on."""
+        """Whether it closes: what waits to be sent keeps it until somebody reads that."""
         return self.transport.is_closing()
 
     @property
     def is_waiting(self) -> bool:
-        """Whether no request of it is being answered."""
-        return not self._upgraded and (self.cycle is None or self.cycle.response_complete)
+        """Whether no request of it is being answered, or its peer takes no answer."""
+        answered = self.cycle is None or self.cycle.response_complete
+        return (not self._upgraded and answered) or self._unread_s > 0
 
     def abort(self) -> None:
         """Ends it at once."""
@@ -134,12 +153,31 @@ class GuardedHttpProtocol(H11Protocol):
             transport.abort()
             return
         self._set_deadline(MAX_HEAD_S)
+        self._looking = self.loop.call_later(_LOOK_S, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forgets it."""
-        self._set_deadline(None)
-        self._table.remove(self)
+        self.lost()
         super().connection_lost(exc)
+
+    def lost(self) -> None:
+        """Forgets it; a WebSocket that it has become says so."""
+        self._set_deadline(None)
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
+        self._table.remove(self)
+
+    def _look(self) -> None:
+        """Ends a connection whose peer reads nothing of what waits for it, be it closing or not."""
+        unread = self.transport.get_write_buffer_size()
+        stands = unread > 0 and unread >= self._unread_bytes > 0
+        self._unread_s = self._unread_s + _LOOK_S if stands else 0.0
+        self._unread_bytes = unread
+        if self._unread_s >= (MAX_LINGER_S if self.is_over else MAX_UNREAD_S):
+            self.abort()
+        else:
+            self._looking = self.loop.call_later(_LOOK_S, self._look)
 
     def data_received(self, data: bytes) -> None:
         """Takes bytes; of a connection that ends they are thrown away."""
@@ -162,10 +200,15 @@ class GuardedHttpProtocol(H11Protocol):
         self._set_deadline(None)
         self._upgraded = True
         super().handle_websocket_upgrade(event)
+        protocol = self.transport.get_protocol()
+        if isinstance(protocol, GuardedWebSocketProtocol):
+            protocol.when_lost(self.lost)
 
     def on_response_complete(self) -> None:
         """Waits for the next request, or ends the connection where this one's body still comes."""
         super().on_response_complete()
+        if self.cycle is not None and not self.cycle.response_complete:
+            return  # the next request was there already
         if self.conn.their_state is h11.SEND_BODY:
             self._set_deadline(MAX_LINGER_S)
         else:
@@ -177,6 +220,32 @@ class GuardedHttpProtocol(H11Protocol):
             self._deadline = None
         if after_s is not None:
             self._deadline = self.loop.call_later(after_s, self.abort)
+
+
+class GuardedListener(socket.socket):
+    """A listening socket that takes so many connections, those counted whose TLS handshake never comes."""
+
+    def guard(self, table: ConnectionTable) -> None:
+        """Begins to count, with room for what a table knows and as much again for handshakes."""
+        self._table = table
+        self._taken: weakref.WeakKeyDictionary[socket.socket, str] = weakref.WeakKeyDictionary()
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """Takes a connection.
+
+        Raises:
+            ConnectionAbortedError: there are too many, in all or of its address; it is closed.
+        """
+        connection, address = super().accept()
+        table: ConnectionTable | None = getattr(self, "_table", None)
+        if table is not None:
+            key = address[0] if isinstance(address, tuple) else ""
+            open_now = [of for taken, of in self._taken.items() if taken.fileno() != -1]
+            if not table.has_room(key, open_now):
+                connection.close()
+                raise ConnectionAbortedError
+            self._taken[connection] = address_key(key)
+        return connection, address
 
 
 class Sparingly(logging.Filter):

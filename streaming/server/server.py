@@ -39,7 +39,15 @@ from ..webrtc.video_encoder import CODECS
 from . import websocket_protocol
 from .access import Access
 from .app import AppSettings, AvatarApp
-from .http_protocol import ConnectionTable, GuardedHttpProtocol, Sparingly, raise_descriptor_limit
+from .http_protocol import (
+    MAX_HEAD_S,
+    MAX_LINGER_S,
+    ConnectionTable,
+    GuardedHttpProtocol,
+    GuardedListener,
+    Sparingly,
+    raise_descriptor_limit,
+)
 from .tls import CertifiedContext, server_ssl_context
 
 log = logging.getLogger(__name__)
@@ -149,12 +157,17 @@ def serve(
                 backlog=_BACKLOG,
             )
             config.load()
+            table = ConnectionTable(descriptors=raise_descriptor_limit(), proxies=app_settings.proxies)
+            listener.guard(table)
             config.http_protocol_class = functools.partial(  # type: ignore[assignment]
-                GuardedHttpProtocol,
-                table=ConnectionTable(descriptors=raise_descriptor_limit(), proxies=app_settings.proxies),
+                GuardedHttpProtocol, table=table
             )
             if tls is not None:
                 config.ssl = tls
+                loop = asyncio.get_running_loop()
+                loop.create_server = functools.partial(  # type: ignore[method-assign]
+                    loop.create_server, ssl_handshake_timeout=MAX_HEAD_S, ssl_shutdown_timeout=MAX_LINGER_S
+                )
             await _Server(config, sessions).serve(sockets=[listener])
 
         out_of_descriptors = "socket.accept() out of system resource"
@@ -191,12 +204,12 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def _listen(settings: StreamSettings) -> socket.socket:
+def _listen(settings: StreamSettings) -> GuardedListener:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        listener = socket.socket(family, kind, protocol)
+        listener = GuardedListener(family, kind, protocol)
     except OSError as error:
         raise InputError(
             f"--host {settings.host}: expected an address of this machine, got: {error.strerror or error}"

@@ -6,6 +6,7 @@ uvicorn answers every ping and joins every fragment before anybody can count mes
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -17,6 +18,7 @@ MAX_FRAMES_PER_S = 60
 """Of all kinds, pings and fragments too; a page sends two a second."""
 MAX_FRAGMENTS = 32
 """Of a message."""
+_LINGER_S = 1.0
 MAX_CLOSE_S = 12.0
 """So long the peer may take to read what is left; its closing handshake has ten seconds."""
 
@@ -28,8 +30,18 @@ class GuardedWebSocketProtocol(WebSocketsSansIOProtocol):
         """Prepares a connection from what uvicorn gives."""
         super().__init__(*of_uvicorn, **named)
         self._refused = False
+        self._when_lost: Callable[[], None] = lambda: None
         self._second_s = self.loop.time()
         self._frames_in_second = 0
+
+    def when_lost(self, tell: Callable[[], None]) -> None:
+        """Has `tell` called once the connection is gone."""
+        self._when_lost = tell
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tells that it is gone."""
+        self._when_lost()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Takes bytes; of a connection that was refused they are thrown away."""
@@ -81,7 +93,7 @@ class GuardedWebSocketProtocol(WebSocketsSansIOProtocol):
         super().send_receive_event_to_app()
 
     def handle_parser_exception(self) -> None:
-        """Tells the peer and the log why the connection ends, and ends it."""
+        """Tells the peer and the log why the connection ends, and ends it once the peer could hear that."""
         self._refused = True
         closed = self.conn.close_sent
         log.warning(
@@ -89,7 +101,16 @@ class GuardedWebSocketProtocol(WebSocketsSansIOProtocol):
             self.client[0] if self.client else "an unknown address",
             (closed.reason if closed else "") or "it breaks the protocol",
         )
-        super().handle_parser_exception()
+        if closed is None:
+            self.transport.close()
+            return
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": closed.code, "reason": closed.reason})
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.close_sent = True
+        if self.read_paused:  # closed with bytes unread, the system would take back what was just said
+            self.read_paused = False
+            self.transport.resume_reading()
+        self.close_timer = self.loop.call_later(_LINGER_S, self.transport.close)
 
     def keepalive_timeout(self) -> None:
         """Ends a connection whose peer answers no ping, unread bytes or not."""
@@ -106,8 +127,8 @@ class GuardedWebSocketProtocol(WebSocketsSansIOProtocol):
 
     def _counts(self) -> bool:
         """Counts a frame; returns whether it is still to be taken."""
-        if self._refused:
-            return False
+        if self._refused or self.close_sent:
+            return not self._refused  # it closes in order, and has so long
         now_s = self.loop.time()
         if now_s - self._second_s >= 1:
             self._second_s, self._frames_in_second = now_s, 0

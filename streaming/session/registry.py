@@ -14,6 +14,7 @@ from models.speaker import UnknownSpeakerError
 from ..pipeline.clock import FRAME_RATE_HZ, CpuClock, MonotonicClock, SystemClock, SystemCpuClock
 from ..pipeline.frame_cost import MEAN_OVER_FRAMES, RunningCost
 from ..pipeline.loaded_speaker import LoadedSpeaker
+from ..pipeline.onnx_engine import EngineTimeoutError
 from ..pipeline.run_watch import RUN_WATCH
 from ..pipeline.stage_times import Work
 from ..webrtc.sdp_offer import Offer
@@ -26,7 +27,7 @@ from .speaker_list import SpeakerEntry, SpeakerList
 
 log = logging.getLogger(__name__)
 
-LOOK_AGAIN_S = 60.0  # a speaker that is refused is measured anew at most so often
+LOOK_AGAIN_S = 60.0  # a speaker that is refused is measured, or opened, anew at most so often
 _WATCH_S = 0.5
 MAX_OPENING = 3  # speakers at once: one that hangs holds up no other, and many would take the cores
 # A stopped server is gone within five seconds; one more is the HTTP server's.
@@ -116,6 +117,7 @@ class Sessions:
         self._running: dict[tuple[str, str], RunningCost] = {}  # by speaker and what draws it
         self._opened_since = False  # whether a speaker was being opened since the sessions were weighed
         self._looked_s: dict[tuple[str, str], float] = {}  # when a speaker was measured anew
+        self._endless: dict[str, tuple[EngineTimeoutError, float]] = {}  # until when it is not tried
         self._looking: set[asyncio.Task[None]] = set()
         self._beside_ms: float | None = None  # CPU time beside the stages, for each session's frame
         self._load = _Load(at_s=self._clock.now_s(), process_s=self._cpu.process_s(), work={})
@@ -235,6 +237,9 @@ class Sessions:
             raise FullError(_STOPPING)
         if name in self._hosts:
             return self._hosts[name]
+        error, until_s = self._endless.get(name, (None, 0.0))
+        if error is not None and self._clock.now_s() < until_s:  # it took a core, and would again
+            raise error.with_traceback(None)
         if name not in self._opening:
             task = asyncio.create_task(self._open_speaker(name), name="open-speaker")
             self._opening[name] = task
@@ -253,6 +258,9 @@ class Sessions:
                 host = await in_background("open-speaker", lambda: self._open_host(str(path)))
         except asyncio.CancelledError:  # by `aclose` alone
             raise FullError(_STOPPING) from None
+        except EngineTimeoutError as error:
+            self._endless[name] = (error, self._clock.now_s() + LOOK_AGAIN_S)
+            raise
         self._hosts[name] = host
         log.info("speaker %s is ready, %d px to begin with", name, host.start_px)
         if host.on_gpu and self.gpu_failure:  # meanwhile

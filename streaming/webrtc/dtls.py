@@ -72,10 +72,12 @@ def replace_identity_check(transport: RTCDtlsTransport) -> None:
 
 
 def _matches(certificate: bytes, remote: RTCDtlsParameters) -> bool:
-    """Whether a certificate in DER has all fingerprints of known hash functions, one at least."""
+    """Whether a certificate in DER has a fingerprint of those by the longest known hash (RFC 8122, 5)."""
     known = [f for f in remote.fingerprints if f.algorithm.lower() in FINGERPRINT_BYTES]
-    return bool(known) and all(
+    longest = max((FINGERPRINT_BYTES[f.algorithm.lower()] for f in known), default=0)
+    return any(
         bytes.fromhex(f.value.replace(":", ""))
         == hashlib.new(f.algorithm.lower().replace("-", ""), certificate).digest()
         for f in known
+        if FINGERPRINT_BYTES[f.algorithm.lower()] == longest
     )

@@ -120,8 +120,14 @@ class _Socket(ice.StunProtocol):
     """One UDP port; what strangers send to it does no harm."""
 
     def datagram_received(self, data: bytes | str, addr: tuple[Any, ...]) -> None:
-        """Takes a datagram from anyone."""
+        """Takes a STUN message from anyone, all else from the peer alone.
+
+        DTLS believes the first alert that it reads, whoever sent it.
+        """
+        connection = self.receiver
         try:
+            if isinstance(connection, IceConnection) and not connection.is_peer(addr):
+                stun.parse_message(data if isinstance(data, bytes) else b"")  # raises on what is none
             super().datagram_received(data, addr)
         except Exception:  # noqa: BLE001 - aioice's parser meets garbage with whatever comes
             log.debug("a datagram from %s was no STUN message", addr)
@@ -156,6 +162,7 @@ class IceConnection(ice.Connection):
         self._checked = asyncio.Event()  # set while no `connect` is under way
         self._checked.set()
         self._checks_left: dict[tuple[str, int], int] = {}  # by remote address
+        self._proved: dict[tuple[str, int], None] = {}  # who knew the password, oldest first
 
     async def get_component_candidates(
         self, component: int, addresses: list[str], timeout: int = 5
@@ -225,6 +232,11 @@ class IceConnection(ice.Connection):
         if "PRIORITY" not in message.attributes:
             return  # it has to be there (RFC 8445, 7.1.1)
         self.checks_received += 1
+        place = (addr[0], addr[1])  # of IPv6, Python's has four parts
+        self._proved.pop(place, None)
+        self._proved[place] = None
+        if len(self._proved) > _MAX_LEARNT:
+            del self._proved[next(iter(self._proved))]
         self._make_room(addr)
         if self._checks_left.get(addr) == 0:  # the check under way would wait for its next repetition
             for pair in self._check_list:
@@ -234,18 +246,26 @@ class IceConnection(ice.Connection):
         self._checks_left[addr] = min(self._checks_left.get(addr, 0) + 1, MAX_CHECKS_PER_ADDRESS)
         super().check_incoming(message, addr, protocol)
 
+    def is_peer(self, addr: tuple[Any, ...]) -> bool:
+        """Returns whether an address is one of the peer's: a check of either side proved it."""
+        place = (addr[0], addr[1])
+        return place in self._proved or self._has_succeeded(place)
+
     def take_check(self, addr: tuple[str, int]) -> bool:
         """Returns whether an address may get another check, and counts it.
 
         Addresses come from whoever wrote the offer, and may be a third party's: without an answer each gets
         `MAX_CHECKS_PER_ADDRESS`, from all our sockets together, and one more for each check of its own.
         """
-        succeeded = ice.CandidatePair.State.SUCCEEDED
-        if any(pair.state == succeeded and pair.remote_addr == addr for pair in self._check_list):
+        if self._has_succeeded(addr):
             return True
         left = self._checks_left.get(addr, 0)
         self._checks_left[addr] = max(left - 1, 0)
         return left > 0
+
+    def _has_succeeded(self, addr: tuple[str, int]) -> bool:
+        succeeded = ice.CandidatePair.State.SUCCEEDED
+        return any(pair.state == succeeded and pair.remote_addr == addr for pair in self._check_list)
 
     def _make_room(self, addr: tuple[str, int]) -> None:
         """Forgets the oldest address that only a check told where there are too many, and a new one comes."""

@@ -75,6 +75,7 @@ class MicrophoneStream:
         self._buffer = JitterBuffer()
         self._closed = False
         # From here on: the reader's alone.
+        self._told_anew = False
         self._generation = 0
         self._waiting = np.zeros(0, np.float32)  # decoded, not read
         self._runs: deque[_Run] = deque()  # where `_waiting` comes from
@@ -156,7 +157,9 @@ class MicrophoneStream:
                 return _silence()
             if self._generation != self._buffer.generation:
                 self._generation = self._buffer.generation
-                log.info("the microphone's sender began anew")
+                level = logging.DEBUG if self._told_anew else logging.INFO  # two at once would fill the log
+                log.log(level, "the microphone's sender began anew")
+                self._told_anew = True
                 self._stop()
                 self._made_up_samples = 0
             self._update_target_delay(now_s)

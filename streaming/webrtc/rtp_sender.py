@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 
 MAX_PLAYOUT_DELAY_MS = 200
 _RTT_WEIGHT = 0.15
+MIN_RESEND_S = 0.02  # between two times that a packet is sent again; a round trip, where that is longer
+MAX_RESENT_PER_S = 400  # packets: more than a whole stream of ours has
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ class MediaSender:
         self._origin = random32()
         self._last_timestamp: int | None = None
         self._history: dict[int, RtpPacket] = {}
+        self._resent_s: dict[int, float] = {}  # when a sequence number was sent again last, oldest first
         self._packets = 0
         self._octets = 0
         self._report_key = 0
@@ -206,14 +209,15 @@ class MediaSender:
                 if report.ssrc == self._ssrc:
                     self.fraction_lost = report.fraction_lost / 256
                     self.packets_lost = report.packets_lost
-                    if report.dlsr and report.lsr == self._report_key:
+                    if report.dlsr and report.lsr and report.lsr == self._report_key:
                         round_trip_s = time.monotonic() - self._report_sent_s - report.dlsr / 65536
                         known_s = self.round_trip_s if self.round_trip_s is not None else round_trip_s
                         if round_trip_s >= 0:  # less: it answers an earlier report of the same media time
                             self.round_trip_s = known_s + _RTT_WEIGHT * (round_trip_s - known_s)
         elif isinstance(packet, RtcpRtpfbPacket) and packet.fmt == RTCP_RTPFB_NACK:
-            for sequence in packet.lost:
-                await self._retransmit(sequence & 0xFFFF)  # aiortc's parser counts on past the wrap
+            # aiortc's parser counts on past the wrap; a packet may name a number hundreds of times.
+            for sequence in dict.fromkeys(number & 0xFFFF for number in packet.lost):
+                await self._retransmit(sequence)
         elif isinstance(packet, RtcpPsfbPacket) and packet.fmt in (RTCP_PSFB_FIR, RTCP_PSFB_PLI):
             self._on_keyframe_wanted()
         elif isinstance(packet, RtcpPsfbPacket) and packet.fmt == RTCP_PSFB_APP:
@@ -268,6 +272,8 @@ class MediaSender:
         packet = self._history.get(sequence % RTP_HISTORY_SIZE)
         if packet is None or packet.sequence_number != sequence:
             return
+        if not self._may_resend(sequence):
+            return
         if self._rtx_payload_type is not None:
             packet = rtp.wrap_rtx(
                 packet,
@@ -280,6 +286,21 @@ class MediaSender:
             packet.extensions = replace(packet.extensions, abs_send_time=_abs_send_time())
             self._rtx_sequence = uint16_add(self._rtx_sequence, 1)
         await self.transport._send_rtp(packet.serialize(self._extensions))
+
+    def _may_resend(self, sequence: int) -> bool:
+        """Returns whether a packet that is missed may be sent again now, and counts it."""
+        now_s = time.monotonic()
+        again_s = max(self.round_trip_s or 0.0, MIN_RESEND_S)  # sooner, the last one is still on its way
+        if now_s - self._resent_s.get(sequence, float("-inf")) < again_s:
+            return False
+        while len(self._resent_s) >= MAX_RESENT_PER_S:
+            oldest = next(iter(self._resent_s))
+            if now_s - self._resent_s[oldest] < 1:
+                return False
+            del self._resent_s[oldest]
+        self._resent_s.pop(sequence, None)
+        self._resent_s[sequence] = now_s
+        return True
 
     async def _send_reports(self) -> None:
         while True:

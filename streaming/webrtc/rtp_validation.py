@@ -1,4 +1,7 @@
-"""Malformed packets of a peer are dropped and told: aiortc raises on many, and ends the connection by it."""
+"""Malformed packets of a peer are dropped and told: aiortc raises on many, and ends the connection by it.
+
+So are packets of more streams than a peer has, of which libsrtp keeps the state of each; and all of SCTP.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,12 @@ from collections.abc import Callable
 
 from aiortc import rtp
 from aiortc.rtcdtlstransport import RTCDtlsTransport
-from aiortc.rtp import AnyRtcpPacket, RtcpPacket, RtcpPsfbPacket, RtpPacket
+from aiortc.rtp import AnyRtcpPacket, RtcpPacket, RtcpPsfbPacket, RtpPacket, is_rtcp
 
 log = logging.getLogger(__name__)
 
 MAX_DATAGRAM_BYTES = 1500  # libsrtp's buffer at aiortc
+MAX_STREAMS = 16  # SSRCs of one peer: a microphone, perhaps a camera, their repairs, all of them begun anew
 _REMB = b"REMB"
 # What aiortc's parsers and the unpacking in them raise: UnicodeDecodeError is a ValueError.
 _PARSE_ERRORS = (ValueError, IndexError, struct.error)
@@ -30,12 +34,20 @@ def drop_malformed(transport: RTCDtlsTransport, on_malformed: OnMalformed) -> No
     router, ice_transport = transport._rtp_router, transport.transport
     receive = ice_transport._recv
 
+    streams: set[bytes] = set()
+
     async def receive_bounded() -> bytes:
         while True:
             data: bytes = await receive()
-            if 0 < len(data) <= MAX_DATAGRAM_BYTES:
+            if not 0 < len(data) <= MAX_DATAGRAM_BYTES:
+                on_malformed("datagram", f"expected 1 to {MAX_DATAGRAM_BYTES} bytes, got {len(data)}")
+            elif (ssrc := _ssrc_of(data)) is None or ssrc in streams:
                 return data
-            on_malformed("datagram", f"expected 1 to {MAX_DATAGRAM_BYTES} bytes, got {len(data)}")
+            elif len(streams) < MAX_STREAMS:
+                streams.add(ssrc)
+                return data
+            else:
+                on_malformed("rtp", f"expected at most {MAX_STREAMS} streams, got another")
 
     async def handle_rtp_data(data: bytes, arrival_time_ms: int) -> None:
         try:
@@ -72,8 +84,17 @@ def drop_malformed(transport: RTCDtlsTransport, on_malformed: OnMalformed) -> No
                     on_malformed("rtcp", f"{type(error).__name__}: {error}")
 
     ice_transport._recv = receive_bounded
+    # Nobody here uses data channels: aiortc's SCTP, which raises on much and takes any amount, hears nothing.
+    transport._register_data_receiver = lambda receiver: None  # type: ignore[method-assign]
     transport._handle_rtp_data = handle_rtp_data  # type: ignore[method-assign]
     transport._handle_rtcp_data = handle_rtcp_data  # type: ignore[method-assign]
+
+
+def _ssrc_of(data: bytes) -> bytes | None:
+    """Returns whose an SRTP or SRTCP packet is, which is not encrypted; None of what is neither."""
+    if len(data) < 12 or not 127 < data[0] < 192:
+        return None
+    return data[4:8] if is_rtcp(data) else data[8:12]
 
 
 def _check_remb(packet: AnyRtcpPacket) -> None:

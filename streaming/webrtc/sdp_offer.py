@@ -16,6 +16,7 @@ from .dtls import FINGERPRINT_BYTES
 from .ice import is_reachable
 
 MAX_OFFER_BYTES = 64 * 1024
+MAX_FORMATS = 128  # of a section: RTP has no more payload types
 MAX_SECTIONS = 32
 MAX_CANDIDATES = 16
 _MAX_SSRCS = 3  # a stream, its retransmission, and one that tells that there are more
@@ -108,8 +109,9 @@ class Offer:
         """Returns a checked offer.
 
         One section of a kind is accepted: of video the first that receives and has a codec of ours, of audio
-        likewise, one that goes both ways before others, and data. The rest is rejected in the answer, but for
-        one that BUNDLE names first: it is answered as inactive, for Chromium refuses an answer without it.
+        likewise, one that goes both ways before others, and data, which nobody reads. The rest is rejected in
+        the answer, but for one that BUNDLE names first: it is answered as inactive, for Chromium refuses an
+        answer without it.
         Everything goes by one transport, the one of the section that the BUNDLE group names first and that
         has one (RFC 8843, 7.3.1): its candidates, credentials and fingerprints count, no others.
         Candidates that end in `.local` are left out: resolving them takes a second where it works at all, and
@@ -131,9 +133,8 @@ class Offer:
         idle = None if source in accepted else source
         transport = _transport_lines(source)
         for section in accepted:
-            if section.kind == "application":
-                _check_sctp_port(section)
-            elif not section.has_rtcp_mux and not source.has_rtcp_mux:  # IDENTICAL in a bundle (RFC 8859)
+            is_media = section.kind != "application"
+            if is_media and not section.has_rtcp_mux and not source.has_rtcp_mux:  # IDENTICAL (RFC 8859)
                 raise section.error("expected rtcp-mux, got none")
         mids = [section.mid for section in accepted]
         used = [*mids, *([idle.mid] if idle is not None else [])]
@@ -318,7 +319,7 @@ class _OfferedSection:
         """Returns it for aiortc, without its transport."""
         mid = [f"a=mid:{self.mid}"] if self.mid is not None else []
         if self.kind == "application":
-            port = _check_sctp_port(self)
+            port = _sctp_port(self)
             size = [f"a=max-message-size:{a.value}" for a in self.all("max-message-size")[-1:]]
             if self.profile == "DTLS/SCTP":
                 sctpmap = f"a=sctpmap:{port} webrtc-datachannel 65535"
@@ -408,12 +409,15 @@ def _read_media(number: int, value: str, session: list[_Attribute]) -> _OfferedS
     parts = _MEDIA.fullmatch(value)
     if parts is None or int(parts[2]) > 65535:
         raise _refused_line(number, f"m={value}", "m=KIND PORT PROTOCOL FORMATS")
+    formats = parts[4].split(maxsplit=MAX_FORMATS)
+    if len(formats) > MAX_FORMATS:
+        raise _refused_line(number, f"m={value}", f"at most {MAX_FORMATS} formats")
     return _OfferedSection(
         line=number,
         kind=parts[1],
         port=int(parts[2]),
         profile=parts[3],
-        formats=parts[4].split(),
+        formats=formats,
         session=session,
         own=[],
     )
@@ -445,7 +449,12 @@ def _parameters(text: str) -> dict[str, str]:
 
 def _read_codecs(section: _OfferedSection) -> _Codecs:
     described = {int(a.match()[1]): a.match() for a in section.all("rtpmap")}
-    formats = {a.match()[1]: a for a in section.all("fmtp")}
+    formats: dict[str, _Attribute] = {}
+    parameters_of: dict[str, dict[str, str]] = {}
+    for attribute in section.all("fmtp"):  # one payload type may have several: pages like to add one
+        payload, text = attribute.match()[1], attribute.match()[2]
+        formats.setdefault(payload, attribute)
+        parameters_of.setdefault(payload, {}).update(_parameters(text))
     lines, names, shown, ours = [], [], [], []
     retransmissions = []
     for text in section.formats:
@@ -457,7 +466,7 @@ def _read_codecs(section: _OfferedSection) -> _Codecs:
             continue
         name, rate_hz = parts[2], int(parts[3])
         fmtp = formats.get(text)
-        parameters = _parameters(fmtp.match()[2]) if fmtp is not None else {}
+        parameters = parameters_of.get(text, {})
         if name.lower() == "rtx":
             retransmissions.append((payload_type, rate_hz, fmtp, parameters))
             continue
@@ -544,7 +553,7 @@ def _is_usable(section: _OfferedSection, groups: Sequence[Sequence[str]]) -> boo
     if section.port == 0 and not (section.all("bundle-only") and any(section.mid in g for g in groups)):
         return False  # rejected (RFC 3264, 6)
     if section.kind == "application":
-        return section.profile in _SCTP
+        return section.profile in _SCTP and _sctp_port(section) is not None
     return section.kind in ("audio", "video") and _RTP.fullmatch(section.profile) is not None
 
 
@@ -576,7 +585,12 @@ def _bundle(
     group = next((group for group in groups if video.mid in group), ())
     known = {section.mid for section in sections}
     is_whole = len(accepted) == 1 if not group else all(section.mid in group for section in accepted)
-    if not is_whole or not set(group) <= known:
+    if not set(group) <= known:
+        strange = _shown(" ".join(mid for mid in group if mid not in known), 40)
+        raise OfferError(
+            f'sdp: expected BUNDLE to name mids of the offer, got "{strange}"; use bundlePolicy max-bundle'
+        )
+    if not is_whole:
         raise OfferError("sdp: expected all sections in one BUNDLE group; use bundlePolicy max-bundle")
     return group
 
@@ -616,13 +630,12 @@ def _transport_lines(section: _OfferedSection) -> list[str]:
     ]
 
 
-def _check_sctp_port(section: _OfferedSection) -> int:
-    """Returns the port of data."""
+def _sctp_port(section: _OfferedSection) -> int | None:
+    """Returns the port of data, None where there is none that can be."""
     ports = section.all("sctp-port")
     text = section.formats[0] if section.profile == "DTLS/SCTP" else (ports[-1].value if ports else "")
-    if not re.fullmatch("[0-9]{1,5}", text) or not 0 < int(text) < 65536:
-        raise section.error(f'expected an sctp-port from 1 to 65535, got "{_shown(text, 20)}"')
-    return int(text)
+    is_port = re.fullmatch("[0-9]{1,5}", text) and 0 < int(text) < 65536
+    return int(text) if is_port else None
 
 
 def _candidates(section: _OfferedSection) -> tuple[RTCIceCandidate, ...]:

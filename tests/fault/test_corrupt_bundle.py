@@ -307,6 +307,12 @@ def test_an_unknown_array(bundle):
     assert "/head.safetensors: surprise: expected only the known arrays" in refused(bundle)
 
 
+def far_away(poses):
+    poses = poses.copy()
+    poses[:, 0, 3] = 3e38
+    return poses
+
+
 @pytest.mark.parametrize(
     ("file", "key", "change", "said"),
     [
@@ -324,6 +330,12 @@ def test_an_unknown_array(bundle):
         ("poses.safetensors", "c2w", lambda a: a * 1.01, "]: expected rotations"),
         ("poses.safetensors", "c2w", lambda a: a * np.float32([1, 1, -1, 1]), "]: expected rotations"),
         ("poses.safetensors", "c2w", lambda a: a[:0], "c2w: expected at least one frame"),
+        (
+            "poses.safetensors",
+            "c2w",
+            far_away,
+            "c2w: expected a camera within 10000 of the head, got one at 3e+38",
+        ),
         ("poses.safetensors", "blink", lambda a: a[:4].copy(), "blink: expected 0 in the first and last"),
     ],
 )
@@ -375,6 +387,7 @@ def forged_png(rows, *, packed=None, more=None):
     [
         (lambda: b"GIF89a" + b"x" * 100, "content: expected a PNG"),
         (lambda: b"\x89PNG", "content: expected a PNG"),
+        (lambda: png(np.zeros((32, 32, 3), np.uint8)).replace(b"IHDR", b"abCd"), "content: expected a PNG"),
         (
             lambda: png(np.zeros((32, 40, 3), np.uint8)),
             "32x32 pixels, got 40x32",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import socket
 import time
@@ -19,6 +20,7 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
 from streaming.server import http_protocol
 http_protocol.MAX_HEAD_S = 2.0
 http_protocol.MAX_LINGER_S = 0.5
+http_protocol.MAX_UNREAD_S = 2.0
 """
 
 
@@ -97,6 +99,34 @@ def test_a_body_that_goes_on_after_its_refusal_ends_the_connection(server):
         assert refused_within(sender, within_s=0.5 + MARGIN_S)
 
 
+def test_answers_that_nobody_reads_do_not_keep_a_connection(server):
+    request = b"GET /client/geneface-avatar.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        where = urlsplit(server.url)
+        deaf.connect((where.hostname, where.port))
+        deaf.settimeout(0.5)
+        with contextlib.suppress(TimeoutError):
+            while True:
+                deaf.sendall(request)
+        deadline_s = time.monotonic() + 3.0 + 3 * MARGIN_S
+        while server.connections() > 0:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+
+
+def test_a_second_request_at_once_has_its_own_time(server):
+    with connection_to(server) as sender:
+        sender.sendall(
+            b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+            b"POST /offer HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n"
+        )
+        assert sender.recv(65536).startswith(b"HTTP/1.1 200 ")
+        assert not ended_within(sender, within_s=1.5)
+        sender.sendall(b"{}")
+        assert sender.recv(65536).startswith(b"HTTP/1.1 400 ")
+
+
 def test_a_request_after_a_short_body_is_answered_on_the_same_connection(server):
     where = urlsplit(server.url)
     connection = http.client.HTTPConnection(where.hostname, where.port, timeout=10)
@@ -111,3 +141,24 @@ def test_a_request_after_a_short_body_is_answered_on_the_same_connection(server)
             assert connection.sock is first
     finally:
         connection.close()
+
+
+def test_handshakes_that_never_come_hold_nobody_up(tmp_path):
+    bundle_factory.write_tiny_bundle(tmp_path / "Tiny", image_size_px=128)
+    flags = ("--tls-self-signed",)
+    with QuickServer(tmp_path / "log.txt", tmp_path, *flags, prepare=FEW_DESCRIPTORS) as server:
+        where, held = urlsplit(server.url), []
+        try:
+            for _ in range(300):
+                with contextlib.suppress(ConnectionError):
+                    held.append(socket.create_connection((where.hostname, where.port), 5, ("127.0.0.2", 0)))
+            url = f"{server.url}healthz"
+            assert httpx.get(url, trust_env=False, timeout=10, verify=False).status_code == 200
+            deadline_s = time.monotonic() + 2.0 + 2 * MARGIN_S
+            while server.connections() > 1:  # httpx may not have let go yet
+                assert time.monotonic() < deadline_s
+                time.sleep(0.05)
+        finally:
+            for connection in held:
+                connection.close()
+    assert "Traceback" not in server.log()

@@ -433,6 +433,31 @@ def test_no_file_is_written_twice(quick, speakers, wav, tmp_path, capsys, more, 
     assert [entry.name for entry in tmp_path.iterdir()] == ["speech.wav"]
 
 
+@pytest.mark.parametrize("what", ["input", "output", "landmarks"])
+def test_a_link_to_itself_is_no_fault_of_the_program(quick, speakers, wav, tmp_path, capsys, what):
+    given = {"input": wav, "output": tmp_path / "out.mp4", "landmarks": tmp_path / "motion.npz"}
+    link = given[what] = tmp_path / f"loop{given[what].suffix}"
+    link.symlink_to(link)
+    more = ("--landmarks", str(given["landmarks"]))
+    code = cli.main(arguments(speakers, given["input"], given["output"], *more))
+    if what == "input":
+        assert code == 2
+        assert f"{link}: expected a readable file, got too many levels of symbolic links" in one_line(capsys)
+    else:  # the link gives way to the file, as every link there does
+        assert code == 0
+        assert link.is_file()
+        assert not link.is_symlink()
+
+
+def test_a_working_folder_that_is_gone_is_told(quick, speakers, wav, tmp_path, capsys, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert cli.main(arguments(speakers, wav, "out.mp4")) == 2
+    assert "out.mp4: expected a name in the working folder, got: no such file" in one_line(capsys)
+    assert cli.main(arguments(speakers, wav, tmp_path / "out.mp4")) == 0
+
+
 def test_a_motion_video_needs_an_input(quick, capsys):
     assert run(["--landmark-video", "lm.mp4"]) == 2
     assert "--input is missing" in one_line(capsys)
@@ -631,6 +656,15 @@ def test_a_size_that_was_asked_for_stays_however_slow(quick, tmp_path, capsys, m
     assert "behind" not in captured.err
     assert "to keep up" not in captured.out
     assert {picture[0] for picture in raymarcher.shapes if picture[0] == picture[1]} <= {32, 384}
+
+
+def test_a_videos_name_is_shown_with_every_character_visible(quick, speakers, wav, tmp_path, capsys):
+    output = tmp_path / "o\r\x1b[31mX\nY.mp4"
+    assert cli.main(arguments(speakers, wav, output)) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{tmp_path}/o\\r\\x1b[31mX\\nY.mp4: 1.52 s")
+    assert said[:-1].isprintable()
+    assert output.is_file()
 
 
 def test_a_name_with_a_line_break_is_still_one_line(quick, tmp_path, capsys):

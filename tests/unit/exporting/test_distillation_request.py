@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
 
-from export.requests import DistillationRequest
+from export.requests import DistillationRequest, SlimRequest
 
 FOLDERS = {"bundle": Path("a/May"), "speech": Path("b"), "out": Path("c/Small")}
 
@@ -45,3 +46,36 @@ def test_every_field_has_its_help():
 def test_what_cannot_be_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
         DistillationRequest(**(FOLDERS | given))
+
+
+@pytest.mark.parametrize("name", ["bundle", "speech", "out", "work"])
+def test_a_link_to_itself_is_left_to_whoever_opens_it(tmp_path, name):
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    assert getattr(DistillationRequest(**(FOLDERS | {name: loop})), name) == loop
+
+
+def test_one_folder_is_found_out_behind_links(tmp_path):
+    (tmp_path / "May").mkdir()
+    (tmp_path / "link").symlink_to("May")
+    with pytest.raises(ValueError, match="out: expected another folder than the teacher's bundle"):
+        DistillationRequest(bundle=tmp_path / "May", speech=Path("b"), out=tmp_path / "link")
+    with pytest.raises(ValueError, match="out: expected another folder than the bundle's"):
+        SlimRequest(bundle=tmp_path / "May", out=tmp_path / "link", speech=(Path("b"),))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a working folder cannot be deleted there")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: DistillationRequest(**FOLDERS),
+        lambda: SlimRequest(bundle=Path("a"), out=Path("b"), speech=(Path("c"),)),
+    ],
+)
+def test_a_relative_path_in_a_deleted_working_folder_is_one_line(tmp_path, monkeypatch, make):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(ValueError, match="expected a path that can be followed") as error:
+        make()
+    assert "\n" not in str(error.value)

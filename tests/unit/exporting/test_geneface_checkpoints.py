@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shutil
+import struct
 
 import pytest
 import torch
 import yaml
 from geneface_checkpoint import write_work_folder
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from torch.utils.tensorboard import SummaryWriter
 
 from export.geneface.checkpoints import (
@@ -300,6 +303,36 @@ def test_logs_of_other_steps_or_without_finite_values_choose_nothing(checkpoints
     assert taken(checkpoints)[0] == "model_ckpt_steps_4000.ckpt"
 
 
+@pytest.mark.parametrize("steps", [[1], {"a": 1}, True, 4000.5, "4000"])
+def test_infer_ckpt_steps_that_is_no_step_chooses_nothing(checkpoints, many_steps, steps):
+    (many_steps / "config.yaml").write_text(yaml.safe_dump(MOTION | {"infer_ckpt_steps": steps}))
+    assert taken(checkpoints)[0] == "model_ckpt_steps_6000.ckpt"
+
+
+def record(content, length=None):
+    """One record of TensorBoard's files, or the beginning of one that says another length."""
+    header = struct.pack("<Q", len(content) if length is None else length)
+    return b"".join(part + struct.pack("<I", masked_crc32c(part)) for part in (header, content) if part)
+
+
+BROKEN_LOGS = {
+    "rubbish in a whole record": lambda file: file.write_bytes(record(b"\xff" * 4)),
+    "a record of 1 TB": lambda file: file.write_bytes(record(b"", 2**40) + b"x"),
+    "a record of 2^64 - 1": lambda file: file.write_bytes(record(b"", 2**64 - 1) + b"x"),
+    "a pipe": os.mkfifo,
+    "a link to itself": lambda file: file.symlink_to(file),
+    "a folder": lambda file: file.mkdir(),
+}
+
+
+@pytest.mark.parametrize("name", ["events.out.tfevents.9", "my.tfevents"])
+@pytest.mark.parametrize("broken", BROKEN_LOGS)
+def test_logs_that_cannot_be_read_choose_nothing(checkpoints, many_steps, broken, name):
+    (many_steps / "tb_logs").mkdir()
+    BROKEN_LOGS[broken](many_steps / "tb_logs" / name)
+    assert taken(checkpoints)[0] == "model_ckpt_steps_4000.ckpt"
+
+
 def test_a_step_given_is_taken_or_missed(checkpoints, many_steps):
     assert taken(checkpoints, postnet_steps=2000) == ("model_ckpt_steps_2000.ckpt", "the step given")
     with pytest.raises(GenefaceFileError) as refusal:
@@ -323,6 +356,13 @@ def test_a_config_inherits(tmp_path):
     read = read_config(own / "config.yaml")
     read.pop("base_config")
     assert read == {"a": 1, "b": 2, "c": {"d": 2, "e": 1}, "f": 3, "video_id": "May"}
+
+
+def test_settings_that_are_a_link_to_themselves_are_refused(tmp_path):
+    link = tmp_path / "config.yaml"
+    link.symlink_to(link)
+    with pytest.raises(GenefaceFileError, match=r"config\.yaml: expected the settings"):
+        read_config(link)
 
 
 def test_a_flat_config_is_taken_as_it_is(tmp_path):
@@ -358,14 +398,117 @@ def test_what_is_no_plain_yaml_is_refused(tmp_path, text):
         ({"grid_size": 17}, "grid_size"),
         ({"bound": 2}, "bound"),
         ({"hidden_dim_sigma": True}, "hidden_dim_sigma"),
-        ({"log2_hashmap_size": 30}, "log2_rows"),
-        ({"smo_win_size": 0}, "window_frames"),
+        ({"log2_hashmap_size": 30}, "log2_hashmap_size: expected 3 to 19"),
+        ({"smo_win_size": 0}, "smo_win_size: expected 1 to 64"),
+        ({"smo_win_size": 10**6}, "smo_win_size: expected 1 to 64"),
+        ({"bound": float("inf")}, "bound: expected above 0 and at most 1, got inf"),
+        ({"bound": 1e308}, "bound: expected above 0 and at most 1, got 1e+308"),
+        ({"bound": float("nan")}, "bound"),
+        ({"desired_resolution": 10**39}, "desired_resolution: expected 16 to 2048, got a huge number"),
+        ({"camera_offset": [float("inf"), 0, 0]}, "camera_offset: expected 3 numbers within 1e4"),
+        ({"camera_offset": [10**39, 0, 0]}, "camera_offset"),
+        ({"camera_scale": 0}, "camera_scale: expected 0.0001 to 10000"),
+        ({"density_thresh": float("nan")}, "density_thresh: expected 0 to 1e+06, got nan"),
+        *(
+            ({key: value}, f"{key}: expected {expected}")
+            for key, expected in (
+                ("cond_out_dim", "1 to 1024"),
+                ("hidden_dim_ambient", "1 to 1024"),
+                ("hidden_dim_sigma", "1 to 1024"),
+                ("hidden_dim_color", "1 to 1024"),
+                ("num_layers_ambient", "1 to 16"),
+                ("num_layers_sigma", "1 to 16"),
+                ("num_layers_color", "1 to 16"),
+                ("geo_feat_dim", "0 to 1024"),
+                ("individual_embedding_num", "1 to 200000"),
+                ("individual_embedding_dim", "0 to 256"),
+                ("grid_size", "a power of two from 8 to 512"),
+                ("max_steps", "1 to 1024"),
+            )
+            for value in (-1, 10**6, 10**18)
+        ),
     ],
 )
 def test_a_config_that_cannot_be_streamed_is_refused(tmp_path, field_states, changes, named):
     file = write_work_folder(tmp_path, {"model": field_states[0]}, config=config(**changes))
     with pytest.raises(GenefaceFileError, match=re.escape(named)) as refusal:
         build_head(read_checkpoint(file))
+    one_line_about(refusal, tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize("value", [-1, 10**6, 10**18])
+@pytest.mark.parametrize(
+    "key", ["individual_embedding_num", "torso_individual_embedding_dim", "torso_shrink", "grid_size"]
+)
+def test_a_torsos_size_out_of_range_is_refused(tmp_path, field_states, key, value):
+    model = field_states[0] | field_states[1]
+    checkpoint = read_checkpoint(write_work_folder(tmp_path, {"model": model}, config=config(**{key: value})))
+    with pytest.raises(GenefaceFileError, match=f"{key}: expected") as refusal:
+        build_torso(checkpoint)
+    one_line_about(refusal, tmp_path / "config.yaml")
+
+
+def test_a_number_too_large_for_a_float_is_refused(tmp_path, field_states):
+    checkpoint = read_checkpoint(write_work_folder(tmp_path, {"model": field_states[0]}, config=config()))
+    for changed in ({"bound": 10**400}, {"camera_offset": [10**400, 0, 0]}):
+        with pytest.raises(GenefaceFileError) as refusal:
+            build_head(dataclasses.replace(checkpoint, config=FIELD | changed))
+        one_line_about(refusal, *changed)
+
+
+def doubled(line, first="d0: &d0 {k: 1}\n"):
+    """YAML whose every line names the one before twice."""
+    return first + "".join(line.format(this=i, last=i - 1) for i in range(1, 30))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        doubled("d{this}: &d{this} {{a: *d{last}, b: *d{last}}}\n"),
+        doubled("d{this}: &d{this} [*d{last}, *d{last}]\n", "d0: &d0 [1]\n") + "video_id: *d29\n",
+        "x: &x {y: *x}\n",
+        "x: &x [*x]\n",
+    ],
+    ids=["mappings", "lists", "a mapping in itself", "a list in itself"],
+)
+def test_aliases_that_nest_or_hold_themselves_are_refused(tmp_path, text):
+    (tmp_path / "base.yaml").write_text(text)
+    (tmp_path / "config.yaml").write_text(f"base_config: ./base.yaml\n{text}")
+    with pytest.raises(GenefaceFileError, match=r"an alias \(\*\w+\) of more than plain values") as refusal:
+        read_config(tmp_path / "config.yaml")
+    one_line_about(refusal, tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize(
+    "value", ["a" * 9000, f"[{', '.join(['1'] * 4500)}]", f"{{{', '.join(f'k{i}: 1' for i in range(900))}}}"]
+)
+def test_aliases_that_multiply_are_refused(tmp_path, value):
+    (tmp_path / "config.yaml").write_text(f"x: &x {value}\nvideo_id: [{', '.join(['*x'] * 900)}]\n")
+    with pytest.raises(GenefaceFileError, match="aliases of more than 1000000 characters") as refusal:
+        read_config(tmp_path / "config.yaml")
+    one_line_about(refusal, tmp_path / "config.yaml")
+
+
+def test_aliases_of_plain_values_are_read(tmp_path):
+    (tmp_path / "config.yaml").write_text("a: &a 0.5\nb: &b [*a, *a]\nc: *b\nd: &d {e: 1}\nf: [*d, *b]\n")
+    half = [0.5, 0.5]
+    read = read_config(tmp_path / "config.yaml")
+    assert read == {"a": 0.5, "b": half, "c": half, "d": {"e": 1}, "f": [{"e": 1}, half]}
+
+
+@pytest.mark.parametrize("bases", ["5", "{a: b}", "[./base.yaml, [a]]", "[null]", "2001-01-01"])
+def test_a_base_that_is_no_text_is_refused(tmp_path, bases):
+    (tmp_path / "base.yaml").write_text("a: 1")
+    (tmp_path / "config.yaml").write_text(f"base_config: {bases}\n")
+    with pytest.raises(GenefaceFileError, match="base_config: expected names of files") as refusal:
+        read_config(tmp_path / "config.yaml")
+    one_line_about(refusal, tmp_path / "config.yaml")
+
+
+def test_a_config_that_links_to_itself_is_refused(tmp_path):
+    (tmp_path / "config.yaml").symlink_to("config.yaml")
+    with pytest.raises(GenefaceFileError, match="symbolic links") as refusal:
+        read_config(tmp_path / "config.yaml")
     one_line_about(refusal, tmp_path / "config.yaml")
 
 

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import threading
-from pathlib import Path
+import time
 
 import bundle_factory
 import pytest
@@ -15,7 +15,7 @@ from export.bundle import writer as bundle
 from export.geneface.checkpoints import read_config
 from export.geneface.hubert import HubertError, load_hubert
 from export.geneface.pickles import GenefaceFileError, read_npy, read_torch
-from export.geneface.regular_file import open_regular
+from export.regular_file import open_regular
 from models import partial_files
 from models.settings import escaped
 from models.speaker import BundleError, load_speaker
@@ -222,57 +222,78 @@ def dead():
     return process.pid
 
 
+def named(path, *, kind="part", host=None, process):
+    """Returns the name beside a path that a process of a host would give."""
+    host = host or partial_files._HOST
+    return path.with_name(f".{path.stem}.geneface-{host}-{process}.{kind}{path.suffix}")
+
+
+def written_before(path, seconds):
+    """Makes a file, or a folder with a file in it, that was last written to so long ago."""
+    folder = not path.suffix or path.suffix in (".part", ".old")
+    files = [path / "file", path] if folder else [path]
+    if folder:
+        path.mkdir()
+    files[0].write_bytes(b"x")
+    for file in files:
+        os.utime(file, (time.time() - seconds,) * 2)
+    return path
+
+
 def test_what_a_killed_run_left_is_swept_and_nothing_else(tmp_path, dead):
-    host = partial_files._HOST
-    old = tmp_path / f".talk.another-host-{dead}.part.mp4"
-    swept = [tmp_path / f".talk.v1.{host}-{dead}.part.mp4", tmp_path / f".x.{host}-{dead}.part.npz", old]
-    kept = [
-        tmp_path / f".talk.{host}-{os.getpid()}.part.mp4",
-        tmp_path / f".talk.elsewhere-{dead}.part.mp4",
-        tmp_path / "my.part.mp4",
-        tmp_path / f"talk.{host}-{dead}.part.mp4",
-        tmp_path / f".talk.{host}-{dead}.partial.mp4",
+    out = tmp_path / "talk.mp4"
+    hour, days = 3600, 200_000
+    swept = [
+        written_before(named(tmp_path / "talk.v1.mp4", process=dead), hour),
+        written_before(named(tmp_path / "x.npz", process=dead), hour),
+        written_before(named(tmp_path / "k\nx.mp4", process=dead), hour),
+        written_before(named(tmp_path / "May", process=dead), hour),
+        written_before(named(out, host="another-host", process=dead), days),
     ]
-    for file in (*swept, *kept):
-        file.write_bytes(b"x")
-    os.utime(old, (0, 0))
+    kept = [
+        written_before(named(out, process=os.getpid()), hour),
+        written_before(named(out, process=dead), 5),  # another container's, that is not seen here
+        written_before(named(out, host="elsewhere", process=dead), hour),
+        *(
+            written_before(tmp_path / name, days)
+            for name in (
+                "my.part.mp4",
+                f"talk.geneface-{partial_files._HOST}-{dead}.part.mp4",
+                f".talk.geneface-{partial_files._HOST}-{dead}.partial.mp4",
+                ".backup.2024-11.part",
+                ".photos.vol-01.part",
+                ".archive.disc-1.part.rar",
+            )
+        ),
+    ]
+    assert named(out, process=os.getpid()) == partial_files.partial_path(out)
     video_output.check_writable(tmp_path / "new.mp4", "--output")
     assert [file for file in swept if file.exists()] == []
     assert [file for file in kept if not file.exists()] == []
 
 
-def test_the_name_of_what_is_not_whole_is_one_that_is_swept(tmp_path):
-    for name in ("a talk.mp4", "May", "speaker.json"):
-        part = partial_files.partial_path(tmp_path / name)
-        assert part.suffix == Path(name).suffix or part.suffix == ".part"
-        assert partial_files._NAME.fullmatch(part.name)[2] == str(os.getpid())
+def test_a_folder_in_which_something_is_still_written_stays(tmp_path, dead):
+    folder = written_before(named(tmp_path / "May", process=dead), 3600)
+    (folder / "features.onnx").write_bytes(b"x")
+    os.utime(folder, (0, 0))
+    partial_files.sweep_abandoned(tmp_path)
+    assert folder.exists()
 
 
 # Bundles of programs that were killed
 
 
-def of_a_killed_program(path):
-    """Returns the name that a killed program would have given."""
-    ended = subprocess.run(
-        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
-    )
-    return path.with_name(path.name.replace(f"-{os.getpid()}.", f"-{ended.stdout.strip()}."))
-
-
-def test_a_half_written_bundle_goes_with_the_next_one(tmp_path):
+def test_a_half_written_bundle_goes_with_the_next_one(tmp_path, dead):
     out = tmp_path / "Tiny"
-    left = of_a_killed_program(partial_files.partial_path(out))
-    (left / "deep").mkdir(parents=True)
-    other = partial_files.partial_path(tmp_path / "Other")  # of a program that runs
-    other.mkdir()
+    written_before(named(out, process=dead), 3600)
+    other = written_before(partial_files.partial_path(tmp_path / "Other"), 3600)  # of a program that runs
     bundle_factory.write_tiny_bundle(out, image_size_px=64)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["Tiny", other.name])
 
 
-def test_a_bundle_that_stepped_aside_for_a_killed_program_comes_back(tmp_path, monkeypatch):
+def test_a_bundle_that_stepped_aside_for_a_killed_program_comes_back(tmp_path, monkeypatch, dead):
     out = bundle_factory.write_tiny_bundle(tmp_path / "Tiny", image_size_px=64)
-    aside = of_a_killed_program(partial_files.aside_path(out))
-    out.rename(aside)
+    out.rename(named(out, kind="old", process=dead))
     refusal = BundleError(str(out), "head", "another", "this one")
     monkeypatch.setattr(bundle, "load_speaker", lambda _: (_ for _ in ()).throw(refusal))
     with pytest.raises(BundleError):  # the new one is no good: the old one is there all the same
@@ -281,9 +302,19 @@ def test_a_bundle_that_stepped_aside_for_a_killed_program_comes_back(tmp_path, m
     assert [path.name for path in tmp_path.iterdir()] == ["Tiny"]
 
 
-def test_a_bundle_that_was_replaced_leaves_nothing_aside(tmp_path):
+def test_only_the_bundle_s_own_name_comes_back(tmp_path, dead):
+    asides = [
+        written_before(named(tmp_path / "Tiny", kind="old", process=dead), 3600),
+        written_before(tmp_path / ".Tiny.v2.backup-2024.old", 3600),
+    ]
+    partial_files.restore_aside(tmp_path / "Tiny.v2")
+    assert all(aside.exists() for aside in asides)
+    assert not (tmp_path / "Tiny.v2").exists()
+
+
+def test_a_bundle_that_was_replaced_leaves_nothing_aside(tmp_path, dead):
     out = bundle_factory.write_tiny_bundle(tmp_path / "Tiny", image_size_px=64)
-    of_a_killed_program(partial_files.aside_path(out)).mkdir()
+    written_before(named(out, kind="old", process=dead), 3600)
     bundle_factory.write_tiny_bundle(out, image_size_px=128)
     assert load_speaker(out).image_size_px == 128
     assert [path.name for path in tmp_path.iterdir()] == ["Tiny"]

@@ -173,3 +173,19 @@ def test_networks_of_bundles_pass():
 def test_weights_are_skipped_whatever_their_bytes_are():
     weights = numpy_helper.from_array(np.frombuffer(outside().SerializeToString(), np.uint8), "w")
     check_graph(model(initializers=[weights]).SerializeToString())
+
+
+def varint(value):
+    parts = []
+    while value > 0x7F:
+        parts.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*parts, value])
+
+
+@pytest.mark.parametrize("field", [7, 14, 20, 25])
+def test_a_field_number_that_protobuf_would_cut_off_is_refused(field):
+    whole = model().SerializeToString()
+    hidden = varint((field << 3) + (1 << 32)) + varint(1)
+    with pytest.raises(OnnxGraphError, match="expected an ONNX network, got something else"):
+        check_graph(whole + hidden)

@@ -233,6 +233,92 @@ def test_what_is_no_plain_value_is_refused(tmp_path, name, form):
     assert "; " in message
 
 
+def alarm_of(tmp_path, *, value=None, name=""):
+    """Returns whether the refusal of a value, or of a name, says that the file would run something."""
+    path = tmp_path / "data.npy"
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": ()})
+        if name:
+            module, _, last = name.rpartition(".")
+            file.write(b"\x80\x02c" + f"{module}\n{last}\n.".encode())
+        else:
+            pickle.dump([value], file, protocol=4)
+    with pytest.raises(GenefaceFileError) as refusal:
+        read_npy(path)
+    alarm = "the file would run it" in str(refusal.value)
+    assert alarm != ("which is not read" in str(refusal.value))
+    return alarm
+
+
+PLAIN = {
+    "version": torch.torch_version.TorchVersion("2.0"),
+    "size": torch.Size([1]),
+    "device": torch.device("cpu"),
+    **{str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)},
+    **{str(value): value for value in vars(torch).values() if isinstance(value, torch.layout)},
+    "quantised": torch.per_tensor_affine,
+    "module": torch.nn.Linear(1, 1),
+    "datetime64": np.datetime64,
+    "timedelta64": np.timedelta64,
+    "number type": np.ulonglong,
+    "new type": type(np.dtype("f4")),
+    "masked": np.ma.array([1, 2], mask=[0, 1]),
+    "records": np.rec.array([(1, 2.0)], names="a,b"),
+    "matrix": np.matrix,
+    "ellipsis": ...,
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_plain_value_of_torch_or_numpy_raises_no_alarm(tmp_path, name):
+    assert not alarm_of(tmp_path, value=PLAIN[name])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torch._utils._rebuild_parameter_with_state",
+        "torch._utils._rebuild_sparse_tensor",
+        "torch._utils._rebuild_qtensor",
+        "torch._utils.torch.channels_last",
+        "torch.layout",
+        "torch.strided",
+        "torch.Tensor",
+        "torch.ComplexFloatStorage",
+        "torch.cuda.FloatStorage",
+        "torch.storage.UntypedStorage",
+        "torch.int4",
+        "numpy._core.numeric._frombuffer",
+        "numpy.core.numeric._frombuffer",
+        "numpy.datetime64",
+    ],
+)
+def test_a_name_of_plain_values_raises_no_alarm(tmp_path, name):
+    assert not alarm_of(tmp_path, name=name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torch.load",
+        "torch.storage._load_from_bytes",
+        "torch._utils._rebuild_anything",
+        "torch._utils.torch.load",
+        "torch.nn.modules.module.torch.load",
+        "torch.nn.modules.module.functools",
+        "torch.hub.load",
+        "torch.os",
+        "torch.__builtins__",
+        "torch._tensor._rebuild_from_type_v2",
+        "numpy.load",
+        "numpy.f2py.os.system",
+        "numpy.testing._private.utils.runstring",
+    ],
+)
+def test_a_name_that_may_run_something_raises_the_alarm(tmp_path, name):
+    assert alarm_of(tmp_path, name=name)
+
+
 @pytest.mark.parametrize("form", ["legacy", "zip", "npy"])
 def test_a_command_in_a_file_is_not_run(tmp_path, form):
     trace, path = tmp_path / "trace", tmp_path / "hostile"

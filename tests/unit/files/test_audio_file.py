@@ -1,5 +1,6 @@
 import os
 import random
+import re
 import struct
 from pathlib import Path
 
@@ -219,18 +220,31 @@ FORMATS = {
     "flv": ("aac", 44100),
     "ts": ("mp2", 48000),
     "avi": ("mp3", 44100),
+    "ogg": ("flac", 48000),
+    "wv": ("wavpack", 48000),
+    "au": ("pcm_s16be", 48000),
+    "caf": ("pcm_s16le", 48000),
+    "amr": ("libopencore_amrnb", 8000),
+    "aac": ("aac", 48000),
+    "ac3": ("ac3", 48000),
+    "tta": ("tta", 48000),
 }
 
 
-def write_compressed(path):
+def encode(container, stream, samples, rate_hz):
+    block = av.AudioFrame.from_ndarray(samples[None], "s16", "mono")
+    block.sample_rate = rate_hz
+    block.pts = 0
+    container.mux(stream.encode(block))
+    container.mux(stream.encode(None))
+
+
+def write_compressed(path, seconds=0.7, **options):
     codec, rate_hz = FORMATS[path.suffix[1:]]
-    with av.open(str(path), "w", format={"opus": "ogg", "ts": "mpegts"}.get(path.suffix[1:])) as container:
+    kind = {"opus": "ogg", "ts": "mpegts", "aac": "adts"}.get(path.suffix[1:])
+    with av.open(str(path), "w", format=kind, options=options) as container:
         stream = container.add_stream(codec, rate=rate_hz, layout="mono")
-        block = av.AudioFrame.from_ndarray(stand_ins.speech_like(0.7, rate_hz)[None], "s16", "mono")
-        block.sample_rate = rate_hz
-        block.pts = 0
-        container.mux(stream.encode(block))
-        container.mux(stream.encode(None))
+        encode(container, stream, stand_ins.speech_like(seconds, rate_hz), rate_hz)
     return path.read_bytes()
 
 
@@ -279,6 +293,64 @@ def test_what_came_before_the_damage_is_used_with_a_warning(tmp_path, caplog):
     assert said.startswith(f"{path}: the sound is damaged in ")
 
 
+@pytest.mark.parametrize("ending", FORMATS)
+def test_a_whole_file_gives_no_warning(tmp_path, caplog, ending):
+    write_compressed(tmp_path / f"whole.{ending}")
+    assert len(speech_of(tmp_path / f"whole.{ending}")) > 10_000
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("ending", ["mp3", "webm", "aiff", "wv", "au"])
+def test_half_a_file_says_how_much_is_missing(tmp_path, caplog, ending):
+    whole, half = tmp_path / f"whole.{ending}", tmp_path / f"half.{ending}"
+    content = write_compressed(whole, 4.0)
+    speech_of(whole)
+    assert caplog.records == []
+    half.write_bytes(content[: len(content) // 2])
+    samples = speech_of(half)
+    (said,) = [record.getMessage() for record in caplog.records]
+    found = re.search(r"states ([0-9.]+) s of sound, ([0-9.]+) s of it could be read", said)
+    assert said.startswith(f"{half}: ")
+    assert float(found[1]) == pytest.approx(4.0, abs=0.1)
+    assert float(found[2]) == pytest.approx(len(samples) / 16000, abs=0.01)
+    assert float(found[2]) < 3
+
+
+def test_pages_that_ogg_passes_over_are_missed(tmp_path, caplog):
+    path = tmp_path / "a.opus"
+    content = bytearray(write_compressed(path, 10.0, page_duration="1000000"))
+    pages = [place.start() for place in re.finditer(b"OggS", content)]
+    for page in pages[4:7]:
+        content[page + 60] ^= 0x55  # its checksum is wrong now
+    path.write_bytes(content)
+    assert len(speech_of(path)) == pytest.approx(7 * 16000, rel=0.02)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "the file states 10.01 s of sound, 7.00 s of it could be read" in said
+
+
+@pytest.mark.parametrize("ending", ["mp3", "aac"])
+def test_a_length_that_is_guessed_from_the_bit_rate_is_no_statement(tmp_path, caplog, ending):
+    """Without a header, and quiet at first: FFmpeg takes the whole file to be as sparse."""
+    path = tmp_path / f"a.{ending}"
+    samples = np.random.default_rng(0).integers(-9000, 9000, 480_000).astype(np.int16)
+    samples[:240_000] = 0
+    with av.open(
+        str(path),
+        "w",
+        format="adts" if ending == "aac" else "mp3",
+        options={} if ending == "aac" else {"write_xing": "0"},
+    ) as container:
+        stream = container.add_stream(ending, rate=48000, layout="mono")
+        if ending == "mp3":
+            stream.codec_context.qscale = True
+            stream.codec_context.global_quality = 236
+        encode(container, stream, samples, 48000)
+    audio = AudioFile(path)
+    assert audio.duration_s > 10.1
+    assert sum(map(len, audio.speech())) == pytest.approx(160_000, rel=0.01)
+    assert caplog.records == []
+
+
 @pytest.mark.parametrize(
     "error",
     [av.error.PermissionError(1, "x"), av.error.ArgumentError(22, "x"), ValueError("x"), OSError(5, "x")],
@@ -312,8 +384,8 @@ def test_any_error_of_a_decoder_leaves_out_one_packet(tmp_path, monkeypatch, cap
         def demux(self, stream):
             return map(FailingPacket, self._container.demux(stream))
 
-    opened = audio_file._opened
-    monkeypatch.setattr(audio_file, "_opened", lambda path: FailingContainer(opened(path)))
+    opened = audio_file.open_recording
+    monkeypatch.setattr(audio_file, "open_recording", lambda path: FailingContainer(opened(path)))
     samples = np.concatenate(list(audio.speech()))
     assert len(samples) == 16000 - lengths[1]
     assert lengths[1] > 0
@@ -362,6 +434,28 @@ def test_a_playlist_is_no_way_to_other_places(tmp_path):
     path = tmp_path / "a.m3u8"
     path.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n")
     refused(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("live.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{other}\n"),
+        ("ended.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{other}\n#EXT-X-ENDLIST\n"),
+        ("variants.m3u8", "#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\n{other}\n"),
+        ("list.ffconcat", "ffconcat version 1.0\nfile {other}\n"),
+        ("call.sdp", "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=audio 9 RTP/AVP 0\n"),
+        ("endless.sbg", "hum: 100+10/10\nNOW hum\n"),
+    ],
+)
+@pytest.mark.parametrize("other", ["pipe.ts", "part.wav"])
+def test_a_list_of_other_files_is_refused_before_any_of_them_is_opened(tmp_path, name, content, other):
+    os.mkfifo(tmp_path / "pipe.ts")
+    stand_ins.write_wav(tmp_path / "part.wav", stand_ins.speech_like(1))
+    (tmp_path / name).write_text(content.format(other=other))
+    message = refused(tmp_path / name)
+    assert (
+        "expected one recording, got a playlist, a script or a damaged header; give the recording" in message
+    )
 
 
 def test_what_is_no_regular_file_is_refused_before_it_is_opened(tmp_path):
@@ -446,7 +540,8 @@ def test_a_video_without_sound_is_refused(tmp_path):
         picture = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
         container.mux(video.encode(picture))
         container.mux(video.encode(None))
-    assert "expected a sound track, got video only" in refused(path)
+    expected = "expected a sound track, got video only; give a recording with sound"
+    assert refused(path) == f"{path}: {expected}"
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -55,6 +58,77 @@ def test_make_knows_its_targets():
     asked = {c.split()[1] for c in commands() if c.startswith("make ")}
     assert asked
     assert asked <= TARGETS
+
+
+# Stands in for Python: makes environments in which it and the program note what they are called with.
+PYTHON = """#!/bin/bash
+case "$*" in
+    "-c import pip") [ -e "${0%/*}/pip" ] ;;
+    -c*) ;;
+    --version) echo "Python 3.11.0" ;;
+    "-m venv "*)
+        mkdir -p "$3/bin" && touch "$3/bin/pip"
+        cp "$0" "$3/bin/python"; cp "$0" "$3/bin/geneface-stream"
+        echo "made $3" >>calls ;;
+    "-m pip "*) ;;
+    *) printf '%s|' "${0##*/}" "$@" >>calls; echo >>calls ;;
+esac
+"""
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Returns a function that runs make in a copy of the project, and returns the calls of that run."""
+    if shutil.which("make") is None:
+        pytest.skip("make: not installed")
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / "requirements").mkdir()
+    for name in ("run.txt", "dev.txt"):
+        (tmp_path / "requirements" / name).touch()
+    python = tmp_path / "python"
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
+
+    def run(*arguments):
+        calls = tmp_path / "calls"
+        calls.write_text("")
+        subprocess.run(
+            ["make", f"PYTHON={python}", *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            check=True,
+        )
+        return calls.read_text().splitlines()
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["my speech.wav", "a;touch here.wav", "it's.wav", '$$(touch here) "b".wav'])
+def test_make_passes_names_on_whatever_is_in_them(make, tmp_path, name):
+    made, called = make("video", f"INPUT={name}", f"OUTPUT=o {name}", f"SPEAKER=s {name}", "ARGS=--crf 20")
+    name = name.replace("$$", "$")
+    assert made == "made .venv-run"
+    assert called == (f"geneface-stream|--speaker|s {name}|--input|{name}|--output|o {name}|--crf|20|")
+    (called,) = make("run", f"SPEAKER={name.replace('$', '$$')}")
+    assert called == f"geneface-stream|--speaker|{name}|"
+    calls = make("bench", f"INPUT={name.replace('$', '$$')}")
+    assert [call.split("|")[-2] for call in calls if "--audio" in call] == [name, name]
+    assert not (tmp_path / "here").exists()
+
+
+def test_make_makes_an_environment_anew_whose_python_is_gone(make, tmp_path):
+    assert make("run") == ["made .venv-run", "geneface-stream|--speaker|May|"]
+    assert make("run") == ["geneface-stream|--speaker|May|"]
+    python = tmp_path / ".venv-run" / "bin" / "python"
+    python.unlink()
+    python.symlink_to("/nowhere/python3.10")
+    assert make("run")[0] == "made .venv-run"
+    (python.parent / "pip").unlink()  # the link leads to a newer Python, which has none of the packages
+    assert make("run")[0] == "made .venv-run"
+    assert make("run") == ["geneface-stream|--speaker|May|"]
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if c.startswith("python -m ")])

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from models.speaker import BundleError, FileRecord
 from streaming.errors import InputError
 from streaming.pipeline import onnx_engine as engine
-from streaming.pipeline import tensorrt
+from streaming.pipeline import run_watch, tensorrt
 from streaming.pipeline.cuda_device import CudaDevice
 from streaming.pipeline.onnx_engine import (
     EngineError,
@@ -26,7 +26,7 @@ from streaming.pipeline.onnx_engine import (
     describe_devices,
     open_engine,
 )
-from streaming.pipeline.run_watch import RUN_WATCH
+from streaming.pipeline.run_watch import RUN_WATCH, RunWatch
 
 GPU = CudaDevice(name="NVIDIA H100", capability=(9, 0))
 
@@ -230,6 +230,61 @@ def test_runs_end_with_the_program(tmp_path, monkeypatch):
         RUN_WATCH.terminate_all()
         opening.join(0.05)
     assert isinstance(raised[0], EngineTimeoutError)
+
+
+@pytest.mark.parametrize("where", ["open", "run"])
+def test_a_runtime_that_itself_never_returns_is_left_alone(network, monkeypatch, where):
+    """Within one operator nothing can be terminated; folding constants may be one, too."""
+    gate, real = threading.Event(), onnxruntime.InferenceSession
+    if where == "open":
+        monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: gate.wait())
+    else:
+        monkeypatch.setattr(
+            onnxruntime,
+            "InferenceSession",
+            lambda *given, **named: Deaf(real(*given, **named), gate),
+        )
+    monkeypatch.setattr(engine, "MAX_FIRST_RUN_S", 0.1)
+    monkeypatch.setattr(engine, "_GRACE_S", 0.1)
+    try:
+        with pytest.raises(EngineTimeoutError, match=r"sum\.onnx: expected an answer within 0 s, got none"):
+            open_engine(network)
+    finally:
+        gate.set()
+
+
+class Deaf:
+    """A session whose runs wait, whatever their options say."""
+
+    def __init__(self, session, gate):
+        self._session, self._gate = session, gate
+
+    def __getattr__(self, name):
+        return getattr(self._session, name)
+
+    def run(self, *given):
+        self._gate.wait()
+        return self._session.run(*given)
+
+
+def test_while_the_program_is_stopped_no_run_is_late(monkeypatch):
+    """SIGSTOP, a laptop that sleeps, `docker pause`."""
+    now_s, looked = [0.0], threading.Semaphore(0)
+
+    def sleep(_):
+        now_s[0] += 1000.0
+        looked.release()
+        threading.Event().wait(0.001)
+
+    monkeypatch.setattr(run_watch, "time", SimpleNamespace(monotonic=lambda: now_s[0], sleep=sleep))
+    watch, options = RunWatch(), onnxruntime.RunOptions()
+    with watch.bounded(options, 1.0):
+        for _ in range(4):
+            looked.acquire(timeout=10)
+        assert not options.terminate
+        for _ in range(10):
+            looked.acquire(timeout=10)
+        assert options.terminate
 
 
 # Which runtime --------------------------------------------------------------------------------------

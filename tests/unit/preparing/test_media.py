@@ -94,6 +94,13 @@ def test_what_is_no_regular_file_is_refused_before_it_is_opened(tmp_path):
         read_pcm(tmp_path / ("x" * 300))
 
 
+def test_a_list_of_other_files_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.ts")
+    (tmp_path / "a.ffconcat").write_text("ffconcat version 1.0\nfile pipe.ts\n")
+    with pytest.raises(MediaError, match=r"a\.ffconcat: expected one recording, got a playlist"):
+        read_pcm(tmp_path / "a.ffconcat")
+
+
 def test_a_title_in_no_known_encoding_does_not_matter(tmp_path):
     path = tmp_path / "a.flac"
     with av.open(str(path), "w") as out:

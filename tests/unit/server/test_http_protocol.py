@@ -70,6 +70,26 @@ def test_what_has_ended_takes_no_place(forget):
     it.remove(busy)
 
 
+def test_sockets_that_are_in_no_table_yet_count_too():
+    it = table(descriptors=40, max_per_address=4, proxies=["192.0.2.9"])
+    assert it.max_connections == 20
+    assert it.has_room("192.0.2.1", ["192.0.2.1"] * 5)
+    assert not it.has_room("192.0.2.1", ["192.0.2.1"] * 6)
+    assert it.has_room("192.0.2.2", ["192.0.2.1"] * 6)
+    assert it.has_room("192.0.2.9", ["192.0.2.9"] * 29)
+    assert not it.has_room("192.0.2.9", ["192.0.2.9"] * 30)
+
+
+def test_one_that_closes_goes_before_one_that_waits():
+    it, connections = table(max_per_address=2), [Connection(), Connection(waiting=False)]
+    assert all(it.admit(connection, "192.0.2.1") for connection in connections)
+    connections[1].is_over = True  # what it sent last is not read
+    third = Connection()
+    assert it.admit(third, "192.0.2.1")
+    assert [connection.aborted for connection in connections] == [False, True]
+    assert len(it) == 2
+
+
 def test_what_happens_again_and_again_is_said_once_in_a_while():
     spare = Sparingly(("out of",), every_s=10.0)
 

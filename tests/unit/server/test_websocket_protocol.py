@@ -56,6 +56,12 @@ class Loop:
         self.later.append(do)
         return asyncio.get_running_loop().call_later(3600, lambda: None)
 
+    def pass_time(self):
+        """Does what was to be done later."""
+        later, self.later = self.later, []
+        for do in later:
+            do()
+
     def create_task(self, coroutine):
         return asyncio.get_running_loop().create_task(coroutine)
 
@@ -136,6 +142,7 @@ async def test_frames_of_every_kind_are_counted(call, opcode, caplog):
     for _ in range(100):
         await call.send(opcode, b"x")
     assert call.closed_with == 1008
+    call.loop.pass_time()
     assert call.transport.closed
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [
         f"WebSocket of 192.0.2.7 closed: more than {MAX_FRAMES_PER_S} frames a second"
@@ -179,6 +186,7 @@ async def test_what_breaks_the_protocol_ends_in_one_line(call, frames, code, cap
     for opcode, data, fin in [*frames, *frames]:
         await call.send(opcode, data, fin=fin)
     assert call.closed_with == code
+    call.loop.pass_time()
     assert call.transport.closed
     assert [came["type"] for came in call.heard] == ["websocket.disconnect"]
     said = [record for record in caplog.records if record.levelno >= logging.WARNING]
@@ -208,6 +216,5 @@ async def test_a_handshake_that_cannot_be_read_ends_the_connection(head, status)
 
 async def test_a_peer_that_reads_nothing_does_not_keep_the_connection(call):
     call.server.keepalive_timeout()
-    for do in call.loop.later:
-        do()
+    call.loop.pass_time()
     assert call.transport.aborted

@@ -12,11 +12,12 @@ from manual_clock import ManualClock
 from on_loop import on_loop, until
 
 from models.speaker import BundleError, FoundSpeaker, UnknownSpeakerError
+from streaming.pipeline.onnx_engine import EngineTimeoutError
 from streaming.pipeline.stage_times import Work
 from streaming.session import registry as sessions_module
 from streaming.session.admission import Admission
 from streaming.session.metrics import Metrics
-from streaming.session.registry import EndedError, FullError, Sessions
+from streaming.session.registry import LOOK_AGAIN_S, EndedError, FullError, Sessions
 from streaming.session.speaker_list import SpeakerEntry
 from streaming.webrtc.sdp_offer import OfferError
 
@@ -383,6 +384,22 @@ async def test_another_speaker_is_opened_when_first_asked_for(setup):
         await it.sessions.end(session.id, "one")
     assert it.opened == [str(it.folder / "Ada")]
     await it.sessions.aclose()
+
+
+@on_loop
+async def test_a_speaker_whose_networks_never_return_is_not_opened_again_at_once(setup):
+    it = setup()
+    it.broken = EngineTimeoutError("motion.onnx: expected an answer within 20 s, got none")
+    for _ in range(3):
+        with pytest.raises(EngineTimeoutError):
+            await it.sessions.open("Ada", "offer")
+    assert len(it.opened) == 1
+    it.clock.time_s += LOOK_AGAIN_S
+    it.broken = None
+    await it.sessions.open("Ada", "offer")
+    assert len(it.opened) == 2
+    await it.sessions.aclose()
+    assert it.nothing_is_left()
 
 
 @on_loop

@@ -122,11 +122,11 @@ async def test_a_call_with_a_peer_of_an_rsa_certificate(keys, setup, monkeypatch
 @on_loop
 async def test_a_peer_with_another_certificate_than_it_offered_is_not_met(monkeypatch):
     use_loopback(monkeypatch)
-    other = ":".join(["AB"] * 32)
+    others = {f"a=fingerprint:sha-{8 * size}": ":".join(["AB"] * size) for size in (32, 48, 64)}
     async with ends() as (ours, theirs):
         offer = await theirs.offer()
         lines = [
-            f"a=fingerprint:sha-256 {other}" if line.startswith("a=fingerprint:sha-256") else line
+            f"{line[:21]} {others[line[:21]]}" if line[:21] in others else line
             for line in offer.split("\r\n")
         ]
         await theirs.accept(await ours.answer("\r\n".join(lines)))
@@ -163,8 +163,11 @@ def fingerprint(algorithm, der):
     return RTCDtlsFingerprint(algorithm=algorithm.upper(), value=":".join(f"{byte:02x}" for byte in digest))
 
 
-def test_all_known_fingerprints_have_to_match_and_one_has_to_be_known():
+def test_one_fingerprint_by_the_longest_known_hash_has_to_match():
     right, wrong = fingerprint("sha-256", b"x"), fingerprint("sha-512", b"y")
+    other = fingerprint("sha-256", b"y")
+    assert _matches(b"x", RTCDtlsParameters(fingerprints=[other, right]))
+    assert not _matches(b"x", RTCDtlsParameters(fingerprints=[other]))
     unknown = RTCDtlsFingerprint(algorithm="sha-1", value="AB:CD")
     assert _matches(b"x", RTCDtlsParameters(fingerprints=[unknown, right]))
     assert not _matches(b"x", RTCDtlsParameters(fingerprints=[right, wrong]))

@@ -407,11 +407,17 @@ async def test_a_bundle_that_begins_with_another_section_connects(data):
 
 
 @on_loop
-async def test_a_data_channel_does_no_harm():
+async def test_data_is_accepted_and_nobody_hears_it():
     async with ends(data=True) as (ours, theirs):
         answer = await connect(ours, theirs)
         assert list(sections(answer)) == ["audio", "video", "application"]
         await until(lambda: ours.packets)
+        await theirs.connection.sctp.transport._send_data(b"no SCTP")
+        before = len(ours.packets)
+        await until(lambda: len(ours.packets) > before + 10, what="sound after that")
+        assert ours.peer.sound.transport._data_receiver is None
+        assert theirs.connection.sctp.state == "connecting"
+        assert ours.peer.state == "connected"
 
 
 @on_loop
@@ -458,6 +464,27 @@ async def test_strangers_at_the_port_do_no_harm():
         await until(lambda: len(ours.packets) > before + 10, what="sound after that")
         assert ours.peer.state == "connected"
     assert faults == []
+
+
+ALERT = b"\x15\xfe\xfd" + bytes(8) + b"\x00\x02\x02\x28"  # DTLS: a fatal handshake failure
+
+
+@pytest.mark.parametrize(
+    "data", [ALERT, b"\x16\xfe\xfd" + b"\xff" * 12, b"\x80" * 40], ids=["alert", "hello", "rtp"]
+)
+@on_loop
+async def test_strangers_do_not_end_a_connection_that_comes_about(data):
+    async with ends() as (ours, theirs):
+        answer = await ours.answer(await theirs.offer())
+        port = sections(answer)["audio"].ice_candidates[0].port
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+            stranger.bind((LOOPBACK, 0))
+            await theirs.accept(answer)
+            while ours.peer.state not in ("connected", "failed", "closed"):
+                stranger.sendto(data, (LOOPBACK, port))
+                await asyncio.sleep(0)
+        assert ours.peer.state == "connected"
+        await until(lambda: ours.packets, what="sound")
 
 
 # The end ----------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ from on_loop import on_loop, until
 from streaming.webrtc import rtp_sender
 from streaming.webrtc.media_schedule import MediaSchedule
 from streaming.webrtc.rtp_extensions import PLAYOUT_DELAY_URI
-from streaming.webrtc.rtp_sender import MediaSender
+from streaming.webrtc.rtp_sender import MAX_RESENT_PER_S, MIN_RESEND_S, MediaSender
 
 MID, SEND_TIME, LEVEL, PLAYOUT = 3, 4, 5, 6
 URIS = {
@@ -351,6 +351,43 @@ async def test_what_was_never_sent_or_long_ago_is_not_sent_again():
     kept = await retransmitted(sender, 172, 299)
     await sender.stop()
     assert [p.payload[2:] for p in kept] == [b"72", b"199"]
+
+
+@on_loop
+async def test_a_packet_is_sent_again_once_a_round_trip_however_often_it_is_asked_for(monkeypatch):
+    now_s = [1000.0]
+    monkeypatch.setattr(rtp_sender.time, "monotonic", lambda: now_s[0])
+    sender = sender_of()
+    sender._sequence = 100
+    await sender.send(parameters())
+    for frame in range(17):
+        sender.push([b"%d" % frame], 3600 * frame, FRAME_MS)
+        await settled(2)
+    everything = [*range(100, 117)] * 330
+    assert len(await retransmitted(sender, *everything)) == 17
+    assert await retransmitted(sender, *everything) == []
+    now_s[0] += 1.01 * MIN_RESEND_S
+    assert len(await retransmitted(sender, *everything)) == 17
+    sender.round_trip_s = 0.3
+    now_s[0] += 0.2
+    assert await retransmitted(sender, *everything) == []
+    now_s[0] += 0.11
+    assert len(await retransmitted(sender, *everything)) == 17
+    await sender.stop()
+
+
+@on_loop
+async def test_so_many_packets_a_second_are_sent_again_and_no_more(monkeypatch):
+    now_s = [1000.0]
+    monkeypatch.setattr(rtp_sender.time, "monotonic", lambda: now_s[0])
+    sender = sender_of()
+    sent = 0
+    for number in range(3 * MAX_RESENT_PER_S):
+        now_s[0] += 0.5 / (3 * MAX_RESENT_PER_S)
+        sent += sender._may_resend(number)
+    assert sent == MAX_RESENT_PER_S
+    now_s[0] += 1.0
+    assert sender._may_resend(1)
 
 
 @on_loop

@@ -37,7 +37,7 @@ from on_loop import on_loop
 
 from streaming.webrtc.rtp_receiver import MicrophoneReceiver
 from streaming.webrtc.rtp_sender import MediaSender
-from streaming.webrtc.rtp_validation import MAX_DATAGRAM_BYTES, drop_malformed
+from streaming.webrtc.rtp_validation import MAX_DATAGRAM_BYTES, MAX_STREAMS, drop_malformed
 
 OPUS, SSRC = 111, 7
 URIS = (
@@ -308,3 +308,19 @@ async def test_what_a_handler_fails_on_is_dropped_too():
     await transport.rtcp(bytes(remb(transport.sender._ssrc)))
     assert [kind for kind, _ in transport.told] == ["rtp", "rtcp"]
     await transport.receiver.stop()
+
+
+@on_loop
+async def test_a_peer_has_so_many_streams_and_no_more():
+    transport = Transport()
+    packets = [
+        RtpPacket(payload_type=OPUS, ssrc=ssrc, payload=b"x").serialize() for ssrc in range(MAX_STREAMS + 3)
+    ]
+    reports = [
+        pack_rtcp_packet(201, 0, struct.pack("!L", ssrc) + bytes(4))
+        for ssrc in range(MAX_STREAMS, MAX_STREAMS + 2)
+    ]
+    transport.datagrams += [*packets, *reports, packets[0], b"\x16DTLS"]
+    taken = [await transport.transport._recv() for _ in range(MAX_STREAMS + 2)]
+    assert taken == [*packets[:MAX_STREAMS], packets[0], b"\x16DTLS"]
+    assert transport.told == [("rtp", f"expected at most {MAX_STREAMS} streams, got another")] * 5

@@ -382,9 +382,28 @@ def test_too_many_sections():
     )
 
 
-@pytest.mark.parametrize("port", ["", "a=sctp-port:0\n", "a=sctp-port:65536\n", f"a=sctp-port:{'9' * 300}\n"])
-def test_data_without_a_port(port):
-    assert "sctp-port" in refusal(FIREFOX.replace("a=sctp-port:5000\n", port))
+@pytest.mark.parametrize("port", ["", "a=sctp-port:0\n", "a=sctp-port:65536\n"])
+def test_data_without_a_port_is_rejected_alone(port):
+    offer = Offer.parse(FIREFOX.replace("a=sctp-port:5000\n", port))
+    assert [section.kind for section in offer.sections if not section.accepted] == ["application"]
+    assert offer.kinds == Offer.parse(FIREFOX).kinds
+
+
+def test_more_formats_than_payload_types_are_no_offer():
+    assert "at most 128 formats" in refusal(CHROME.replace(" 111", " 111" + " 96" * 20_000, 1))
+
+
+def test_several_lines_of_parameters_are_one_set():
+    line = next(line for line in CHROME.splitlines() if "packetization-mode=1" in line and "42e01f" in line)
+    payload = line.split(":")[1].split(" ")[0]
+    more = f"a=fmtp:{payload} x-google-min-bitrate=1000"
+    for lines in (f"{line}\n{more}", f"{more}\n{line}"):
+        found = Offer.parse(CHROME.replace(line, lines))
+        assert found.codecs == Offer.parse(CHROME).codecs
+
+
+def test_a_bundle_of_unknown_mids_is_named():
+    assert 'got "nobody"' in refusal(CHROME.replace("BUNDLE 0 1", "BUNDLE 0 1 nobody"))
 
 
 @pytest.mark.parametrize("number", [0, 256, 4095, 4352, -1])

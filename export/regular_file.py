@@ -1,4 +1,4 @@
-"""Files that somebody gives: opened only if they are files, since a pipe's end may never come."""
+"""Files that somebody gives: opened only if they are files (a pipe may never end), and where links lead."""
 
 from __future__ import annotations
 
@@ -27,3 +27,18 @@ def open_regular(path: Path) -> BinaryIO:
         file.close()
         raise OSError(errno.EINVAL, "no regular file, but a pipe or a device")
     return file
+
+
+def real_path(name: str, path: Path) -> Path:
+    """Returns the path without links, as far as they lead anywhere: one in a circle stays.
+
+    Raises:
+        ValueError: it is relative and the working folder is gone.
+    """
+    try:
+        return Path(os.path.realpath(path))
+    except OSError as error:
+        got = f"{path} ({error.strerror})"
+        raise ValueError(
+            f"{name}: expected a path that can be followed, got {got}; give a whole one"
+        ) from None
