@@ -29,7 +29,7 @@ def drop_malformed(transport: RTCDtlsTransport, on_malformed: OnMalformed) -> No
 
     Args:
         transport: of the peer's packets.
-        on_malformed: told the kind, "datagram" (of nobody known), "rtp" or "rtcp", and what is wrong.
+        on_malformed: told the kind, "datagram" (no packet at all), "rtp" or "rtcp", and what is wrong.
     """
     router, ice_transport = transport._rtp_router, transport.transport
     receive = ice_transport._recv

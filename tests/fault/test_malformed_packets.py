@@ -36,10 +36,12 @@ async def test_a_call_outlives_malformed_packets_and_oversized_datagrams():
         pair = ours.peer._ice._nominated[1]
         host, port = pair.protocol.transport.get_extra_info("sockname")[:2]
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
-            stranger.sendto(b"\x80" * 4000, (host, port))
+            stranger.sendto(b"\x80" * 4000, (host, port))  # not heard at all
+        await transport.transport._send(b"\x80" * 4000)
         fci = pack_remb_fci(300_000, [ours.peer.video._ssrc])
         await transport._send_rtp(bytes(RtcpPsfbPacket(fmt=RTCP_PSFB_APP, ssrc=1, media_ssrc=0, fci=fci)))
         await until(lambda: ours.bandwidths and "datagram" in told, what="the good packet")
         assert 300_000 in ours.bandwidths
         assert {"rtp", "rtcp", "datagram"} <= set(told)
+        assert told.count("datagram") == 1
         assert ours.peer.state == "connected"
