@@ -61,10 +61,6 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name for name in (part.strip() for part in text.split(",")) if name)
-
-
 def _codec(text: str) -> str:
     return {"auto": "auto", "h264": "H264", "vp8": "VP8"}[text.lower()]
 
@@ -210,7 +206,7 @@ class StreamSettings:
     forwarded_allow_ips: Annotated[
         tuple[str, ...],
         Option(
-            parse=_names,
+            parse=_texts,
             help="a proxy whose X-Forwarded-For is believed, or a network, * for any; several may be given",
             metavar="ADDRESS",
             group=SERVER,
