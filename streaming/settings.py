@@ -53,10 +53,6 @@ def _as_browsers_write(origin: str) -> str | None:
     return f"{parts.scheme}://{host}{shown_port}"
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name for name in (part.strip() for part in text.split(",")) if name)
-
-
 def _codec(text: str) -> str:
     return {"auto": "auto", "h264": "H264", "vp8": "VP8"}[text.lower()]
 
@@ -201,7 +197,7 @@ class StreamSettings:
     forwarded_allow_ips: Annotated[
         tuple[str, ...],
         Option(
-            parse=_names,
+            parse=_texts,
             help="a proxy whose X-Forwarded-For is believed, or a network, * for any; several may be given",
             metavar="ADDRESS",
             group=SERVER,

@@ -15,7 +15,7 @@ from websockets.frames import CloseCode, Frame
 log = logging.getLogger(__name__)
 
 MAX_FRAMES_PER_S = 60
-"""Of all kinds, pings and fragments too; a page sends two a second."""
+"""Of all kinds, pings and fragments too; a page sends a few."""
 MAX_FRAGMENTS = 32
 """Of a message."""
 _LINGER_S = 1.0
