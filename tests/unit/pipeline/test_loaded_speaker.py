@@ -18,7 +18,8 @@ from models.speaker import BundleError, UnknownSpeakerError, find_speaker, read_
 from streaming.errors import InputError
 from streaming.pipeline import compute_settings, loaded_speaker
 from streaming.pipeline.compute_settings import ComputeSettings
-from streaming.pipeline.gpu_renderer import MAX_FRAMES, GpuRenderer
+from streaming.pipeline.gpu_batching import MAX_FRAMES
+from streaming.pipeline.gpu_renderer import GpuRenderer
 from streaming.pipeline.loaded_speaker import LoadedSpeaker, SpeakerOpening
 from streaming.pipeline.networks import SharedFeatures, SpeakerNetworks
 from streaming.pipeline.render_size import FrameCost
