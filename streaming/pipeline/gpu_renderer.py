@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from cuda_kernels.cuda_raymarcher import CudaScene, FrameRequest, Launch
     from cuda_kernels.scene import Scene
 
-    from .onnx_engine import DeviceName
+    from .engine_choice import DeviceName
 
 
 log = logging.getLogger(__name__)

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from models.landmark_filter import POINTS
 from models.speaker import MotionSettings, Speaker, feature_count
 
+from .engine_choice import EngineSettings, describe_devices, open_engine
 from .feature_motion import FeatureMotion
-from .onnx_engine import Engine, EngineSettings, NetworkSpec, describe_devices, open_engine
+from .onnx_engine import Engine, NetworkSpec
 from .pcm_motion import MotionStream, PcmMotion
 
 log = logging.getLogger(__name__)

@@ -1,21 +1,13 @@
-"""A network of the bundle that runs: float32 arrays in, one out, names and shapes checked when it is opened.
-
-Which runtime and which device run it is chosen here, once, at start. Asked for by name, a runtime or a device
-is used for every network, or refused with the way out. `auto` decides by network: a small one (`LARGE_BYTES`)
-stays on the CPU, where it takes a millisecond or two: host-device transfer would cost more than a GPU saves;
-a large one goes to the first of ONNX Runtime's providers for TensorRT, CUDA and the CPU that can run it here,
-and one line says so where that is not the first.
-"""
+"""A bundle's network in ONNX Runtime: float32 arrays in, one out; names and shapes checked when opened."""
 
 from __future__ import annotations
 
-import logging
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -23,14 +15,11 @@ from cuda_kernels.arrays import F32
 from models.onnx_runtime import load_onnxruntime
 from models.speaker import FileRecord, read_network
 
-from ..errors import InputError
 from .cores import usable_cores
-from .cuda_device import CudaDevice, find_cuda_device
+from .cuda_device import CudaDevice
 from .run_watch import RUN_WATCH
 
 T = TypeVar("T")
-EngineName = Literal["auto", "onnx", "tensorrt"]
-DeviceName = Literal["auto", "cpu", "cuda"]
 
 LARGE_BYTES = 20_000_000
 """A file of more than this is a network that a GPU runs much faster: HuBERT, GeneFace's Audio2Motion."""
@@ -47,8 +36,6 @@ CPU = "CPU"
 CUDA_PROVIDER = "CUDAExecutionProvider"
 TENSORRT_PROVIDER = "TensorrtExecutionProvider"
 _CPU_PROVIDER = "CPUExecutionProvider"
-
-log = logging.getLogger(__name__)
 
 
 class EngineError(ValueError):
@@ -99,27 +86,6 @@ class NetworkSpec:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
-class EngineSettings:
-    """Which runtime and which device run the networks."""
-
-    engine: EngineName = "auto"
-    device: DeviceName = "auto"
-    cache_dir: Path | None = None  # of engines built for this GPU; None: in the user's cache folder
-    cores: int = 0  # that large networks may use on the CPU, at most; 0: all there are
-
-    def __post_init__(self) -> None:
-        """Refuses what cannot go together.
-
-        Raises:
-            InputError: TensorRT on the CPU.
-        """
-        if self.engine == "tensorrt" and self.device == "cpu":
-            raise InputError(
-                "--engine tensorrt: expected --device auto or cuda beside it, got cpu; TensorRT needs a GPU"
-            )
-
-
 class Engine(Protocol):
     """Runs one network."""
 
@@ -128,63 +94,6 @@ class Engine(Protocol):
 
     def run(self, inputs: Mapping[str, F32]) -> F32:
         """Returns the network's output for its inputs, by name; a new array."""
-
-
-def open_engine(
-    network: NetworkSpec,
-    settings: EngineSettings = EngineSettings(),
-    *,
-    say: Callable[[str], None] = log.warning,
-) -> Engine:
-    """Returns a network ready to run, after a run on zeros.
-
-    Args:
-        network: which, and of what shape.
-        settings: what may run it.
-        say: takes a line: a long build that begins, a runtime that `auto` had to do without.
-
-    Raises:
-        EngineError: another name, shape or type than asked for, or a file that is no network.
-        EngineUnavailableError: the runtime or device that was asked for cannot run it here.
-    """
-    asked_for_gpu = settings.engine == "tensorrt" or settings.device == "cuda"
-    if settings.device == "cpu" or not (asked_for_gpu or network.is_large):
-        return OnnxEngine(network, cores=settings.cores)
-    gpu = find_cuda_device()
-    if gpu is None:
-        if asked_for_gpu:
-            raise EngineUnavailableError(
-                "expected a CUDA device, got none; check nvidia-smi, or leave --engine and --device out"
-            )
-        say(f"{network.model.name} runs on the CPU, where it is slow: there is no CUDA device")
-        return OnnxEngine(network, cores=settings.cores)
-    missing = []
-    if settings.engine != "onnx":
-        try:
-            return _open_tensorrt(network, gpu, settings, say)
-        except EngineUnavailableError as error:
-            if settings.engine == "tensorrt":
-                raise
-            missing.append(str(error))
-    engine: Engine
-    try:
-        engine = OnnxEngine(network, gpu=gpu)
-    except EngineUnavailableError as error:
-        if settings.device == "cuda":
-            raise
-        missing.append(str(error))
-        engine = OnnxEngine(network, cores=settings.cores)
-    if missing:
-        say(f"{network.model.name} runs on {engine.device}: {' | '.join(missing)}")
-    return engine
-
-
-def _open_tensorrt(
-    network: NetworkSpec, gpu: CudaDevice, settings: EngineSettings, say: Callable[[str], None]
-) -> Engine:
-    from .tensorrt import open_on_tensorrt
-
-    return open_on_tensorrt(network, gpu, cache_dir=settings.cache_dir, say=say)
 
 
 class OnnxEngine:
@@ -404,13 +313,3 @@ def probe(engine: Engine, network: NetworkSpec, *, must_be_finite: bool = True) 
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def describe_devices(engines: Mapping[str, Engine]) -> str:
-    """Returns what runs which network, by their names; empty where the CPU runs them all."""
-    by_device: dict[str, list[str]] = {}
-    for name, engine in engines.items():
-        by_device.setdefault(engine.device, []).append(name)
-    if set(by_device) <= {CPU}:
-        return ""
-    return ", ".join(f"{' and '.join(names)} on {device}" for device, names in by_device.items())

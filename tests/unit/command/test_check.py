@@ -19,9 +19,8 @@ from models.speaker import read_settings
 from streaming import check
 from streaming.check import CheckResult, exit_code, free_memory_bytes, run_checks, table
 from streaming.errors import InputError
-from streaming.pipeline import compute_settings, loaded_speaker, networks
+from streaming.pipeline import compute_settings, engine_choice, loaded_speaker, networks
 from streaming.pipeline import gpu_renderer as gpu_rendering
-from streaming.pipeline import onnx_engine as engine
 from streaming.pipeline.cuda_device import CudaDevice
 from streaming.pipeline.onnx_engine import EngineUnavailableError
 from streaming.server import tls
@@ -316,7 +315,7 @@ def test_the_engines_are_named(settings, monkeypatch, machine, status, detail):
 
 
 def test_an_engine_that_was_asked_for_and_is_not_there_is_a_failure(settings, monkeypatch):
-    monkeypatch.setattr(engine, "find_cuda_device", lambda: None)
+    monkeypatch.setattr(engine_choice, "find_cuda_device", lambda: None)
     found = results_of(replace(settings, engine="tensorrt"))
     assert (found["networks"].status, found["networks"].detail) == (
         "fail",

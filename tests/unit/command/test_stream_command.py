@@ -23,13 +23,12 @@ from streaming.errors import InputError
 from streaming.files import run as file_run
 from streaming.files.landmark_video import LandmarkDrawing, plain_face
 from streaming.files.progress import Progress
+from streaming.pipeline import engine_choice, loaded_speaker, networks
 from streaming.pipeline import gpu_renderer as gpu_rendering
-from streaming.pipeline import loaded_speaker, networks
-from streaming.pipeline import onnx_engine as engine
 from streaming.pipeline.compute_settings import ComputeSettings
 from streaming.pipeline.cuda_device import CudaDevice
+from streaming.pipeline.engine_choice import EngineSettings
 from streaming.pipeline.loaded_speaker import SpeakerOpening, size_that_keeps_up
-from streaming.pipeline.onnx_engine import EngineSettings
 from streaming.pipeline.render_size import FrameCost, RenderSize
 from streaming.pipeline.renderers import describe
 from streaming.settings import StreamSettings, options, resolve_settings, variable
@@ -303,7 +302,7 @@ def test_a_gpu_that_was_asked_for_and_is_not_there_is_bad_input(quick, speakers,
 
 
 def test_an_engine_that_cannot_run_here_is_bad_input(quick, speakers, wav, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(engine, "find_cuda_device", lambda: None)
+    monkeypatch.setattr(engine_choice, "find_cuda_device", lambda: None)
     assert run(arguments(speakers, wav, tmp_path / "out.mp4", "--engine", "tensorrt")) == 2
     assert "expected a CUDA device, got none; check nvidia-smi" in one_line(capsys)
 
