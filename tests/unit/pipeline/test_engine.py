@@ -318,8 +318,13 @@ class FakeRuntime(SimpleNamespace):
         on_tensorrt = providers[0][0] == "TensorrtExecutionProvider" and self.tensorrt_works
         error = self.errors[providers[0][1]["trt_fp16_enable"]] if on_tensorrt else 0.0
         found = ["TensorrtExecutionProvider"] * on_tensorrt + ["CUDAExecutionProvider"] * on_cuda
+
+        def run(*given):
+            with np.errstate(invalid="ignore"):  # 0 times infinity
+                return [answer * np.float32(1 + error) for answer in real.run(*given)]
+
         return SimpleNamespace(
-            run=lambda *given: [answer * np.float32(1 + error) for answer in real.run(*given)],
+            run=run,
             get_inputs=real.get_inputs,
             get_outputs=real.get_outputs,
             get_providers=lambda: [*found, "CPUExecutionProvider"],
