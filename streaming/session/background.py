@@ -11,6 +11,12 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
+def call_on_loop(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *arguments: object) -> None:
+    """Calls a function on an event loop, from any thread; drops the call if the loop is closed."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(call, *arguments)
+
+
 def in_background(name: str, work: Callable[[], T]) -> asyncio.Future[T]:
     """Returns the future of what `work` returns or raises, from a thread of its own.
 
@@ -25,8 +31,7 @@ def in_background(name: str, work: Callable[[], T]) -> asyncio.Future[T]:
     future: asyncio.Future[T] = loop.create_future()
 
     def tell(settle: Callable[[], None]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(lambda: None if future.done() else settle())
+        call_on_loop(loop, lambda: None if future.done() else settle())
 
     def run() -> None:
         try:

@@ -14,7 +14,7 @@ from ..pipeline.loaded_speaker import LoadedSpeaker
 from ..pipeline.pipeline import Frame, Pipeline
 from ..webrtc.media_schedule import TICKS_PER_FRAME, MediaSchedule, video_timestamp
 from ..webrtc.rtp_sender import MediaSender
-from ..webrtc.video_encoder import VideoEncoder
+from ..webrtc.video_encoder import VideoCodec, VideoEncoder
 from .drawing_pace import DrawingPace
 from .frame_log import FrameLog, FrameRecord, TickLog
 from .metrics import Metrics
@@ -46,6 +46,7 @@ class Downlink:
         schedule: MediaSchedule,
         allowance: Allowance,
         *,
+        bitrate: int,
         ticks: TickLog,
         sender: Callable[[], MediaSender | None],
         on_loop: Callable[..., None],
@@ -59,6 +60,7 @@ class Downlink:
             host: who is drawn.
             schedule: says when frames are due.
             allowance: which the schedule begins with.
+            bitrate: of the video, bit/s, at most.
             ticks: where the sound of frames came from.
             sender: of the pictures; None while there is none.
             on_loop: calls a function with arguments on the event loop.
@@ -75,6 +77,7 @@ class Downlink:
         self.rendered = 0
         self.dropped = {"skipped": 0, "late": 0, "bandwidth": 0}
         self._schedule, self._clock = schedule, clock
+        self._size_px, self._bitrate = host.speaker.image_size_px, bitrate
         self._name, self._ticks, self._metrics, self._log = host.name, ticks, metrics, log
         self._sender, self._on_loop = sender, on_loop
         self._encoder: VideoEncoder | None = None
@@ -106,9 +109,9 @@ class Downlink:
         recent = [at_s for at_s in list(self._sent_times_s) if now_s - at_s <= 2.0]
         return (len(recent) - 1) / (recent[-1] - recent[0]) if len(recent) > 2 else 0.0
 
-    def run(self, stopping: threading.Event, open_encoder: Callable[[], VideoEncoder]) -> None:
-        """Takes frames and sends pictures until `stopping` is set or the pipeline ends."""
-        encoder = self._encoder = open_encoder()
+    def run(self, stopping: threading.Event, codec: VideoCodec) -> None:
+        """Encodes and sends frames until `stopping` is set or the pipeline ends."""
+        encoder = self._encoder = codec.open(size_px=self._size_px, bitrate=self._bitrate)
         waiting: deque[_Encoded] = deque()  # until they are due
         try:
             while not stopping.is_set():

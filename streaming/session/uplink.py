@@ -66,6 +66,10 @@ class Uplink:
             self.take_tick(tick, due_s)
             tick += 1
 
+    def take_packet(self, sequence: int, timestamp: int, payload: bytes, arrived_s: float) -> None:
+        """Puts an RTP packet of the microphone into the jitter buffer; for the event loop."""
+        self.microphone.put(sequence=sequence, timestamp=timestamp, payload=payload, arrived_s=arrived_s)
+
     def take_tick(self, tick: int, due_s: float) -> None:
         """Takes the sound of a tick out of the jitter buffer, and sends what has waited long enough."""
         block = self.microphone.read(due_s)
