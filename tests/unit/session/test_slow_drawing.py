@@ -16,7 +16,6 @@ from models.speaker import load_speaker
 from streaming.pipeline.loaded_speaker import LoadedSpeaker
 from streaming.pipeline.networks import open_networks
 from streaming.pipeline.render_size import FrameCost
-from streaming.session import session as session_module
 from streaming.session.drawing_pace import EASY_FPS, SLOW_FPS, WINDOW_S, DrawingPace, slow_note
 from streaming.session.metrics import Metrics
 from streaming.session.session import Session, SessionSettings
@@ -106,7 +105,7 @@ class Encoder:
 class Simulation:
     """One session at its only size, driven event by event."""
 
-    def __init__(self, speaker, networks, monkeypatch, *, draw_s, encode_s=0.0):
+    def __init__(self, speaker, networks, *, draw_s, encode_s=0.0):
         self.clock = VirtualClock()
         self.drawing, self.encoding = Costly(self.clock, draw_s), Costly(self.clock, encode_s)
         self.encoder = Encoder(self.encoding)
@@ -119,7 +118,6 @@ class Simulation:
             codec=types.SimpleNamespace(name="VP8", open=lambda **_: self.encoder),
             aclose=lambda: asyncio.sleep(0),
         )
-        monkeypatch.setattr(session_module, "Peer", lambda *_, **__: peer)
         host = LoadedSpeaker(
             speaker=speaker,
             networks=networks,
@@ -131,7 +129,13 @@ class Simulation:
         )
         settings = SessionSettings(peer=PeerSettings(), bitrate=1_000_000)
         self.session = Session(
-            "simulated", host, settings, Metrics(), on_end=lambda *_: None, clock=self.clock
+            "simulated",
+            host,
+            settings,
+            Metrics(),
+            on_end=lambda *_: None,
+            clock=self.clock,
+            open_peer=lambda *_, **__: peer,
         )
         self.conditioned = 0
         put = self.session.pipeline._conditions.put
@@ -186,14 +190,14 @@ def networks(speaker):
 
 
 @pytest.fixture
-def simulate(speaker, networks, monkeypatch):
+def simulate(speaker, networks):
     """Runs a session until it has settled, then for a while, and returns what it did in that while."""
 
     async def run(**costs):
-        it = Simulation(speaker, networks, monkeypatch, **costs)
+        it = Simulation(speaker, networks, **costs)
         session = it.session
         session.pipeline.start()
-        session._spawn("video", session._run_video)
+        session._threads.start("video", lambda stopping: session.downlink.run(stopping, session.peer.codec))
         try:
             await it.run(SETTLE_S)
             drawn, shown = it.drawing.done, len(it.encoder.pictures)
