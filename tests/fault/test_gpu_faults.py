@@ -173,7 +173,7 @@ FAILING_GPU = """
 from cuda_kernels import cuda_raymarcher
 from cuda_kernels.cuda_module import CudaError
 from stand_in_gpu import StandInRenderer
-from streaming.pipeline import gpu_renderer as gpu_rendering
+from streaming.pipeline import gpu_renderer
 from streaming.pipeline.cuda_device import CudaDevice
 def submit(requests, renderer=StandInRenderer(condition_size={condition_size})):
     if len(renderer.batches) >= 80:
@@ -181,7 +181,7 @@ def submit(requests, renderer=StandInRenderer(condition_size={condition_size})):
     return StandInRenderer.submit(renderer, requests)
 renderer = submit.__defaults__[0]
 renderer.submit = submit
-gpu_rendering.find_cuda_device = lambda: CudaDevice(name="A GPU", capability=(9, 0))
+gpu_renderer.find_cuda_device = lambda: CudaDevice(name="A GPU", capability=(9, 0))
 cuda_raymarcher.CudaRenderer = lambda: renderer
 """
 

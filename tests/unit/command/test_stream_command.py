@@ -23,8 +23,7 @@ from streaming.errors import InputError
 from streaming.files import run as file_run
 from streaming.files.landmark_video import LandmarkDrawing, plain_face
 from streaming.files.progress import Progress
-from streaming.pipeline import engine_choice, loaded_speaker, networks
-from streaming.pipeline import gpu_renderer as gpu_rendering
+from streaming.pipeline import engine_choice, gpu_renderer, loaded_speaker, networks
 from streaming.pipeline.compute_settings import ComputeSettings
 from streaming.pipeline.cuda_device import CudaDevice
 from streaming.pipeline.engine_choice import EngineSettings
@@ -45,7 +44,7 @@ def speakers(tmp_path_factory):
 @pytest.fixture
 def quick(monkeypatch):
     """The stand-in draws, and no variable of the machine interferes."""
-    monkeypatch.setattr(gpu_rendering, "find_cuda_device", lambda: None)
+    monkeypatch.setattr(gpu_renderer, "find_cuda_device", lambda: None)
     for name in options():
         monkeypatch.delenv(variable(name), raising=False)
 
@@ -250,7 +249,7 @@ def gpu(quick, speakers, monkeypatch):
     """A GPU that a stand-in plays; the CPU's raymarcher is not to be opened."""
     renderer = StandInRenderer(condition_size=read_settings(speakers / "Tiny").condition.size)
     found = CudaDevice(name="NVIDIA H100 80GB HBM3", capability=(9, 0))
-    monkeypatch.setattr(gpu_rendering, "find_cuda_device", lambda: found)
+    monkeypatch.setattr(gpu_renderer, "find_cuda_device", lambda: found)
     monkeypatch.setattr(cuda_raymarcher, "CudaRenderer", lambda: renderer)
     yield renderer
     assert not [thread for thread in threading.enumerate() if thread.name == "geneface-gpu"]

@@ -18,7 +18,7 @@ from cuda_kernels.cpu_raymarcher import RenderInputError
 from cuda_kernels.cuda_module import CudaError, CudaUnavailableError
 from cuda_kernels.cuda_raymarcher import FrameRequest
 from streaming.errors import GpuLostError, InputError, Stopped
-from streaming.pipeline import gpu_renderer as gpu_rendering
+from streaming.pipeline import gpu_renderer
 from streaming.pipeline.cuda_device import CudaDevice
 from streaming.pipeline.gpu_batching import MAX_FRAMES, RECENT_S, BatchPolicy
 from streaming.pipeline.gpu_renderer import GpuRaymarcher, GpuRenderer, open_gpu
@@ -325,7 +325,7 @@ def test_a_close_hands_out_what_the_gpu_has_and_stops_who_waits(opened):
 
 
 def test_both_launches_of_a_gpu_that_hangs_hear_of_the_close(opened, monkeypatch):
-    monkeypatch.setattr(gpu_rendering, "_JOIN_S", 0.01)
+    monkeypatch.setattr(gpu_renderer, "_JOIN_S", 0.01)
     policy = CountedPolicy()
     gpu, renderer = opened(policy=policy, hang_s=3600)
     askers = two_flying(gpu, renderer, policy, third=True)
@@ -412,7 +412,7 @@ def test_a_gpu_that_fails_is_lost_to_all_who_ask_and_told_once(opened, caplog, t
 
 
 def test_a_gpu_that_hangs_is_lost_and_holds_up_nobody_s_end(opened, monkeypatch, caplog):
-    monkeypatch.setattr(gpu_rendering, "_JOIN_S", 0.01)
+    monkeypatch.setattr(gpu_renderer, "_JOIN_S", 0.01)
     gpu, renderer = opened(hang_s=0.05)
     renderer.may_draw.clear()
     with pytest.raises(GpuLostError, match=r"it gave no picture within 0\.05 s"):
@@ -426,7 +426,7 @@ def test_a_gpu_that_hangs_is_lost_and_holds_up_nobody_s_end(opened, monkeypatch,
 
 
 def test_who_waits_for_a_gpu_that_hangs_hears_of_the_close(opened, monkeypatch):
-    monkeypatch.setattr(gpu_rendering, "_JOIN_S", 0.01)
+    monkeypatch.setattr(gpu_renderer, "_JOIN_S", 0.01)
     gpu, renderer = opened(hang_s=3600)
     renderer.may_draw.clear()
     asker = Asker(gpu, StandInScene(), 1)
@@ -536,7 +536,7 @@ def no_renderer(error):
 
 
 def test_without_a_gpu_the_cpu_draws_and_nothing_is_said(monkeypatch):
-    monkeypatch.setattr(gpu_rendering, "find_cuda_device", lambda: None)
+    monkeypatch.setattr(gpu_renderer, "find_cuda_device", lambda: None)
     said = []
     assert open_gpu("auto", say=said.append) is None
     assert said == []
@@ -545,7 +545,7 @@ def test_without_a_gpu_the_cpu_draws_and_nothing_is_said(monkeypatch):
 
 
 def test_cpu_never_looks_for_one(monkeypatch):
-    monkeypatch.setattr(gpu_rendering, "find_cuda_device", lambda: pytest.fail("it looked"))
+    monkeypatch.setattr(gpu_renderer, "find_cuda_device", lambda: pytest.fail("it looked"))
     assert open_gpu("cpu", say=print) is None
 
 
@@ -557,7 +557,7 @@ def test_cpu_never_looks_for_one(monkeypatch):
     ],
 )
 def test_a_gpu_that_cannot_draw_is_said_in_a_line_or_refused(monkeypatch, error):
-    monkeypatch.setattr(gpu_rendering, "find_cuda_device", lambda: GPU)
+    monkeypatch.setattr(gpu_renderer, "find_cuda_device", lambda: GPU)
     monkeypatch.setattr(cuda_raymarcher, "CudaRenderer", no_renderer(error))
     said = []
     assert open_gpu("auto", say=said.append) is None
@@ -571,7 +571,7 @@ def test_a_gpu_that_cannot_draw_is_said_in_a_line_or_refused(monkeypatch, error)
 @pytest.mark.parametrize("device", ["auto", "cuda"])
 def test_a_gpu_that_can_draws(monkeypatch, device):
     renderer, told = StandInRenderer(), []
-    monkeypatch.setattr(gpu_rendering, "find_cuda_device", lambda: GPU)
+    monkeypatch.setattr(gpu_renderer, "find_cuda_device", lambda: GPU)
     monkeypatch.setattr(cuda_raymarcher, "CudaRenderer", lambda: renderer)
     gpu = open_gpu(device, say=pytest.fail, observe=lambda *seen: told.append(seen))
     gpu.draw([request(StandInScene(), 1)])
@@ -582,11 +582,11 @@ def test_a_gpu_that_can_draws(monkeypatch, device):
 def test_where_the_cpu_draws_nothing_of_cuda_is_imported():
     program = """
 import sys
-from streaming.pipeline import gpu_renderer as gpu_rendering
-gpu_rendering.find_cuda_device = lambda: None
-assert gpu_rendering.open_gpu("auto", say=print) is None
+from streaming.pipeline import gpu_renderer
+gpu_renderer.find_cuda_device = lambda: None
+assert gpu_renderer.open_gpu("auto", say=print) is None
 for name in ("cuda", "cuda_kernels.cuda_raymarcher", "cuda_kernels.cuda_module", "av", "numba"):
     assert name not in sys.modules, name
 """
-    root = Path(gpu_rendering.__file__).parents[2]
+    root = Path(gpu_renderer.__file__).parents[2]
     subprocess.run([sys.executable, "-c", program], cwd=root, check=True)

@@ -14,7 +14,7 @@ from on_loop import on_loop, until
 from models.speaker import BundleError, FoundSpeaker, UnknownSpeakerError
 from streaming.pipeline.onnx_engine import EngineTimeoutError
 from streaming.pipeline.stage_times import Work
-from streaming.session import registry as sessions_module
+from streaming.session import registry
 from streaming.session.admission import Admission
 from streaming.session.metrics import Metrics
 from streaming.session.registry import LOOK_AGAIN_S, EndedError, FullError, Sessions
@@ -183,7 +183,7 @@ class Setup:
 
 @pytest.fixture
 def setup(tmp_path, monkeypatch):
-    monkeypatch.setattr(sessions_module, "Session", StandInSession)
+    monkeypatch.setattr(registry, "Session", StandInSession)
     monkeypatch.setattr(StandInSession, "made", [])
     return lambda **admission: Setup(tmp_path, **admission)
 
@@ -346,7 +346,7 @@ async def test_a_session_that_cannot_be_made_leaves_nothing_behind(setup, monkey
     def broken(*_, **__):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(sessions_module, "Session", broken)
+    monkeypatch.setattr(registry, "Session", broken)
     with pytest.raises(ZeroDivisionError):
         await it.sessions.open("Tiny", "offer")
     assert it.nothing_is_left()
@@ -432,7 +432,7 @@ async def test_who_asked_first_may_go_away(setup):
 
 @on_loop
 async def test_speakers_beyond_a_few_are_opened_one_after_the_other(setup, monkeypatch):
-    monkeypatch.setattr(sessions_module, "MAX_OPENING", 1)
+    monkeypatch.setattr(registry, "MAX_OPENING", 1)
     it = setup()
     it.may_open.clear()
     both = [asyncio.create_task(it.sessions.open(name, "offer")) for name in ("Ada", "Ben")]
@@ -523,7 +523,7 @@ async def test_one_that_cannot_be_watched_does_not_blind_the_others(setup, caplo
 
 @on_loop
 async def test_they_are_watched_from_the_start_to_the_end(setup, monkeypatch):
-    monkeypatch.setattr(sessions_module, "_WATCH_S", 0.01)
+    monkeypatch.setattr(registry, "_WATCH_S", 0.01)
     it = setup()
     it.sessions.start()
     session, _ = await it.sessions.open("Tiny", "offer")
@@ -535,7 +535,7 @@ async def test_they_are_watched_from_the_start_to_the_end(setup, monkeypatch):
 
 @on_loop
 async def test_watching_goes_on_after_a_failure(setup, monkeypatch, caplog):
-    monkeypatch.setattr(sessions_module, "_WATCH_S", 0.01)
+    monkeypatch.setattr(registry, "_WATCH_S", 0.01)
     it = setup()
     monkeypatch.setattr(it.admission, "measured", None)
     it.sessions.start()
@@ -699,7 +699,7 @@ async def test_a_second_look_is_rare_and_never_makes_it_worse(setup, second_look
         with pytest.raises(FullError):
             await it.sessions.open("Ada", "offer")
         await until(lambda: costly.looked == 1 and not it.sessions._looking)
-    it.clock.time_s += sessions_module.LOOK_AGAIN_S
+    it.clock.time_s += registry.LOOK_AGAIN_S
     with pytest.raises(FullError) as refused:
         await it.sessions.open("Ada", "offer")
     assert "one more takes 57" in refused.value.refusal.reason
@@ -785,7 +785,7 @@ async def test_the_end_while_an_offer_fails_for_that(setup, answers):
 
 @on_loop
 async def test_the_end_waits_for_those_that_end_already_but_not_for_ever(setup, monkeypatch, caplog):
-    monkeypatch.setattr(sessions_module, "_CLOSE_S", 0.05)
+    monkeypatch.setattr(registry, "_CLOSE_S", 0.05)
     it = setup()
     quick, stuck = [(await it.sessions.open("Tiny", "offer"))[0] for _ in range(2)]
     stuck.may_close.clear()
@@ -801,7 +801,7 @@ async def test_the_end_waits_for_those_that_end_already_but_not_for_ever(setup, 
 
 @on_loop
 async def test_the_end_does_not_wait_for_ever_for_a_speaker_either(setup, monkeypatch):
-    monkeypatch.setattr(sessions_module, "_CLOSE_HOSTS_S", 0.05)
+    monkeypatch.setattr(registry, "_CLOSE_HOSTS_S", 0.05)
     it = setup()
     it.default.may_close.clear()
     await it.sessions.aclose()
