@@ -58,7 +58,7 @@ def make_schedule(playout_delay_ticks=4):
         start_s=START_S,
         start_unix_s=START_UNIX_S,
         lookahead_frames=LOOKAHEAD_FRAMES,
-        allowance_ticks=playout_delay_ticks,
+        playout_delay_ticks=playout_delay_ticks,
     )
 
 

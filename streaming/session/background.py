@@ -1,4 +1,4 @@
-"""Blocking work beside the event loop, in threads that hold up nobody's end."""
+"""Blocking work off the event loop, in daemon threads that delay no shutdown."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ def call_on_loop(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *ar
 
 
 def in_background(name: str, work: Callable[[], T]) -> asyncio.Future[T]:
-    """Returns the future of what `work` returns or raises, from a thread of its own.
+    """Returns a future of what `work` returns or raises in a thread of its own.
 
-    The event loop's executor would do but for the end: loop and interpreter wait for its threads, however
-    long those take.
+    Not the event loop's executor: loop and interpreter wait for its threads at exit, however long they take.
 
     Args:
         name: of the thread, after `geneface-`.

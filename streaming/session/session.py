@@ -1,7 +1,7 @@
-"""One peer's stay: its microphone in, its speaker's sound and pictures out, all by one media clock.
+"""A session: one peer's microphone in, delayed sound and pictures out, by one media clock.
 
     packets -> `uplink` -> pipeline -> `downlink` -> packets
-                  | sound, kept until its frame is due -> packets
+                  | delayed sound -> packets
 
 The event loop moves packets and nothing else; what computes has a thread of its own.
 """
@@ -30,7 +30,7 @@ from .background import call_on_loop, in_background
 from .downlink import FRAME_S, Downlink
 from .liveness import Liveness
 from .metrics import Metrics
-from .playout_delay import Allowance
+from .playout_delay import PlayoutDelay
 from .telemetry import Telemetry
 from .threads import SessionThreads
 from .uplink import Uplink
@@ -55,12 +55,12 @@ class _SessionLog(logging.LoggerAdapter[logging.Logger]):
 
 
 class Session:
-    """One peer and everything that serves it: its life. Its methods belong to the event loop."""
+    """Life of one session: it opens, watches and ends what serves a peer. For the event loop."""
 
     def __init__(
         self,
         session_id: str,
-        host: LoadedSpeaker,
+        loaded: LoadedSpeaker,
         settings: SessionSettings,
         metrics: Metrics,
         *,
@@ -72,7 +72,7 @@ class Session:
 
         Args:
             session_id: unguessable: knowing it is the permission to watch the session.
-            host: who speaks.
+            loaded: the speaker.
             settings: what every session is made with.
             metrics: where figures go.
             on_end: told once, on the event loop, that the session wants to end, and why; must call `aclose`.
@@ -80,7 +80,7 @@ class Session:
             open_peer: makes the connection.
         """
         self.id = session_id
-        self.host = host
+        self.loaded = loaded
         self.label = self.id[:6]  # for logs and metrics: the id itself is a permission
         self.ended = ""  # why, once it has
         self._metrics, self._on_end = metrics, on_end
@@ -88,12 +88,12 @@ class Session:
         self._log = _SessionLog(log, {"session": self.label})
         self._call_on_loop = functools.partial(call_on_loop, asyncio.get_running_loop())
         self.liveness = Liveness(self._clock)
-        allowance = Allowance.at_start(host.frame_latency_ms)
+        playout_delay = PlayoutDelay.at_start(loaded.frame_latency_ms)
         self.schedule = MediaSchedule(
             start_s=self._clock.now_s(),
             start_unix_s=time.time(),
-            lookahead_frames=host.speaker.lookahead_frames,
-            allowance_ticks=allowance.ticks,
+            lookahead_frames=loaded.speaker.lookahead_frames,
+            playout_delay_ticks=playout_delay.ticks,
         )
         self.uplink = Uplink(
             self.schedule,
@@ -103,9 +103,9 @@ class Session:
             clock=self._clock,
         )
         self.downlink = Downlink(
-            host,
+            loaded,
             self.schedule,
-            allowance,
+            playout_delay,
             bitrate=settings.bitrate,
             ticks=self.uplink.ticks,
             sender=lambda: self.peer.video,
@@ -115,7 +115,7 @@ class Session:
             clock=self._clock,
         )
         self.telemetry = Telemetry(
-            host,
+            loaded,
             self.schedule,
             self.uplink,
             self.downlink,
@@ -126,15 +126,15 @@ class Session:
             clock=self._clock,
         )
         self.pipeline = self.downlink.pipeline = self.telemetry.pipeline = Pipeline(
-            host.speaker,
-            self.downlink.renderer(host.start_px),
-            networks=host.networks,
+            loaded.speaker,
+            self.downlink.renderer(loaded.start_px),
+            networks=loaded.networks,
             overflow=Overflow.DROP_OLDEST,
             bounds=LIVE_BOUNDS,
             seed=secrets.randbits(32),
             clock=self._clock,
             outlives_gpu=True,
-            # Half of what makes a frame late is left for a drawing that takes longer than foretold.
+            # Half of the frame that is tolerated is left for a drawing that takes longer than predicted.
             deadline_s=lambda frame: self.schedule.frame_due_s(frame) + FRAME_S / 2,
             on_network_failure=self.telemetry.network_failed,
         )
@@ -167,7 +167,7 @@ class Session:
         self._threads.start("video", lambda stopping: self.downlink.run(stopping, self.peer.codec))
         self._log.info(
             "%s for a new peer, %s, %d px, delay %.0f ms",
-            self.host.name,
+            self.loaded.name,
             self.peer.codec.name,
             self.render_px,
             self.schedule.delay_ms,
@@ -182,11 +182,11 @@ class Session:
         """
         return self.liveness.end_reason(now_s, packets=self.peer.packets_received)
 
-    def move_to(self, host: LoadedSpeaker) -> None:
-        """Goes on with a host of the same speaker that the CPU draws, at its smallest size."""
-        self.host = self.telemetry.host = host
-        self.downlink.move_to(host)
-        self._log.info("drawn by %s from now on, %d px", host.device, self.render_px)
+    def move_to(self, loaded: LoadedSpeaker) -> None:
+        """Goes on with the same speaker drawn by the CPU, at its smallest size."""
+        self.loaded = self.telemetry.loaded = loaded
+        self.downlink.move_to(loaded)
+        self._log.info("drawn by %s from now on, %d px", loaded.device, self.render_px)
 
     async def wait_ended(self, timeout_s: float) -> bool:
         """Returns whether the session is over; waits for that, but no longer than `timeout_s`."""
@@ -205,9 +205,9 @@ class Session:
         return self.pipeline.times.work()
 
     async def aclose(self, reason: str) -> None:
-        """Ends the session and waits until nothing of it is left; a second time, or unstarted, it is safe.
+        """Ends the session and waits until its threads and its connection have; safe twice and unstarted.
 
-        Who waits may be cancelled: it is ended all the same.
+        The caller may be cancelled: it is ended all the same.
         """
         if self._closing is None:
             self.ended = reason

@@ -125,13 +125,13 @@ async def test_sessions_go_on_with_the_cpu(setup, fault):
         await until(lambda: it.cpu.drawn > 0, what="the CPU draws")
         await pictures(first, 10)
         await pictures(second, 10)
-        assert session.host.device == "CPU, 1 thread"
+        assert session.loaded.device == "CPU, 1 thread"
         assert it.cpu.sizes[0] == 96
         assert it.sessions.gpu_failure == (LOST if fault == "fails" else "it gave no picture within 0.3 s")
         assert (session.ended, other.ended) == ("", "")
         third, late = await it.connect()
         await pictures(third, 5)
-        assert not late.host.on_gpu
+        assert not late.loaded.on_gpu
 
 
 @on_loop

@@ -79,7 +79,7 @@ def show(frames, *, resolution=None, stopped=lambda clock: False, **window):
         name="May",
         resolution=resolution or ResolutionController(sizes_px=(256, 128), start_px=256),
         renderer_of=lambda size_px: f"renderer of {size_px}",
-        allowance_s=0.08,
+        playout_delay_s=0.08,
         stopped=lambda: stopped(clock),
         clock=clock,
     )

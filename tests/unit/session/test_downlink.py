@@ -18,7 +18,7 @@ from session_parts import (
 from streaming.session.downlink import FRAME_S, Downlink
 from streaming.session.frame_log import TickLog, TickRecord
 from streaming.session.metrics import Metrics
-from streaming.session.playout_delay import LOSSES, Allowance
+from streaming.session.playout_delay import LOSSES, PlayoutDelay
 
 NO_DROPS = {"skipped": 0, "late": 0, "bandwidth": 0}
 
@@ -51,7 +51,7 @@ class Setup:
         self.downlink = Downlink(
             make_loaded_speaker(),
             self.schedule,
-            Allowance(self.schedule.allowance_ticks),
+            PlayoutDelay(self.schedule.playout_delay_ticks),
             bitrate=1_200_000,
             ticks=self.ticks,
             sender=lambda: self.sender,

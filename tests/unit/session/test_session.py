@@ -81,7 +81,7 @@ def networks(speaker):
 class Setup:
     def __init__(self, speaker, networks, *, clock=None, raymarcher=None):
         self.raymarcher = raymarcher or stand_ins.StandInRaymarcher()
-        self.host = LoadedSpeaker(
+        self.loaded = LoadedSpeaker(
             speaker=speaker,
             networks=networks,
             raymarcher=self.raymarcher,
@@ -95,7 +95,7 @@ class Setup:
         self.clock = clock
         self.session = Session(
             ID,
-            self.host,
+            self.loaded,
             SessionSettings(peer=PeerSettings(), bitrate=1_200_000),
             self.metrics,
             on_end=lambda session, reason: self.ends.append((session, reason)),
@@ -276,7 +276,7 @@ async def test_a_session_goes_on_with_the_cpu_at_its_smallest_size(setup):
     it = setup()
     raymarcher = stand_ins.StandInRaymarcher()
     cpu = dataclasses.replace(
-        it.host,
+        it.loaded,
         raymarcher=raymarcher,
         costs={size: FrameCost(render_ms=25.0, other_ms=5.0) for size in (128, 96)},
     )

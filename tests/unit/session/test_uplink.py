@@ -95,10 +95,10 @@ def test_a_longer_playout_delay_holds_sound_back_and_a_shorter_one_sends_two_blo
     ticks = iter(range(100))
     setup.take([next(ticks) for _ in range(setup.schedule.sound_delay_ticks + 1)])
     assert setup.timestamps == [0]
-    setup.schedule.allowance_ticks += 1
+    setup.schedule.playout_delay_ticks += 1
     setup.take([next(ticks)])
     assert setup.timestamps == [0]
-    setup.schedule.allowance_ticks -= 1
+    setup.schedule.playout_delay_ticks -= 1
     setup.take([next(ticks)])
     assert setup.timestamps == [0, SOUND_STEP, 2 * SOUND_STEP]
 
