@@ -1,4 +1,4 @@
-"""This machine's microphone in, the speaker in a window out: the live pipeline without a network."""
+"""Desktop run: this machine's microphone in, a preview window out, by the live pipeline without WebRTC."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from .preview import PreviewWindow
 log = logging.getLogger(__name__)
 
 FRAME_S = 1 / FRAME_RATE_HZ
-_POLL_S = 0.02  # the window is looked after at least so often
+_POLL_S = 0.02  # of the window's events, at most
 _LAGS = 2 * FRAME_RATE_HZ
 _MAX_WAITING = 8  # frames that are ready but not due
 _TITLE_EVERY_S = 1.0
@@ -65,9 +65,9 @@ class Window(Protocol):
 
 
 class PlayoutClock:
-    """When each frame is to be shown: a frame's length apart, as soon as the last two seconds allow.
+    """Presentation times: evenly spaced, with the least delay that the last two seconds allow.
 
-    Devices hand over sound in lumps, so frames come in lumps too; shown as they come they would judder.
+    Devices give sound in bursts, so frames come in bursts too; shown as they come they would judder.
     """
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ class PlayoutClock:
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """How many frames were shown, and how many were not because a newer one was due."""
+    """Counts of frames shown, and of frames skipped for a newer one that was due."""
 
     frames: int
     stale: int
@@ -168,7 +168,7 @@ class _FirstFailures:
         self._told: set[str] = set()
 
     def note(self, failure: NetworkFailureError) -> None:
-        """Takes that a run failed."""
+        """Logs a failure, if it is the network's first."""
         if failure.network not in self._told:
             self._told.add(failure.network)
             log.error("%s; the last good face holds", failure)
@@ -176,7 +176,7 @@ class _FirstFailures:
 
 @dataclass(frozen=True, kw_only=True)
 class LiveReport:
-    """What a run showed."""
+    """Counts of a run, for its last line."""
 
     spent_s: float
     shown: int

@@ -1,9 +1,9 @@
 """Frames of all sessions drawn on one GPU, in batches (`gpu_batching`).
 
-A session's render thread asks and waits. One thread of this process gathers what was asked for and submits
-it, so that the GPU has its next launch before it ends the one at hand; another collects the launches and
-hands each who asked its picture. A GPU that fails, or gives nothing in time, is lost for good: whoever asks
-is told.
+A session's render thread requests a frame and blocks. One thread of this process batches requests and submits
+launches, so that the GPU has the next one queued before it ends the present one; another collects their
+pictures and wakes the requesters. A GPU that fails, or does not answer in time, is lost for good: every
+request raises.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HANG_S = 2.0  # a launch takes milliseconds; a GPU that is silent for so long will not answer
+HANG_S = 2.0  # timeout of a frame; a launch takes milliseconds
 _JOIN_S = 0.5
 _MEASURED_FRAMES, _MEASUREMENTS = 2 * MAX_FRAMES, 3  # two full launches, one behind the other
 _WARM_UP_PX = 32
@@ -61,7 +61,7 @@ class BatchRenderer(Protocol):
 
 
 class GpuRenderer:
-    """What draws on the GPU for everyone in this process; every thread may ask."""
+    """The GPU renderer that all sessions of a process share; thread-safe."""
 
     def __init__(
         self,
@@ -78,8 +78,8 @@ class GpuRenderer:
         Args:
             renderer: draws.
             name: of the GPU.
-            observe: told, from a thread, of each launch's frames and what its kernels took.
-            policy: decides what is drawn together.
+            observe: told, from a thread, each launch's batch size and kernel time.
+            policy: of dynamic batching.
             hang_s: a frame that takes longer means that the GPU is lost.
             clock: tells when frames are asked for.
         """
@@ -156,7 +156,7 @@ class GpuRenderer:
                 self._lose(str(error))
 
     def draw(self, requests: Sequence[FrameRequest]) -> list[U8]:
-        """Returns the pictures, in order; they are asked for at once and may share a launch.
+        """Returns the pictures, in order; they are requested at once and may share a launch.
 
         Raises:
             RenderInputError: a request that cannot be drawn; nothing is drawn then.
@@ -188,9 +188,9 @@ class GpuRenderer:
         return pictures
 
     def close(self) -> None:
-        """Ends the threads, and what draws with them; who waits hears `Stopped`.
+        """Ends the threads and the renderer; blocked requests raise `Stopped`.
 
-        What the GPU has is handed out before. A GPU that hangs is left behind after half a second. A second
+        Launches under way are collected before. A GPU that hangs is left behind after half a second. A second
         time, or unstarted, it is safe.
         """
         with self._lock:

@@ -24,12 +24,12 @@ T = TypeVar("T")
 LARGE_BYTES = 20_000_000
 """A file of more than this is a network that a GPU runs much faster: HuBERT, GeneFace's Audio2Motion."""
 MAX_FIRST_RUN_S = 20.0
-"""A network that has not returned after this long when it is opened never does."""
+"""Timeout of a network's first runs, when it is opened."""
 MAX_BUILD_S = 600.0
-"""The same where TensorRT builds an engine for this GPU."""
+"""Timeout where TensorRT builds an engine for this GPU."""
 MAX_RUN_S = 5.0
-"""The same of a later run, whose sound is gone long before."""
-_OPENED_BYTES_PER_S = 10e6  # at least; a slow disk, and the runtime's own work on the graph
+"""Timeout of a later run."""
+_MIN_OPENED_BYTES_PER_S = 10e6  # a slow disk, and the runtime's graph optimisation
 _GRACE_S = 2.0
 _LOOK_S = 0.2
 CPU = "CPU"
@@ -47,7 +47,7 @@ class EngineUnavailableError(EngineError):
 
 
 class EngineTimeoutError(EngineError):
-    """A network does not return."""
+    """A run of a network exceeded its timeout."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ class Engine(Protocol):
     """Runs one network."""
 
     device: str
-    """What runs it, fit to be shown: "CPU", "NVIDIA H100 80GB HBM3 (TensorRT fp16)"."""
+    """What runs it, for display: "CPU", "NVIDIA H100 (ONNX Runtime, TensorRT)"."""
 
     def run(self, inputs: Mapping[str, F32]) -> F32:
         """Returns the network's output for its inputs, by name; a new array."""
@@ -151,7 +151,7 @@ class OnnxEngine:
             providers.insert(0, (TENSORRT_PROVIDER, dict(tensorrt)))
         try:
             self._session = self._within(
-                self._max_run_s + len(content) / _OPENED_BYTES_PER_S,
+                self._max_run_s + len(content) / _MIN_OPENED_BYTES_PER_S,
                 lambda: onnxruntime.InferenceSession(content, sess_options=options, providers=providers),
             )
         except EngineTimeoutError:
@@ -190,7 +190,7 @@ class OnnxEngine:
         return {node.name: list(node.shape) for node in self._session.get_inputs()}
 
     def _within(self, limit_s: float, work: Callable[[], T]) -> T:
-        """Returns what `work` does in a thread of its own, which is left to itself where it does not return.
+        """Returns what `work` returns in a thread of its own, which is abandoned at the timeout.
 
         Raises:
             EngineTimeoutError: it did not return in time.
@@ -207,7 +207,7 @@ class OnnxEngine:
         waited_s = 0.0
         while waited_s < limit_s:
             try:
-                result, error = done.get(timeout=_LOOK_S)  # a signal is heard between two looks
+                result, error = done.get(timeout=_LOOK_S)  # signals are handled between two waits
             except queue.Empty:
                 waited_s += _LOOK_S
                 continue
@@ -288,7 +288,7 @@ def probe(engine: Engine, network: NetworkSpec, *, must_be_finite: bool = True) 
     Raises:
         EngineError: it does not run, or its output is not what the bundle promises.
     """
-    for heard, inputs in (("silence", network.zeros()), ("noise", network.noise())):
+    for content, inputs in (("silence", network.zeros()), ("noise", network.noise())):
         try:
             got = engine.run(inputs)
         except EngineError:
@@ -307,7 +307,7 @@ def probe(engine: Engine, network: NetworkSpec, *, must_be_finite: bool = True) 
         if unusable and must_be_finite:
             raise EngineError(
                 f"{network.model}: {network.output}: expected finite numbers, got {unusable} of {got.size} "
-                f"that are none, of {heard}; export it again"
+                f"that are none, of {content}; export it again"
             )
 
 

@@ -1,4 +1,4 @@
-"""What draws a speaker: a raymarcher on the CPU or a GPU, and renderers of a size on it."""
+"""Opens a speaker's raymarcher, on the CPU or a GPU, and frame renderers on it."""
 
 from __future__ import annotations
 

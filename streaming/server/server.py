@@ -181,7 +181,7 @@ def serve(
 
 
 def on_loop_when_lost(gpu: GpuRenderer, sessions: Sessions) -> None:
-    """Lets the sessions know, on their event loop, that runs, when the GPU is lost."""
+    """Calls the sessions on the running event loop when the GPU is lost."""
     loop = asyncio.get_running_loop()
 
     def tell(reason: str) -> None:
@@ -192,7 +192,7 @@ def on_loop_when_lost(gpu: GpuRenderer, sessions: Sessions) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Ends the sessions first: their pages hear why before their sockets close."""
+    """uvicorn's server; ends the sessions first, so that their pages get the reason."""
 
     def __init__(self, config: uvicorn.Config, sessions: Sessions) -> None:
         super().__init__(config)
@@ -239,7 +239,7 @@ def _listen(settings: StreamSettings) -> GuardedListener:
 
 
 def counts_on(share: float, admission: Admission, loaded: LoadedSpeaker) -> str:
-    """Returns the cores that sessions are admitted by, and what one of them takes, in one line."""
+    """Returns the CPU budget of admission and the cost of one session, in one line."""
     return (
         f"Counts on {share:.3g} core{'s' if share != 1 else ''}: {admission.room_ms:.0f} core-milliseconds "
         f"for a frame of all sessions; one takes {loaded.core_ms(loaded.sizes_px[-1]):.1f} at "

@@ -116,9 +116,9 @@ class Sessions:
         self._cpu = cpu or SystemCpuClock()
         self._running: dict[tuple[str, str], RunningCost] = {}  # by speaker and what draws it
         self._opened_since = False  # whether a speaker was opened since CPU time was last apportioned
-        self._looked_s: dict[tuple[str, str], float] = {}  # when a speaker was measured anew
+        self._remeasured_s: dict[tuple[str, str], float] = {}  # when a speaker was measured anew
         self._endless: dict[str, tuple[EngineTimeoutError, float]] = {}  # until when it is not tried
-        self._looking: set[asyncio.Task[None]] = set()
+        self._remeasuring: set[asyncio.Task[None]] = set()
         self._overhead_ms: float | None = None  # CPU time outside the stages, for each session's frame
         self._load = _Load(at_s=self._clock.now_s(), process_s=self._cpu.process_s(), work={})
         metrics.room_core_s.set(admission.room_ms / 1000)
@@ -211,7 +211,7 @@ class Sessions:
         watcher, self._watcher = self._watcher, None
         opening = [
             *self._opening.values(),
-            *self._looking,
+            *self._remeasuring,
             *([self._falling_back] if self._falling_back else []),
         ]
         for task in [*opening, *([watcher] if watcher is not None else [])]:
@@ -323,7 +323,7 @@ class Sessions:
             session=session_id, floor_ms=self._floor_ms(loaded), gpu_ms=loaded.gpu_ms
         )
         if refusal is not None:
-            self._look_again(loaded)
+            self._remeasure(loaded)
             raise FullError(refusal)
         try:
             session = Session(
@@ -411,7 +411,7 @@ class Sessions:
             overhead_ms = max(spent_s, 0.0) * 1000 / (media_frames * len(now.work))
             mean_ms = overhead_ms if self._overhead_ms is None else self._overhead_ms
             self._overhead_ms = mean_ms + (overhead_ms - mean_ms) * min(media_frames / MEAN_OVER_FRAMES, 1.0)
-        self._opened_since = bool(self._opening or self._looking or self.falling_back)
+        self._opened_since = bool(self._opening or self._remeasuring or self.falling_back)
         for session_id, (size_px, _) in now.work.items():
             loaded = self._sessions[session_id].loaded
             self._admission.measured(
@@ -419,22 +419,22 @@ class Sessions:
             )
         self.metrics.taken_core_s.set(self._admission.floor_ms / 1000)
 
-    def _look_again(self, loaded: LoadedSpeaker) -> None:
+    def _remeasure(self, loaded: LoadedSpeaker) -> None:
         """Begins to measure anew a speaker that was refused and never ran: the first measurement may err."""
         key = (loaded.name, loaded.device)
-        looked_s = self._looked_s.get(key, float("-inf"))
-        if self._running_cost(loaded).known or self._closed or self._clock.now_s() - looked_s < LOOK_AGAIN_S:
+        last_s = self._remeasured_s.get(key, float("-inf"))
+        if self._running_cost(loaded).known or self._closed or self._clock.now_s() - last_s < LOOK_AGAIN_S:
             return
-        self._looked_s[key] = self._clock.now_s()
-        looking = asyncio.create_task(self._measure_anew(loaded), name=f"measure-{loaded.name}")
-        self._looking.add(looking)
-        looking.add_done_callback(self._looking.discard)
+        self._remeasured_s[key] = self._clock.now_s()
+        task = asyncio.create_task(self._measure_anew(loaded), name=f"measure-{loaded.name}")
+        self._remeasuring.add(task)
+        task.add_done_callback(self._remeasuring.discard)
 
     async def _measure_anew(self, loaded: LoadedSpeaker) -> None:
         try:
             async with self._opening_places:  # it takes the cores, too
                 self._opened_since = True
-                core_ms = await in_background(f"measure-{loaded.name}", loaded.look_again_ms)
+                core_ms = await in_background(f"measure-{loaded.name}", loaded.remeasure_ms)
         except Exception:  # a task's outermost frame: the first measurement stands
             log.exception("measuring %s anew failed", loaded.name)
             return

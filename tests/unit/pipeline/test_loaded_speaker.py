@@ -207,7 +207,7 @@ def test_a_second_look_draws_at_the_smallest_size(monkeypatch, speakers, raymarc
     machine = Machine(100)
     host = opened_on(monkeypatch, machine, speakers, raymarchers)
     machine.looked.clear()
-    assert host.look_again_ms() == pytest.approx(host.core_ms(host.sizes_px[-1]))
+    assert host.remeasure_ms() == pytest.approx(host.core_ms(host.sizes_px[-1]))
     assert set(machine.looked) == {host.sizes_px[-1]}
 
 

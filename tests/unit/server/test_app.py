@@ -125,7 +125,7 @@ class Setup:
     def __init__(self, monkeypatch, *, offers=1000, proxies=(), **access):
         # What is an offer is tested with `Offer` itself.
         monkeypatch.setattr(app.Offer, "parse", self._parse)
-        monkeypatch.setattr(app, "RateLimit", lambda **_: RateLimit(at_once=offers))
+        monkeypatch.setattr(app, "RateLimit", lambda **_: RateLimit(burst=offers))
         given = {"token": None, "origins": frozenset({SITE}), "loopback_only": True} | access
         self.sessions = StandInSessions()
         self.metrics = Metrics()
@@ -938,7 +938,7 @@ async def test_pages_of_an_allowed_site_may_listen(setup):
 
 @on_loop
 async def test_a_page_that_takes_nothing_holds_nothing(setup, quick_telemetry, monkeypatch):
-    monkeypatch.setattr(app, "_TAKE_S", 0.05)
+    monkeypatch.setattr(app, "_SEND_TIMEOUT_S", 0.05)
     it = setup()
     async with Socket(it.asgi, PATH) as socket:
         await socket.next("hello")

@@ -44,7 +44,7 @@ class StandInLoaded:
     def core_ms(self, size_px):
         return self.frame_ms if size_px == 128 else 2 * self.frame_ms
 
-    def look_again_ms(self):
+    def remeasure_ms(self):
         self.looked += 1
         if isinstance(self.second_look_ms, Exception):
             raise self.second_look_ms
@@ -681,7 +681,7 @@ async def test_a_speaker_that_was_refused_and_never_ran_is_measured_anew(setup):
     wrong.frame_ms, wrong.second_look_ms = 57.0, 7.0
     with pytest.raises(FullError):
         await it.sessions.open("Ada", "offer")
-    await until(lambda: wrong.looked and not it.sessions._looking)
+    await until(lambda: wrong.looked and not it.sessions._remeasuring)
     session, _ = await it.sessions.open("Ada", "offer")
     assert session.loaded is wrong
     assert it.admission.floor_ms == pytest.approx(FRAME_MS + 7)
@@ -698,12 +698,12 @@ async def test_a_second_look_is_rare_and_never_makes_it_worse(setup, second_look
     for _ in range(4):
         with pytest.raises(FullError):
             await it.sessions.open("Ada", "offer")
-        await until(lambda: costly.looked == 1 and not it.sessions._looking)
+        await until(lambda: costly.looked == 1 and not it.sessions._remeasuring)
     it.clock.time_s += registry.LOOK_AGAIN_S
     with pytest.raises(FullError) as refused:
         await it.sessions.open("Ada", "offer")
     assert "one more takes 57" in refused.value.refusal.reason
-    await until(lambda: costly.looked == 2 and not it.sessions._looking)
+    await until(lambda: costly.looked == 2 and not it.sessions._remeasuring)
     await it.sessions.aclose()
 
 
