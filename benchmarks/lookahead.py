@@ -25,8 +25,9 @@ from cuda_kernels.arrays import F32, F64
 from models.speaker import MotionSettings, Speaker, find_speaker, load_speaker
 from streaming.files.audio_file import AudioFile
 from streaming.pipeline.clock import FRAME_RATE_HZ
+from streaming.pipeline.engine_choice import EngineSettings
 from streaming.pipeline.networks import SpeakerNetworks, open_networks
-from streaming.pipeline.onnx_engine import Engine, EngineSettings
+from streaming.pipeline.onnx_engine import Engine
 from training.cli import missing_extra
 
 LOOKAHEADS_MS = (80, 160, 320, 640, 1280)

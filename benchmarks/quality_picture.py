@@ -17,11 +17,11 @@ from cuda_kernels.arrays import F32, I64, U8
 from cuda_kernels.cpu_raymarcher import CpuRaymarcher
 from models.speaker import Speaker
 from preparation.media import video_frames
+from streaming.pipeline.engine_choice import open_engine
 from streaming.pipeline.frame_renderer import FrameRenderer
 from streaming.pipeline.i420 import to_rgb
 from streaming.pipeline.mouth import FEATHER_SHARE, mouth_boxes
 from streaming.pipeline.networks import network_specs
-from streaming.pipeline.onnx_engine import open_engine
 from training.pictures import ClosenessMeter, regions_of
 from training.speaker_data import training_frames, window_rows
 

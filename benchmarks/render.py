@@ -27,8 +27,8 @@ from cuda_kernels.arrays import F32
 from cuda_kernels.cpu_raymarcher import MAX_SIZE_PX, MIN_SIZE_PX, CpuRaymarcher
 from cuda_kernels.scene import Scene
 from models.speaker import BundleError, UnknownSpeakerError, find_speaker, load_speaker
+from streaming.pipeline.engine_choice import open_engine
 from streaming.pipeline.networks import network_specs
-from streaming.pipeline.onnx_engine import open_engine
 
 SYNTHETIC = "synthetic"
 MAX_FOR_TORCH_PX = 256  # eager torch takes seconds a frame there, and minutes for the sizes above

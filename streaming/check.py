@@ -53,7 +53,7 @@ _COLOURS = {"ok": "\033[32m", "warn": "\033[33m", "fail": "\033[31m"}
 
 @dataclass(frozen=True, kw_only=True)
 class CheckResult:
-    """What came of one check."""
+    """Result of one check."""
 
     name: str
     status: Status  # a warning stops nothing
@@ -62,7 +62,7 @@ class CheckResult:
 
 
 class _NotTriedError(Exception):
-    """A check needs what another one did not get."""
+    """A check depends on one that failed."""
 
 
 def run_checks(
@@ -422,7 +422,7 @@ class _Checks:
     # Local use ---------------------------------------------------------------------------------------
 
     def microphone(self) -> _Found:
-        """Whether --mic has something to hear."""
+        """Whether there is a device for --mic."""
         try:
             devices = input_devices()
         except InputError as error:

@@ -1,4 +1,4 @@
-"""What bad input is refused with: one line that says what, where, expected, got and the way out."""
+"""Errors of the live path; an `InputError` is one line: what, where, expected, got and the way out."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from .addresses import TrustedProxies, is_loopback
 from .errors import InputError
 from .pipeline.compute_settings import ComputeSettings
-from .pipeline.onnx_engine import DeviceName, EngineName
+from .pipeline.engine_choice import DeviceName, EngineName
 from .pipeline.render_size import MIN_RENDER_PX
 
 ENVIRONMENT_PREFIX = "GENEFACE_"

@@ -1,4 +1,4 @@
-"""Sound from any file ffmpeg decodes, streamed: an hour takes no more memory than a second."""
+"""Streaming decoder of any sound that ffmpeg reads: constant memory for any duration."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MIN_RATE_HZ = 1_000  # no header of a whole file says less; a damaged one would 
 MAX_RATE_HZ = 1_000_000  # the resampler's filters grow with it
 MAX_CHANNELS = 64  # of FFmpeg's resampler
 MAX_AMPLITUDE = 16.0  # of a sample before it is mixed and resampled: no sum leaves float32's range
-MAX_TRACKS = 32  # that are tried for one that decodes
+MAX_TRACKS = 32  # that are tried until one decodes
 MAX_DURATION_S = 1e7  # what a header states beyond it is damage
 _DECODE_ERRORS = (av.error.FFmpegError, ValueError, OSError, OverflowError)  # all that PyAV raises for a file
 _PADDING_S = 0.3  # the most that an encoder adds at the ends and a decoder takes away
@@ -113,7 +113,7 @@ class AudioFile:
             yield block[0]
 
     def sound(self) -> Iterator[F32]:
-        """Yields blocks (channels, n) float32 in [-1, 1] of `sound_format`: what is heard."""
+        """Yields blocks (channels, n) float32 in [-1, 1] of `sound_format`: the video's sound."""
         yield from self._blocks(self.sound_format, warn=False)
 
     def _blocks(self, wanted: SoundFormat, *, warn: bool) -> Iterator[F32]:
@@ -145,7 +145,7 @@ class AudioFile:
         conversion = _FrameConversion()
         downmix, rate_hz = Downmix(self.source_rate_hz), self.source_rate_hz
         samples_in = damaged = 0
-        heard_s = 0.0
+        decoded_s = 0.0
         for frame in self._frames():
             try:
                 values = None if frame is None or _unusable(frame) else conversion.planar(frame)
@@ -157,7 +157,7 @@ class AudioFile:
             if frame.format.name in _FLOAT_FORMATS:
                 self._refuse_non_numbers(values, samples_in, frame.sample_rate)
             samples_in += values.shape[1]
-            heard_s += values.shape[1] / frame.sample_rate
+            decoded_s += values.shape[1] / frame.sample_rate
             values = np.clip(values, -MAX_AMPLITUDE, MAX_AMPLITUDE)
             if len(values) != channels:
                 if frame.sample_rate != rate_hz:
@@ -169,13 +169,13 @@ class AudioFile:
                 f"{self.path}: expected sound, got a sound track without samples; record it again"
             )
         if warn:
-            self._warn(damaged, heard_s)
+            self._warn(damaged, decoded_s)
 
-    def _warn(self, damaged: int, heard_s: float) -> None:
+    def _warn(self, damaged: int, decoded_s: float) -> None:
         """Says in one line what is missing of the sound, if anything is."""
         lost = ""
-        if self._stated_s is not None and self._stated_s - heard_s > _PADDING_S + 0.02 * self._stated_s:
-            lost = f"the file states {self._stated_s:.2f} s of sound, {heard_s:.2f} s of it could be read"
+        if self._stated_s is not None and self._stated_s - decoded_s > _PADDING_S + 0.02 * self._stated_s:
+            lost = f"the file states {self._stated_s:.2f} s of sound, {decoded_s:.2f} s of it could be read"
         if damaged:
             log.warning(
                 "%s: the sound is damaged in %d place%s; what lies there was left out%s",

@@ -1,4 +1,4 @@
-"""The motion that was drawn, as an .npz that appears under its name only when it is whole."""
+"""Landmark output: an .npz, written to a temporary file and renamed when it is complete."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class LandmarkOutput:
                         np.lib.format.write_array(member, array, allow_pickle=False)
 
     def publish(self) -> None:
-        """Gives the complete archive its name."""
+        """Renames the complete archive to its name."""
         with writing_errors(self.path):
             self._part.replace(self.path)
 

@@ -1,4 +1,4 @@
-"""A recording's render size while it runs: stepped down where it falls behind the sound, never back up."""
+"""Adaptive render size of a file run: stepped down where it falls behind real time, never up."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class FilePace:
         self._times_s: deque[float] = deque(maxlen=PARTS * PART_FRAMES + 1)  # of frames of this size
 
     def begin(self, now_s: float) -> None:
-        """Notes when the run began."""
+        """Takes the time at which the run began."""
         self._start_s = now_s
 
     def frame_done(self, *, now_s: float, frames: int, render_px: int) -> bool:

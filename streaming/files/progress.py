@@ -1,4 +1,4 @@
-"""One line on the terminal that says how far a run is."""
+"""A progress line on the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A recording in, a talking video out: the live pipeline fed from a file, as fast as it goes.
+"""File run: a recording in, a talking video out, by the live pipeline as fast as it goes.
 
 The motion can be had as a video of its own, beside that of the speaker or alone.
 """
@@ -34,7 +34,7 @@ _POLL_S = 0.2
 
 
 def pace_of(loaded: LoadedSpeaker, *, duration_s: float | None) -> FilePace | None:
-    """Returns what steps down from a size that was chosen; None where a smaller one would not help."""
+    """Returns the adaptive render size of a run; None where a smaller one would not help."""
     if loaded.chosen is None or loaded.chosen.cost is None:
         return None
     return FilePace(

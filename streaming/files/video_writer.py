@@ -1,4 +1,4 @@
-"""The finished video: H.264 and AAC in one file that appears under its name only when it is whole."""
+"""Video output: H.264 and AAC, written to a temporary file and renamed when it is complete."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ class VideoOutput:
             return self._part.stat().st_size
 
     def publish(self) -> None:
-        """Gives the complete file its name."""
+        """Renames the complete file to its name."""
         with writing_errors(self.path):
             self._part.replace(self.path)
 

@@ -43,7 +43,7 @@ class SystemClock:
 
 
 class CpuClock(Protocol):
-    """CPU time: what other programs do on the same cores, and waiting, does not count."""
+    """CPU time: neither waiting nor other programs on the same cores count."""
 
     def thread_s(self) -> float:
         """Returns the seconds of the calling thread and of the raymarcher's threads that drew for it."""
@@ -53,7 +53,7 @@ class CpuClock(Protocol):
 
 
 class SystemCpuClock:
-    """The machine's."""
+    """The machine's CPU clock."""
 
     def thread_s(self) -> float:
         """Returns the seconds of the calling thread and of the raymarcher's threads that drew for it."""
@@ -65,7 +65,7 @@ class SystemCpuClock:
 
 
 class MediaClock:
-    """Where the stream stands, in samples of the sound that came in. One producer advances it."""
+    """Media time in samples of sound received; one producer advances it."""
 
     def __init__(self) -> None:
         self._samples = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .cores import drawing_threads, usable_cores
-from .onnx_engine import DeviceName, EngineName, EngineSettings
+from .engine_choice import DeviceName, EngineName, EngineSettings
 
 
 @dataclass(frozen=True, kw_only=True)

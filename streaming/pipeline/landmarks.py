@@ -1,4 +1,4 @@
-"""From filtered landmarks to what the condition net sees: windows, and blinks."""
+"""Filtered landmarks to the condition network's windows, with blinks."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class FrameWindows:
 
 
 class BlinkSchedule:
-    """When a speaker blinks: seeded intervals as people have them, the same for any chunking."""
+    """Seeded blink times with a gamma distribution of intervals; chunking changes nothing."""
 
     def __init__(self, *, seed: int, blink_frames: int) -> None:
         """Draws the first blink.
@@ -94,7 +94,7 @@ class BlinkSchedule:
 
 
 class DrawnLandmarks:
-    """Makes of what a speaker's motion network gives what is drawn: clamped, smoothed, with blinks."""
+    """Post-processing of the motion network's landmarks: clamp, exponential smoothing, blinks."""
 
     def __init__(self, speaker: Speaker, *, seed: int) -> None:
         """Begins a stream.

@@ -138,12 +138,12 @@ class SpeakerOpening:
 
     @property
     def motion_ms(self) -> float:
-        """What features and motion network take for a frame."""
+        """Time of features and motion network a frame."""
         return self._meter.motion_ms
 
     @property
     def motion_limit_ms(self) -> float:
-        """What they may take, to speak live.
+        """Limit of that time to speak live.
 
         A motion that is late once stays late, since its sound waits. Features that the CPU works out take all
         of its cores, so what draws needs as much time again.
@@ -287,7 +287,7 @@ class LoadedSpeaker:
 
     @property
     def frame_latency_ms(self) -> float:
-        """What a frame's stages take, one after the other, at the size it starts with."""
+        """Latency of a frame: the sum of its stages at the size it starts with."""
         return _serial_ms(self.costs[self.start_px])
 
     def core_ms(self, size_px: int) -> float:
@@ -295,7 +295,7 @@ class LoadedSpeaker:
         nearest = min(self.costs, key=lambda known: abs(known - size_px))
         return self.costs[nearest].scaled((size_px / nearest) ** 2).core_ms(threads=self.threads)
 
-    def look_again_ms(self) -> float:
+    def remeasure_ms(self) -> float:
         """Returns the core-milliseconds of a frame at the smallest size, measured anew by drawing a few."""
         meter = FrameCostMeter(
             self.speaker,
@@ -332,7 +332,7 @@ def _live(opening: SpeakerOpening, compute: ComputeSettings) -> LoadedSpeaker:
 
     def measure(size_px: int) -> FrameCost:
         cost, known = opening.measure(size_px), costs.get(size_px)
-        if known is None or _serial_ms(cost) < _serial_ms(known):  # a moment's noise is not the machine
+        if known is None or _serial_ms(cost) < _serial_ms(known):  # the least of several is the machine's
             costs[size_px] = cost
         return cost
 

@@ -1,4 +1,4 @@
-"""Where the mouth lies in the picture: the part that is worth full resolution when the rest is scaled up."""
+"""The mouth's region of interest, drawn at full resolution where the rest is scaled up."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from models.speaker import MotionSettings
 
 I32 = npt.NDArray[np.int32]
 
-FEATHER_SHARE = 1 / 40  # of the picture's side: over this width the patch fades into the picture
+FEATHER_SHARE = 1 / 40  # of the picture's side: width of the blend at the patch's edges
 
 
 def project(points: F32, c2w: F32, camera: Camera) -> F32:

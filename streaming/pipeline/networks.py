@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from models.landmark_filter import POINTS
 from models.speaker import MotionSettings, Speaker, feature_count
 
+from .engine_choice import EngineSettings, describe_devices, open_engine
 from .feature_motion import FeatureMotion
-from .onnx_engine import Engine, EngineSettings, NetworkSpec, describe_devices, open_engine
+from .onnx_engine import Engine, NetworkSpec
 from .pcm_motion import MotionStream, PcmMotion
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ class SpeakerNetworks:
 
     motion: Engine
     condition: Engine
-    features: Engine | None = None  # where the motion network hears features
+    features: Engine | None = None  # where the motion network takes features
 
     def motion_stream(self, motion: MotionSettings) -> MotionStream:
         """Returns a stream at sample 0 that these networks move.
@@ -37,7 +38,7 @@ class SpeakerNetworks:
             return PcmMotion(
                 self.motion, window_samples=motion.window_samples, lookahead_frames=motion.lookahead_frames
             )
-        assert self.features is not None  # opened for every speaker whose motion hears features
+        assert self.features is not None  # opened for every speaker whose motion network takes features
         return FeatureMotion(motion, features=self.features, motion=self.motion)
 
     def describe(self) -> str:

@@ -1,4 +1,4 @@
-"""From sound to landmarks: one seam for the two kinds of motion network, and the kind that hears samples."""
+"""Sound to landmarks: the interface of both kinds of motion network, and the kind that takes samples."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def frames_at_once(settings: MotionSettings) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class PcmWindow:
-    """What is known of one frame's sound."""
+    """One frame's window of samples."""
 
     frame: int
     samples: F32  # (1, window_samples), ends `lookahead` frames after the frame; the ring's own memory
@@ -169,7 +169,7 @@ class PcmRing:
         for window in self.push(self._last(missing)[::-1].copy()):
             beyond = first_sample(window.frame + 1) - end
             if beyond > 0:
-                window.sound[-beyond:] = 0  # heard is what was said
+                window.sound[-beyond:] = 0  # beyond the end there is silence
             yield window
 
     def _due(self) -> int:

@@ -1,4 +1,4 @@
-"""What draws a speaker: a raymarcher on the CPU or a GPU, and renderers of a size on it."""
+"""Opens a speaker's raymarcher, on the CPU or a GPU, and frame renderers on it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Protocol
 from models.speaker import Speaker
 
 from ..errors import GpuLostError, InputError
+from .engine_choice import DeviceName
 from .frame_renderer import FrameRenderer, Raymarcher
 from .gpu_renderer import GpuRaymarcher, GpuRenderer
 from .mouth import FEATHER_SHARE, mouth_boxes
-from .onnx_engine import DeviceName
 from .render_size import FRAME_BUDGET_MS, RENDER_SIZES_PX, RenderSize
 
 

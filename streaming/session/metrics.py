@@ -1,4 +1,4 @@
-"""What the server measures of itself, for Prometheus: base units, `geneface_` in front."""
+"""The server's Prometheus metrics: base units, prefix `geneface_`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SKEW_BUCKETS_S = (-0.2, -0.1, -0.06, -0.04, -0.02, 0.0, 0.02, 0.04, 0.06, 0.1, 
 
 
 class Metrics:
-    """One server's metrics, in a registry of their own; every thread may add."""
+    """One server's metrics in a registry of their own; thread-safe."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -92,7 +92,7 @@ class Metrics:
         )
         self.microphone_concealed = Counter(
             "geneface_microphone_concealed_seconds_total",
-            "Sound made up for what was lost.",
+            "Audio synthesised by packet loss concealment.",
             registry=registry,
         )
         self.malformed_packets = Counter(
@@ -118,12 +118,12 @@ class Metrics:
         )
 
     def gpu_drew(self, frames: int, kernel_ms: float) -> None:
-        """Takes how many frames a launch drew, and what its kernels took."""
+        """Observes a launch: its batch size and the time of its kernels."""
         self.gpu_batch.observe(frames)
         self.gpu_kernel.observe(kernel_ms / 1000)
 
     def forget(self, session: str) -> None:
-        """Removes what was said of one session."""
+        """Removes one session's gauges."""
         for gauge in (self.render_size_px, self.microphone_depth, self.round_trip):
             try:
                 gauge.remove(session)

@@ -1,4 +1,4 @@
-"""The speakers that a server offers, with what a page wants to know of each before it asks for one."""
+"""The speakers that a server offers, with what a page shows of each."""
 
 from __future__ import annotations
 

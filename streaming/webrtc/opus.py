@@ -111,8 +111,8 @@ class Libopus:
             self._has_lbrr = None
 
     def has_inband_fec(self, payload: bytes) -> bool:
-        """Returns whether a packet carries a coarse copy of the one before it."""
-        if payload[0] & 0x80:  # CELT only: it has none
+        """Returns whether a packet carries LBRR (in-band FEC) for its predecessor."""
+        if payload[0] & 0x80:  # CELT only: it has no LBRR
             return False
         return self._has_lbrr is None or self._has_lbrr(payload, len(payload)) == 1
 
@@ -179,11 +179,11 @@ class OpusDecoder:
         return samples
 
     def conceal(self, samples: int) -> F32:
-        """Returns (samples,) float32 that go on from what was decoded last, for a packet that is missing."""
+        """Returns (samples,) float32 of packet loss concealment for a missing packet."""
         return _bounded(self._decoder.conceal(samples))
 
     def recover(self, next_payload: bytes, samples: int) -> F32 | None:
-        """Returns the (samples,) float32 before `next_payload` from the copy in it, None if it has none.
+        """Returns the (samples,) float32 before `next_payload` from its in-band FEC, None if it has none.
 
         Call it before `next_payload` itself is decoded; `samples` is the length of that packet.
         """

@@ -1,4 +1,4 @@
-"""What a peer offers, read line by line and made fit for aiortc. Source: RFC 8866, RFC 8843, RFC 9429."""
+"""SDP offers, parsed, checked and reduced to what aiortc takes. Source: RFC 8866, RFC 8843, RFC 9429."""
 
 from __future__ import annotations
 
@@ -74,12 +74,12 @@ class OfferError(ValueError):
 
 
 class NotAcceptableError(OfferError):
-    """An offer that is sound, but has nothing that both sides can do."""
+    """A valid offer without a codec or direction in common."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A section as the answer has to repeat it."""
+    """A media section as the answer has to repeat it."""
 
     kind: str
     profile: str
@@ -157,7 +157,7 @@ class Offer:
         return offer
 
     def check_codecs(self, names: Iterable[str]) -> None:
-        """Sees whether there is a codec in common.
+        """Refuses an offer without a codec in common.
 
         Args:
             names: of video, those that we may send.
@@ -243,7 +243,7 @@ class _Codecs:
 
 @dataclass(eq=False, kw_only=True)
 class _OfferedSection:
-    """One section, and what of the session's attributes goes for it."""
+    """One media section, with the session-level attributes that apply to it."""
 
     line: int
     kind: str

@@ -17,7 +17,8 @@ from cuda_kernels.cuda_raymarcher import FrameRequest
 from models import speaker as speaker_module
 from models.speaker import find_speaker, load_speaker
 from streaming.errors import GpuLostError
-from streaming.pipeline.gpu_renderer import MAX_FRAMES, GpuRaymarcher, open_gpu
+from streaming.pipeline.gpu_batching import MAX_FRAMES
+from streaming.pipeline.gpu_renderer import GpuRaymarcher, open_gpu
 from streaming.pipeline.networks import network_specs
 from streaming.pipeline.onnx_engine import OnnxEngine
 

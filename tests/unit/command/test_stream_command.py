@@ -23,13 +23,11 @@ from streaming.errors import InputError
 from streaming.files import run as file_run
 from streaming.files.landmark_video import LandmarkDrawing, plain_face
 from streaming.files.progress import Progress
-from streaming.pipeline import gpu_renderer as gpu_rendering
-from streaming.pipeline import loaded_speaker, networks
-from streaming.pipeline import onnx_engine as engine
+from streaming.pipeline import engine_choice, gpu_renderer, loaded_speaker, networks
 from streaming.pipeline.compute_settings import ComputeSettings
 from streaming.pipeline.cuda_device import CudaDevice
+from streaming.pipeline.engine_choice import EngineSettings
 from streaming.pipeline.loaded_speaker import SpeakerOpening, size_that_keeps_up
-from streaming.pipeline.onnx_engine import EngineSettings
 from streaming.pipeline.render_size import FrameCost, RenderSize
 from streaming.pipeline.renderers import describe
 from streaming.settings import StreamSettings, options, resolve_settings, variable
@@ -46,7 +44,7 @@ def speakers(tmp_path_factory):
 @pytest.fixture
 def quick(monkeypatch):
     """The stand-in draws, and no variable of the machine interferes."""
-    monkeypatch.setattr(gpu_rendering, "find_cuda_device", lambda: None)
+    monkeypatch.setattr(gpu_renderer, "find_cuda_device", lambda: None)
     for name in options():
         monkeypatch.delenv(variable(name), raising=False)
 
@@ -251,7 +249,7 @@ def gpu(quick, speakers, monkeypatch):
     """A GPU that a stand-in plays; the CPU's raymarcher is not to be opened."""
     renderer = StandInRenderer(condition_size=read_settings(speakers / "Tiny").condition.size)
     found = CudaDevice(name="NVIDIA H100 80GB HBM3", capability=(9, 0))
-    monkeypatch.setattr(gpu_rendering, "find_cuda_device", lambda: found)
+    monkeypatch.setattr(gpu_renderer, "find_cuda_device", lambda: found)
     monkeypatch.setattr(cuda_raymarcher, "CudaRenderer", lambda: renderer)
     yield renderer
     assert not [thread for thread in threading.enumerate() if thread.name == "geneface-gpu"]
@@ -303,7 +301,7 @@ def test_a_gpu_that_was_asked_for_and_is_not_there_is_bad_input(quick, speakers,
 
 
 def test_an_engine_that_cannot_run_here_is_bad_input(quick, speakers, wav, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(engine, "find_cuda_device", lambda: None)
+    monkeypatch.setattr(engine_choice, "find_cuda_device", lambda: None)
     assert run(arguments(speakers, wav, tmp_path / "out.mp4", "--engine", "tensorrt")) == 2
     assert "expected a CUDA device, got none; check nvidia-smi" in one_line(capsys)
 

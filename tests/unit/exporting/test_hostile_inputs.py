@@ -11,7 +11,7 @@ import time
 import bundle_factory
 import pytest
 
-from export.bundle import writer as bundle
+from export.bundle import writer
 from export.geneface.checkpoints import read_config
 from export.geneface.hubert import HubertError, load_hubert
 from export.geneface.pickles import GenefaceFileError, read_npy, read_torch
@@ -19,7 +19,7 @@ from export.regular_file import open_regular
 from models import partial_files
 from models.settings import escaped
 from models.speaker import BundleError, load_speaker
-from streaming.files import video_writer as video_output
+from streaming.files import video_writer
 
 # Files that are none --------------------------------------------------------------------------------
 
@@ -267,7 +267,7 @@ def test_what_a_killed_run_left_is_swept_and_nothing_else(tmp_path, dead):
         ),
     ]
     assert named(out, process=os.getpid()) == partial_files.partial_path(out)
-    video_output.check_writable(tmp_path / "new.mp4", "--output")
+    video_writer.check_writable(tmp_path / "new.mp4", "--output")
     assert [file for file in swept if file.exists()] == []
     assert [file for file in kept if not file.exists()] == []
 
@@ -295,7 +295,7 @@ def test_a_bundle_that_stepped_aside_for_a_killed_program_comes_back(tmp_path, m
     out = bundle_factory.write_tiny_bundle(tmp_path / "Tiny", image_size_px=64)
     out.rename(named(out, kind="old", process=dead))
     refusal = BundleError(str(out), "head", "another", "this one")
-    monkeypatch.setattr(bundle, "load_speaker", lambda _: (_ for _ in ()).throw(refusal))
+    monkeypatch.setattr(writer, "load_speaker", lambda _: (_ for _ in ()).throw(refusal))
     with pytest.raises(BundleError):  # the new one is no good: the old one is there all the same
         bundle_factory.write_tiny_bundle(out, image_size_px=128)
     assert load_speaker(out).image_size_px == 64

@@ -9,7 +9,7 @@ from streaming.session.resolution_controller import ResolutionController
 
 FRAME_S = 0.04
 BACKLOG_FRAMES = 5
-ALLOWANCE_S = 0.08  # a frame may be ready this long after its sound was
+PLAYOUT_DELAY_S = 0.08  # a frame may be ready this long after its sound was
 
 
 def calm(now_s):
@@ -68,7 +68,7 @@ class Machine:
                     spikes.pop(0)
                     draw_ms += self.spike_ms
                 free_s = start_s + draw_ms / 1000
-                slack_s = came_s + ALLOWANCE_S - free_s
+                slack_s = came_s + PLAYOUT_DELAY_S - free_s
                 late = slack_s < -FRAME_S
                 what = (None, None) if late else (draw_ms, slack_s * 1000)
                 heapq.heappush(heard, (free_s + pipeline_s, came_s, *what))
