@@ -26,7 +26,9 @@ from benchmarks.synthetic_scene import make_condition, make_pose, make_scene
 from cuda_kernels.arrays import F32
 from cuda_kernels.cpu_raymarcher import MAX_SIZE_PX, MIN_SIZE_PX, CpuRaymarcher
 from cuda_kernels.scene import Scene
-from models.speaker import BundleError, UnknownSpeakerError, find_speaker, load_speaker
+from models.bundle_files import BundleError
+from models.speaker import load_speaker
+from models.speaker_folders import UnknownSpeakerError, find_speaker
 from streaming.pipeline.networks import network_specs
 from streaming.pipeline.onnx_engine import open_engine
 

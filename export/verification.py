@@ -10,7 +10,8 @@ import numpy as np
 from cuda_kernels.arrays import F32
 from cuda_kernels.cpu_raymarcher import CpuRaymarcher
 from cuda_kernels.torch_reference import render_scene
-from models.speaker import BundleError, Speaker, load_speaker
+from models.bundle_files import BundleError
+from models.speaker import Speaker, load_speaker
 
 from . import recorded_cases
 from .bundle.head import MIN_PSNR_DB, psnr_db

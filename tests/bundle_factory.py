@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cuda_kernels.scene import Camera, Grid, HeadField, Scene, TorsoField
 from export.bundle.writer import BundleParts, write_bundle
-from models.speaker import ConditionSettings, MotionSettings, OriginRecord
+from models.speaker_settings import ConditionSettings, MotionSettings, OriginRecord
 
 CONDITION_SIZE = 8
 CAMERA_DISTANCE_DM = 13.0

@@ -41,7 +41,7 @@ from models.density_grid import cell_positions
 from models.encodings import GridConfig
 from models.head import Head, HeadConfig
 from models.settings import from_mapping, to_mapping
-from models.speaker import SPHERICAL_HARMONICS, GridSettings, HeadSettings
+from models.speaker_settings import SPHERICAL_HARMONICS, GridSettings, HeadSettings
 
 from .course import FieldOptimizer, FieldTraining
 from .fields import kernels_wanted

@@ -19,25 +19,21 @@ from safetensors.numpy import save
 
 from cuda_kernels.arrays import F32, U8
 from cuda_kernels.scene import Grid, HeadField, Scene, TorsoField
+from models.bundle_files import RECORDED_CASES_FILE, SETTINGS_FILE, BundleError, FileRecord
 from models.partial_files import aside_path, partial_path, restore_aside, sweep_abandoned
 from models.settings import from_mapping, to_mapping
-from models.speaker import (
-    RECORDED_CASES_FILE,
+from models.speaker import Speaker, load_speaker
+from models.speaker_settings import (
     SCHEMA_VERSION,
-    SETTINGS_FILE,
-    BundleError,
     CameraSettings,
     ConditionSettings,
-    FileRecord,
     GridSettings,
     HeadSettings,
     MotionSettings,
     OriginRecord,
-    Speaker,
     SpeakerSettings,
     TorsoSettings,
     checksum,
-    load_speaker,
     read_settings,
 )
 

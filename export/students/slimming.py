@@ -22,8 +22,10 @@ import numpy.typing as npt
 from cuda_kernels.arrays import F32
 from cuda_kernels.cpu_raymarcher import CpuRaymarcher
 from cuda_kernels.scene import HeadField, Scene
+from models.bundle_files import BundleError
 from models.landmark_filter import MOUTH, LandmarkFilter
-from models.speaker import LANDMARKS, BundleError, HeadSettings, Speaker, load_speaker
+from models.speaker import Speaker, load_speaker
+from models.speaker_settings import LANDMARKS, HeadSettings
 from preparation.media import read_pcm
 from training.head_student import (
     HELD_OUT,

@@ -180,7 +180,8 @@ def test_may(renderer, gpu):
     pytest.importorskip("av", reason="a bundle's background is read with PyAV")
     from onnxruntime import InferenceSession
 
-    from models.speaker import find_speaker, load_speaker
+    from models.speaker import load_speaker
+    from models.speaker_folders import find_speaker
 
     speaker = load_speaker(find_speaker("May", speakers_dir=None))
     session = InferenceSession(str(speaker.condition_onnx), providers=["CPUExecutionProvider"])

@@ -22,8 +22,9 @@ from export.students.distillation import DistillationError, StoppedError, distil
 from export.students.offline_motion import OfflineMotion
 from export.verification import verify_bundle
 from models.audio2motion import Audio2Motion, Audio2MotionConfig
+from models.bundle_files import RECORDED_CASES_FILE
 from models.features import LogMel
-from models.speaker import RECORDED_CASES_FILE, load_speaker
+from models.speaker import load_speaker
 from training.audio2motion import Audio2MotionSettings
 from training.loop import checkpoints, load_checkpoint
 

@@ -14,8 +14,10 @@ import pytest
 
 from cuda_kernels.cpu_raymarcher import CpuRaymarcher, rgb_to_i420
 from cuda_kernels.cuda_raymarcher import FrameRequest
-from models import speaker as speaker_module
-from models.speaker import find_speaker, load_speaker
+from models import bundle_files
+from models.speaker import load_speaker
+from models.speaker_folders import find_speaker
+from models.speaker_settings import read_settings
 from streaming.errors import GpuLostError
 from streaming.pipeline.gpu_renderer import MAX_FRAMES, GpuRaymarcher, open_gpu
 from streaming.pipeline.networks import network_specs
@@ -32,10 +34,10 @@ def may():
         try:
             import av  # noqa: F401
         except ImportError:  # any plate will do: both draw the same one
-            side = speaker_module.read_settings(find_speaker("May", speakers_dir=None)).image_size_px
+            side = read_settings(find_speaker("May", speakers_dir=None)).image_size_px
             ramp = np.linspace(0, 255, side)
             plate = np.stack([*np.meshgrid(ramp, ramp), np.full((side, side), 90.0)], -1).astype(np.uint8)
-            patch.setattr(speaker_module, "_decode_png", lambda content: plate)
+            patch.setattr(bundle_files, "_decode_png", lambda content: plate)
         yield load_speaker(find_speaker("May", speakers_dir=None))
 
 

@@ -9,16 +9,11 @@ import numpy as np
 import pytest
 
 from export.bundle.writer import seal, write_bundle
-from models import speaker
+from models import speaker_folders
+from models.bundle_files import BundleError
 from models.settings import to_mapping
-from models.speaker import (
-    BundleError,
-    UnknownSpeakerError,
-    find_speaker,
-    list_speakers,
-    load_speaker,
-    user_speakers_dir,
-)
+from models.speaker import load_speaker
+from models.speaker_folders import UnknownSpeakerError, find_speaker, list_speakers, user_speakers_dir
 
 
 def fields_of(scene):
@@ -162,8 +157,8 @@ def places(tmp_path, monkeypatch, tiny_bundle):
     folders = {name: tmp_path / name for name in ("flag", "user", "packaged")}
     for folder in folders.values():
         folder.mkdir()
-    monkeypatch.setattr(speaker, "user_speakers_dir", lambda: folders["user"])
-    monkeypatch.setattr(speaker, "packaged_speakers_dir", lambda: folders["packaged"])
+    monkeypatch.setattr(speaker_folders, "user_speakers_dir", lambda: folders["user"])
+    monkeypatch.setattr(speaker_folders, "packaged_speakers_dir", lambda: folders["packaged"])
     monkeypatch.chdir(tmp_path)
 
     def put(place, name):
@@ -220,15 +215,15 @@ def test_a_folder_that_is_no_bundle_says_what_it_lacks(places, tmp_path):
 
 def test_the_users_folder_follows_the_platform(monkeypatch, tmp_path):
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    monkeypatch.setattr(speaker.sys, "platform", "linux")
+    monkeypatch.setattr(speaker_folders.sys, "platform", "linux")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     assert user_speakers_dir() == tmp_path / "data" / "geneface-stream" / "speakers"
     monkeypatch.setenv("XDG_DATA_HOME", "relative/is/ignored")
     assert user_speakers_dir() == tmp_path / ".local" / "share" / "geneface-stream" / "speakers"
-    monkeypatch.setattr(speaker.sys, "platform", "darwin")
+    monkeypatch.setattr(speaker_folders.sys, "platform", "darwin")
     assert (
         user_speakers_dir() == tmp_path / "Library" / "Application Support" / "geneface-stream" / "speakers"
     )
-    monkeypatch.setattr(speaker.sys, "platform", "win32")
+    monkeypatch.setattr(speaker_folders.sys, "platform", "win32")
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "Local"))
     assert user_speakers_dir() == tmp_path / "Local" / "geneface-stream" / "speakers"

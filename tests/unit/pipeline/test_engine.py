@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from models.speaker import BundleError, FileRecord
+from models.bundle_files import BundleError, FileRecord
 from streaming.errors import InputError
 from streaming.pipeline import onnx_engine as engine
 from streaming.pipeline import run_watch, tensorrt
