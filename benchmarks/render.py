@@ -72,7 +72,7 @@ def read_speaker(name: str, speakers_dir: Path | None) -> Frames:
     random = np.random.default_rng(0)
     landmarks = random.normal(size=(count, *window)).astype(np.float32) * np.float32(0.5)
     conditions = np.stack([engine.run({"window": one}) for one in landmarks])
-    return Frames(name=speaker.name, scene=speaker.scene(), poses=poses, conditions=conditions)
+    return Frames(name=speaker.name, scene=speaker.scene, poses=poses, conditions=conditions)
 
 
 def make_synthetic() -> Frames:

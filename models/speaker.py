@@ -59,11 +59,7 @@ class Speaker:
     verification: Mapping[str, float]
     figures: Mapping[str, float]
     settings: SpeakerSettings
-    drawn: Scene
-
-    def scene(self) -> Scene:
-        """Returns what the raymarcher draws."""
-        return self.drawn
+    scene: Scene  # what the raymarcher draws
 
     @property
     def lookahead_frames(self) -> int:
@@ -107,7 +103,7 @@ def load_speaker(path: Path) -> Speaker:
         verification=settings.verification,
         figures=settings.figures,
         settings=settings,
-        drawn=Scene(
+        scene=Scene(
             head=head,
             torso=torso,
             camera=camera,

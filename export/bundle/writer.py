@@ -83,7 +83,7 @@ def parts_of(speaker: Speaker) -> BundleParts:
         origin=speaker.origin,
         motion=speaker.motion,
         condition=speaker.condition,
-        scene=speaker.scene(),
+        scene=speaker.scene,
         motion_onnx=speaker.motion_onnx.read_bytes(),
         condition_onnx=speaker.condition_onnx.read_bytes(),
         features_onnx=content(speaker.features_onnx),

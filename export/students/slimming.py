@@ -164,7 +164,7 @@ def prepare(request: SlimRequest, *, open_motion: Callable[[Speaker], Motion] = 
             "give longer recordings",
         )
     log.info("lessons: %.1f s of speech, %d poses", frames / speaker.fps, len(speaker.poses))
-    scene = speaker.scene()
+    scene = speaker.scene
     lessons = Lessons(
         settings=speaker.settings.head,
         tensors=head_tensors(scene.head),
@@ -243,7 +243,7 @@ def finish(request: SlimRequest, speaker: Speaker, task: StudentTask) -> SlimRep
     """
     with task.descent.average.in_place():
         narrow = task.student.field()
-    wide_scene = speaker.scene()
+    wide_scene = speaker.scene
     trained = dataclasses.replace(wide_scene, head=narrow)
     kept = stored(trained)
     lessons = load_lessons(request.work_folder / LESSONS_FILE)

@@ -437,7 +437,7 @@ def test_only_header_and_pixels_reach_the_decoder(bundle, monkeypatch):
     reseal(bundle)
     decode, seen = bundle_files._decode_png, []
     monkeypatch.setattr(bundle_files, "_decode_png", lambda content: seen.append(content) or decode(content))
-    np.testing.assert_array_equal(load_speaker(bundle).drawn.background, image)
+    np.testing.assert_array_equal(load_speaker(bundle).scene.background, image)
     (content,) = seen
     kinds, at = [], 8
     while at < len(content):

@@ -188,7 +188,7 @@ def test_may(renderer, gpu):
     landmarks = np.random.default_rng(0).normal(size=session.get_inputs()[0].shape).astype(np.float32)
     condition = session.run(None, {session.get_inputs()[0].name: landmarks * np.float32(0.5)})[0].reshape(-1)
     for pose in speaker.poses[:: len(speaker.poses) // 3]:
-        compare(renderer, speaker.scene(), 512, gpu=gpu, c2w=pose, condition=condition)
+        compare(renderer, speaker.scene, 512, gpu=gpu, c2w=pose, condition=condition)
 
 
 # --------------------------------------------------------------------------------------- launches

@@ -101,7 +101,7 @@ def test_the_bundle_hears_sound_and_keeps_all_but_the_motion(place, report):
     assert np.array_equal(student.motion.landmark_std, teacher.motion.landmark_std)
     for name in ("condition.onnx", "head.safetensors", "torso.safetensors", "poses.safetensors"):
         assert (student.path / name).read_bytes() == (teacher.path / name).read_bytes()
-    assert np.array_equal(student.scene().background, teacher.scene().background)
+    assert np.array_equal(student.scene.background, teacher.scene.background)
     assert (student.name, student.licence) == (teacher.name, teacher.licence)
     assert student.origin.consent == teacher.origin.consent
     assert "40 steps of `geneface-export distil`" in student.origin.recipe

@@ -70,7 +70,7 @@ def psnr_db(got, expected):
 
 def test_each_session_gets_its_own_pictures_of_may(may, conditions, gpu_renderer, batches, capsys):
     """Sessions ask as fast as they are answered, half of them by a speaker of their own."""
-    speakers = [GpuRaymarcher(gpu_renderer, may.scene()) for _ in range(2)]
+    speakers = [GpuRaymarcher(gpu_renderer, may.scene) for _ in range(2)]
     size_px = may.image_size_px
     eighth_ms = speakers[0].frame_ms(poses=may.poses, condition=conditions[0], size_px=size_px)
     pictures, failures = {}, []
@@ -104,7 +104,7 @@ def test_each_session_gets_its_own_pictures_of_may(may, conditions, gpu_renderer
     assert len(pictures) == SESSIONS * FRAMES == sum(frames for frames, _ in batches)
     assert max(frames for frames, _ in batches) > 1  # sessions of both speakers shared launches
 
-    cpu = CpuRaymarcher(may.scene(), threads=8)
+    cpu = CpuRaymarcher(may.scene, threads=8)
     worst_db = min(
         psnr_db(
             pictures[session, frame],
@@ -134,7 +134,7 @@ def test_each_session_gets_its_own_pictures_of_may(may, conditions, gpu_renderer
 
 
 def test_a_region_and_a_smaller_picture_come_out_as_on_the_cpu(may, conditions, gpu_renderer):
-    raymarcher, cpu = GpuRaymarcher(gpu_renderer, may.scene()), CpuRaymarcher(may.scene(), threads=8)
+    raymarcher, cpu = GpuRaymarcher(gpu_renderer, may.scene), CpuRaymarcher(may.scene, threads=8)
     for place in ({"size_px": 256}, {"size_px": may.image_size_px, "region_px": (180, 300, 340, 420)}):
         given = {"c2w": may.poses[3], "condition": conditions[0], **place}
         assert psnr_db(raymarcher.render(**given), cpu.render(**given)) >= PSNR_DB
@@ -143,7 +143,7 @@ def test_a_region_and_a_smaller_picture_come_out_as_on_the_cpu(may, conditions, 
 
 
 def test_more_frames_than_one_launch_takes_are_drawn_in_order(may, conditions, gpu_renderer, batches):
-    scene = gpu_renderer.load(may.scene())
+    scene = gpu_renderer.load(may.scene)
     requests = [
         FrameRequest(scene=scene, c2w=may.poses[number], condition=conditions[0], size_px=64)
         for number in range(MAX_FRAMES + 5)
@@ -156,7 +156,7 @@ def test_more_frames_than_one_launch_takes_are_drawn_in_order(may, conditions, g
 
 def test_a_device_that_was_broken_is_lost_and_closes(may, conditions, gpu_renderer):
     """The driver itself refuses a launch: no block has a million threads."""
-    raymarcher = GpuRaymarcher(gpu_renderer, may.scene())
+    raymarcher = GpuRaymarcher(gpu_renderer, may.scene)
     device = gpu_renderer._renderer.device
     whole = device.kernel
     device.kernel = lambda width: dataclasses.replace(whole(width), threads=1 << 20)

@@ -40,7 +40,7 @@ def test_what_was_written_is_read_back(tmp_path):
     )
     read = write_bundle(tmp_path / "Tiny", parts)
 
-    written, again = fields_of(parts.scene), fields_of(read.scene())
+    written, again = fields_of(parts.scene), fields_of(read.scene)
     assert written.keys() == again.keys()
     for name, value in written.items():
         # Grids are stored as float16; the factory's grids are exact in it.
@@ -65,14 +65,14 @@ def test_the_same_parts_give_the_same_bytes(tmp_path):
 
 def test_a_bundle_without_torso(tmp_path):
     read = load_speaker(bundle_factory.write_tiny_bundle(tmp_path / "Bust", torso=False))
-    assert read.scene().torso is None
+    assert read.scene.torso is None
     assert not (tmp_path / "Bust" / "torso.safetensors").exists()
 
 
 def test_arrays_are_as_torch_and_compiled_kernels_want_them(tiny_bundle):
     # torch warns of arrays that cannot be written, and a kernel would be compiled again for them.
     read = load_speaker(tiny_bundle)
-    for name, value in {**fields_of(read.scene()), "poses": read.poses, "blinks": read.blinks}.items():
+    for name, value in {**fields_of(read.scene), "poses": read.poses, "blinks": read.blinks}.items():
         if isinstance(value, np.ndarray):
             assert value.flags.writeable, name
             assert value.flags.c_contiguous, name
