@@ -479,10 +479,10 @@ def march(
     ends = counts.cumsum(0, dtype=torch.int32)
     if capacity is None:
         capacity = int(ends[-1]) if rays else 0
-    slots, valid, ray, positions, fits, wanted = _pack_samples(
+    slots, valid, ray, positions, fits, n_samples_needed = _pack_samples(
         rays_o, rays_d, t, ends, max_steps, capacity, bound
     )
-    return Marched(Samples(t, mask), Packed(slots, valid), ray, positions, fits, wanted, ends)
+    return Marched(Samples(t, mask), Packed(slots, valid), ray, positions, fits, n_samples_needed, ends)
 
 
 @torch.library.custom_op("geneface::march_rays", mutates_args=())
@@ -556,7 +556,7 @@ def _pack_samples(
     valid = make(capacity, dtype=torch.bool, device=device)
     positions = make(capacity, 3, dtype=torch.float32, device=device)
     fits = make(rays, dtype=torch.bool, device=device)
-    wanted = make((), dtype=torch.int64, device=device)
+    n_samples_needed = make((), dtype=torch.int64, device=device)
     rays_o, rays_d = rays_o.contiguous(), rays_d.contiguous()
     t, ends = t.contiguous(), ends.contiguous()
     arguments = PackArguments(
@@ -569,7 +569,7 @@ def _pack_samples(
         ray=_address(ray),
         positions=_address(positions),
         fits=_address(fits),
-        wanted=_address(wanted),
+        wanted=_address(n_samples_needed),
         rays=rays,
         max_steps=max_steps,
         capacity=capacity,
@@ -577,7 +577,7 @@ def _pack_samples(
     )
     if rays:
         _launcher(device).launch("pack_samples", arguments, max(rays * max_steps, capacity))
-    return slots, valid, ray, positions, fits, wanted
+    return slots, valid, ray, positions, fits, n_samples_needed
 
 
 @_pack_samples.register_fake

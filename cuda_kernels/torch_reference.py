@@ -579,7 +579,7 @@ class Marched(NamedTuple):
     ray: Tensor  # (M,) int64; 0 where not valid
     positions: Tensor  # (M, 3)
     fits: Tensor  # (N,) bool: all samples of the ray had room
-    wanted: Tensor  # () int64: samples in all, also those without room
+    n_samples_needed: Tensor  # () int64: samples in all, also those without room
     ends: Tensor  # (N,) int32: samples of the rays up to and with this one, also those without room
 
 
@@ -620,7 +620,7 @@ def march_packed(
         ray=ray,
         positions=(rays_o[ray] + t[:, None] * rays_d[ray]).clamp(-bound, bound),
         fits=torch.ones_like(ends, dtype=torch.bool) if capacity is None else ends <= capacity,
-        wanted=samples.mask.sum(),
+        n_samples_needed=samples.mask.sum(),
         ends=ends,
     )
 

@@ -130,7 +130,7 @@ def some_samples(counts, capacity, device, *, max_steps, seed=0):
         ray=packed.slots // max_steps,
         positions=torch.zeros(len(packed.slots), 3, device=device),
         fits=ends <= capacity,
-        wanted=mask.sum(),
+        n_samples_needed=mask.sum(),
         ends=ends,
     )
 

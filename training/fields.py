@@ -205,8 +205,9 @@ def field_values(head: Head) -> Field:
         sigma, geometry, ambient = head.density(positions, condition, frame)
         # Of each sample's direction, not of each ray's with its result handed out: handing out would cost
         # the way back a sum over the samples of a ray, and this costs it a matrix product.
-        look = head.look(rays_d.index_select(0, ray), head.individual_embeddings[:1])  # (M, H)
-        color = head.color(geometry, look)
+        directions = rays_d.index_select(0, ray)
+        view_features = head.view_features(directions, head.individual_embeddings[:1])  # (M, H)
+        color = head.color(geometry, view_features)
         return torch.cat((sigma[:, None], color, ambient.abs().sum(-1, keepdim=True)), 1)
 
     return values

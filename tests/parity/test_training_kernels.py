@@ -89,7 +89,7 @@ def test_what_is_not_contiguous(gpu):
 def test_march(gpu, capacity, phase):
     marched = compare_march(gpu, capacity=capacity, rays=5_000, phase=phase)
     assert marched.samples.mask.any()
-    assert bool(marched.fits.all()) == (capacity is None or capacity >= int(marched.wanted))
+    assert bool(marched.fits.all()) == (capacity is None or capacity >= int(marched.n_samples_needed))
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
@@ -104,7 +104,7 @@ def test_march_of_few_rays(gpu, rays):
         return
     places, settings = rays_at(0, gpu)
     marched = torch_kernels.march(*places, **settings, max_steps=4, bound=1.0, capacity=7)
-    assert int(marched.wanted) == 0
+    assert int(marched.n_samples_needed) == 0
     assert not marched.packed.valid.any()
     assert (marched.positions == 0).all()
 

@@ -215,7 +215,7 @@ def loss_from_padded_samples(task, step):
     t = samples.t.reshape(-1)[packed.slots]
     positions = (rays_o[ray] + t[:, None] * rays_d[ray]).clamp(-1, 1)
     sigma, geometry, moved = head.density(positions, condition, frame[ray])
-    color = head.color(geometry, head.look(rays_d, head.individual_embeddings[:1])[ray])
+    color = head.color(geometry, head.view_features(rays_d, head.individual_embeddings[:1])[ray])
     values = torch.cat((sigma[:, None], color, moved.abs().sum(-1, keepdim=True)), 1)
     values = unpack(values, packed, (len(rays_o), most))  # (N, S, 5)
     drawn = composite(values[..., 0], values[..., 1:4], samples, step=head.step)
@@ -340,6 +340,6 @@ def test_look_and_colour_are_the_same_of_rays_and_of_samples(trained):
     geometry = torch.randn(200, head.config.geometry_features, generator=random)
     code = head.individual_embeddings[:1]
     torch.testing.assert_close(
-        head.color(geometry, head.look(directions[ray], code)),
-        head.color(geometry, head.look(directions, code)[ray]),
+        head.color(geometry, head.view_features(directions[ray], code)),
+        head.color(geometry, head.view_features(directions, code)[ray]),
     )

@@ -126,13 +126,13 @@ def test_march(kernels, capacity, phase):
 @pytest.mark.parametrize("capacity", [1, 100, 300])
 def test_march_with_too_little_room(kernels, capacity):
     marched = compare_march(CPU, capacity=capacity)
-    assert int(marched.wanted) > capacity
+    assert int(marched.n_samples_needed) > capacity
     assert marched.packed.valid.all()
     assert not marched.fits[-1]
 
 
 def test_march_with_exactly_enough_room(kernels):
-    wanted = int(compare_march(CPU, capacity=None).wanted)
+    wanted = int(compare_march(CPU, capacity=None).n_samples_needed)
     marched = compare_march(CPU, capacity=wanted)
     assert marched.fits.all()
     assert not compare_march(CPU, capacity=wanted - 1).fits.all()
@@ -141,7 +141,7 @@ def test_march_with_exactly_enough_room(kernels):
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_march_through_nothing_and_through_everything(kernels, share):
     marched = compare_march(CPU, capacity=2000, share=share, max_steps=40)
-    assert (int(marched.wanted) == 0) == (share == 0.0)
+    assert (int(marched.n_samples_needed) == 0) == (share == 0.0)
 
 
 def test_march_in_a_smaller_cube(kernels):
@@ -153,7 +153,7 @@ def test_march_of_no_rays(kernels):
     settings |= {"max_steps": 4, "bound": 1.0}
     for capacity in (7, None):
         marched = torch_kernels.march(*places, **settings, capacity=capacity)
-        assert int(marched.wanted) == 0
+        assert int(marched.n_samples_needed) == 0
         assert marched.packed.slots.shape == (capacity or 0,)
         assert not marched.packed.valid.any()
         values = torch.rand(capacity or 0, 5, requires_grad=True)
