@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from cuda_kernels import torch_kernels
 from cuda_kernels.scene import Camera, HeadField
+from cuda_kernels.torch_encodings import spherical_harmonics, truncated_exp
 from cuda_kernels.torch_reference import (
     Marched,
     Rays,
@@ -26,9 +27,7 @@ from cuda_kernels.torch_reference import (
     march_packed,
     near_far,
     occupancy_volume,
-    spherical_harmonics,
     step_length,
-    truncated_exp,
 )
 
 from .condition import ConditionConfig, FramePrenet, WindowAttention, encode_windows

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from cuda_kernels.arrays import F32
-from cuda_kernels.scene import Camera, Grid, HeadField, Scene, TorsoField
+from cuda_kernels.scene import Camera, Grid, GridLayout, HeadField, Scene, TorsoField
 
 from .bundle_files import BundleError, Tensors, read_background, read_files
 from .settings import one_line
@@ -119,15 +119,15 @@ def _read_grid(tensors: Tensors, prefix: str, settings: GridSettings, dimensions
     if offsets[0] != 0 or offsets[-1] != settings.rows or (np.diff(offsets.astype(np.int64)) <= 0).any():
         expected = f"rising from 0 to {settings.rows}"
         raise BundleError(tensors.file, f"{prefix}.offsets", expected, one_line(str(offsets.tolist())))
-    return Grid(
-        table=table,
-        offsets=offsets,
+    layout = GridLayout(
         dimensions=dimensions,
+        offsets=tuple(offsets.tolist()),
         base_resolution=settings.base_resolution,
         log2_growth=settings.log2_growth,
         hashed=settings.hashed,
         smoothstep=settings.smoothstep,
     )
+    return Grid(table=table, layout=layout)
 
 
 def _read_net(tensors: Tensors, prefix: str, widths: tuple[int, ...]) -> tuple[F32, ...]:

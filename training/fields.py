@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from cuda_kernels import torch_kernels
+from cuda_kernels import torch_launcher
 from cuda_kernels.arrays import F32
 from cuda_kernels.scene import Camera
 from cuda_kernels.torch_reference import (
@@ -50,7 +50,7 @@ def kernels_wanted(kernels: Kernels, device: torch.device) -> bool:
     Raises:
         ValueError: they were asked for and do not run there.
     """
-    runs = kernels != "torch" and device.type == "cuda" and torch_kernels.usable(device)
+    runs = kernels != "torch" and device.type == "cuda" and torch_launcher.usable(device)
     if kernels == "cuda" and not runs:
         why = "the log says why" if device.type == "cuda" else "they need --device cuda"
         raise ValueError(f"kernels: got cuda, but they do not run on {device}: {why}; use --kernels auto")

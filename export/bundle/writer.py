@@ -334,14 +334,15 @@ def torso_settings(torso: TorsoField) -> TorsoSettings:
 
 def _grid_settings(grid: Grid) -> GridSettings:
     rows, features = grid.table.shape
+    layout = grid.layout
     return GridSettings(
-        levels=len(grid.offsets) - 1,
+        levels=layout.levels,
         features=features,
         rows=rows,
-        base_resolution=grid.base_resolution,
-        log2_growth=float(grid.log2_growth),
-        hashed=grid.hashed,
-        smoothstep=grid.smoothstep,
+        base_resolution=layout.base_resolution,
+        log2_growth=float(layout.log2_growth),
+        hashed=layout.hashed,
+        smoothstep=layout.smoothstep,
     )
 
 
@@ -381,7 +382,7 @@ def _grid_tensors(prefix: str, grid: Grid) -> Tensors:
     dtype = np.float16 if largest < 6e4 else np.float32
     return {
         f"{prefix}.embeddings": np.ascontiguousarray(grid.table, dtype),
-        f"{prefix}.offsets": np.ascontiguousarray(grid.offsets, np.int32),
+        f"{prefix}.offsets": np.array(grid.layout.offsets, np.int32),
     }
 
 

@@ -16,17 +16,9 @@ import pytest
 import torch
 from geneface_checkpoint import read_checkpoint
 
-from cuda_kernels.scene import Camera, Scene
-from cuda_kernels.torch_reference import (
-    GridLayout,
-    field_pose,
-    grid_encode,
-    near_far,
-    pose_vector,
-    rays_through,
-    render_scene,
-    spherical_harmonics,
-)
+from cuda_kernels.scene import Camera, GridLayout, Scene
+from cuda_kernels.torch_encodings import grid_encode, spherical_harmonics
+from cuda_kernels.torch_reference import field_pose, near_far, pose_vector, rays_through, render_scene
 from models.head import Head, HeadConfig
 from models.torso import Torso, TorsoConfig
 

@@ -24,7 +24,7 @@ from training_cases import (
     some_values,
 )
 
-from cuda_kernels import torch_kernels, torch_reference
+from cuda_kernels import torch_encodings, torch_kernels, torch_launcher, torch_reference
 from models.encodings import GridConfig
 
 COUNTS = [3, 0, 7, 1, 0, 7, 5, 2, 6, 7, 7, 4, 0] * 200
@@ -36,7 +36,7 @@ WHOLE = 2e-3
 
 @pytest.fixture(autouse=True)
 def _usable(gpu):
-    assert torch_kernels.usable(gpu), "the reason stands in the log"
+    assert torch_launcher.usable(gpu), "the reason stands in the log"
 
 
 # --- grid encoding
@@ -78,7 +78,7 @@ def test_what_is_not_contiguous(gpu):
     layout = GridConfig(levels=5).layout(2)
     x, table = points_in(64, 2, 1.0, gpu)[:32], torch.rand(2, layout.offsets[-1], device=gpu).T
     got = torch_kernels.grid_encode(x.T.contiguous().T, table, layout)
-    close(got, torch_reference.grid_encode(x, table.contiguous(), layout), MANY)
+    close(got, torch_encodings.grid_encode(x, table.contiguous(), layout), MANY)
 
 
 # --- marching and compositing

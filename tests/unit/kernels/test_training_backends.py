@@ -14,7 +14,7 @@ from emulated_training import EmulatedTraining
 from tiny_fields import SMALL_HEAD, SMALL_TORSO
 from torch.nn import functional
 
-from cuda_kernels import torch_kernels
+from cuda_kernels import torch_launcher
 from cuda_kernels.torch_reference import composite, march, near_far, pack, unpack
 from models.encodings import shared_rows
 from training import head as head_task
@@ -52,7 +52,7 @@ def built(tmp_path_factory):
 
 @pytest.fixture
 def kernels(built, monkeypatch):
-    monkeypatch.setitem(torch_kernels._launchers, CPU, built)
+    monkeypatch.setitem(torch_launcher._launchers, CPU, built)
     built.names.clear()
     return built
 
@@ -66,7 +66,7 @@ def head_in(folder, trained, **changes):
 
 
 def test_auto_takes_the_kernels_where_they_run(monkeypatch, caplog):
-    monkeypatch.setattr(torch_kernels, "usable", lambda device: True)
+    monkeypatch.setattr(torch_launcher, "usable", lambda device: True)
     with caplog.at_level("INFO"):
         assert kernels_wanted("auto", GPU) is True
     assert "CUDA kernels" in caplog.text
@@ -76,7 +76,7 @@ def test_auto_takes_the_kernels_where_they_run(monkeypatch, caplog):
 
 
 def test_auto_takes_the_twin_where_the_kernels_do_not_run(monkeypatch, caplog):
-    monkeypatch.setattr(torch_kernels, "usable", lambda device: False)
+    monkeypatch.setattr(torch_launcher, "usable", lambda device: False)
     with caplog.at_level("INFO"):
         assert kernels_wanted("auto", GPU) is False
     assert "plain torch" in caplog.text
@@ -84,7 +84,7 @@ def test_auto_takes_the_twin_where_the_kernels_do_not_run(monkeypatch, caplog):
 
 @pytest.mark.parametrize(("device", "why"), [(CPU, "--device cuda"), (GPU, "the log says why")])
 def test_kernels_that_do_not_run_are_refused_in_one_line(monkeypatch, device, why):
-    monkeypatch.setattr(torch_kernels, "usable", lambda device: False)
+    monkeypatch.setattr(torch_launcher, "usable", lambda device: False)
     with pytest.raises(ValueError, match=why) as refused:
         kernels_wanted("cuda", device)
     assert "\n" not in str(refused.value)
