@@ -249,7 +249,7 @@ class LipsByFile:
         """
         boxes = mouth_boxes(
             speaker.motion,
-            speaker.scene().camera,
+            speaker.scene.camera,
             speaker.poses,
             image_size_px=speaker.image_size_px,
             feather_px=0,

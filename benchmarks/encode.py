@@ -20,7 +20,8 @@ from aiortc.codecs.vpx import Vp8Encoder
 from aiortc.rtcrtpparameters import RTCRtpCodecParameters
 
 from cuda_kernels.arrays import U8
-from models.speaker import find_speaker, load_speaker
+from models.speaker import load_speaker
+from models.speaker_folders import find_speaker
 from streaming.files.audio_file import AudioFile
 from streaming.files.progress import Progress
 from streaming.pipeline.clock import FRAME_RATE_HZ

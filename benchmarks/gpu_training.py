@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cuda_kernels import torch_kernels, torch_reference
+from cuda_kernels import torch_encodings, torch_kernels, torch_launcher
 from cuda_kernels.arrays import F32
 from cuda_kernels.torch_reference import step_length
 from models.encodings import GridConfig
@@ -373,7 +373,7 @@ def part_calls(
         table = torch.rand(layout.offsets[-1], 2, device=device, requires_grad=backward)
 
         def of(kernels: bool) -> Callable[[], object]:
-            encoder = torch_kernels.grid_encode if kernels else torch_reference.grid_encode
+            encoder = torch_kernels.grid_encode if kernels else torch_encodings.grid_encode
 
             def call() -> None:
                 table.grad = x.grad = None
@@ -585,7 +585,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     steps: list[StepTimes] = []
     parts: list[PartTimes] = []
-    kernels: Kernels = "cuda" if torch_kernels.usable(device) else "torch"
+    kernels: Kernels = "cuda" if torch_launcher.usable(device) else "torch"
     with tempfile.TemporaryDirectory() as folder:
         if options.steps:
             start = Path(folder) / "start.pt"

@@ -29,7 +29,8 @@ import av
 import numpy as np
 import psutil
 
-from models.speaker import Speaker, find_speaker, load_speaker
+from models.speaker import Speaker, load_speaker
+from models.speaker_folders import find_speaker
 from streaming.errors import InputError
 from streaming.files.audio_file import AudioFile
 from streaming.files.progress import Progress

@@ -22,7 +22,9 @@ from pathlib import Path
 import numpy as np
 
 from cuda_kernels.arrays import F32, F64
-from models.speaker import MotionSettings, Speaker, find_speaker, load_speaker
+from models.speaker import Speaker, load_speaker
+from models.speaker_folders import find_speaker
+from models.speaker_settings import MotionSettings
 from streaming.files.audio_file import AudioFile
 from streaming.pipeline.clock import FRAME_RATE_HZ
 from streaming.pipeline.engine_choice import EngineSettings

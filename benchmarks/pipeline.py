@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
-from models.speaker import find_speaker, load_speaker
+from models.speaker import load_speaker
+from models.speaker_folders import find_speaker
 from streaming.files.audio_file import AudioFile
 from streaming.files.progress import Progress
 from streaming.files.run import speak_file

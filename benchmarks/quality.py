@@ -22,7 +22,8 @@ import numpy as np
 from cuda_kernels.arrays import F32
 from models.landmark_filter import LandmarkFilter
 from models.onnx_runtime import load_onnxruntime
-from models.speaker import Speaker, find_speaker, load_speaker
+from models.speaker import Speaker, load_speaker
+from models.speaker_folders import find_speaker
 from streaming.pipeline.networks import open_networks
 from training.cli import missing_extra
 

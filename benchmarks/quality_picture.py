@@ -56,7 +56,7 @@ def picture_quality(
     size_px = speaker.image_size_px
     half_px = size_px // 2
     conditions = _conditions(speaker, landmarks, rows)
-    scene = speaker.scene()
+    scene = speaker.scene
     raymarcher = CpuRaymarcher(scene, threads=threads)
     feather_px = max(2, round(FEATHER_SHARE * size_px))
     boxes = mouth_boxes(speaker.motion, scene.camera, c2w[rows], image_size_px=size_px, feather_px=feather_px)

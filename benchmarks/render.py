@@ -26,7 +26,9 @@ from benchmarks.synthetic_scene import make_condition, make_pose, make_scene
 from cuda_kernels.arrays import F32
 from cuda_kernels.cpu_raymarcher import MAX_SIZE_PX, MIN_SIZE_PX, CpuRaymarcher
 from cuda_kernels.scene import Scene
-from models.speaker import BundleError, UnknownSpeakerError, find_speaker, load_speaker
+from models.bundle_files import BundleError
+from models.speaker import load_speaker
+from models.speaker_folders import UnknownSpeakerError, find_speaker
 from streaming.pipeline.engine_choice import open_engine
 from streaming.pipeline.networks import network_specs
 
@@ -70,7 +72,7 @@ def read_speaker(name: str, speakers_dir: Path | None) -> Frames:
     random = np.random.default_rng(0)
     landmarks = random.normal(size=(count, *window)).astype(np.float32) * np.float32(0.5)
     conditions = np.stack([engine.run({"window": one}) for one in landmarks])
-    return Frames(name=speaker.name, scene=speaker.scene(), poses=poses, conditions=conditions)
+    return Frames(name=speaker.name, scene=speaker.scene, poses=poses, conditions=conditions)
 
 
 def make_synthetic() -> Frames:

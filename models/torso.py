@@ -14,7 +14,8 @@ import torch.nn.functional as F  # noqa: N812 -- torch's own convention
 from torch import Tensor, nn
 
 from cuda_kernels.scene import TorsoField
-from cuda_kernels.torch_reference import frequency_encode, sample_occupancy
+from cuda_kernels.torch_encodings import frequency_encode
+from cuda_kernels.torch_reference import sample_occupancy
 
 from .density_grid import updated_torso
 from .encodings import GridConfig, GridEncoder, Mlp, as_numpy, shared_rows

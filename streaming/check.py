@@ -19,7 +19,8 @@ import numpy as np
 
 from models.onnx_runtime import load_onnxruntime
 from models.settings import escaped
-from models.speaker import find_speaker, load_speaker
+from models.speaker import load_speaker
+from models.speaker_folders import find_speaker
 
 from .desktop.microphone import input_devices
 from .desktop.preview import open_pygame

@@ -184,7 +184,8 @@ def _run(arguments: Sequence[str] | None, open_raymarcher: OpenRaymarcher | None
 
 def _is_bad_input(error: Exception) -> bool:
     from cuda_kernels.folding import SceneError
-    from models.speaker import BundleError, UnknownSpeakerError
+    from models.bundle_files import BundleError
+    from models.speaker_folders import UnknownSpeakerError
 
     from .pipeline.onnx_engine import EngineError
 
@@ -192,7 +193,7 @@ def _is_bad_input(error: Exception) -> bool:
 
 
 def _list_speakers(settings: StreamSettings, _: OpenRaymarcher | None) -> int:
-    from models.speaker import list_speakers
+    from models.speaker_folders import list_speakers
 
     found = list_speakers(speakers_dir=settings.speakers_dir)
     if not found:
@@ -220,7 +221,8 @@ def _speak(
 
     audio = AudioFile(settings.input)
 
-    from models.speaker import find_speaker, load_speaker
+    from models.speaker import load_speaker
+    from models.speaker_folders import find_speaker
 
     from .files import run as file_run
     from .files.pace import describe_steps

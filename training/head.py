@@ -243,7 +243,7 @@ class HeadTask:
             precision=settings.precision,
         )
         if not warm and step % CAPACITY_EVERY == 0:
-            self._make_room(step, int(marched.wanted))
+            self._make_room(step, int(marched.n_samples_needed))
         fits = marched.fits.float()
         rays = fits.sum().clamp(min=1)
         image = drawn.image + (1 - drawn.weights_sum)[:, None] * scene.behind.reshape(-1, 3)
@@ -284,7 +284,7 @@ class HeadTask:
             max(settings.max_steps, WARM_SAMPLES // 2) if step < 2 * self.warmup_steps else settings.max_steps
         )
 
-    def _make_room(self, step: int, wanted: int) -> None:
+    def _make_room(self, step: int, n_samples_needed: int) -> None:
         """Sets the room for samples to what the rays want now and a little more, within the setting.
 
         A compiled field has two rooms: the setting's, and one that is chosen when the occupancy has settled.
@@ -292,12 +292,12 @@ class HeadTask:
         settings = self.settings
         limit = settings.frames_per_step * settings.pixels_per_frame * settings.samples_per_ray
         if not settings.compile:
-            self.capacity = room_for(1.1 * wanted, limit)
+            self.capacity = room_for(1.1 * n_samples_needed, limit)
             return
         if self.settled_capacity is None and step >= 2 * self.warmup_steps + SEEN_EVERY:
-            self.settled_capacity = room_for(COMPILED_ROOM * wanted, limit)
+            self.settled_capacity = room_for(COMPILED_ROOM * n_samples_needed, limit)
         if self.settled_capacity is not None:
-            self.capacity = self.settled_capacity if wanted <= self.settled_capacity else limit
+            self.capacity = self.settled_capacity if n_samples_needed <= self.settled_capacity else limit
 
     @torch.no_grad()
     def _longest_ray(self) -> int:

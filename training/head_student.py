@@ -41,7 +41,7 @@ from models.density_grid import cell_positions
 from models.encodings import GridConfig
 from models.head import Head, HeadConfig
 from models.settings import from_mapping, to_mapping
-from models.speaker import SPHERICAL_HARMONICS, GridSettings, HeadSettings
+from models.speaker_settings import SPHERICAL_HARMONICS, GridSettings, HeadSettings
 
 from .course import FieldOptimizer, FieldTraining
 from .fields import kernels_wanted
@@ -251,8 +251,8 @@ def _values(head: Head) -> Field:
 
     def values(positions: Tensor, rays_d: Tensor, condition: Tensor, ray: Tensor, frame: Tensor) -> Tensor:
         sigma, geometry, _ = head.density(positions, condition, frame)
-        look = head.look(rays_d, head.individual_embeddings[:1])  # (N, H)
-        color = head.color(geometry, look.index_select(0, ray))
+        view_features = head.view_features(rays_d, head.individual_embeddings[:1])  # (N, H)
+        color = head.color(geometry, view_features.index_select(0, ray))
         return torch.cat((sigma[:, None], color), 1)
 
     return values

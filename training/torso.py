@@ -233,9 +233,9 @@ class TorsoTask:
     def _room_for_head(self) -> int:
         """How many samples a step's rays have of the frozen head, and some more."""
         assert self.trained_head is not None
-        wanted = max(int(self._head_over(self._choose()).marched.wanted) for _ in range(4))
+        needed = (self._head_over(self._choose()).marched.n_samples_needed for _ in range(4))
         rays = self.settings.frames_per_step * self.settings.pixels_per_frame
-        return room_for(HEAD_ROOM * wanted, rays * self.trained_head.head.config.max_steps)
+        return room_for(HEAD_ROOM * max(map(int, needed)), rays * self.trained_head.head.config.max_steps)
 
     @torch.no_grad()
     def _head_over(self, pixels: Pixels) -> Traced:

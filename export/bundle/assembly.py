@@ -24,7 +24,8 @@ from models.features import LogMel
 from models.landmark_subspace import LandmarkSubspace
 from models.postnet import PostNet
 from models.settings import SettingsError, from_mapping, one_line
-from models.speaker import ConditionSettings, MotionSettings, OriginRecord, Speaker
+from models.speaker import Speaker
+from models.speaker_settings import ConditionSettings, MotionSettings, OriginRecord
 from models.syncnet import AUDIO_FRAMES, MOTION_FRAMES, MOUTH_DIMENSION, SyncNet
 from preparation.media import read_pcm
 from training.audio2motion import load_audio2motion

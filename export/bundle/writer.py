@@ -19,25 +19,21 @@ from safetensors.numpy import save
 
 from cuda_kernels.arrays import F32, U8
 from cuda_kernels.scene import Grid, HeadField, Scene, TorsoField
+from models.bundle_files import RECORDED_CASES_FILE, SETTINGS_FILE, BundleError, FileRecord
 from models.partial_files import aside_path, partial_path, restore_aside, sweep_abandoned
 from models.settings import from_mapping, to_mapping
-from models.speaker import (
-    RECORDED_CASES_FILE,
+from models.speaker import Speaker, load_speaker
+from models.speaker_settings import (
     SCHEMA_VERSION,
-    SETTINGS_FILE,
-    BundleError,
     CameraSettings,
     ConditionSettings,
-    FileRecord,
     GridSettings,
     HeadSettings,
     MotionSettings,
     OriginRecord,
-    Speaker,
     SpeakerSettings,
     TorsoSettings,
     checksum,
-    load_speaker,
     read_settings,
 )
 
@@ -87,7 +83,7 @@ def parts_of(speaker: Speaker) -> BundleParts:
         origin=speaker.origin,
         motion=speaker.motion,
         condition=speaker.condition,
-        scene=speaker.scene(),
+        scene=speaker.scene,
         motion_onnx=speaker.motion_onnx.read_bytes(),
         condition_onnx=speaker.condition_onnx.read_bytes(),
         features_onnx=content(speaker.features_onnx),
@@ -338,14 +334,15 @@ def torso_settings(torso: TorsoField) -> TorsoSettings:
 
 def _grid_settings(grid: Grid) -> GridSettings:
     rows, features = grid.table.shape
+    layout = grid.layout
     return GridSettings(
-        levels=len(grid.offsets) - 1,
+        levels=layout.levels,
         features=features,
         rows=rows,
-        base_resolution=grid.base_resolution,
-        log2_growth=float(grid.log2_growth),
-        hashed=grid.hashed,
-        smoothstep=grid.smoothstep,
+        base_resolution=layout.base_resolution,
+        log2_growth=float(layout.log2_growth),
+        hashed=layout.hashed,
+        smoothstep=layout.smoothstep,
     )
 
 
@@ -385,7 +382,7 @@ def _grid_tensors(prefix: str, grid: Grid) -> Tensors:
     dtype = np.float16 if largest < 6e4 else np.float32
     return {
         f"{prefix}.embeddings": np.ascontiguousarray(grid.table, dtype),
-        f"{prefix}.offsets": np.ascontiguousarray(grid.offsets, np.int32),
+        f"{prefix}.offsets": np.array(grid.layout.offsets, np.int32),
     }
 
 

@@ -25,7 +25,7 @@ from models.hubert import (
     hubert_from_state,
 )
 from models.settings import show
-from models.speaker import FEATURE_HOP_SAMPLES, FEATURE_SAMPLES
+from models.speaker_settings import FEATURE_HOP_SAMPLES, FEATURE_SAMPLES
 from models.torchaudio_pair import import_torchaudio
 
 from ..onnx.graphs import strip_metadata, to_float16_weights

@@ -14,18 +14,13 @@ import torch
 
 from cuda_kernels.arrays import F32, U8
 from cuda_kernels.scene import Camera
+from models.bundle_files import RECORDED_CASES_FILE
 from models.hubert import HUBERT_NAME, Hubert
 from models.landmark_subspace import LandmarkSubspace
 from models.latent_noise import latent_noise
 from models.pitch import f0_hz
-from models.speaker import (
-    RECORDED_CASES_FILE,
-    SAMPLES_PER_FRAME,
-    ConditionSettings,
-    FeatureSettings,
-    MotionSettings,
-    Speaker,
-)
+from models.speaker import Speaker
+from models.speaker_settings import SAMPLES_PER_FRAME, ConditionSettings, FeatureSettings, MotionSettings
 from preparation.media import read_pcm
 from training.fields import draw_head, draw_torso
 

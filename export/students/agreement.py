@@ -12,7 +12,7 @@ from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # its stub
 
 from cuda_kernels.arrays import F32
 from models.features import FRAME_SAMPLES
-from models.speaker import MotionSettings
+from models.speaker_settings import MotionSettings
 from training.audio2motion import MM_PER_UNIT
 from training.measures import aperture_mm, pearson, width_mm
 

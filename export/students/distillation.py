@@ -19,9 +19,11 @@ import torch
 
 from cuda_kernels.arrays import F32
 from models.audio2motion import Audio2Motion
+from models.bundle_files import SETTINGS_FILE
 from models.features import LogMel
 from models.landmark_subspace import LandmarkSubspace
-from models.speaker import SETTINGS_FILE, MotionSettings, OriginRecord, Speaker, load_speaker
+from models.speaker import Speaker, load_speaker
+from models.speaker_settings import MotionSettings, OriginRecord
 from training.audio2motion import LOOP, MATMUL_PRECISION, Audio2MotionSettings, load_audio2motion, make_task
 from training.cli import write_settings
 from training.loop import checkpoints, fit

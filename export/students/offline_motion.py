@@ -14,7 +14,8 @@ from cuda_kernels.arrays import F32
 from models.latent_noise import latent_noise
 from models.onnx_runtime import load_onnxruntime
 from models.pitch import WINDOW_SAMPLES, f0_hz
-from models.speaker import FEATURE_HOP_SAMPLES, LANDMARKS, SAMPLES_PER_FRAME, FeatureSettings, Speaker
+from models.speaker import Speaker
+from models.speaker_settings import FEATURE_HOP_SAMPLES, LANDMARKS, SAMPLES_PER_FRAME, FeatureSettings
 
 from ..geneface.hubert import CLIP_FEATURES, offline_features
 from ..onnx.graphs import open_graph

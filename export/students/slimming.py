@@ -22,8 +22,10 @@ import numpy.typing as npt
 from cuda_kernels.arrays import F32
 from cuda_kernels.cpu_raymarcher import CpuRaymarcher
 from cuda_kernels.scene import HeadField, Scene
+from models.bundle_files import BundleError
 from models.landmark_filter import MOUTH, LandmarkFilter
-from models.speaker import LANDMARKS, BundleError, HeadSettings, Speaker, load_speaker
+from models.speaker import Speaker, load_speaker
+from models.speaker_settings import LANDMARKS, HeadSettings
 from preparation.media import read_pcm
 from training.head_student import (
     HELD_OUT,
@@ -162,7 +164,7 @@ def prepare(request: SlimRequest, *, open_motion: Callable[[Speaker], Motion] = 
             "give longer recordings",
         )
     log.info("lessons: %.1f s of speech, %d poses", frames / speaker.fps, len(speaker.poses))
-    scene = speaker.scene()
+    scene = speaker.scene
     lessons = Lessons(
         settings=speaker.settings.head,
         tensors=head_tensors(scene.head),
@@ -241,7 +243,7 @@ def finish(request: SlimRequest, speaker: Speaker, task: StudentTask) -> SlimRep
     """
     with task.descent.average.in_place():
         narrow = task.student.field()
-    wide_scene = speaker.scene()
+    wide_scene = speaker.scene
     trained = dataclasses.replace(wide_scene, head=narrow)
     kept = stored(trained)
     lessons = load_lessons(request.work_folder / LESSONS_FILE)

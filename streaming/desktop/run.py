@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from cuda_kernels.arrays import U8
-from models.speaker import find_speaker, read_settings
+from models.speaker_folders import find_speaker
+from models.speaker_settings import read_settings
 
 from ..errors import NetworkFailureError
 from ..pipeline.clock import FRAME_RATE_HZ, MonotonicClock, SystemClock

@@ -16,7 +16,7 @@ import numpy as np
 from cuda_kernels.arrays import F32
 from models.latent_noise import latent_noise
 from models.pitch import f0_hz
-from models.speaker import FEATURE_HOP_SAMPLES, MotionSettings, feature_count
+from models.speaker_settings import FEATURE_HOP_SAMPLES, MotionSettings, feature_count
 
 from ..errors import NetworkFailureError
 from .clock import FRAME_SAMPLES, first_sample, frames_covering

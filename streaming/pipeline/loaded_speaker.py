@@ -202,7 +202,7 @@ class LoadedSpeaker:
         """Returns the speaker of a bundle, ready to speak live, after drawing a few frames.
 
         Args:
-            path: of the bundle, see `models.speaker.find_speaker`.
+            path: of the bundle, see `models.speaker_folders.find_speaker`.
             compute: engine, device and how much of the machine.
             open_raymarcher: opens what draws on the CPU.
             gpu: draws, unless it cannot draw this speaker or is lost; None: the CPU draws.

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from cuda_kernels.arrays import F32
 from cuda_kernels.scene import Camera
 from models.landmark_filter import MOUTH, clamp_limits
-from models.speaker import MotionSettings
+from models.speaker_settings import MotionSettings
 
 I32 = npt.NDArray[np.int32]
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from models.landmark_filter import POINTS
-from models.speaker import MotionSettings, Speaker, feature_count
+from models.speaker import Speaker
+from models.speaker_settings import MotionSettings, feature_count
 
 from .engine_choice import EngineSettings, describe_devices, open_engine
 from .feature_motion import FeatureMotion

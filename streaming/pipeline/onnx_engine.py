@@ -12,8 +12,8 @@ from typing import Any, Protocol, TypeVar, cast
 import numpy as np
 
 from cuda_kernels.arrays import F32
+from models.bundle_files import FileRecord, read_network
 from models.onnx_runtime import load_onnxruntime
-from models.speaker import FileRecord, read_network
 
 from .cores import usable_cores
 from .cuda_device import CudaDevice

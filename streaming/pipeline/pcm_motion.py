@@ -10,7 +10,7 @@ import numpy as np
 
 from cuda_kernels.arrays import F32
 from models.landmark_filter import POINTS
-from models.speaker import MotionSettings
+from models.speaker_settings import MotionSettings
 
 from ..errors import NetworkFailureError
 from .clock import FRAME_SAMPLES, first_sample, frames_covering

@@ -26,7 +26,7 @@ def open_cpu_raymarcher(speaker: Speaker, *, threads: int) -> Raymarcher:
     """Returns the CPU raymarcher of a speaker, not warmed up yet."""
     from cuda_kernels.cpu_raymarcher import CpuRaymarcher
 
-    return CpuRaymarcher(speaker.scene(), threads=threads)
+    return CpuRaymarcher(speaker.scene, threads=threads)
 
 
 def choose_raymarcher(
@@ -57,7 +57,7 @@ def choose_raymarcher(
         from cuda_kernels.folding import SceneError
 
         try:
-            return GpuRaymarcher(gpu, speaker.scene())
+            return GpuRaymarcher(gpu, speaker.scene)
         except (SceneError, CudaUnavailableError, CudaError, GpuLostError) as error:
             if device == "cuda":
                 raise InputError(
@@ -94,7 +94,7 @@ def make_renderer(speaker: Speaker, raymarcher: Raymarcher, render_px: int) -> F
     feather_px = max(2, round(output_px * FEATHER_SHARE))
     boxes = mouth_boxes(
         speaker.motion,
-        speaker.scene().camera,
+        speaker.scene.camera,
         speaker.poses,
         image_size_px=output_px,
         feather_px=feather_px,

@@ -25,7 +25,8 @@ from starlette.types import ASGIApp
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from cuda_kernels.folding import SceneError
-from models.speaker import BundleError, UnknownSpeakerError
+from models.bundle_files import BundleError
+from models.speaker_folders import UnknownSpeakerError
 
 from ..addresses import TrustedProxies
 from ..errors import InputError

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import uvicorn
 
-from models.speaker import find_speaker, list_speakers
+from models.speaker_folders import find_speaker, list_speakers
 
 from ..addresses import TrustedProxies
 from ..errors import InputError, Stopped

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from models.speaker import UnknownSpeakerError
+from models.speaker_folders import UnknownSpeakerError
 
 from ..pipeline.clock import FRAME_RATE_HZ, CpuClock, MonotonicClock, SystemClock, SystemCpuClock
 from ..pipeline.frame_cost import MEAN_OVER_FRAMES, RunningCost

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.speaker import SETTINGS_FILE, BundleError, FoundSpeaker, list_speakers, read_settings
+from models.bundle_files import SETTINGS_FILE, BundleError
+from models.speaker_folders import FoundSpeaker, list_speakers
+from models.speaker_settings import read_settings
 
 log = logging.getLogger(__name__)
 

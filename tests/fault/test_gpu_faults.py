@@ -67,7 +67,7 @@ class Setup:
 
         self.sessions = Sessions(
             lambda _: pytest.fail("no other speaker is asked for"),
-            host(GpuRaymarcher(self.gpu, speaker.scene()), 128),
+            host(GpuRaymarcher(self.gpu, speaker.scene), 128),
             SessionSettings(peer=PeerSettings(), bitrate=600_000),
             Admission(cores=8),
             self.metrics,

@@ -12,7 +12,8 @@ from aiortc_client import AiortcPeer
 from bundle_factory import write_tiny_bundle
 from on_loop import on_loop, until
 
-from models.speaker import FoundSpeaker, load_speaker
+from models.speaker import load_speaker
+from models.speaker_folders import FoundSpeaker
 from streaming.pipeline.loaded_speaker import LoadedSpeaker
 from streaming.pipeline.networks import open_networks
 from streaming.pipeline.render_size import FrameCost

@@ -180,14 +180,15 @@ def test_may(renderer, gpu):
     pytest.importorskip("av", reason="a bundle's background is read with PyAV")
     from onnxruntime import InferenceSession
 
-    from models.speaker import find_speaker, load_speaker
+    from models.speaker import load_speaker
+    from models.speaker_folders import find_speaker
 
     speaker = load_speaker(find_speaker("May", speakers_dir=None))
     session = InferenceSession(str(speaker.condition_onnx), providers=["CPUExecutionProvider"])
     landmarks = np.random.default_rng(0).normal(size=session.get_inputs()[0].shape).astype(np.float32)
     condition = session.run(None, {session.get_inputs()[0].name: landmarks * np.float32(0.5)})[0].reshape(-1)
     for pose in speaker.poses[:: len(speaker.poses) // 3]:
-        compare(renderer, speaker.scene(), 512, gpu=gpu, c2w=pose, condition=condition)
+        compare(renderer, speaker.scene, 512, gpu=gpu, c2w=pose, condition=condition)
 
 
 # --------------------------------------------------------------------------------------- launches

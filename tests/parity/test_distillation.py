@@ -22,8 +22,9 @@ from export.students.distillation import DistillationError, StoppedError, distil
 from export.students.offline_motion import OfflineMotion
 from export.verification import verify_bundle
 from models.audio2motion import Audio2Motion, Audio2MotionConfig
+from models.bundle_files import RECORDED_CASES_FILE
 from models.features import LogMel
-from models.speaker import RECORDED_CASES_FILE, load_speaker
+from models.speaker import load_speaker
 from training.audio2motion import Audio2MotionSettings
 from training.loop import checkpoints, load_checkpoint
 
@@ -100,7 +101,7 @@ def test_the_bundle_hears_sound_and_keeps_all_but_the_motion(place, report):
     assert np.array_equal(student.motion.landmark_std, teacher.motion.landmark_std)
     for name in ("condition.onnx", "head.safetensors", "torso.safetensors", "poses.safetensors"):
         assert (student.path / name).read_bytes() == (teacher.path / name).read_bytes()
-    assert np.array_equal(student.scene().background, teacher.scene().background)
+    assert np.array_equal(student.scene.background, teacher.scene.background)
     assert (student.name, student.licence) == (teacher.name, teacher.licence)
     assert student.origin.consent == teacher.origin.consent
     assert "40 steps of `geneface-export distil`" in student.origin.recipe

@@ -16,17 +16,9 @@ import pytest
 import torch
 from geneface_checkpoint import read_checkpoint
 
-from cuda_kernels.scene import Camera, Scene
-from cuda_kernels.torch_reference import (
-    GridLayout,
-    field_pose,
-    grid_encode,
-    near_far,
-    pose_vector,
-    rays_through,
-    render_scene,
-    spherical_harmonics,
-)
+from cuda_kernels.scene import Camera, GridLayout, Scene
+from cuda_kernels.torch_encodings import grid_encode, spherical_harmonics
+from cuda_kernels.torch_reference import field_pose, near_far, pose_vector, rays_through, render_scene
 from models.head import Head, HeadConfig
 from models.torso import Torso, TorsoConfig
 
@@ -109,7 +101,7 @@ def test_point_queries(head, folder):
     error = (sigma / case.sigma - 1).abs()
     assert float(error.quantile(0.9)) <= 1e-2
     assert float(error.max()) <= 1e-1
-    assert largest(head.color(geometry, head.look(case.direction, code)), case.color) <= 5e-3
+    assert largest(head.color(geometry, head.view_features(case.direction, code)), case.color) <= 5e-3
 
 
 @torch.no_grad()
@@ -148,7 +140,7 @@ def test_a_training_step_of_the_reference(head, folder):
         code=head.individual_embeddings[row : row + 1],
         accumulate=True,
     )
-    assert int(drawn.wanted) == int(case.step_counter[0])
+    assert int(drawn.n_samples_needed) == int(case.step_counter[0])
     assert psnr_db(drawn.image, case.rgb_map[0]) >= PSNR_DB
     assert largest(drawn.image, case.rgb_map[0]) <= LARGEST
     assert largest(drawn.weights_sum, case.weights_sum) <= WEIGHTS_SUM

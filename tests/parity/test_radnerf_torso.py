@@ -9,7 +9,8 @@ import pytest
 import torch
 from geneface_checkpoint import read_checkpoint
 
-from cuda_kernels.torch_reference import frequency_encode, pose_vector, torso_over
+from cuda_kernels.torch_encodings import frequency_encode
+from cuda_kernels.torch_reference import pose_vector, torso_over
 from models.head import Head, HeadConfig
 from models.torso import Torso, TorsoConfig
 

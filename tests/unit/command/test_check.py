@@ -15,7 +15,7 @@ from stand_in_gpu import StandInRenderer
 
 from cuda_kernels import cuda_raymarcher
 from cuda_kernels.cuda_module import CudaUnavailableError
-from models.speaker import read_settings
+from models.speaker_settings import read_settings
 from streaming import check
 from streaming.check import CheckResult, exit_code, free_memory_bytes, run_checks, table
 from streaming.errors import InputError

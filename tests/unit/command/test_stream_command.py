@@ -17,7 +17,8 @@ from cuda_kernels import cuda_raymarcher
 from cuda_kernels.cuda_module import CudaError
 from cuda_kernels.folding import SceneError
 from export.bundle.writer import write_bundle
-from models.speaker import load_speaker, read_settings
+from models.speaker import load_speaker
+from models.speaker_settings import read_settings
 from streaming import cli
 from streaming.errors import InputError
 from streaming.files import run as file_run

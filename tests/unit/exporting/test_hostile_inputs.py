@@ -17,8 +17,9 @@ from export.geneface.hubert import HubertError, load_hubert
 from export.geneface.pickles import GenefaceFileError, read_npy, read_torch
 from export.regular_file import open_regular
 from models import partial_files
+from models.bundle_files import BundleError
 from models.settings import escaped
-from models.speaker import BundleError, load_speaker
+from models.speaker import load_speaker
 from streaming.files import video_writer
 
 # Files that are none --------------------------------------------------------------------------------

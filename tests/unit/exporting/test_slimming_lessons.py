@@ -78,8 +78,8 @@ def test_the_mouth_s_reach_holds_an_open_mouth(bundle):
     reach = mouth_reach(speaker)
     face = speaker.motion.mean_face + wide_speaker.bundle_factory.open_mouth() / 10
     for c2w in speaker.poses[::10]:
-        box = project(reach, c2w, speaker.scene().camera)
-        lips = project(face[48:68], c2w, speaker.scene().camera)
+        box = project(reach, c2w, speaker.scene.camera)
+        lips = project(face[48:68], c2w, speaker.scene.camera)
         assert (lips >= box.min(0)).all()
         assert (lips <= box.max(0)).all()
     without = dataclasses.replace(speaker, motion=dataclasses.replace(speaker.motion, mean_face=None))

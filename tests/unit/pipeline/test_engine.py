@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from models.speaker import BundleError, FileRecord
+from models.bundle_files import BundleError, FileRecord
 from streaming.errors import InputError
 from streaming.pipeline import engine_choice, onnx_engine, run_watch, tensorrt
 from streaming.pipeline.cuda_device import CudaDevice

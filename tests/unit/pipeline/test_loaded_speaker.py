@@ -14,7 +14,9 @@ from stand_in_gpu import StandInRenderer
 
 from cuda_kernels.cuda_module import CudaError, CudaUnavailableError
 from cuda_kernels.folding import SceneError
-from models.speaker import BundleError, UnknownSpeakerError, find_speaker, read_settings
+from models.bundle_files import BundleError
+from models.speaker_folders import UnknownSpeakerError, find_speaker
+from models.speaker_settings import read_settings
 from streaming.errors import InputError
 from streaming.pipeline import compute_settings, loaded_speaker
 from streaming.pipeline.compute_settings import ComputeSettings

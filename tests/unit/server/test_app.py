@@ -14,7 +14,8 @@ from manual_clock import ManualClock
 from on_loop import on_loop, until
 
 from cuda_kernels.folding import SceneError
-from models.speaker import BundleError, UnknownSpeakerError
+from models.bundle_files import BundleError
+from models.speaker_folders import UnknownSpeakerError
 from streaming.addresses import TrustedProxies
 from streaming.errors import InputError
 from streaming.pipeline.onnx_engine import EngineError

@@ -11,7 +11,8 @@ import pytest
 from manual_clock import ManualClock
 from on_loop import on_loop, until
 
-from models.speaker import BundleError, FoundSpeaker, UnknownSpeakerError
+from models.bundle_files import BundleError
+from models.speaker_folders import FoundSpeaker, UnknownSpeakerError
 from streaming.pipeline.onnx_engine import EngineTimeoutError
 from streaming.pipeline.stage_times import Work
 from streaming.session import registry
