@@ -9,7 +9,6 @@ own after silence.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -25,6 +24,8 @@ from models.onnx_runtime import load_onnxruntime
 from models.speaker import Speaker, find_speaker, load_speaker
 from streaming.pipeline.networks import open_networks
 from training.cli import missing_extra
+
+from .json_file import write_json
 
 CORPUS_INDEX = "index.jsonl"
 SPEAKER_TRUTH = "truth.npz"
@@ -270,14 +271,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows, figures = measure(
             speaker, data, max_clips=arguments.max_clips, pictures=not arguments.skip_pictures
         )
-        if arguments.json is not None:
-            content = {
+        write_json(
+            arguments.json,
+            {
                 "speaker": speaker.name,
                 "data": str(data),
                 "rows": [{**asdict(row), "verdict": row.verdict} for row in rows],
                 **figures,
-            }
-            arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+            },
+        )
     except (ValueError, OSError) as error:
         print(f"benchmarks.quality: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import math
 import platform
 import sys
@@ -29,6 +28,8 @@ from cuda_kernels.scene import Scene
 from models.speaker import BundleError, UnknownSpeakerError, find_speaker, load_speaker
 from streaming.pipeline.networks import network_specs
 from streaming.pipeline.onnx_engine import open_engine
+
+from .json_file import write_json
 
 SYNTHETIC = "synthetic"
 MAX_FOR_TORCH_PX = 256  # eager torch takes seconds a frame there, and minutes for the sizes above
@@ -218,16 +219,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         print(f"{size_px} px: {rows[-1].fps:.1f} fps", file=sys.stderr)
     raymarcher.close()
-    if options.json is not None:
-        document = {
+    write_json(
+        options.json,
+        {
             "speaker": frames.name,
             "machine": platform.processor() or platform.machine(),
             "python": platform.python_version(),
             "threads": options.threads,
             "warm_up_s": warm_s,
             "rows": [asdict(row) for row in rows],
-        }
-        options.json.write_text(json.dumps(document, indent=2) + "\n")
+        },
+    )
     print(f"{frames.name}, {options.threads} threads, kernels ready after {warm_s:.2f} s")
     print(table(rows))
     return 0

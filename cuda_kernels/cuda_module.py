@@ -220,9 +220,10 @@ def _kept(identity: object, make: Callable[[], bytes]) -> bytes:
     code = make()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(code)
-        Path(file.name).replace(path)  # another process never reads half a kernel
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # of this thread alone
+            part = Path(folder) / path.name
+            part.write_bytes(code)
+            part.replace(path)  # nobody reads half a kernel
     except OSError:
         return code  # nowhere to keep it: compiled anew in each process
     return code

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from cuda_kernels.arrays import F64
+from models.partial_files import atomic_write
 
 from .loop import CheckpointError, checkpoints, read_validations
 from .pictures import write_picture
@@ -171,8 +172,12 @@ def choose_checkpoint(out: Path, rule: Rule | None = None) -> Choice:
         "rule": asdict(rule),
         "figures": chosen,
     }
-    _write(out / CHOICE_FILE, json.dumps(content, indent=1) + "\n")
-    _write(out / REPORT_FILE, report(curves, choice, rule))
+    for name, text in (
+        (CHOICE_FILE, json.dumps(content, indent=1) + "\n"),
+        (REPORT_FILE, report(curves, choice, rule)),
+    ):
+        with atomic_write(out / name) as part:
+            part.write_text(text)
     picture = draw_curves(
         {
             "discriminator's confidence": {
@@ -257,9 +262,3 @@ def _rose(values: F64, share: float) -> bool:
         return False
     best = float(values[:-last].min())
     return bool(np.median(values[-last:]) > best * (1 + share))
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(text)
-    temporary.replace(path)

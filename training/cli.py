@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from models.partial_files import atomic_write
 from models.settings import escaped
 from models.terminal import log_to_stderr, with_safe_streams
 
@@ -242,9 +243,8 @@ def write_settings(path: Path, content: Mapping[str, Any]) -> None:
             return dataclasses.asdict(value)
         return str(value)
 
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(dict(content), default=plain, indent=1) + "\n")
-    temporary.replace(path)
+    with atomic_write(path) as part:
+        part.write_text(json.dumps(dict(content), default=plain, indent=1) + "\n")
 
 
 def _part(parsed: Mapping[str, Any], settings_type: type[Any]) -> dict[str, Any]:

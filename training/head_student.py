@@ -40,6 +40,7 @@ from models.condition import ConditionConfig
 from models.density_grid import cell_positions
 from models.encodings import GridConfig
 from models.head import Head, HeadConfig
+from models.partial_files import atomic_write
 from models.settings import from_mapping, to_mapping
 from models.speaker import SPHERICAL_HARMONICS, GridSettings, HeadSettings
 
@@ -108,12 +109,8 @@ def save_lessons(path: Path, lessons: Lessons) -> None:
         "image_size_px": str(lessons.image_size_px),
         "source": lessons.source,
     }
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_bytes(save({name: np.ascontiguousarray(a) for name, a in arrays.items()}, notes))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_write(path) as part:
+        part.write_bytes(save({name: np.ascontiguousarray(a) for name, a in arrays.items()}, notes))
 
 
 def load_lessons(path: Path) -> Lessons:

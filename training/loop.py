@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import pickle
 import re
 import signal
@@ -29,6 +28,8 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # its stubs are a separate package
+
+from models.partial_files import atomic_write
 
 from .pictures import write_picture
 
@@ -176,16 +177,10 @@ def load_task_state(path: Path, task: str, *, device: str | torch.device = "cpu"
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Writes a checkpoint whole or not at all: temporary name, flush to disk, rename."""
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        with temporary.open("wb") as stream:
-            torch.save(content, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Writes a checkpoint whole or not at all."""
+    # Given a path, torch writes its name into the file.
+    with atomic_write(path, flush=True) as part, part.open("wb") as stream:
+        torch.save(content, stream)
 
 
 def read_validations(out: Path) -> list[dict[str, float]]:
@@ -360,9 +355,8 @@ def _forget_validations_after(out: Path, step: int) -> None:
     rows = read_validations(out)
     if not (out / VALIDATION_FILE).exists():
         return
-    temporary = out / (VALIDATION_FILE + ".partial")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step))
-    temporary.replace(out / VALIDATION_FILE)
+    with atomic_write(out / VALIDATION_FILE) as part:
+        part.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from cuda_kernels.arrays import F32
 from models.landmark_filter import POINTS
-from models.partial_files import partial_path
+from models.partial_files import PartialFile
 
 from ..errors import InputError
 from ..pipeline.clock import FRAME_RATE_HZ
@@ -38,7 +38,7 @@ class LandmarkOutput:
             raise InputError(f"{path}: expected a name ending in .npz for --landmarks; call it motion.npz")
         check_writable(path, "--landmarks")
         self.path = path
-        self._part = partial_path(path)
+        self._file = PartialFile(path)
         self._mean_face = mean_face
         self._frames = 0
         self._rows: IO[bytes] | None = None
@@ -73,7 +73,7 @@ class LandmarkOutput:
         header = {"descr": "<f4", "fortran_order": False, "shape": (self._frames, POINTS, 3)}
         with writing_errors(self.path):
             self._rows.seek(0)
-            with zipfile.ZipFile(self._part, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            with zipfile.ZipFile(self._file.part, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
                 with archive.open("landmarks.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array_header_1_0(member, header)
                     shutil.copyfileobj(self._rows, member, 1 << 20)
@@ -89,7 +89,7 @@ class LandmarkOutput:
     def publish(self) -> None:
         """Gives the complete archive its name."""
         with writing_errors(self.path):
-            self._part.replace(self.path)
+            self._file.publish()
 
     def discard(self) -> None:
         """Closes and removes what is not committed; does nothing a second time."""
@@ -97,5 +97,4 @@ class LandmarkOutput:
         with contextlib.suppress(OSError):
             if rows is not None:
                 rows.close()
-        with contextlib.suppress(OSError):
-            self._part.unlink(missing_ok=True)
+        self._file.discard()
