@@ -400,17 +400,30 @@ async def test_metrics_of_a_session(setup):
     it = setup()
     it.peer.video.round_trip_s = 0.03
     it.session.uplink.microphone = types.SimpleNamespace(
-        depth_ms=25.0, packets_lost=3, concealed_ms=40.0, close=lambda: None
+        depth_ms=25.0,
+        packets_lost=3,
+        packets_late=1,
+        fec_packets=2,
+        concealed_ms=40.0,
+        shortened_ms=15.0,
+        lengthened_ms=20.0,
+        close=lambda: None,
     )
     it.session.telemetry.update_metrics()
     assert it.sample("render_size_pixels", session=LABEL) == 128
     assert it.sample("microphone_depth_seconds", session=LABEL) == 0.025
     assert it.sample("round_trip_seconds", session=LABEL) == 0.03
     it.session.uplink.microphone.packets_lost = 2  # one came late after all
+    it.session.uplink.microphone.packets_late = 2
     it.session.uplink.microphone.concealed_ms = 60.0
+    it.session.uplink.microphone.shortened_ms = 18.0
     it.session.telemetry.update_metrics()
     assert it.sample("microphone_packets_lost_total") == 3
+    assert it.sample("microphone_packets_late_total") == 2
+    assert it.sample("microphone_packets_recovered_total") == 2
     assert it.sample("microphone_concealed_seconds_total") == pytest.approx(0.06)
+    assert it.sample("microphone_accelerated_seconds_total") == pytest.approx(0.018)
+    assert it.sample("microphone_expanded_seconds_total") == pytest.approx(0.02)
     assert ID not in it.metrics.text().decode()
     await it.session.aclose("done")
     assert LABEL not in it.metrics.text().decode()
