@@ -23,13 +23,11 @@ class AudioFeatures(Protocol):
     Attributes:
         dimension: Numbers in one feature frame.
         rate_hz: Feature frames a second, 50.
-        lookahead_samples: Samples after the end of a feature's own 20 ms that it depends on.
         left_context_samples: Samples before its own 20 ms that it depends on.
     """
 
     dimension: int
     rate_hz: int
-    lookahead_samples: int
     left_context_samples: int
 
     def __call__(self, pcm: Tensor) -> Tensor:
@@ -75,7 +73,6 @@ class LogMel(nn.Module):
     """
 
     rate_hz = 50
-    lookahead_samples = 0
 
     def __init__(self, config: LogMelConfig | None = None) -> None:
         super().__init__()

@@ -149,9 +149,3 @@ class SyncNet(nn.Module):
     def forward(self, features: Tensor, mouth: Tensor) -> tuple[Tensor, Tensor]:
         """Returns both embeddings, (B, embedding) each."""
         return self.embed_audio(features), self.embed_mouth(mouth)
-
-
-def sync_loss(audio: Tensor, mouth: Tensor, label: Tensor) -> Tensor:
-    """Returns the binary cross entropy () of the pairs' cosines against label (B,), 1 for a true pair."""
-    cosine = functional.cosine_similarity(audio, mouth, dim=1)  # (B,)
-    return functional.binary_cross_entropy(cosine.clamp(0.0, 1.0), label)

@@ -11,7 +11,7 @@ import ctypes.util
 import functools
 import weakref
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import av
 import numpy as np
@@ -21,8 +21,6 @@ from cuda_kernels.arrays import F32
 from ..errors import InputError
 from ..pipeline.downmix import Downmix
 
-Application = Literal["voip", "audio"]
-
 OPUS_RATE_HZ = 48_000
 BLOCK_SAMPLES = 960  # 20 ms
 MAX_PACKET_SAMPLES = 5760  # 120 ms, RFC 6716, section 3.2.5
@@ -30,13 +28,15 @@ MAX_PACKET_SAMPLES = 5760  # 120 ms, RFC 6716, section 3.2.5
 _CHANNELS = 2
 _GRAIN_SAMPLES = 120  # libopus conceals in multiples of 2.5 ms
 _MAX_PACKET_BYTES = 1500
-_APPLICATIONS = {"voip": 2048, "audio": 2049}
+_BITRATE_BPS = 48_000  # average; the packets' sizes vary
+_COMPLEXITY = 5  # of 0 (quick) to 10 (best)
+_EXPECTED_LOSS_PERCENT = 5  # how much of the packets is spent on repair
+_VOIP = 2048  # OPUS_APPLICATION_VOIP
 _RESET_STATE = 4028
 _SET_BITRATE = 4002
 _SET_COMPLEXITY = 4010
 _SET_INBAND_FEC = 4012
 _SET_PACKET_LOSS_PERC = 4014
-_GET_LOOKAHEAD = 4027
 
 
 class OpusError(ValueError):
@@ -233,21 +233,8 @@ def _mono(channels: F32, downmix: Downmix) -> F32:
 class OpusEncoder:
     """48 kHz mono in blocks of 20 ms, one packet out for each; each repairs the loss of the one before it."""
 
-    def __init__(
-        self,
-        *,
-        application: Application = "voip",
-        bitrate_bps: int = 48_000,
-        complexity: int = 5,
-        expected_loss_percent: int = 5,
-    ) -> None:
+    def __init__(self) -> None:
         """Sets the encoder up.
-
-        Args:
-            application: `voip` for speech, `audio` for everything.
-            bitrate_bps: average; the packets' sizes vary.
-            complexity: 0 (quick) to 10 (best).
-            expected_loss_percent: how much of the packets is spent on repair.
 
         Raises:
             InputError: there is no libopus.
@@ -255,28 +242,20 @@ class OpusEncoder:
         """
         self._library = library = load_libopus()
         code = ctypes.c_int()
-        self._state = library.encoder_create(OPUS_RATE_HZ, 1, _APPLICATIONS[application], ctypes.byref(code))
+        self._state = library.encoder_create(OPUS_RATE_HZ, 1, _VOIP, ctypes.byref(code))
         if not self._state:
             raise OpusError(f"opus: no encoder: {library.reason(code.value)}")
         weakref.finalize(self, library.encoder_destroy, self._state)
         for request, value in (
-            (_SET_BITRATE, bitrate_bps),
-            (_SET_COMPLEXITY, complexity),
+            (_SET_BITRATE, _BITRATE_BPS),
+            (_SET_COMPLEXITY, _COMPLEXITY),
             (_SET_INBAND_FEC, 1),
-            (_SET_PACKET_LOSS_PERC, expected_loss_percent),
+            (_SET_PACKET_LOSS_PERC, _EXPECTED_LOSS_PERCENT),
         ):
             answer = library.encoder_ctl(self._state, request, ctypes.c_int32(value))
             if answer < 0:
                 raise OpusError(f"opus: setting {request} to {value}: {library.reason(answer)}")
-        lookahead = ctypes.c_int32()
-        library.encoder_ctl(self._state, _GET_LOOKAHEAD, ctypes.byref(lookahead))
-        self._lookahead_samples = lookahead.value
         self._packet = ctypes.create_string_buffer(_MAX_PACKET_BYTES)
-
-    @property
-    def lookahead_samples(self) -> int:
-        """By how many samples at 48 kHz the decoded sound is later than what went in."""
-        return self._lookahead_samples
 
     def encode(self, samples: F32) -> bytes:
         """Returns the packet for (960,) float32 in [-1, 1]."""

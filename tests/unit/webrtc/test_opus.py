@@ -36,8 +36,7 @@ def test_one_block_is_one_packet_and_comes_back():
     assert 20 < np.mean([len(packet) for packet in encoded]) < 160  # 48 kbit/s are 120 bytes
     heard = np.concatenate([decoder.decode(packet) for packet in encoded])
     assert heard.dtype == np.float32
-    late = encoder.lookahead_samples
-    assert 0 < late < 480
+    late = 312  # libopus' look-ahead at 48 kHz
     assert np.corrcoef(heard[late:], sent.reshape(-1)[:-late])[0, 1] > 0.85  # its high-pass turns the phase
 
 
@@ -47,9 +46,10 @@ def test_a_block_of_another_size_is_refused(shape):
         OpusEncoder().encode(np.zeros(shape, np.float32))
 
 
-def test_a_setting_that_the_codec_refuses_is_told():
+def test_a_setting_that_the_codec_refuses_is_told(monkeypatch):
+    monkeypatch.setattr(opus, "_COMPLEXITY", 11)
     with pytest.raises(OpusError, match="4010 to 11: invalid argument"):
-        OpusEncoder(complexity=11)
+        OpusEncoder()
 
 
 @pytest.mark.parametrize("frame_ms", [2.5, 5, 10, 20, 40, 60])
@@ -180,8 +180,7 @@ def test_nothing_is_repaired_where_no_copy_is_carried():
     decoder = OpusDecoder()
     rest, _ = decode_some(decoder)
     assert decoder.recover(rest[1].payload, 480) is None  # not the length of the missing one
-    music = OpusEncoder(application="audio")
-    celt = [music.encode(block) for block in blocks(0.2)][-1]
+    celt = tone_payloads(BLOCK_SAMPLES, 10)[-1]
     assert celt[0] & 0x80
     assert decoder.recover(celt, BLOCK_SAMPLES) is None
 
