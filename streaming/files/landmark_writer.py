@@ -52,7 +52,7 @@ class LandmarkOutput:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Removes what was not committed."""
+        """Removes what was not published."""
         self.discard()
 
     def write(self, landmarks: F32) -> None:
@@ -61,11 +61,6 @@ class LandmarkOutput:
         with writing_errors(self.path):
             self._rows.write(np.ascontiguousarray(landmarks, np.float32).tobytes())
         self._frames += 1
-
-    def commit(self) -> None:
-        """Completes and publishes the archive."""
-        self.complete()
-        self.publish()
 
     def complete(self) -> None:
         """Writes the archive, still under a temporary name."""
@@ -92,7 +87,7 @@ class LandmarkOutput:
             self._file.publish()
 
     def discard(self) -> None:
-        """Closes and removes what is not committed; does nothing a second time."""
+        """Closes and removes what is not published; does nothing a second time."""
         rows, self._rows = self._rows, None
         with contextlib.suppress(OSError):
             if rows is not None:

@@ -58,7 +58,7 @@ def writing_errors(path: Path) -> Iterator[None]:
 
 
 class VideoOutput:
-    """One video file. Use as a context: leaving it without `commit` leaves nothing on disk."""
+    """One video file. Use as a context: leaving it before `publish` leaves nothing on disk."""
 
     def __init__(
         self, path: Path, *, size_px: int, sound: SoundFormat, crf: int, flag: str = "--output"
@@ -136,7 +136,7 @@ class VideoOutput:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Removes what was not committed."""
+        """Removes what was not published."""
         self.discard()
 
     def write_picture(self, picture: U8) -> None:
@@ -166,12 +166,6 @@ class VideoOutput:
                 return
             self.write_sound(block)
 
-    def commit(self) -> int:
-        """Completes and publishes the file; returns its size in bytes."""
-        size_bytes = self.complete()
-        self.publish()
-        return size_bytes
-
     def complete(self) -> int:
         """Ends the file, still under its temporary name, and returns its size in bytes.
 
@@ -195,7 +189,7 @@ class VideoOutput:
             self._file.publish()
 
     def discard(self) -> None:
-        """Closes and removes what is not committed; does nothing a second time."""
+        """Closes and removes what is not published; does nothing a second time."""
         container, self._container = self._container, None
         if container is not None:
             with contextlib.suppress(av.error.FFmpegError, OSError, ValueError):
