@@ -25,7 +25,7 @@ from benchmarks.synthetic_scene import make_condition, make_pose, make_scene
 from cuda_kernels.arrays import F32
 from cuda_kernels.cpu_raymarcher import MAX_SIZE_PX, MIN_SIZE_PX, CpuRaymarcher
 from cuda_kernels.scene import Scene
-from models.speaker import BundleError, UnknownSpeakerError, find_speaker, load_speaker
+from models.speaker import find_speaker, load_speaker
 from streaming.pipeline.networks import network_specs
 from streaming.pipeline.onnx_engine import open_engine
 
@@ -196,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             frames = read_speaker(options.speaker, options.speakers_dir)
         raymarcher = CpuRaymarcher(frames.scene, threads=options.threads)
-    except (BundleError, UnknownSpeakerError, ValueError) as error:
+    except ValueError as error:
         print(error, file=sys.stderr)
         return 2
     installed = importlib.util.find_spec("torch") is not None

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from .arrays import U8
+from .errors import InputError
 from .user_cache import user_cache_dir
 
 HERE = Path(__file__).parent
@@ -41,7 +42,7 @@ _WEIGHTS_KIB = {32: 11, 64: 41, 96: 80, 128: 130}  # of a head; rounded up
 _WARP_KIB = 5  # of a warp's own memory
 
 
-class CudaUnavailableError(RuntimeError):
+class CudaUnavailableError(InputError):
     """The GPU cannot be used here: what is missing, and the way out."""
 
 

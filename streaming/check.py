@@ -158,7 +158,7 @@ def _failure(error: Exception) -> _Found:
     """Returns what an error says: ours name the way out after the last semicolon."""
     text = " ".join(str(error).split())
     detail, semicolon, way_out = text.rpartition("; ")
-    if isinstance(error, ValueError) and semicolon:
+    if isinstance(error, InputError) and semicolon:
         return _Found(status="fail", detail=detail, way_out=way_out)
     return _Found(status="fail", detail=f"{type(error).__name__}: {text}" if text else type(error).__name__)
 

@@ -29,7 +29,9 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # its stubs are a separate package
 
+from cuda_kernels.errors import InputError
 from models.partial_files import atomic_write
+from models.torch_device import device_named
 
 from .pictures import write_picture
 
@@ -40,7 +42,7 @@ VALIDATION_FILE = "validation.jsonl"  # one JSON object a line: step and the sca
 _CHECKPOINT_NAME = re.compile(r"checkpoint_(\d{8})\.pt")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A checkpoint that cannot be read, or belongs to another task or other sizes."""
 
 
@@ -102,13 +104,13 @@ class LoopSettings:
         """Checks the ranges."""
         for name in ("steps", "validate_every", "checkpoint_every", "log_every"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+                raise InputError(f"{name}: expected 1 or more, got {getattr(self, name)}")
         if self.keep_checkpoints < 0:
-            raise ValueError(f"keep_checkpoints: expected 0 (all) or more, got {self.keep_checkpoints}")
+            raise InputError(f"keep_checkpoints: expected 0 (all) or more, got {self.keep_checkpoints}")
         for name in ("max_minutes", "validate_minutes"):
             minutes = getattr(self, name)
             if minutes is not None and not minutes > 0:
-                raise ValueError(f"{name}: expected more than 0, got {minutes}")
+                raise InputError(f"{name}: expected more than 0, got {minutes}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +212,7 @@ def fit(task: Task, out: Path, settings: LoopSettings) -> Outcome:
     """
     start_s = validated_s = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
-    device = torch.device(settings.device)
+    device = device_named(settings.device)
     torch.manual_seed(settings.seed)
     first_step = _resume(task, out, device)
     _forget_validations_after(out, first_step)

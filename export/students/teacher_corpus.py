@@ -21,6 +21,7 @@ import numpy.typing as npt
 from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # its stubs are a separate package
 
 from cuda_kernels.arrays import F32, I16
+from cuda_kernels.errors import InputError
 from models.audio2motion import LANDMARK_DIMENSION
 from models.features import FRAME_SAMPLES
 from models.partial_files import atomic_write
@@ -40,7 +41,7 @@ SILENT_RMS = 1e-3  # the loudest frame of a recording without speech, of full sc
 CLOSED_SHARE = 0.1  # of the mouth's usual opening, that still counts as shut
 
 
-class SpeechError(ValueError):
+class SpeechError(InputError):
     """Speech that nothing can be learnt from, or a teacher that does not say it as it should."""
 
 

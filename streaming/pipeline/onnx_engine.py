@@ -51,7 +51,7 @@ _CPU_PROVIDER = "CPUExecutionProvider"
 log = logging.getLogger(__name__)
 
 
-class EngineError(ValueError):
+class EngineError(InputError):
     """A network does not have the inputs and outputs that the bundle promises."""
 
 
