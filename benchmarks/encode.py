@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +28,8 @@ from streaming.pipeline.i420 import video_frame
 from streaming.pipeline.pipeline import Pipeline
 from streaming.pipeline.renderers import make_renderer, open_cpu_raymarcher
 from streaming.webrtc.video_encoder import CODECS, VideoEncoder
+
+from .json_file import write_json
 
 Encode = Callable[[U8, int], list[bytes]]
 
@@ -144,8 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     rounds = [[measure(*maker, pictures) for maker in makers] for _ in range(_ROUNDS)]
     rows = [min(tries, key=lambda row: row["cpu_ms_p50"]) for tries in zip(*rounds, strict=True)]
-    if given.json is not None:
-        given.json.write_text(json.dumps(rows, indent=2) + "\n")
+    write_json(given.json, rows)
     head = f"{given.speaker} says {given.audio}: {len(pictures)} pictures of {size_px} px, best of {_ROUNDS}"
     print(table(rows, head))
     return 0

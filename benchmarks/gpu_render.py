@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import math
 import sys
 import time
@@ -28,6 +27,8 @@ from cuda_kernels.arrays import F32
 from cuda_kernels.cuda_module import CudaUnavailableError
 from cuda_kernels.cuda_raymarcher import CudaRenderer, CudaScene, FrameRequest
 from cuda_kernels.scene import Scene
+
+from .json_file import write_json
 
 DISTANCES = {"small": 1.2, "big": 1.0}  # of the camera, in those of the synthetic scene
 SPEAKERS = 8  # different ones among live sessions
@@ -332,15 +333,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for scene in others:
                 renderer.unload(scene)
         renderer.unload(loaded)
-    if options.json is not None:
-        document = {
+    write_json(
+        options.json,
+        {
             "gpu": renderer.device.name,
             "matrix_flops": None if rate is None else 2 * rate,
             "rows": [asdict(row) for row in rows],
             "sessions": sessions,
             "calls_of_a_frame": dict(calls),
-        }
-        options.json.write_text(json.dumps(document, indent=2) + "\n")
+        },
+    )
     print(f"{renderer.device.name}; batches of {options.frames}")
     if rate is not None:
         print(f"a large product of halves: {2 * rate / 1e12:.0f} TFLOP/s")

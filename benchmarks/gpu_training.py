@@ -17,7 +17,6 @@ import argparse
 import dataclasses
 import gc
 import itertools
-import json
 import logging
 import statistics
 import sys
@@ -54,6 +53,8 @@ from training.speaker_data import (
     window_rows,
 )
 from training.torso import TorsoTask, TorsoTraining
+
+from .json_file import write_json
 
 WARM_STEPS, WARM_CALLS, CALLS = 12, 10, 50
 FIRST_STEP = 640  # past the look at what is visible, at a step that chooses the room for samples
@@ -598,7 +599,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "steps": [dataclasses.asdict(row) for row in steps],
                 "parts": [dataclasses.asdict(row) for row in parts],
             }
-            _write(options.json, document)
+            write_json(options.json, document)
         out = options.out or Path(folder) / "training"
         curves: dict[str, list[dict[str, float]]] = {}
         if options.minutes is not None:
@@ -614,7 +615,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 out=out,
             )
             document |= {"curves": curves, "training_s": time.perf_counter() - began}
-            _write(options.json, document)
+            write_json(options.json, document)
     print(f"{document['gpu']}, torch {document['torch']}; {document['data']}, {len(data.pictures)} frames")
     if options.steps:
         print(f"{part_table(parts)}\n\n{step_table(steps)}")
@@ -623,11 +624,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if curves:
         print(f"\nboth, without {loaded_s:.0f} s to load the data: {document['training_s']:.0f} s")
     return 0
-
-
-def _write(path: Path | None, document: dict[str, object]) -> None:
-    if path is not None:
-        path.write_text(json.dumps(document, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
-import json
 import platform
 import sys
 import tempfile
@@ -39,6 +38,7 @@ from streaming.pipeline.cores import usable_cores
 
 from .chromium import BrowserError, chromium
 from .content_lag import SOUND_RATE_HZ, LipsByFile, Offset, lips_yardstick, offsets
+from .json_file import write_json
 from .latency_figures import (
     BenchmarkError,
     ChurnFigures,
@@ -436,8 +436,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ServerError, BenchmarkError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
-    if given.json is not None:
-        given.json.write_text(json.dumps(figures, indent=2) + "\n")
+    write_json(given.json, figures)
     print(table(figures))
     return 0
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
-import json
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,6 +30,8 @@ from streaming.pipeline.engine_choice import EngineSettings
 from streaming.pipeline.networks import SpeakerNetworks, open_networks
 from streaming.pipeline.onnx_engine import Engine
 from training.cli import missing_extra
+
+from .json_file import write_json
 
 LOOKAHEADS_MS = (80, 160, 320, 640, 1280)
 HEARD_S = (1.28, 2.56, 5.12)
@@ -298,8 +299,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             seen_s=arguments.motion_window,
             settings=EngineSettings(engine=arguments.engine, device=arguments.device),
         )
-        if arguments.json is not None:
-            arguments.json.write_text(json.dumps(asdict(figures), indent=1) + "\n")
+        write_json(arguments.json, asdict(figures))
     except (ValueError, OSError) as error:
         print(f"benchmarks.lookahead: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

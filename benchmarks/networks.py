@@ -20,16 +20,9 @@ from typing import cast
 import numpy as np
 
 from cuda_kernels.arrays import F32
-from models.speaker import feature_count
-from streaming.pipeline.onnx_engine import (
-    DeviceName,
-    Engine,
-    EngineError,
-    EngineName,
-    EngineSettings,
-    NetworkSpec,
-    open_engine,
-)
+from models.speaker_settings import feature_count
+from streaming.pipeline.engine_choice import DeviceName, EngineName, EngineSettings, open_engine
+from streaming.pipeline.onnx_engine import Engine, EngineError, NetworkSpec
 
 SAMPLE_RATE_HZ = 16_000
 WARM_UP_RUNS = 3

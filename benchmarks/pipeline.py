@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import sys
 import tempfile
@@ -21,6 +20,8 @@ from streaming.files.video_writer import VideoOutput
 from streaming.pipeline.compute_settings import ComputeSettings
 from streaming.pipeline.loaded_speaker import SpeakerOpening, size_that_keeps_up
 from streaming.pipeline.stage_times import STAGES, StageTimes
+
+from .json_file import write_json
 
 
 class Figures(TypedDict):
@@ -152,8 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except ValueError as error:
         parser.error(str(error))
-    if given.json is not None:
-        given.json.write_text(json.dumps(figures, indent=2) + "\n")
+    write_json(given.json, figures)
     print(table(figures))
     return 0
 

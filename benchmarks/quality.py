@@ -9,7 +9,6 @@ own after silence.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -26,6 +25,8 @@ from models.speaker import Speaker, load_speaker
 from models.speaker_folders import find_speaker
 from streaming.pipeline.networks import open_networks
 from training.cli import missing_extra
+
+from .json_file import write_json
 
 CORPUS_INDEX = "index.jsonl"
 SPEAKER_TRUTH = "truth.npz"
@@ -271,14 +272,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows, figures = measure(
             speaker, data, max_clips=arguments.max_clips, pictures=not arguments.skip_pictures
         )
-        if arguments.json is not None:
-            content = {
+        write_json(
+            arguments.json,
+            {
                 "speaker": speaker.name,
                 "data": str(data),
                 "rows": [{**asdict(row), "verdict": row.verdict} for row in rows],
                 **figures,
-            }
-            arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+            },
+        )
     except (ValueError, OSError) as error:
         print(f"benchmarks.quality: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -15,6 +15,7 @@ import numpy as np
 
 from cuda_kernels.arrays import F32, I64, U8
 from cuda_kernels.cpu_raymarcher import CpuRaymarcher
+from cuda_kernels.errors import InputError
 from models.speaker import Speaker
 from preparation.media import video_frames
 from streaming.pipeline.engine_choice import open_engine
@@ -28,7 +29,7 @@ from training.speaker_data import training_frames, window_rows
 REGIONS = ("whole", "head", "mouth", "torso")
 
 
-class PictureDataError(ValueError):
+class PictureDataError(InputError):
     """A folder that holds no video with its truth."""
 
 

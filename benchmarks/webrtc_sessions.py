@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import multiprocessing
 import re
 import sys
@@ -30,6 +29,7 @@ from aiortc.contrib.media import MediaBlackhole, MediaPlayer
 from aiortc.mediastreams import MediaStreamError
 from av import VideoFrame
 
+from .json_file import write_json
 from .server_process import ServerError, ServerProcess
 
 FRAME_S = 0.04
@@ -256,8 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except ServerError as error:
             print(f"{parser.prog}: {error}", file=sys.stderr)
             return 1
-    if given.json is not None:
-        given.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+    write_json(given.json, [asdict(row) for row in rows])
     if faults:
         print(f"{faults} tracebacks in the server's log", file=sys.stderr)
     print(table(rows))

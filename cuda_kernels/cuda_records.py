@@ -41,7 +41,6 @@ _FEATURES = 2 * MAX_LEVELS  # inputs that a grid takes up, levels that it lacks 
 _FREQUENCIES = 48  # inputs that the torso's frequencies take up
 _SH_CONSTANT = 0.28209479177387814  # the first harmonic; the kernel has one in its place
 _MAX_HALF = 65504.0
-_NO_WRAP = 0xFFFFFFFF
 
 LEVEL = np.dtype(
     [

@@ -22,17 +22,20 @@ import numpy.typing as npt
 from .arrays import F32, F64, U8
 from .compilation import compiled
 from .cpu_kernels import BLOCK, PackedGrid, PackedNet
+from .errors import InputError
 from .scene import Camera, Grid, HeadField, Scene, TorsoField
 
 SH_TERMS = 16
 
 
-class SceneError(ValueError):
+class SceneError(InputError):
     """A scene whose arrays do not fit together: field, expected, got."""
 
 
 def _refuse(field: str, expected: str, got: object) -> SceneError:
-    return SceneError(f"{field}: expected {expected}, got {got}; the speaker's files do not belong together")
+    return SceneError(
+        field=field, expected=expected, got=str(got), way_out="the speaker's files do not belong together"
+    )
 
 
 # ---------------------------------------------------------------------------------------------- checks

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cuda_kernels.errors import InputError
 from models.settings import escaped
 from models.terminal import log_to_stderr, with_safe_streams
 from training.cli import Flag, Parser, add_flag, missing_extra
@@ -39,7 +40,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except ImportError as error:
         print(f"geneface-export: {missing_extra(error)}", file=sys.stderr)
         return 2
-    except (ValueError, OSError) as error:
+    except (InputError, OSError) as error:
         print(f"geneface-export {parsed.command}: {escaped(str(error))}", file=sys.stderr)
         return 2
     return code

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cuda_kernels.errors import InputError
+
 from .regular_file import real_path
 
 FRAME_MS = 40
@@ -54,11 +56,11 @@ class BundleRequest:
     def __post_init__(self) -> None:
         """Checks ranges."""
         if not self.max_mb > 0:
-            raise ValueError(f"max_mb: expected more than 0, got {self.max_mb}")
+            raise InputError(f"max_mb: expected more than 0, got {self.max_mb}")
         if not 0 <= self.unexplained < 1:
-            raise ValueError(f"unexplained: expected 0 or more and less than 1, got {self.unexplained}")
+            raise InputError(f"unexplained: expected 0 or more and less than 1, got {self.unexplained}")
         if self.check_poses < 1 or not 32 <= self.check_size_px <= 512:
-            raise ValueError(
+            raise InputError(
                 "check_poses, check_size_px: expected 1 or more and 32 to 512, got "
                 f"{self.check_poses} and {self.check_size_px}"
             )
@@ -132,22 +134,22 @@ class GenefaceRequest:
         for name, longest in (("lookahead_ms", MAX_LOOKAHEAD_MS), ("window_ms", 20_000)):
             value = getattr(self, name)
             if not 0 <= value <= longest or value % FRAME_MS:
-                raise ValueError(f"{name}: expected 0 to {longest} in steps of {FRAME_MS}, got {value}")
+                raise InputError(f"{name}: expected 0 to {longest} in steps of {FRAME_MS}, got {value}")
         if self.hop_frames not in HOPS_FRAMES:
-            raise ValueError(f"hop_frames: expected 1, 2 or 4, got {self.hop_frames}")
+            raise InputError(f"hop_frames: expected 1, 2 or 4, got {self.hop_frames}")
         if not 0 < self.motion_window_ms <= 30_000 or self.motion_window_ms % (4 * FRAME_MS):
-            raise ValueError(
+            raise InputError(
                 f"motion_window_ms: expected up to 30000 in steps of {4 * FRAME_MS}, "
                 f"got {self.motion_window_ms}"
             )
         if not 0 <= self.temperature <= 2:
-            raise ValueError(f"temperature: expected 0 to 2, got {self.temperature}")
+            raise InputError(f"temperature: expected 0 to 2, got {self.temperature}")
         if not 0 <= self.unexplained < 1:
-            raise ValueError(f"unexplained: expected 0 or more and less than 1, got {self.unexplained}")
+            raise InputError(f"unexplained: expected 0 or more and less than 1, got {self.unexplained}")
         if self.check_poses < 1:
-            raise ValueError(f"check_poses: expected 1 or more, got {self.check_poses}")
+            raise InputError(f"check_poses: expected 1 or more, got {self.check_poses}")
         if self.postnet is not None and self.head is None and self.torso is None:
-            raise ValueError(
+            raise InputError(
                 "postnet: expected --head or --torso beside it, got neither; give their folders too"
             )
 
@@ -190,26 +192,26 @@ class DistillationRequest:
     def __post_init__(self) -> None:
         """Checks ranges, and that no folder is taken for two things."""
         if not 0 <= self.lookahead_ms <= MAX_STUDENT_LOOKAHEAD_MS or self.lookahead_ms % FRAME_MS:
-            raise ValueError(
+            raise InputError(
                 f"lookahead_ms: expected 0 to {MAX_STUDENT_LOOKAHEAD_MS} in steps of {FRAME_MS}, "
                 f"got {self.lookahead_ms}"
             )
         for name in ("steps", "batch"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+                raise InputError(f"{name}: expected 1 or more, got {getattr(self, name)}")
         if not 0 <= self.temperature <= 2:
-            raise ValueError(f"temperature: expected 0 to 2, got {self.temperature}")
+            raise InputError(f"temperature: expected 0 to 2, got {self.temperature}")
         if self.max_minutes is not None and not self.max_minutes > 0:
-            raise ValueError(f"max_minutes: expected more than 0, got {self.max_minutes}")
+            raise InputError(f"max_minutes: expected more than 0, got {self.max_minutes}")
         real = {name: real_path(name, getattr(self, name)) for name in ("bundle", "speech", "out")}
         real["work"] = real_path("work", self.work_folder)
         if real["out"] == real["bundle"]:
-            raise ValueError(
+            raise InputError(
                 f"out: expected another folder than the teacher's bundle, got {self.out}; the teacher is kept"
             )
         for name, folder in (("out", self.out), ("work", self.work_folder)):
             if real[name].is_relative_to(real["speech"]):
-                raise ValueError(
+                raise InputError(
                     f"{name}: expected a folder outside of speech ({self.speech}), got {folder}; give another"
                 )
 
@@ -252,15 +254,15 @@ class SlimRequest:
     def __post_init__(self) -> None:
         """Checks ranges."""
         if self.hidden not in SLIM_WIDTHS:
-            raise ValueError(f"hidden: expected {' or '.join(map(str, SLIM_WIDTHS))}, got {self.hidden}")
+            raise InputError(f"hidden: expected {' or '.join(map(str, SLIM_WIDTHS))}, got {self.hidden}")
         if not self.speech:
-            raise ValueError("speech: expected at least one recording, got none; a minute of talk is enough")
+            raise InputError("speech: expected at least one recording, got none; a minute of talk is enough")
         if self.steps < 1:
-            raise ValueError(f"steps: expected 1 or more, got {self.steps}")
+            raise InputError(f"steps: expected 1 or more, got {self.steps}")
         if self.rays is not None and self.rays < 256:
-            raise ValueError(f"rays: expected 256 or more, got {self.rays}")
+            raise InputError(f"rays: expected 256 or more, got {self.rays}")
         if real_path("out", self.out) == real_path("bundle", self.bundle):
-            raise ValueError(
+            raise InputError(
                 f"out: expected another folder than the bundle's, got {self.out}; keep the wide one"
             )
 

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cuda_kernels.arrays import U8
+from cuda_kernels.errors import InputError
 
 from .onnx_graph import OnnxGraphError, check_graph
 from .settings import Range, check_ranges, one_line, require
@@ -59,14 +60,12 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_HEADER_BYTES = 13
 
 
-class BundleError(ValueError):
+class BundleError(InputError):
     """A bundle that cannot be used: which file, which field, what was expected and what was there."""
 
     def __init__(self, file: str, name: str, expected: str, got: str, way_out: str = _REBUILD) -> None:
-        """Holds `file` and `field` beside the one-line message."""
-        self.file = file
-        self.field = name
-        super().__init__(f"{one_line(file, 300)}: {name}: expected {expected}, got {got}; {way_out}")
+        """Keeps the parts of the message; a name without end is cut."""
+        super().__init__(file=one_line(file, 300), field=name, expected=expected, got=got, way_out=way_out)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cuda_kernels.errors import InputError
+
 from .torchaudio_pair import import_torchaudio
 
 SAMPLE_RATE_HZ = 16000
@@ -23,13 +25,11 @@ class AudioFeatures(Protocol):
     Attributes:
         dimension: Numbers in one feature frame.
         rate_hz: Feature frames a second, 50.
-        lookahead_samples: Samples after the end of a feature's own 20 ms that it depends on.
         left_context_samples: Samples before its own 20 ms that it depends on.
     """
 
     dimension: int
     rate_hz: int
-    lookahead_samples: int
     left_context_samples: int
 
     def __call__(self, pcm: Tensor) -> Tensor:
@@ -50,14 +50,14 @@ class LogMelConfig:
     floor: float = 1e-6
 
     def __post_init__(self) -> None:
-        """Raises ValueError where the framing by whole hops would not hold."""
+        """Raises InputError where the framing by whole hops would not hold."""
         if not self.hop_samples <= self.window_samples <= 2 * self.hop_samples:
-            raise ValueError(
+            raise InputError(
                 f"LogMelConfig: window_samples: expected hop_samples ({self.hop_samples}) to twice that, "
                 f"got {self.window_samples}; change one of the two"
             )
         if not 0 <= self.lowest_hz < self.highest_hz <= self.sample_rate_hz / 2:
-            raise ValueError(
+            raise InputError(
                 f"LogMelConfig: lowest_hz, highest_hz: expected 0 <= lowest < highest <= "
                 f"{self.sample_rate_hz / 2}, got {self.lowest_hz}, {self.highest_hz}; narrow the band"
             )
@@ -75,7 +75,6 @@ class LogMel(nn.Module):
     """
 
     rate_hz = 50
-    lookahead_samples = 0
 
     def __init__(self, config: LogMelConfig | None = None) -> None:
         super().__init__()
@@ -115,7 +114,7 @@ class LogMel(nn.Module):
         """Returns (B, (samples - 512) // 320 + 1, bands) of `pcm` (B, samples) in [-1, 1]."""
         hop, size = self.config.hop_samples, self.config.window_samples
         if pcm.ndim != 2 or pcm.shape[1] < size:
-            raise ValueError(
+            raise InputError(
                 f"LogMel: pcm: expected (batch, >= {size}) samples, got {tuple(pcm.shape)}; pad it"
             )
         frames = (pcm.shape[1] - size) // hop + 1

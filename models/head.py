@@ -31,7 +31,7 @@ from cuda_kernels.torch_reference import (
 )
 
 from .condition import ConditionConfig, FramePrenet, WindowAttention, encode_windows
-from .density_grid import mean_density, pack_bits, unseen_cells, updated
+from .density_grid import mean_density, pack_bits, updated
 from .encodings import GridConfig, GridEncoder, Mlp, as_numpy, shared_rows
 from .settings import Range, check_ranges, require
 
@@ -312,12 +312,6 @@ class Head(nn.Module):
         )
 
     # --- occupancy
-
-    @torch.no_grad()
-    def mark_unseen(self, poses: Tensor, camera: Camera) -> None:
-        """Marks the cells that no camera of (P, 4, 4) field poses sees: they stay empty."""
-        unseen = unseen_cells(poses, camera, self.config.grid_size, bound=self.config.bound)
-        self.density_grid[0, unseen] = -1.0
 
     @torch.no_grad()
     def update_density(

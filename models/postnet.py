@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from cuda_kernels.errors import InputError
+
 from .audio2motion import LANDMARK_DIMENSION
 from .time_convolution import TimeConv1d, last_frames
 
@@ -96,7 +98,7 @@ class PostNet(nn.Module):
             pitch: (B, T, pitch_channels), embedded.
         """
         if (pitch is not None) != bool(self.config.pitch_channels):
-            raise ValueError(
+            raise InputError(
                 f"PostNet: pitch: expected {self.config.pitch_channels} channels, got "
                 f"{'none' if pitch is None else pitch.shape[-1]}; only the pitch variant takes it"
             )

@@ -19,21 +19,19 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 
 from cuda_kernels.arrays import F32
+from cuda_kernels.errors import InputError
 
 T = TypeVar("T")
 
 _WORDS = {int: "a whole number", bool: "true or false", str: "a text"}
 
 
-class SettingsError(ValueError):
+class SettingsError(InputError):
     """A value that does not fit: which `field`, what was `expected` and what was `got`."""
 
     def __init__(self, name: str, expected: str, got: str) -> None:
         """Keeps the parts of the message, so that a caller can add the file."""
-        self.field = name
-        self.expected = expected
-        self.got = got
-        super().__init__(f"{name}: expected {expected}, got {got}")
+        super().__init__(field=name, expected=expected, got=got)
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from cuda_kernels.errors import InputError
+
 from .bundle_files import SETTINGS_FILE, BundleError
 from .settings import show
 
 
-class UnknownSpeakerError(ValueError):
+class UnknownSpeakerError(InputError):
     """No bundle of that name; the message lists those there are."""
 
 

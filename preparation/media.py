@@ -13,13 +13,14 @@ from av.container import InputContainer
 from av.stream import Disposition
 
 from cuda_kernels.arrays import I16, U8
+from cuda_kernels.errors import InputError
 from models.recording import open_recording
 
 SAMPLE_RATE_HZ = 16_000
 _DECODE_ERRORS = (av.FFmpegError, ValueError, OSError, IndexError)  # all that PyAV raises for a file
 
 
-class MediaError(ValueError):
+class MediaError(InputError):
     """A recording that cannot be read: file, what is wrong, the way out, in one line."""
 
 

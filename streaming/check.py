@@ -35,7 +35,7 @@ from .pipeline.render_size import FRAME_BUDGET_MS
 from .pipeline.renderers import OpenRaymarcher, open_cpu_raymarcher
 from .server.tls import server_ssl_context
 from .settings import StreamSettings
-from .webrtc.opus import BLOCK_SAMPLES, OpusDecoder, OpusEncoder, find_libopus
+from .webrtc.opus import BLOCK_SAMPLES, OpusDecoder, OpusEncoder
 from .webrtc.video_encoder import H264VideoEncoder, Vp8VideoEncoder
 
 Status = Literal["ok", "warn", "fail"]
@@ -159,7 +159,7 @@ def _failure(error: Exception) -> _Found:
     """Returns what an error says: ours name the way out after the last semicolon."""
     text = " ".join(str(error).split())
     detail, semicolon, way_out = text.rpartition("; ")
-    if isinstance(error, ValueError) and semicolon:
+    if isinstance(error, InputError) and semicolon:
         return _Found(status="fail", detail=detail, way_out=way_out)
     return _Found(status="fail", detail=f"{type(error).__name__}: {text}" if text else type(error).__name__)
 
@@ -348,17 +348,11 @@ class _Checks:
         return _encoded(Vp8VideoEncoder)
 
     def opus(self) -> _Found:
-        """libopus, there and back, and whether it conceals what was lost."""
+        """libopus, there and back."""
         packet = OpusEncoder().encode(np.zeros(BLOCK_SAMPLES, np.float32))
         samples = OpusDecoder().decode(packet)
         if len(samples) != BLOCK_SAMPLES:
             raise RuntimeError(f"expected {BLOCK_SAMPLES} samples back, got {len(samples)}")
-        if find_libopus() is None:
-            return _Found(
-                status="warn",
-                detail="works, but sound that is lost on the way is not concealed well",
-                way_out="install libopus (on Debian: apt-get install libopus0)",
-            )
         return _Found(status="ok", detail="works, and conceals what is lost on the way")
 
     # The network -------------------------------------------------------------------------------------

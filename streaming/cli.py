@@ -174,22 +174,12 @@ def _run(arguments: Sequence[str] | None, open_raymarcher: OpenRaymarcher | None
             file=sys.stderr,
         )
         return FAILED
-    except Exception as error:
-        if _is_bad_input(error):
-            print(f"{PROGRAM}: {escaped(str(error))}", file=sys.stderr)
-            return BAD_INPUT
+    except InputError as error:
+        print(f"{PROGRAM}: {escaped(str(error))}", file=sys.stderr)
+        return BAD_INPUT
+    except Exception:
         log.exception("failed, and that is a fault of the program")
         return FAILED
-
-
-def _is_bad_input(error: Exception) -> bool:
-    from cuda_kernels.folding import SceneError
-    from models.bundle_files import BundleError
-    from models.speaker_folders import UnknownSpeakerError
-
-    from .pipeline.onnx_engine import EngineError
-
-    return isinstance(error, InputError | BundleError | UnknownSpeakerError | EngineError | SceneError)
 
 
 def _list_speakers(settings: StreamSettings, _: OpenRaymarcher | None) -> int:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cuda_kernels.errors import InputError
 from models.audio2motion import Audio2Motion, Audio2MotionConfig
 from models.features import LogMel
 from models.syncnet import SyncNet
@@ -94,9 +95,9 @@ class Audio2MotionSettings:
     def __post_init__(self) -> None:
         """Checks the ranges."""
         if not 0 <= self.average_decay < 1:
-            raise ValueError(f"average_decay: expected 0 to 1, got {self.average_decay}")
+            raise InputError(f"average_decay: expected 0 to 1, got {self.average_decay}")
         if self.lookahead_frames < 0:
-            raise ValueError(f"lookahead_frames: expected 0 or more, got {self.lookahead_frames}")
+            raise InputError(f"lookahead_frames: expected 0 or more, got {self.lookahead_frames}")
 
 
 def make_task(data: Path, settings: Audio2MotionSettings, device: torch.device) -> Audio2MotionTask:

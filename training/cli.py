@@ -24,11 +24,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from cuda_kernels.errors import InputError
+from models.partial_files import atomic_write
 from models.settings import escaped
 from models.terminal import log_to_stderr, with_safe_streams
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 Settings = TypeVar("Settings")
 
@@ -61,7 +63,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except FloatingPointError as error:  # training went astray: nothing that was given is to blame
         print(f"geneface-train {arguments[0]}: {escaped(str(error))}", file=sys.stderr)
         return 1
-    except (ValueError, OSError) as error:
+    except (InputError, OSError) as error:
         print(f"geneface-train {arguments[0]}: {escaped(str(error))}", file=sys.stderr)
         return 2
 
@@ -97,6 +99,8 @@ def _parser_of_tasks() -> argparse.ArgumentParser:
 def _train(name: str, arguments: list[str]) -> int:
     import torch
 
+    from models.torch_device import device_named
+
     from .curve import write_curve
     from .loop import LoopSettings, fit
 
@@ -122,8 +126,8 @@ def _train(name: str, arguments: list[str]) -> int:
     loop = from_mapping(LoopSettings, _part(parsed, LoopSettings))
 
     if not data.is_dir():
-        raise ValueError(f"{data}: expected a folder of training data, found nothing; check --data")
-    device = _device(loop.device)
+        raise InputError(f"{data}: expected a folder of training data, found nothing; check --data")
+    device = device_named(loop.device)
     if device.type == "cuda":
         torch.set_float32_matmul_precision(getattr(module, "MATMUL_PRECISION", "high"))
     log_to_stderr(logging.INFO, "%(levelname)s %(name)s: %(message)s")
@@ -214,7 +218,7 @@ def from_mapping(settings_type: type[Settings], values: Mapping[str, Any]) -> Se
     """A settings dataclass from `{field: value}`, nested fields behind `outer.`.
 
     Raises:
-        ValueError: an unknown field, or a value that the dataclass refuses.
+        InputError: an unknown field, or a value that the dataclass refuses.
     """
     hints = typing.get_type_hints(settings_type)
     own: dict[str, Any] = {}
@@ -222,7 +226,7 @@ def from_mapping(settings_type: type[Settings], values: Mapping[str, Any]) -> Se
     for name, value in values.items():
         first, dot, rest = name.partition(".")
         if first not in hints:
-            raise ValueError(f"{settings_type.__name__}: {first}: unknown setting; known: {', '.join(hints)}")
+            raise InputError(f"{settings_type.__name__}: {first}: unknown setting; known: {', '.join(hints)}")
         if dot:
             nested.setdefault(first, {})[rest] = value
         elif isinstance(value, list) and typing.get_origin(hints[first]) is tuple:
@@ -242,9 +246,8 @@ def write_settings(path: Path, content: Mapping[str, Any]) -> None:
             return dataclasses.asdict(value)
         return str(value)
 
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(dict(content), default=plain, indent=1) + "\n")
-    temporary.replace(path)
+    with atomic_write(path) as part:
+        part.write_text(json.dumps(dict(content), default=plain, indent=1) + "\n")
 
 
 def _part(parsed: Mapping[str, Any], settings_type: type[Any]) -> dict[str, Any]:
@@ -267,19 +270,6 @@ def _from_environment(flags: Mapping[str, Flag]) -> list[str]:
         else:
             found.append(f"--{option}={value}")
     return found
-
-
-def _device(name: str) -> torch.device:
-    """The torch device of that name, or a ValueError that says what there is."""
-    import torch
-
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device: expected cpu or cuda, got {name!r}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device: got {name}, but torch sees no CUDA device here; use --device cpu")
-    return device
 
 
 if __name__ == "__main__":

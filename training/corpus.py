@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cuda_kernels.errors import InputError
 from models.features import FRAME_SAMPLES, SAMPLE_RATE_HZ
 from preparation.media import read_pcm
 
@@ -35,7 +36,7 @@ _REST_MARGIN_S = 0.1  # a pause's ends still move
 _REST_PAUSE_S = 0.3  # shorter pauses do not reach rest
 
 
-class CorpusError(ValueError):
+class CorpusError(InputError):
     """A data folder that is not laid out as expected: where, what, the way out, in one line."""
 
 
@@ -277,12 +278,14 @@ def _read_index(path: Path) -> list[dict[str, Any]]:
 def _read_arrays(path: Path, names: Sequence[str], folder: Path) -> dict[str, npt.NDArray[Any]]:
     try:
         with path.open("rb") as stream, np.load(stream) as file:
-            absent = [name for name in names if name not in file]
-            if absent:
-                raise CorpusError(f"{path}: missing {', '.join(absent)}; got {', '.join(file)}")
-            return {name: file[name] for name in names}
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
+            there = [*file]
+            arrays = {name: file[name] for name in names if name in there}
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise CorpusError(f"{path}: not a readable npz ({error}); copy {folder} again") from error
+    absent = [name for name in names if name not in arrays]
+    if absent:
+        raise CorpusError(f"{path}: missing {', '.join(absent)}; got {', '.join(there)}")
+    return arrays
 
 
 def _read_clips(folder: Path, rows: Sequence[dict[str, Any]]) -> npt.NDArray[np.int16]:

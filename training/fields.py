@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cuda_kernels import torch_launcher
 from cuda_kernels.arrays import F32
+from cuda_kernels.errors import InputError
 from cuda_kernels.scene import Camera
 from cuda_kernels.torch_reference import (
     Marched,
@@ -48,12 +49,12 @@ def kernels_wanted(kernels: Kernels, device: torch.device) -> bool:
     """Whether a training on the device takes the CUDA kernels instead of their twins in torch.
 
     Raises:
-        ValueError: they were asked for and do not run there.
+        InputError: they were asked for and do not run there.
     """
     runs = kernels != "torch" and device.type == "cuda" and torch_launcher.usable(device)
     if kernels == "cuda" and not runs:
         why = "the log says why" if device.type == "cuda" else "they need --device cuda"
-        raise ValueError(f"kernels: got cuda, but they do not run on {device}: {why}; use --kernels auto")
+        raise InputError(f"kernels: got cuda, but they do not run on {device}: {why}; use --kernels auto")
     log.info("marching, grids and compositing: %s", "CUDA kernels" if runs else "plain torch")
     return runs
 

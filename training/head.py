@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cuda_kernels.errors import InputError
 from cuda_kernels.torch_reference import field_pose, morton_of_volume, near_far
 from models.density_grid import cell_positions, dilate, mean_density, pack_bits
 from models.encodings import GridConfig
@@ -196,11 +197,11 @@ class HeadTask:
         """Takes a trained head's weights and the cells it is drawn from, which are trusted from the start.
 
         Raises:
-            ValueError: it has other sizes, or stands elsewhere in its field.
+            InputError: it has other sizes, or stands elsewhere in its field.
         """
         before = load_head(path, device=self.device).head
         if before.config != self.head.config:
-            raise ValueError(f"{path}: config: expected {self.head.config}, got {before.config}")
+            raise InputError(f"{path}: config: expected {self.head.config}, got {before.config}")
         self.head.load_state_dict(before.state_dict())
         cells = torch.empty_like(self.seen)
         cells[self.order] = self.head.occupancy.reshape(-1)
@@ -484,7 +485,7 @@ class HeadTask:
         """Takes back what `state_dict` gave."""
         config = head_config_of(state["config"])
         if config != self.head.config:
-            raise ValueError(f"config: expected {config}, got {self.head.config}")
+            raise InputError(f"config: expected {config}, got {self.head.config}")
         self.head.load_state_dict(state["model"])
         self.descent.load_state_dict(state)
         self.seen.copy_(state["seen"])

@@ -26,6 +26,7 @@ from safetensors.numpy import save
 from torch import Tensor
 
 from cuda_kernels.arrays import F32, U8
+from cuda_kernels.errors import InputError
 from cuda_kernels.scene import Camera
 from cuda_kernels.torch_reference import (
     Samples,
@@ -40,8 +41,10 @@ from models.condition import ConditionConfig
 from models.density_grid import cell_positions
 from models.encodings import GridConfig
 from models.head import Head, HeadConfig
+from models.partial_files import atomic_write
 from models.settings import from_mapping, to_mapping
 from models.speaker_settings import SPHERICAL_HARMONICS, GridSettings, HeadSettings
+from models.torch_device import device_named
 
 from .course import FieldOptimizer, FieldTraining
 from .fields import kernels_wanted
@@ -56,7 +59,7 @@ COLOR_WEIGHT = 0.3  # of the samples' colours, the rays' counting 1
 ALPHA_WEIGHT = 0.1  # of the samples' opacities
 
 
-class LessonsError(ValueError):
+class LessonsError(InputError):
     """Lessons that cannot be read, or a head that cannot be taught from."""
 
 
@@ -108,12 +111,8 @@ def save_lessons(path: Path, lessons: Lessons) -> None:
         "image_size_px": str(lessons.image_size_px),
         "source": lessons.source,
     }
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_bytes(save({name: np.ascontiguousarray(a) for name, a in arrays.items()}, notes))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_write(path) as part:
+        part.write_bytes(save({name: np.ascontiguousarray(a) for name, a in arrays.items()}, notes))
 
 
 def load_lessons(path: Path) -> Lessons:
@@ -137,7 +136,7 @@ def load_lessons(path: Path) -> Lessons:
             mouth=arrays["mouth"],
             source=notes["source"],
         )
-    except (OSError, SafetensorError, KeyError, TypeError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         raise LessonsError(f"{path}: expected lessons, got: {reason}; delete it to make them anew") from None
 
@@ -475,7 +474,7 @@ class StudentTask:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back what `state_dict` gave."""
         if state["hidden"] != self.settings.hidden:
-            raise ValueError(f"hidden: expected {self.settings.hidden}, got {state['hidden']}")
+            raise InputError(f"hidden: expected {self.settings.hidden}, got {state['hidden']}")
         self.student.load_state_dict(self.student.state_dict() | state["model"])
         self.descent.load_state_dict(state)
 
@@ -497,32 +496,17 @@ def _side_by_side(image: Tensor, truth: Tensor) -> U8:
     return pixels
 
 
-def usable_device(name: str) -> torch.device:
-    """The torch device of that name.
-
-    Raises:
-        LessonsError: there is none here.
-    """
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise LessonsError(f"device: expected cpu or cuda, got {name!r}") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise LessonsError(f"device: got {name}, but torch sees no CUDA device here; use --device cpu")
-    return device
-
-
 def train(work: Path, settings: StudentTraining, loop: LoopSettings) -> tuple[StudentTask, Outcome]:
     """The task and how `fit` ended, taught from the lessons in `work`; it goes on where it stopped there.
 
     Needs torch, numpy, safetensors, tqdm, tensorboard and OpenCV, and no speaker.
 
     Raises:
-        LessonsError: no lessons in `work`, a head that cannot be taught from, or no such device.
+        InputError: no lessons in `work`, a head that cannot be taught from, or no such device.
         CheckpointError: the newest checkpoint in `work` is broken or of another width.
     """
     lessons = load_lessons(work / LESSONS_FILE)
-    device = usable_device(loop.device)
+    device = device_named(loop.device)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
     torch.manual_seed(loop.seed)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import pickle
 import re
 import signal
@@ -30,6 +29,10 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # its stubs are a separate package
 
+from cuda_kernels.errors import InputError
+from models.partial_files import atomic_write
+from models.torch_device import device_named
+
 from .pictures import write_picture
 
 log = logging.getLogger(__name__)
@@ -39,7 +42,7 @@ VALIDATION_FILE = "validation.jsonl"  # one JSON object a line: step and the sca
 _CHECKPOINT_NAME = re.compile(r"checkpoint_(\d{8})\.pt")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A checkpoint that cannot be read, or belongs to another task or other sizes."""
 
 
@@ -101,13 +104,13 @@ class LoopSettings:
         """Checks the ranges."""
         for name in ("steps", "validate_every", "checkpoint_every", "log_every"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+                raise InputError(f"{name}: expected 1 or more, got {getattr(self, name)}")
         if self.keep_checkpoints < 0:
-            raise ValueError(f"keep_checkpoints: expected 0 (all) or more, got {self.keep_checkpoints}")
+            raise InputError(f"keep_checkpoints: expected 0 (all) or more, got {self.keep_checkpoints}")
         for name in ("max_minutes", "validate_minutes"):
             minutes = getattr(self, name)
             if minutes is not None and not minutes > 0:
-                raise ValueError(f"{name}: expected more than 0, got {minutes}")
+                raise InputError(f"{name}: expected more than 0, got {minutes}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,16 +179,10 @@ def load_task_state(path: Path, task: str, *, device: str | torch.device = "cpu"
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Writes a checkpoint whole or not at all: temporary name, flush to disk, rename."""
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        with temporary.open("wb") as stream:
-            torch.save(content, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Writes a checkpoint whole or not at all."""
+    # Given a path, torch writes its name into the file.
+    with atomic_write(path, flush=True) as part, part.open("wb") as stream:
+        torch.save(content, stream)
 
 
 def read_validations(out: Path) -> list[dict[str, float]]:
@@ -215,7 +212,7 @@ def fit(task: Task, out: Path, settings: LoopSettings) -> Outcome:
     """
     start_s = validated_s = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
-    device = torch.device(settings.device)
+    device = device_named(settings.device)
     torch.manual_seed(settings.seed)
     first_step = _resume(task, out, device)
     _forget_validations_after(out, first_step)
@@ -360,9 +357,8 @@ def _forget_validations_after(out: Path, step: int) -> None:
     rows = read_validations(out)
     if not (out / VALIDATION_FILE).exists():
         return
-    temporary = out / (VALIDATION_FILE + ".partial")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step))
-    temporary.replace(out / VALIDATION_FILE)
+    with atomic_write(out / VALIDATION_FILE) as part:
+        part.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step))
 
 
 @contextmanager

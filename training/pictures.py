@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from cuda_kernels.arrays import BOOL, F32, F64, U8
+from models.partial_files import atomic_write
 
 PSNR_CEILING_DB = 100.0
 
@@ -20,8 +21,9 @@ def write_picture(path: Path, picture: U8) -> None:
     Raises:
         OSError: it could not be written.
     """
-    if not cv2.imwrite(str(path), np.ascontiguousarray(picture[..., ::-1])):
-        raise OSError(f"{path}: could not be written; is the disk full?")
+    with atomic_write(path) as part:
+        if not cv2.imwrite(str(part), np.ascontiguousarray(picture[..., ::-1])):
+            raise OSError(f"{path}: could not be written; is the disk full?")
 
 
 def psnr_of(mean_squared_error: float) -> float:

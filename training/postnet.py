@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cuda_kernels.errors import InputError
 from models.audio2motion import Audio2Motion
 from models.features import LogMel
 from models.postnet import MotionDiscriminator, PostNet, PostNetConfig
@@ -70,7 +71,7 @@ def make_task(data: Path, settings: PostNetSettings, device: torch.device) -> Po
     """The task on a speaker's folder."""
     for name in ("corpus", "audio2motion", "syncnet"):
         if getattr(settings, name) is None:
-            raise ValueError(f"{name}: expected a folder, got none; give --{name} DIR")
+            raise InputError(f"{name}: expected a folder, got none; give --{name} DIR")
     assert settings.corpus is not None
     assert settings.audio2motion is not None
     assert settings.syncnet is not None
@@ -176,7 +177,7 @@ class PostNetTask:
             }
         at_rest = speaker.train.sounds == Sound.REST
         if not bool(at_rest.any()):
-            raise ValueError(
+            raise InputError(
                 "speaker: expected pauses of 0.3 s or more in the train split, to know its rest, got none; "
                 "record some silence"
             )

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cuda_kernels.arrays import F32
+from cuda_kernels.errors import InputError
 from cuda_kernels.scene import Camera
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ UPLOAD_FRAMES = 128
 CONTINUED_PX = 64
 
 
-class SpeakerDataError(ValueError):
+class SpeakerDataError(InputError):
     """A training folder that cannot be used: file, expected, got, the way out."""
 
 
@@ -171,7 +172,7 @@ def window_rows(
 ) -> npt.NDArray[np.int64]:
     """Rows (n, window_frames) of the windows around `index`; beyond the ends the edge row stands in."""
     if not 0 <= lookahead_frames < window_frames:
-        raise ValueError(f"lookahead_frames: expected 0 to {window_frames - 1}, got {lookahead_frames}")
+        raise InputError(f"lookahead_frames: expected 0 to {window_frames - 1}, got {lookahead_frames}")
     span = np.arange(window_frames) - (window_frames - 1 - lookahead_frames)
     rows: npt.NDArray[np.int64] = np.clip(index[:, None] + span[None], 0, total - 1)
     return rows

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cuda_kernels.errors import InputError
 from models.features import LogMel
 from models.syncnet import AUDIO_FRAMES, MOTION_FRAMES, MOUTH_POINTS, SyncNet, SyncNetConfig
 
@@ -68,9 +69,9 @@ class SyncNetSettings:
     def __post_init__(self) -> None:
         """Checks the ranges."""
         if self.frames < MOTION_FRAMES + 8:
-            raise ValueError(f"frames: expected {MOTION_FRAMES + 8} or more, got {self.frames}")
+            raise InputError(f"frames: expected {MOTION_FRAMES + 8} or more, got {self.frames}")
         if not 0 <= self.mouth_scale < 1:
-            raise ValueError(f"mouth_scale: expected 0 to 1, got {self.mouth_scale}")
+            raise InputError(f"mouth_scale: expected 0 to 1, got {self.mouth_scale}")
 
 
 def make_task(data: Path, settings: SyncNetSettings, device: torch.device) -> SyncNetTask:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cuda_kernels.errors import InputError
 from cuda_kernels.torch_reference import field_pose, image_coordinates, pose_vector
 from models.encodings import GridConfig
 from models.torso import Look, Torso, TorsoConfig
@@ -117,7 +118,7 @@ class TorsoTask:
         if settings.start is not None:
             before = load_torso(settings.start, device=device)
             if before.torso.config != self.torso.config:
-                raise ValueError(
+                raise InputError(
                     f"{settings.start}: config: expected {self.torso.config}, got {before.torso.config}"
                 )
             self.torso.load_state_dict(before.torso.state_dict())
@@ -299,7 +300,7 @@ class TorsoTask:
         """Takes back what `state_dict` gave."""
         config = torso_config_of(state["config"])
         if config != self.torso.config:
-            raise ValueError(f"config: expected {config}, got {self.torso.config}")
+            raise InputError(f"config: expected {config}, got {self.torso.config}")
         self.torso.load_state_dict(state["model"])
         self.torso.mean_density = float(state["mean_density"])
         self.descent.load_state_dict(state)

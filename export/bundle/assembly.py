@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import json
 import logging
 import math
 import sys
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,11 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from numpy.lib.npyio import NpzFile
 from torch import nn
 
 from cuda_kernels.arrays import F32, U8
+from cuda_kernels.errors import InputError
 from models.audio2motion import LANDMARK_DIMENSION, Audio2Motion
 from models.features import LogMel
 from models.landmark_subspace import LandmarkSubspace
@@ -62,7 +66,7 @@ FILES = {
 }
 
 
-class AssemblyError(ValueError):
+class AssemblyError(InputError):
     """Parts that do not fit together, or a file that is not what it should be."""
 
 
@@ -295,7 +299,7 @@ def _read_speaker_files(data: Path) -> _SpeakerFiles:
     truth_file, plate, sound = data / "truth.npz", data / "background.png", data / "audio.flac"
     if not truth_file.is_file():
         raise AssemblyError(f"{truth_file}: no such file; --data expects the folder the head was trained on")
-    with np.load(truth_file, allow_pickle=False) as truth:
+    with _opened(truth_file) as truth:
         for key, shape in (("landmarks", (68, 3)), ("c2w", (4, 4))):
             if key not in truth.files or truth[key].shape[1:] != shape or not np.isfinite(truth[key]).all():
                 expected = f"finite (frames, {', '.join(map(str, shape))})"
@@ -316,6 +320,20 @@ def _read_speaker_files(data: Path) -> _SpeakerFiles:
     )
 
 
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[NpzFile]:
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            yield archive
+    except InputError:
+        raise
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        reason = one_line(str(error), 120)
+        raise AssemblyError(
+            f"{file}: expected an archive of arrays, got: {reason}; prepare the set anew"
+        ) from None
+
+
 def _require_same_face(trained: TrainedHead, corpus: Path | None) -> None:
     """Refuses a head whose landmarks are offsets from another face than Audio2Motion's are."""
     if corpus is None:
@@ -323,7 +341,7 @@ def _require_same_face(trained: TrainedHead, corpus: Path | None) -> None:
     file = corpus / "landmarks.npz"
     if not file.is_file():
         raise AssemblyError(f"{file}: no such file; --corpus expects the folder Audio2Motion was trained on")
-    with np.load(file, allow_pickle=False) as archive:
+    with _opened(file) as archive:
         face = archive["mean_face"]
     difference = float(np.abs(face - trained.mean_face).max())
     if not difference < 1e-4:

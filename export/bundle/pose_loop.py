@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cuda_kernels.arrays import F32, F64
+from cuda_kernels.errors import InputError
 
 FPS = 25
 BROWS = slice(17, 27)
@@ -19,7 +20,7 @@ UPPER_AND_LOWER_LIDS = ((37, 41), (38, 40), (43, 47), (44, 46))
 LEVER_DM = 1.0  # how far from its origin a turn of the head counts: where the face is
 
 
-class PerformanceError(ValueError):
+class PerformanceError(InputError):
     """Poses or landmarks from which no loop or no blink can be made."""
 
 
@@ -37,7 +38,7 @@ class LoopSettings:
         """Checks the order of the lengths."""
         fits = all(0 < blend_s < self.shortest_s for blend_s in self.blends_s)
         if not (fits and self.blends_s and self.shortest_s <= self.longest_s):
-            raise ValueError(
+            raise InputError(
                 f"LoopSettings: expected 0 < blends_s < shortest_s <= longest_s, got {self.blends_s}, "
                 f"{self.shortest_s}, {self.longest_s}"
             )

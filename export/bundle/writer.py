@@ -20,7 +20,7 @@ from safetensors.numpy import save
 from cuda_kernels.arrays import F32, U8
 from cuda_kernels.scene import Grid, HeadField, Scene, TorsoField
 from models.bundle_files import RECORDED_CASES_FILE, SETTINGS_FILE, BundleError, FileRecord
-from models.partial_files import aside_path, partial_path, restore_aside, sweep_abandoned
+from models.partial_files import aside_path, atomic_write, partial_path, restore_aside, sweep_abandoned
 from models.settings import from_mapping, to_mapping
 from models.speaker import Speaker, load_speaker
 from models.speaker_settings import (
@@ -197,11 +197,13 @@ def seal(path: Path) -> Speaker:
     for name in document["files"]:
         if Path(name).name == name and (path / name).is_file():
             document["files"][name] = to_mapping(_record((path / name).read_bytes()))
-    _write_whole(file, _settings_text(document))
+    with atomic_write(file) as part:
+        part.write_bytes(_settings_text(document))
     try:
         return load_speaker(path)
     except BundleError:
-        _write_whole(file, before)
+        with atomic_write(file) as part:
+            part.write_bytes(before)
         raise
 
 
@@ -224,16 +226,6 @@ def add_figures(path: Path, figures: Mapping[str, float]) -> Speaker:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return load_speaker(path)
-
-
-def _write_whole(file: Path, content: bytes) -> None:
-    sweep_abandoned(file.parent)
-    partial = partial_path(file)
-    try:
-        partial.write_bytes(content)
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _settings_text(document: dict[str, Any]) -> bytes:

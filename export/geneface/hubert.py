@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cuda_kernels.arrays import F32
+from cuda_kernels.errors import InputError
 from models.hubert import (
     CONV_KERNELS,
     CONV_STRIDES,
@@ -271,7 +272,7 @@ def offline_features(run: Callable[[F32], F32], pcm: F32) -> F32:
         pcm: (n,) at 16 kHz, at least 400.
     """
     if len(pcm) < FEATURE_SAMPLES:
-        raise ValueError(
+        raise InputError(
             f"offline_features: pcm: expected at least {FEATURE_SAMPLES} samples, got {len(pcm)}; pad it"
         )
     sound = normalised(pcm)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from cuda_kernels.arrays import F32, U8
+from cuda_kernels.errors import InputError
 from cuda_kernels.scene import Camera
 from models.bundle_files import RECORDED_CASES_FILE
 from models.hubert import HUBERT_NAME, Hubert
@@ -50,7 +51,7 @@ _CASE_SAMPLES = SAMPLES_PER_FRAME * _CASE_FRAMES
 _WINDOW_CASES = 4
 
 
-class GenefaceImportError(ValueError):
+class GenefaceImportError(InputError):
     """Parts of a GeneFace speaker that do not fit together, or that say something else once exported."""
 
 

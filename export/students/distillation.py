@@ -18,12 +18,14 @@ import numpy as np
 import torch
 
 from cuda_kernels.arrays import F32
+from cuda_kernels.errors import InputError
 from models.audio2motion import Audio2Motion
 from models.bundle_files import SETTINGS_FILE
 from models.features import LogMel
 from models.landmark_subspace import LandmarkSubspace
 from models.speaker import Speaker, load_speaker
 from models.speaker_settings import MotionSettings, OriginRecord
+from models.torch_device import device_named
 from training.audio2motion import LOOP, MATMUL_PRECISION, Audio2MotionSettings, load_audio2motion, make_task
 from training.cli import write_settings
 from training.loop import checkpoints, fit
@@ -55,7 +57,7 @@ OF_THE_MOTION = (
 """How the names of those checks begin that are of the teacher's motion alone."""
 
 
-class DistillationError(ValueError):
+class DistillationError(InputError):
     """A student that cannot be made, or is not good enough to be shown."""
 
 
@@ -120,7 +122,7 @@ def distil(request: DistillationRequest, *, teacher: Teacher | None = None) -> D
         raise DistillationError(
             f"{request.out}: out: expected no such folder yet, got one that is no bundle; give a new folder"
         )
-    device = _device(request.device)
+    device = device_named(request.device)
     mean_face = _mean_face(speaker.motion)
     corpus = make_teacher_corpus(
         request.speech,
@@ -171,17 +173,6 @@ def distil(request: DistillationRequest, *, teacher: Teacher | None = None) -> D
     return DistillationReport(
         speaker=write_bundle(request.out, parts), agreement=agreement, corpus=corpus, step=step
     )
-
-
-def _device(name: str) -> torch.device:
-    """Returns the torch device of that name, or refuses one that is not there."""
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise DistillationError(f"device: expected cpu or cuda, got {name!r}") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise DistillationError(f"device: got {name}, but torch sees no CUDA device here; use --device cpu")
-    return device
 
 
 def _offline_motion(speaker: Speaker) -> Teacher:

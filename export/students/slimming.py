@@ -26,6 +26,7 @@ from models.bundle_files import BundleError
 from models.landmark_filter import MOUTH, LandmarkFilter
 from models.speaker import Speaker, load_speaker
 from models.speaker_settings import LANDMARKS, HeadSettings
+from models.torch_device import device_named
 from preparation.media import read_pcm
 from training.head_student import (
     HELD_OUT,
@@ -38,7 +39,6 @@ from training.head_student import (
     require_wider,
     save_lessons,
     train,
-    usable_device,
 )
 from training.loop import LoopSettings
 
@@ -92,7 +92,7 @@ def slim(
     Raises:
         ValueError: an input that is missing, broken or does not fit; no bundle is written.
     """
-    usable_device(request.device)  # before the motion has run for minutes
+    device_named(request.device)  # before the motion has run for minutes
     speaker = prepare(request, open_motion=open_motion)
     frames, pixels = _rays(request)
     settings = StudentTraining(

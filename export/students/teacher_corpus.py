@@ -21,8 +21,10 @@ import numpy.typing as npt
 from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # its stubs are a separate package
 
 from cuda_kernels.arrays import F32, I16
+from cuda_kernels.errors import InputError
 from models.audio2motion import LANDMARK_DIMENSION
 from models.features import FRAME_SAMPLES
+from models.partial_files import atomic_write
 from preparation.media import MediaError, read_pcm
 from training.corpus import FRAMES_PER_S, PAUSE, quiet_frames
 from training.measures import aperture_mm
@@ -39,7 +41,7 @@ SILENT_RMS = 1e-3  # the loudest frame of a recording without speech, of full sc
 CLOSED_SHARE = 0.1  # of the mouth's usual opening, that still counts as shut
 
 
-class SpeechError(ValueError):
+class SpeechError(InputError):
     """Speech that nothing can be learnt from, or a teacher that does not say it as it should."""
 
 
@@ -157,7 +159,9 @@ def make_teacher_corpus(
                     f"{file}: teacher: expected finite landmarks ({frames}, 68, 3), got "
                     f"{tuple(landmarks.shape)}; check the bundle with `geneface-export verify`"
                 )
-            _save_whole(path, landmarks.reshape(frames, LANDMARK_DIMENSION).astype(np.float32))
+            rows = landmarks.reshape(frames, LANDMARK_DIMENSION).astype(np.float32)
+            with atomic_write(path) as part:
+                np.save(part, rows, allow_pickle=False)
         found[digest] = Recording(
             file=file.resolve(),
             digest=digest,
@@ -263,26 +267,16 @@ def _write_corpus(corpus: TeacherCorpus, mean_face: F32) -> None:
     middle = motion.mean(axis=0, dtype=np.float64).astype(np.float32)
     motion -= middle
     scale = np.maximum(np.abs(motion).max(axis=0), 1e-6) / 32767
-    partial = corpus.folder / "landmarks.partial.npz"
-    np.savez(
-        partial,
-        coeff=np.round(motion / scale).astype(np.int16),
-        scale=scale,
-        basis=np.eye(LANDMARK_DIMENSION, dtype=np.float32) / 10,  # positions are dm, landmarks ten times that
-        neutral=(mean_face + middle.reshape(68, 3) / 10)[None],
-        row_identity=np.zeros(len(motion), np.uint8),
-        mean_face=mean_face,
-    )
-    partial.replace(corpus.folder / "landmarks.npz")
-    index = corpus.folder / "index.jsonl.partial"
-    index.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    index.replace(corpus.folder / "index.jsonl")
-
-
-def _save_whole(path: Path, array: F32) -> None:
-    partial = path.with_suffix(".partial.npy")
-    try:
-        np.save(partial, array, allow_pickle=False)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_write(corpus.folder / "landmarks.npz") as part:
+        np.savez(
+            part,
+            coeff=np.round(motion / scale).astype(np.int16),
+            scale=scale,
+            # Positions are in decimetres, landmarks ten times that.
+            basis=np.eye(LANDMARK_DIMENSION, dtype=np.float32) / 10,
+            neutral=(mean_face + middle.reshape(68, 3) / 10)[None],
+            row_identity=np.zeros(len(motion), np.uint8),
+            mean_face=mean_face,
+        )
+    with atomic_write(corpus.folder / "index.jsonl") as part:
+        part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -92,9 +92,9 @@ def speak_file(
         speaker: who talks.
         renderer: draws.
         audio: what is said.
-        video: where it goes; entered and committed here.
+        video: where it goes; entered and published here.
         networks: the speaker's, if they are open already.
-        landmarks: where the motion goes, if anywhere; entered and committed here.
+        landmarks: where the motion goes, if anywhere; entered and published here.
         landmark_video: where a video of the motion goes, likewise.
         seed: picks the blinks.
         times: where working times are added up.
@@ -171,9 +171,9 @@ def film_landmarks(
     Args:
         speaker: who talks.
         audio: what is said.
-        landmark_video: where the video goes; entered and committed here.
+        landmark_video: where the video goes; entered and published here.
         networks: the speaker's.
-        landmarks: where the motion goes, if anywhere; entered and committed here.
+        landmarks: where the motion goes, if anywhere; entered and published here.
         seed: picks the blinks.
         on_frame: told the number of frames written.
         stopped: asked after every frame whether to give up.

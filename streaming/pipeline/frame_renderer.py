@@ -83,11 +83,6 @@ class FrameRenderer:
         """Whether the mouth is drawn at full resolution, apart from the rest."""
         return self._boxes is not None
 
-    @property
-    def draws_finished(self) -> bool:
-        """Whether what is drawn is the finished picture."""
-        return self._finished is not None
-
     def draw_whole(self, *, c2w: F32, condition: F32) -> U8:
         """Returns the picture at `render_px`, RGB; or finished."""
         if self._finished is not None:

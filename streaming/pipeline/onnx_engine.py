@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar, cast
 import numpy as np
 
 from cuda_kernels.arrays import F32
+from cuda_kernels.errors import InputError
 from models.bundle_files import FileRecord, read_network
 from models.onnx_runtime import load_onnxruntime
 
@@ -38,7 +39,7 @@ TENSORRT_PROVIDER = "TensorrtExecutionProvider"
 _CPU_PROVIDER = "CPUExecutionProvider"
 
 
-class EngineError(ValueError):
+class EngineError(InputError):
     """A network does not have the inputs and outputs that the bundle promises."""
 
 

@@ -53,12 +53,11 @@ def choose_raymarcher(
         InputError: the GPU was asked for and cannot draw this speaker.
     """
     if gpu is not None:
-        from cuda_kernels.cuda_module import CudaError, CudaUnavailableError
-        from cuda_kernels.folding import SceneError
+        from cuda_kernels.cuda_module import CudaError
 
         try:
             return GpuRaymarcher(gpu, speaker.scene)
-        except (SceneError, CudaUnavailableError, CudaError, GpuLostError) as error:
+        except (InputError, CudaError, GpuLostError) as error:
             if device == "cuda":
                 raise InputError(
                     f"--device cuda: {speaker.name} cannot be drawn on {gpu.name}: {error}; "

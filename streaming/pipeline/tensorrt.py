@@ -20,7 +20,7 @@ import numpy as np
 
 from cuda_kernels.user_cache import user_cache_dir
 from models.onnx_runtime import load_onnxruntime
-from models.partial_files import partial_path
+from models.partial_files import atomic_write
 
 from .cuda_device import CudaDevice
 from .onnx_engine import TENSORRT_PROVIDER, Engine, EngineUnavailableError, NetworkSpec, OnnxEngine
@@ -86,10 +86,9 @@ def _try_out(network: NetworkSpec, gpu: CudaDevice, folder: Path, kept: Path) ->
         if math.isfinite(error) and error <= MAX_ERROR:
             found["precision"] = precision
             break
-    part = partial_path(kept)
     try:
-        part.write_text(json.dumps(found, indent=1))
-        part.replace(kept)
+        with atomic_write(kept) as part:
+            part.write_text(json.dumps(found, indent=1))
     except OSError as error:
         log.warning("%s: cannot be kept (%s); it is tried out at the next start", kept, error.strerror)
     return found

@@ -24,13 +24,11 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from cuda_kernels.folding import SceneError
-from models.bundle_files import BundleError
 from models.speaker_folders import UnknownSpeakerError
 
 from ..addresses import TrustedProxies
 from ..errors import InputError
-from ..pipeline.onnx_engine import EngineError, EngineTimeoutError
+from ..pipeline.onnx_engine import EngineTimeoutError
 from ..session.metrics import CONTENT_TYPE, Metrics
 from ..session.registry import EndedError, FullError, Sessions
 from ..session.session import Session
@@ -324,7 +322,7 @@ class AvatarApp:
         except EngineTimeoutError as error:
             log.warning("speaker %s cannot be used: %s", speaker, error)
             raise Problem(504, f"speaker {speaker}: a network of its bundle never answers") from None
-        except (BundleError, EngineError, SceneError, InputError) as error:
+        except InputError as error:
             log.warning("speaker %s cannot be used: %s", speaker, error)
             raise Problem(
                 500, f"speaker {speaker}: its bundle cannot be used; the server's log says why"

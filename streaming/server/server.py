@@ -33,7 +33,7 @@ from ..session.session import SessionSettings
 from ..session.speaker_list import SpeakerList
 from ..settings import StreamSettings
 from ..webrtc.ice import IceServer
-from ..webrtc.opus import find_libopus
+from ..webrtc.opus import load_libopus
 from ..webrtc.peer import PeerSettings
 from ..webrtc.video_encoder import CODECS
 from . import websocket_protocol
@@ -77,10 +77,10 @@ def serve(
     memory.keep_few_arenas()
     ice_servers = tuple(IceServer.parse(text) for text in settings.ice_server)
     tls = server_ssl_context(settings.tls_cert, settings.tls_key, settings.tls_self_signed, settings.host)
+    load_libopus()  # may ask another program: not on the event loop, when the first session begins
     listener = _listen(settings)  # before the slow part: a port in use is said at once
     with contextlib.ExitStack() as stack:
         stack.enter_context(listener)
-        find_libopus()  # may ask another program: not on the event loop, when the first session begins
         compute, share = settings.compute, core_share(settings.cores)
         metrics = Metrics()
         gpu = open_gpu(settings.device, say=say, observe=metrics.gpu_drew)

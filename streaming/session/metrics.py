@@ -5,7 +5,6 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-STAGES = ("jitter_buffer", "lookahead", "render", "encode", "wait")
 _STAGE_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.16, 0.2, 0.3, 0.5, 1.0)
 _GLASS_BUCKETS_S = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.8, 1.0, 1.5, 2.0)
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 24, 32)
@@ -93,6 +92,26 @@ class Metrics:
         self.microphone_concealed = Counter(
             "geneface_microphone_concealed_seconds_total",
             "Audio synthesised by packet loss concealment.",
+            registry=registry,
+        )
+        self.microphone_late = Counter(
+            "geneface_microphone_packets_late_total",
+            "Packets that came when their place was over.",
+            registry=registry,
+        )
+        self.microphone_recovered = Counter(
+            "geneface_microphone_packets_recovered_total",
+            "Lost packets that were decoded from the in-band FEC of the next one.",
+            registry=registry,
+        )
+        self.microphone_accelerated = Counter(
+            "geneface_microphone_accelerated_seconds_total",
+            "Sound left out to make the delay shorter.",
+            registry=registry,
+        )
+        self.microphone_expanded = Counter(
+            "geneface_microphone_expanded_seconds_total",
+            "Sound put in to make the delay longer.",
             registry=registry,
         )
         self.malformed_packets = Counter(

@@ -53,8 +53,6 @@ class ResolutionController:
         self.size_px = start_px
         self.note = ""
         """Why the size is smaller than wanted; empty when it is not."""
-        self.steps_down = 0
-        self.steps_up = 0
         self._reason = ""
         self._start_px = start_px
         self._sizes_px = sorted({*sizes_px, start_px})  # smallest first
@@ -127,7 +125,6 @@ class ResolutionController:
         ]
         self._hold(now_s)
         self._change(now_s, fitting[-1] if fitting else smaller[0])
-        self.steps_down += 1
         self._reason = reason
         self._say()
         return True
@@ -156,7 +153,6 @@ class ResolutionController:
         if self._predicted_ms(draw_ms, larger) > share * self._budget_ms:
             return False
         self._change(now_s, larger)
-        self.steps_up += 1
         self._say()
         return True
 

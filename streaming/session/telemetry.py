@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from prometheus_client import Counter
+
 from ..errors import NetworkFailureError
 from ..pipeline.clock import FRAME_RATE_HZ, MonotonicClock
 from ..pipeline.loaded_speaker import LoadedSpeaker
@@ -57,8 +59,7 @@ class Telemetry:
         self._was_slow = False
         self._networks_told: set[str] = set()  # whose failure is logged
         self._malformed_told = False
-        self._lost_told = 0
-        self._concealed_told_ms = 0.0
+        self._counted: dict[Counter, float] = {}  # what of the microphone's figures the metrics have
 
     def hello(self) -> dict[str, Any]:
         """Returns the first message to a page."""
@@ -153,10 +154,17 @@ class Telemetry:
         metrics.microphone_depth.labels(self._label).set(microphone.depth_ms / 1000)
         if self.peer.video is not None and self.peer.video.round_trip_s is not None:
             metrics.round_trip.labels(self._label).set(self.peer.video.round_trip_s)
-        lost, concealed_ms = microphone.packets_lost, microphone.concealed_ms
-        metrics.microphone_lost.inc(max(lost - self._lost_told, 0))  # a late packet was not lost after all
-        metrics.microphone_concealed.inc(max(concealed_ms - self._concealed_told_ms, 0) / 1000)
-        self._lost_told, self._concealed_told_ms = lost, concealed_ms
+        for counter, counted in (
+            (metrics.microphone_lost, microphone.packets_lost),
+            (metrics.microphone_late, microphone.packets_late),
+            (metrics.microphone_recovered, microphone.fec_packets),
+            (metrics.microphone_concealed, microphone.concealed_ms / 1000),
+            (metrics.microphone_accelerated, microphone.shortened_ms / 1000),
+            (metrics.microphone_expanded, microphone.lengthened_ms / 1000),
+        ):
+            # A late packet was not lost after all: that figure falls.
+            counter.inc(max(counted - self._counted.get(counter, 0), 0))
+            self._counted[counter] = counted
 
     def _described(self, record: FrameRecord) -> dict[str, Any]:
         def unix_ms(at_s: float | None) -> float | None:

@@ -12,6 +12,7 @@ from aiortc.rtcpeerconnection import is_codec_compatible
 from aiortc.rtcrtpparameters import RTCRtpCodecParameters
 from aiortc.sdp import DIRECTIONS, candidate_from_sdp, grouplines
 
+from ..errors import InputError
 from .dtls import FINGERPRINT_BYTES
 from .ice import is_reachable
 
@@ -69,7 +70,7 @@ _ATTRIBUTES = {
 }
 
 
-class OfferError(ValueError):
+class OfferError(InputError):
     """An offer that cannot be answered; the message is one line for the peer."""
 
 

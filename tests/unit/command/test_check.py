@@ -24,6 +24,7 @@ from streaming.pipeline.cuda_device import CudaDevice
 from streaming.pipeline.onnx_engine import EngineUnavailableError
 from streaming.server import tls
 from streaming.settings import StreamSettings
+from streaming.webrtc import opus
 
 
 @pytest.fixture
@@ -200,10 +201,11 @@ def test_a_python_that_is_too_old_is_a_failure(settings, monkeypatch):
     assert found.detail.endswith("expected 4.0 or newer")
 
 
-def test_opus_without_its_library_is_a_warning(settings, monkeypatch):
-    monkeypatch.setattr(check, "find_libopus", lambda: None)
+def test_opus_without_its_library_is_a_failure(settings, monkeypatch):
+    monkeypatch.setattr(opus, "_libopus_paths", list)
+    monkeypatch.setattr(opus, "load_libopus", opus.load_libopus.__wrapped__)
     found = results_of(settings)["sound Opus"]
-    assert found.status == "warn"
+    assert found.status == "fail"
     assert "libopus0" in found.way_out
 
 

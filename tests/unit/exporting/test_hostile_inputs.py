@@ -273,6 +273,35 @@ def test_what_a_killed_run_left_is_swept_and_nothing_else(tmp_path, dead):
     assert [file for file in kept if not file.exists()] == []
 
 
+def test_a_write_is_whole_or_not_at_all(tmp_path, dead):
+    path = tmp_path / "figures.json"
+    path.write_text("before")
+    written_before(named(tmp_path / "old.json", process=dead), 3600)
+
+    def fail():
+        with partial_files.atomic_write(path) as part:
+            part.write_text("half")
+            raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        fail()
+    assert path.read_text() == "before"
+    assert [*tmp_path.iterdir()] == [path]
+    with partial_files.atomic_write(path, flush=True) as part:
+        part.write_text("after")
+        assert path.read_text() == "before"
+    assert path.read_text() == "after"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_of_nothing_is_an_error(tmp_path):
+    path = tmp_path / "figures.json"
+    path.write_text("before")
+    with pytest.raises(FileNotFoundError), partial_files.atomic_write(path):
+        pass
+    assert path.read_text() == "before"
+
+
 def test_a_folder_in_which_something_is_still_written_stays(tmp_path, dead):
     folder = written_before(named(tmp_path / "May", process=dead), 3600)
     (folder / "features.onnx").write_bytes(b"x")

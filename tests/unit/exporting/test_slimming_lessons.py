@@ -36,7 +36,7 @@ def refused(request):
     with pytest.raises(ValueError) as caught:  # noqa: PT011 -- the callers look at the text
         prepare(request, open_motion=wide_speaker.loudness_motion)
     assert "\n" not in str(caught.value)
-    assert not request.work_folder.exists() or not list(request.work_folder.glob("*.partial"))
+    assert not request.work_folder.exists() or not list(request.work_folder.glob(".*"))
     return str(caught.value)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import lzma
+from pathlib import Path
 
 import pytest
 
@@ -115,6 +116,17 @@ def test_without_a_place_for_the_cache_it_compiles_each_time(cubins, compiled, m
     monkeypatch.setenv("GENEFACE_KERNEL_CACHE", str(tmp_path / "file" / "below"))
     assert machine_code(32, 90) == machine_code(32, 90)
     assert len(compiled) == 2
+
+
+def test_a_kernel_that_cannot_be_kept_leaves_nothing(cubins, compiled, monkeypatch):
+    def full(path, content):
+        path.touch()
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert machine_code(32, 90) == machine_code(32, 90)
+    assert len(compiled) == 2
+    assert not list(cache_directory().iterdir())
 
 
 def test_the_cache_lies_in_the_users_cache_directory(monkeypatch, tmp_path):

@@ -150,7 +150,7 @@ def test_a_failed_write_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         loop.save_checkpoint(tmp_path / "checkpoint_00000012.pt", {})
     assert (tmp_path / "checkpoint_00000012.pt").read_bytes() == before
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):

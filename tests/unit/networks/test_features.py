@@ -66,7 +66,7 @@ def test_silence_is_the_floor(mel):
 def test_describes_itself(mel):
     front_end: AudioFeatures = mel
     assert (front_end.dimension, front_end.rate_hz) == (80, 50)
-    assert (front_end.lookahead_samples, front_end.left_context_samples) == (0, 192)
+    assert front_end.left_context_samples == 192
     assert not mel.state_dict()
 
 

@@ -305,7 +305,6 @@ def test_a_gpu_draws_the_bundle_s_size_finished_and_costs_one_thread(speakers, r
     assert 0 < host.core_ms(512) == pytest.approx(cost.render_core_ms + cost.other_core_ms)
     assert max(len(batch) for batch in renderer.batches) == MAX_FRAMES  # it was measured in company
     drawing = host.make_renderer(512)
-    assert drawing.draws_finished
     assert not drawing.draws_mouth_apart
     scene_condition = np.full(host.speaker.condition.size, 7, np.float32)
     whole = drawing.draw_whole(c2w=host.speaker.poses[0], condition=scene_condition)
@@ -320,7 +319,6 @@ def test_a_smaller_size_on_a_gpu_is_drawn_as_on_the_cpu(speakers, raymarchers, g
     host = on_gpu(speakers, raymarchers, gpu, render_px=256)
     assert (host.sizes_px, host.start_px) == ((256,), 256)
     drawing = host.make_renderer(256)
-    assert not drawing.draws_finished
     condition = np.zeros(host.speaker.condition.size, np.float32)
     whole = drawing.draw_whole(c2w=host.speaker.poses[0], condition=condition)
     assert whole.shape == (256, 256, 3)

@@ -19,7 +19,16 @@ ID, LABEL = "abcdef-unguessable-id", "abcdef"
 class Setup:
     def __init__(self):
         self.clock, self.metrics, self.schedule = ManualClock(START_S), Metrics(), make_schedule()
-        self.microphone = SimpleNamespace(depth_ms=25.04, target_ms=60.0, packets_lost=3, concealed_ms=40.2)
+        self.microphone = SimpleNamespace(
+            depth_ms=25.04,
+            target_ms=60.0,
+            packets_lost=3,
+            packets_late=1,
+            fec_packets=2,
+            concealed_ms=40.2,
+            shortened_ms=15.0,
+            lengthened_ms=20.0,
+        )
         self.downlink = SimpleNamespace(
             resolution=SimpleNamespace(size_px=128, note=""),
             pace=DrawingPace(),
@@ -178,8 +187,14 @@ def test_metrics_of_a_session(setup):
     assert setup.sample("microphone_depth_seconds", session=LABEL) == pytest.approx(0.025, abs=1e-4)
     assert setup.sample("round_trip_seconds", session=LABEL) == 0.03
     setup.microphone.packets_lost = 2  # one came late after all
+    setup.microphone.packets_late = 2
     setup.microphone.concealed_ms = 60.2
+    setup.microphone.shortened_ms = 18.0
     setup.telemetry.update_metrics()
     assert setup.sample("microphone_packets_lost_total") == 3
+    assert setup.sample("microphone_packets_late_total") == 2
+    assert setup.sample("microphone_packets_recovered_total") == 2
     assert setup.sample("microphone_concealed_seconds_total") == pytest.approx(0.0602)
+    assert setup.sample("microphone_accelerated_seconds_total") == pytest.approx(0.018)
+    assert setup.sample("microphone_expanded_seconds_total") == pytest.approx(0.02)
     assert ID not in setup.metrics.text().decode()
