@@ -153,11 +153,18 @@ class OnnxEngine:
         try:
             self._session = self._within(
                 self._max_run_s + len(content) / _MIN_OPENED_BYTES_PER_S,
-                lambda: onnxruntime.InferenceSession(content, sess_options=options, providers=providers),
+                lambda: onnxruntime.InferenceSession(
+                    content,
+                    sess_options=options,
+                    providers=providers,
+                    enable_fallback=0,  # it would print what it does instead
+                ),
             )
         except EngineTimeoutError:
             raise
         except Exception as error:  # noqa: BLE001 - the runtime's own errors share no base but Exception
+            if tensorrt is not None and "TensorRT libraries" in str(error):
+                raise _no_tensorrt(onnxruntime.__version__) from None
             raise EngineError(
                 f"{model}: expected an ONNX network, got: {_first_line(error)}; export it again"
             ) from None
@@ -168,10 +175,7 @@ class OnnxEngine:
                 "others or none; pip install 'onnxruntime-gpu[cuda,cudnn]'"
             )
         if tensorrt is not None and TENSORRT_PROVIDER not in self._session.get_providers():
-            raise EngineUnavailableError(
-                f"ONNX Runtime {onnxruntime.__version__}: expected TensorRT's libraries, got none that it "
-                "can load; pip install tensorrt"
-            )
+            raise _no_tensorrt(onnxruntime.__version__)
         self.device = CPU if gpu is None else f"{gpu.name} (ONNX Runtime{', TensorRT' if tensorrt else ''})"
         self._outputs = [network.output]
         check_tensors(
@@ -310,6 +314,13 @@ def probe(engine: Engine, network: NetworkSpec, *, must_be_finite: bool = True) 
                 f"{network.model}: {network.output}: expected finite numbers, got {unusable} of {got.size} "
                 f"that are none, of {content}; export it again"
             )
+
+
+def _no_tensorrt(version: str) -> EngineUnavailableError:
+    return EngineUnavailableError(
+        f"ONNX Runtime {version}: expected TensorRT's libraries, got none that it can load; "
+        "pip install tensorrt"
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -8,7 +8,9 @@ Source: ONNX Runtime, "TensorRT Execution Provider" (options `trt_*`).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib
 import json
 import logging
 import math
@@ -57,11 +59,13 @@ def open_on_tensorrt(
             f"ONNX Runtime {onnxruntime.__version__}: expected a build for TensorRT, got one without; "
             "pip uninstall onnxruntime, then pip install onnxruntime-gpu"
         )
+    with contextlib.suppress(ImportError, OSError, RuntimeError):
+        importlib.import_module("tensorrt")  # loads its libraries, where it was installed by pip
     folder = cache_dir or user_cache_dir() / "engines"
     kept = folder / f"{network.model.stem}-{_key(network, gpu, onnxruntime.__version__)}.json"
     found = _read(kept)
     if found is None:
-        say(f"{network.model.name}: TensorRT builds an engine for {gpu.name} (once on this GPU; minutes) ...")
+        say(f"{network.model.name}: trying TensorRT on {gpu.name}; a build takes minutes, once ...")
         found = _try_out(network, gpu, folder, kept)
     if found["precision"] is None:
         raise EngineUnavailableError(

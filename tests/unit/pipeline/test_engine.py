@@ -310,12 +310,17 @@ class FakeRuntime(SimpleNamespace):
     def preload_dlls(self):
         self.preloaded += 1
 
-    def InferenceSession(self, path, *, sess_options, providers):  # noqa: N802 - its own name
+    def InferenceSession(self, path, *, sess_options, providers, enable_fallback):  # noqa: N802 - its own name
+        assert enable_fallback == 0  # with it, it prints and goes on without the provider
         self.asked.append(providers)
+        if providers[0][0] == "TensorrtExecutionProvider" and not self.tensorrt_works:
+            raise RuntimeError(
+                "onnxruntime_pybind_state.cc:729 Please install TensorRT libraries as mentioned"
+            )
         self.threads.append(sess_options.intra_op_num_threads)
         real = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         on_cuda = len(providers) > 1 and self._cuda_works
-        on_tensorrt = providers[0][0] == "TensorrtExecutionProvider" and self.tensorrt_works
+        on_tensorrt = providers[0][0] == "TensorrtExecutionProvider"
         error = self.errors[providers[0][1]["trt_fp16_enable"]] if on_tensorrt else 0.0
         found = ["TensorrtExecutionProvider"] * on_tensorrt + ["CUDAExecutionProvider"] * on_cuda
 
@@ -378,7 +383,7 @@ def test_large_ones_go_to_tensorrt_in_half_precision(opened, monkeypatch, said, 
     np.testing.assert_array_equal(took.run(ones()), [[3, 4]] * 3)
     assert {options["trt_fp16_enable"] for options in fake.tensorrt_asked} == {"True"}
     assert {options["trt_engine_cache_path"] for options in fake.tensorrt_asked} == {str(cache["cache_dir"])}
-    assert said == ["sum.onnx: TensorRT builds an engine for NVIDIA H100 (once on this GPU; minutes) ..."]
+    assert said == ["sum.onnx: trying TensorRT on NVIDIA H100; a build takes minutes, once ..."]
     assert not any("trt_profile_opt_shapes" in options for options in fake.tensorrt_asked)
     opened(**cache)  # at a later start it is known
     assert len(said) == 1
