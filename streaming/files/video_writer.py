@@ -45,7 +45,7 @@ def check_writable(path: Path, flag: str) -> None:
 
 @contextlib.contextmanager
 def writing_errors(path: Path) -> Iterator[None]:
-    """Turns what goes wrong while `path` is written into one line that says what to do."""
+    """Turns errors of writing `path` into an `InputError` of one line."""
     try:
         yield
     except OSError as error:
@@ -185,7 +185,7 @@ class VideoOutput:
             container, self._container = self._container, None
             container.close()
             with self._part.open("rb+") as file:
-                os.fsync(file.fileno())  # some file systems say only now that there is no room
+                os.fsync(file.fileno())  # some file systems report only here that the disk is full
             return self._part.stat().st_size
 
     def publish(self) -> None:

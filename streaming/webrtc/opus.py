@@ -191,7 +191,7 @@ class OpusDecoder:
         return None if recovered is None else _bounded(recovered)
 
     def reset(self) -> None:
-        """Forgets what was decoded: the next packet is the first of another stream."""
+        """Resets the decoder: the next packet is the first of another stream."""
         self._decoder.reset()
 
 
@@ -344,7 +344,7 @@ class OpusEncoder:
 
     @property
     def lookahead_samples(self) -> int:
-        """By how many samples at 48 kHz the decoded sound is later than what went in."""
+        """Algorithmic delay of encoder and decoder in samples at 48 kHz."""
         return self._encoder.lookahead_samples
 
     def encode(self, samples: F32) -> bytes:
