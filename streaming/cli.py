@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage in front of it."""
+    """An argument parser whose errors are one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         """Ends the program with exit code 2."""
@@ -93,7 +93,7 @@ def _version() -> str:
 
 
 class _Interruption:
-    """SIGINT and SIGTERM: while things are got ready they end the program, during a run they are polled."""
+    """SIGINT and SIGTERM: they raise during preparation and are polled during a run."""
 
     def __init__(self) -> None:
         self.name = ""
@@ -112,7 +112,7 @@ class _Interruption:
 
     @contextlib.contextmanager
     def polled(self) -> Iterator[None]:
-        """Only notes a signal in the block; `received` tells."""
+        """Records a signal in the block instead of raising; see `received`."""
         self._polled = True
         try:
             yield

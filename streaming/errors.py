@@ -30,7 +30,7 @@ class Stopped(Exception):  # noqa: N818 - it is an order, not an error
 
 
 class Signalled(BaseException):
-    """A signal came while nothing polls for it; as KeyboardInterrupt, it passes what swallows exceptions."""
+    """A signal came while none polls for it; no Exception, so that broad handlers pass it on."""
 
 
 class GpuLostError(RuntimeError):

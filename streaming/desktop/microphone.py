@@ -24,7 +24,7 @@ from ..settings import DEFAULT_MICROPHONE
 BLOCK_MS = 20
 BOUND_MS = 400.0  # of the queue to the reader; the oldest is dropped
 FIRST_SOUND_S = 6.0  # a Bluetooth headset takes its time
-LOST_AFTER_S = 2.0  # some systems do not say that a device was unplugged: it just falls silent
+LOST_AFTER_S = 2.0  # some systems do not report that a device was unplugged: its callback just stops
 _POLL_S = 0.2
 
 

@@ -40,20 +40,20 @@ _NOT_DRAWINGS = "frames"  # the queue that fills when the window is slow, not th
 
 
 class Frames(Protocol):
-    """What gives frames: a `Pipeline`."""
+    """A source of frames: a `Pipeline`."""
 
     renderer: FrameRenderer
 
     @property
     def dropped(self) -> dict[str, int]:
-        """How many items each queue dropped to make room."""
+        """Items dropped by each full queue."""
 
     def next_frame(self, timeout_s: float | None = None) -> Frame | None:
         """Returns the next frame, None at the end; raises TimeoutError, or what a stage failed with."""
 
 
 class Window(Protocol):
-    """What shows frames: a `PreviewWindow`."""
+    """A display of frames: a `PreviewWindow`."""
 
     def set_title(self, title: str) -> None:
         """Changes the title."""
@@ -153,7 +153,7 @@ class _Titles:
         self._since_s, self._shown = clock.now_s(), 0
 
     def update(self, shown: int, note: str) -> None:
-        """Takes how many frames were shown so far, and what the resolution has to say."""
+        """Updates the title by the count of frames shown and the resolution's note."""
         now_s = self._clock.now_s()
         if now_s - self._since_s < _TITLE_EVERY_S:
             return
@@ -234,7 +234,7 @@ class LiveRun:
             self._opened = stack.pop_all()
 
     def describe(self) -> str:
-        """Returns who speaks, by which device, drawn how, in one line."""
+        """Returns speaker, devices and render size in one line."""
         loaded = self.loaded
         placed = loaded.networks.describe()  # empty where the CPU runs them all
         return (

@@ -25,7 +25,7 @@ from ..pipeline.downmix import Downmix
 log = logging.getLogger(__name__)
 
 AAC_RATES_HZ = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
-MIN_RATE_HZ = 1_000  # no header of a whole file says less; a damaged one would make days of a second
+MIN_RATE_HZ = 1_000  # a lower one is a damaged header, and would make days of a second
 MAX_RATE_HZ = 1_000_000  # the resampler's filters grow with it
 MAX_CHANNELS = 64  # of FFmpeg's resampler
 MAX_AMPLITUDE = 16.0  # of a sample before it is mixed and resampled: no sum leaves float32's range
@@ -39,7 +39,7 @@ _FLOAT_FORMATS = frozenset({"flt", "fltp", "dbl", "dblp"})
 
 @dataclass(frozen=True, kw_only=True)
 class SoundFormat:
-    """Rate and layout of the sound that goes into the video."""
+    """Sample rate and channel layout of the video's sound."""
 
     rate_hz: int
     layout: str  # "mono" or "stereo"
@@ -129,7 +129,7 @@ class AudioFile:
                 resampler = av.AudioResampler("fltp", wanted.layout, wanted.rate_hz)
             frame = av.AudioFrame.from_ndarray(block, format="fltp", layout=wanted.layout)
             frame.sample_rate = (
-                rate_hz  # no time stamps: gaps and jumps of a container's do not move the sound
+                rate_hz  # no timestamps: gaps and jumps of a container's do not move the sound
             )
             for out in _resampled(resampler, frame):
                 samples_out += out.shape[1]
@@ -172,7 +172,7 @@ class AudioFile:
             self._warn(damaged, decoded_s)
 
     def _warn(self, damaged: int, decoded_s: float) -> None:
-        """Says in one line what is missing of the sound, if anything is."""
+        """Warns in one line of sound that is damaged or missing."""
         lost = ""
         if self._stated_s is not None and self._stated_s - decoded_s > _PADDING_S + 0.02 * self._stated_s:
             lost = f"the file states {self._stated_s:.2f} s of sound, {decoded_s:.2f} s of it could be read"
@@ -300,7 +300,7 @@ def _sound_tracks(container: av.container.InputContainer, path: Path) -> list[in
 def _decoded(
     container: av.container.InputContainer, stream: av.stream.Stream
 ) -> Iterator[av.AudioFrame | None]:
-    """Yields a track's frames in order, and None in place of what cannot be decoded."""
+    """Yields a track's frames in order, and None for each that cannot be decoded."""
     if stream.codec_context is None:
         return
     packets = container.demux(stream)
@@ -353,7 +353,7 @@ def _duration_s(container: av.container.InputContainer, stream: av.stream.Stream
 
 
 def _stated_s(container: av.container.InputContainer, stream: av.stream.Stream) -> float | None:
-    """Returns how much sound the file states to have; None where it does not, or where that is a guess."""
+    """Returns the duration that the file's header states; None without one, or where FFmpeg estimates it."""
     if stream.duration is None:  # what the container states is of its longest track, from zero on
         if len(container.streams) > 1:
             return None

@@ -47,7 +47,7 @@ def pace_of(loaded: LoadedSpeaker, *, duration_s: float | None) -> FilePace | No
 
 @dataclass(frozen=True, kw_only=True)
 class FileReport:
-    """What a run wrote and what it took."""
+    """Statistics of a file run."""
 
     frames: int
     spent_s: float

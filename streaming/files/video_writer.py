@@ -45,7 +45,7 @@ def check_writable(path: Path, flag: str) -> None:
 
 @contextlib.contextmanager
 def writing_errors(path: Path) -> Iterator[None]:
-    """Turns what goes wrong while `path` is written into one line that says what to do."""
+    """Turns errors of writing `path` into an `InputError` of one line."""
     try:
         yield
     except OSError as error:

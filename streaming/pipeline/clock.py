@@ -13,7 +13,7 @@ FRAME_SAMPLES = SAMPLE_RATE_HZ // FRAME_RATE_HZ  # 640: frame i belongs to sampl
 
 
 def frames_covering(samples: int) -> int:
-    """Returns how many video frames it takes so that each of `samples` samples has one."""
+    """Returns the number of video frames that cover `samples` samples, rounded up."""
     return -(-samples // FRAME_SAMPLES)
 
 
@@ -28,7 +28,7 @@ def samples_to_ms(samples: int) -> float:
 
 
 class MonotonicClock(Protocol):
-    """Time that never goes back; only differences mean something."""
+    """Monotonic time; only differences mean something."""
 
     def now_s(self) -> float:
         """Returns the time in seconds since some fixed moment."""

@@ -31,7 +31,7 @@ def core_share(limit: int = 0, *, cgroup: Path = _CGROUP, membership: Path = _ME
 
 
 def drawing_threads(threads: int, *, cores: int) -> int:
-    """Returns how many threads draw on the CPU: as many as were asked for; 0: one a core, within reason."""
+    """Returns the number of raymarcher threads on the CPU; for `threads` 0: one a core, within reason."""
     return threads or min(cores, MAX_DRAWING_THREADS)
 
 

@@ -17,12 +17,12 @@ from cuda_kernels.arrays import F32
 
 MAX_CANCELLING_COHERENCE = 0.3  # below it the louder channel is taken: the mean is 8 dB or more below it
 MIN_MIXING_COHERENCE = 0.6  # above it the mean is taken again
-MIN_LEAD = 4.0  # in power: so much louder is another channel before it is changed to
+MIN_LEAD = 4.0  # hysteresis in power before another channel is taken
 
 _MEASURED_RATE_HZ = 8_000
 _HOP_VALUES = 160  # 20 ms at the measured rate
 _MEMORY_S = 0.3  # time constant of the powers: a pause between words leaves the choice as it is
-_MIN_POWER = 1e-7  # of a hop; what is quieter, -70 dBFS in that band, decides nothing
+_MIN_POWER = 1e-7  # of a hop, -70 dBFS in that band; quieter hops decide nothing
 
 
 class Downmix:

@@ -96,7 +96,7 @@ def open_engine(
 
 
 def describe_devices(engines: Mapping[str, Engine]) -> str:
-    """Returns what runs which network, by their names; empty where the CPU runs them all."""
+    """Returns the device of each network, in words; empty where the CPU runs them all."""
     by_device: dict[str, list[str]] = {}
     for name, engine in engines.items():
         by_device.setdefault(engine.device, []).append(name)

@@ -115,7 +115,7 @@ class FrameCostMeter:
         self._encoder_ms: float | None = None
 
     def measure(self, size_px: int) -> FrameCost:
-        """Returns what a frame drawn at `size_px` takes."""
+        """Returns the cost of a frame drawn at `size_px`."""
         renderer = self._make_renderer(size_px)
         draws, finishes, pictures = [], [], []
 
@@ -126,7 +126,7 @@ class FrameCostMeter:
         for number in range(_PROBES):
             pose, c2w = self._poses.at(len(self._poses) * number // _PROBES)
             runs = []
-            for _ in range(2):  # the faster counts: a moment's noise is not the machine
+            for _ in range(2):  # the faster counts: noise only adds
                 drawn, draw_took = self._timed(functools.partial(draw, pose, c2w), self._drawing)
                 finish = functools.partial(renderer.finish, *drawn)
                 picture, finish_took = self._timed(finish, _on_one_thread)
@@ -185,12 +185,12 @@ def _on_one_thread(took: _Took) -> _Spent:
 
 
 def _on_a_device(took: _Took) -> _Spent:
-    """A GPU's time is told by the wall clock alone; of the CPU, at most the thread that waits is busy."""
+    """Work on a GPU counts by wall time; of the CPU, at most the waiting thread is busy."""
     return _Spent(ms=took.wall_ms, core_ms=max(took.thread_ms, min(took.process_ms, took.wall_ms)))
 
 
 def _on_a_runtime_s_threads(threads: int, took: _Took) -> _Spent:
-    """Only the process counts these threads; what it did besides is in it, up to all they can have done."""
+    """Threads of a runtime count by process CPU time, at most all that they can have used."""
     core_ms = max(took.thread_ms, min(took.process_ms, threads * took.wall_ms))
     return _on_threads(threads, took.wall_ms, core_ms)
 

@@ -48,7 +48,7 @@ class BatchRenderer(Protocol):
         """Returns the scene, ready to be drawn."""
 
     def unload(self, scene: CudaScene) -> None:
-        """Gives back what the scene takes up."""
+        """Frees the scene's memory."""
 
     def submit(self, requests: Sequence[FrameRequest]) -> Launch:
         """Returns a launch that draws the requests."""
@@ -146,7 +146,7 @@ class GpuRenderer:
         return self._renderer.load(scene)
 
     def unload(self, scene: CudaScene) -> None:
-        """Gives back what a scene takes up; of a lost GPU that is done already, or cannot be."""
+        """Frees a scene's memory; does nothing on a lost GPU."""
         from cuda_kernels.cuda_module import CudaError
 
         if not self._lost:
@@ -227,7 +227,7 @@ class GpuRenderer:
                 self._submitted.notify_all()
 
     def _gather(self) -> list[PendingFrame]:
-        """Returns what is submitted next, oldest first; nothing once it is over."""
+        """Returns the next batch, oldest first; empty once it is over."""
         with self._lock:
             while not self._closed and not self._lost:
                 waiting = [(wanted.asker, wanted.asked_s) for wanted in self._waiting]
@@ -247,7 +247,7 @@ class GpuRenderer:
         except CudaError as error:
             self._lose(str(error))
             return
-        except Exception as error:  # noqa: BLE001 - logged, and told to who waits
+        except Exception as error:  # noqa: BLE001 - logged, and raised to the requesters
             self._fail_batch(batch, error)
             with self._lock:
                 self._submitting = []
@@ -286,7 +286,7 @@ class GpuRenderer:
         except CudaError as error:
             self._lose(str(error))
             return
-        except Exception as error:  # noqa: BLE001 - logged, and told to who waits
+        except Exception as error:  # noqa: BLE001 - logged, and raised to the requesters
             self._fail_batch(batch, error)
             pictures = []
         with self._lock:
@@ -385,7 +385,7 @@ class GpuRaymarcher:
         return self._gpu.draw([self._finished(c2w, condition, size_px)])[0]
 
     def frame_ms(self, *, poses: F32, condition: F32, size_px: int) -> float:
-        """Returns what a finished picture takes the GPU and its threads, as one of several in a launch.
+        """Returns the milliseconds a frame of a full batch takes, copies and threads included.
 
         Args:
             poses: (P, 4, 4) the head's path; pictures are spread over it.
@@ -396,7 +396,7 @@ class GpuRaymarcher:
         requests = [self._finished(poses[number], condition, size_px) for number in numbers]
         clock, spent_s = SystemClock(), []
         self._gpu.draw(requests)  # buffers and background are made
-        for _ in range(_MEASUREMENTS):  # the fastest counts: a moment's noise is not the machine
+        for _ in range(_MEASUREMENTS):  # the fastest counts: noise only adds
             start_s = clock.now_s()
             self._gpu.draw(requests)
             spent_s.append(clock.now_s() - start_s)
@@ -411,7 +411,7 @@ class GpuRaymarcher:
         return clock.now_s() - start_s
 
     def close(self) -> None:
-        """Gives back what the scene takes up; a second time it does nothing."""
+        """Frees the scene's memory; safe twice."""
         if not self._closed:
             self._closed = True
             self._gpu.unload(self._loaded)
@@ -428,7 +428,7 @@ def open_gpu(
     say: Callable[[str], None],
     observe: Callable[[int, float], None] = lambda frames, kernel_ms: None,
 ) -> GpuRenderer | None:
-    """Returns what draws on the first GPU, started; None where the CPU draws.
+    """Returns the renderer of the first GPU, started; None where the CPU draws.
 
     Args:
         device: `cpu`: never; `cuda`: on a GPU or not at all; `auto`: where there is one.

@@ -36,7 +36,7 @@ _LIVE_SHARE = 0.6  # of a frame's time: the rest is for WebRTC, and for a browse
 
 
 class SpeakerOpening:
-    """The steps in which a speaker is opened, for who takes them one by one; `LoadedSpeaker.of` takes all."""
+    """Opens a speaker step by step; `LoadedSpeaker.of` takes all steps."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class SpeakerOpening:
 
     @property
     def raymarcher(self) -> Raymarcher:
-        """What draws; after `warm_up`."""
+        """The raymarcher; after `warm_up`."""
         assert self._raymarcher is not None
         return self._raymarcher
 
@@ -121,7 +121,7 @@ class SpeakerOpening:
 
     @property
     def device(self) -> str:
-        """What draws, fit to be shown."""
+        """The rendering device, for display."""
         return device_of(self.raymarcher, threads=self.threads)
 
     @functools.cached_property
@@ -153,7 +153,7 @@ class SpeakerOpening:
         return limit_ms / 2 if features is not None and features.device == CPU else limit_ms
 
     def measure(self, size_px: int) -> FrameCost:
-        """Returns what a frame drawn at a size takes, from drawing a few; after `warm_up`."""
+        """Returns the cost of a frame drawn at a size, measured on a few; after `warm_up`."""
         self._meter.threads = 0 if self.on_gpu else self.threads
         return self._meter.measure(size_px)
 
@@ -165,7 +165,7 @@ class SpeakerOpening:
         )
 
     def make_renderer(self, size_px: int) -> FrameRenderer:
-        """Returns what draws at a size; after `warm_up`."""
+        """Returns a renderer of a size; after `warm_up`."""
         return make_renderer(self.speaker, self.raymarcher, size_px)
 
     def close(self) -> None:
@@ -177,7 +177,7 @@ class SpeakerOpening:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedSpeaker:
-    """What the streams of one speaker share; nothing in it changes."""
+    """An open speaker that streams share; immutable."""
 
     speaker: Speaker
     networks: SpeakerNetworks
@@ -277,7 +277,7 @@ class LoadedSpeaker:
 
     @property
     def device(self) -> str:
-        """What draws, fit to be shown."""
+        """The rendering device, for display."""
         return device_of(self.raymarcher, threads=self.threads)
 
     @property
@@ -332,7 +332,7 @@ def _live(opening: SpeakerOpening, compute: ComputeSettings) -> LoadedSpeaker:
 
     def measure(size_px: int) -> FrameCost:
         cost, known = opening.measure(size_px), costs.get(size_px)
-        if known is None or _serial_ms(cost) < _serial_ms(known):  # the least of several is the machine's
+        if known is None or _serial_ms(cost) < _serial_ms(known):  # noise only adds
             costs[size_px] = cost
         return cost
 
@@ -370,7 +370,7 @@ def _live(opening: SpeakerOpening, compute: ComputeSettings) -> LoadedSpeaker:
 
 
 def _of_a_recording(opening: SpeakerOpening, compute: ComputeSettings) -> LoadedSpeaker:
-    """What is drawn is the size for the machine when it is free; what others do shows only in the run."""
+    """The size is chosen for the machine when it is free; the run steps down under load."""
     speaker, chosen = opening.speaker, None
     start_px = compute.render_px or speaker.image_size_px
     if compute.render_px is None and not opening.on_gpu:

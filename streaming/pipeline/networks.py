@@ -43,14 +43,14 @@ class SpeakerNetworks:
         return FeatureMotion(motion, features=self.features, motion=self.motion)
 
     def describe(self) -> str:
-        """Returns what runs which network, in words; empty where the CPU runs them all."""
+        """Returns the device of each network, in words; empty where the CPU runs them all."""
         features = {} if self.features is None else {"features": self.features}
         return describe_devices({**features, "motion": self.motion, "condition": self.condition})
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSpecs:
-    """What each network of a speaker must be."""
+    """The specifications of a speaker's networks."""
 
     motion: NetworkSpec
     condition: NetworkSpec
@@ -83,7 +83,7 @@ class SharedFeatures:
 
 
 def network_specs(speaker: Speaker) -> NetworkSpecs:
-    """Returns what the bundle says of its networks, with the lengths that a stream runs them at."""
+    """Returns the specifications of a bundle's networks, with the lengths of streaming."""
     motion, condition, features = speaker.motion, speaker.condition, speaker.motion.features
     records = speaker.settings.files
     condition_network = NetworkSpec(

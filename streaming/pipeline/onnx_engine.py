@@ -53,7 +53,7 @@ class EngineTimeoutError(EngineError):
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSpec:
-    """What a network of the bundle must be: its file, its inputs by name with their shapes, its one output.
+    """Specification of a bundle's network: file, inputs by name with their shapes, and one output.
 
     An axis that the file leaves free takes the length given here; other lengths may be run later.
     """
@@ -70,7 +70,7 @@ class NetworkSpec:
         """Whether `auto` runs it on a GPU."""
         try:
             return self.model.stat().st_size > LARGE_BYTES
-        except OSError:  # whoever opens it says what is wrong with the file
+        except OSError:  # opening it raises the error
             return False
 
     def zeros(self) -> dict[str, F32]:
@@ -134,9 +134,9 @@ class OnnxEngine:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = usable_cores(cores) if gpu is None and network.is_large else 1
         options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # what is wrong is raised, and said once, not at each run
+        options.log_severity_level = 4  # errors are raised; no log line a run
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.add_session_config_entry("session.load_model_format", "ONNX")  # the one that was looked into
+        options.add_session_config_entry("session.load_model_format", "ONNX")  # the format that was checked
         providers: list[Any] = [_CPU_PROVIDER]
         if gpu is not None:
             if CUDA_PROVIDER not in onnxruntime.get_available_providers():
@@ -205,7 +205,7 @@ class OnnxEngine:
         def run() -> None:
             try:
                 done.put((work(), None))
-            except Exception as error:  # noqa: BLE001 - raised again by who waits
+            except Exception as error:  # noqa: BLE001 - raised again by the caller
                 done.put((None, error))
 
         threading.Thread(target=run, name="open-network", daemon=True).start()

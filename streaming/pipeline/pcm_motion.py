@@ -51,7 +51,7 @@ class MotionStream(Protocol):
 
 
 def frames_at_once(settings: MotionSettings) -> int:
-    """Returns how many frames a speaker's motion stream yields in a row, by one run of its networks."""
+    """Returns the number of frames that one run of a speaker's motion networks yields."""
     return 1 if settings.features is None else settings.features.hop_frames
 
 
@@ -105,7 +105,7 @@ class PcmMotion:
 
 
 class PcmRing:
-    """Keeps the last samples and gives out each frame's window as soon as its look-ahead came in.
+    """A ring buffer of samples that gives out each frame's window once its look-ahead is complete.
 
     Before the first sample there is silence. Two copies of each sample lie one ring apart, so that every
     window is one contiguous piece.

@@ -40,7 +40,7 @@ from .stage_times import StageTimes
 log = logging.getLogger(__name__)
 
 FRAME_MS = samples_to_ms(FRAME_SAMPLES)
-CHUNK_SAMPLES = 20 * SAMPLE_RATE_HZ // 1000  # what is pushed at once is queued in pieces of this
+CHUNK_SAMPLES = 20 * SAMPLE_RATE_HZ // 1000  # pushed sound is queued in chunks of this
 _JOIN_S = 10.0
 _RECENT_DRAWINGS = 5  # whose median predicts the next: one stall is not the machine
 
@@ -193,7 +193,7 @@ class Pipeline:
 
     @property
     def dropped(self) -> dict[str, int]:
-        """How many items each queue dropped to make room."""
+        """Items dropped by each full queue."""
         return {queue.name: queue.dropped for queue in self._queues}
 
     @property
@@ -311,7 +311,7 @@ class Pipeline:
             done()
         except (Aborted, Stopped):
             pass
-        except BaseException as failure:  # noqa: BLE001 - a thread's outermost frame: told to who iterates
+        except BaseException as failure:  # noqa: BLE001 - a thread's outermost frame: raised to the consumer
             with self._failure_lock:
                 self._failure = self._failure or failure
             for queue in self._queues:

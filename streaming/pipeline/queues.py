@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Overflow(enum.Enum):
-    """What a full queue does with one more item."""
+    """The drop rule of a full queue."""
 
     BLOCK = "block"  # files: the producer waits, nothing is lost
     DROP_OLDEST = "drop oldest"  # live: the newest matters
@@ -124,7 +124,7 @@ class BoundedQueue(Generic[T]):
             self._changed.notify_all()
 
     def end(self) -> None:
-        """Says that nothing more will be put; `get` gives out the rest, then raises `Ended`."""
+        """Ends the stream; `get` gives out the rest, then raises `Ended`."""
         with self._changed:
             self._ended = True
             self._changed.notify_all()

@@ -40,7 +40,7 @@ class FrameCost:
         return max(self.render_ms, self.core_ms(threads=min(threads, cores)) / cores)
 
     def scaled(self, ratio: float) -> FrameCost:
-        """Returns what a frame with `ratio` times the pixels takes."""
+        """Returns the cost of a frame with `ratio` times the pixels."""
         core_ms = self.render_core_ms
         return dataclasses.replace(
             self,
@@ -56,7 +56,7 @@ class RenderSize:
     size_px: int
     frame_ms: float
     keeps_up: bool
-    cost: FrameCost | None = None  # None: what is drawn is not what decides
+    cost: FrameCost | None = None  # None: not measured, as the networks alone are too slow
 
 
 def choose_render_size(
@@ -84,7 +84,7 @@ def choose_render_size(
     sizes = [size for size in sizes_px if size <= largest_px] or [largest_px]
     probe = min(sizes, key=lambda size: abs(size - _PROBE_PX))
 
-    def quieter_of_two(size: int) -> FrameCost:  # a moment's noise is not the machine
+    def quieter_of_two(size: int) -> FrameCost:  # noise only adds
         return min(measure(size), measure(size), key=lambda cost: cost.frame_ms(threads=threads, cores=cores))
 
     timed = {probe: quieter_of_two(probe)}
@@ -105,6 +105,6 @@ def choose_render_size(
                         keeps_up=frame_ms <= FRAME_BUDGET_MS,
                         cost=timed[size],
                     )
-            elif last or predicted_ms(size) <= budget_ms * 1.15:  # what is a little over is worth a look
+            elif last or predicted_ms(size) <= budget_ms * 1.15:  # predicted a little over, it is measured
                 timed[size] = quieter_of_two(size)
-                break  # what is known now may predict larger ones better
+                break  # the new measurement may predict larger ones better

@@ -16,7 +16,7 @@ from .render_size import FRAME_BUDGET_MS, RENDER_SIZES_PX, RenderSize
 
 
 class OpenRaymarcher(Protocol):
-    """Opens what draws a speaker on the CPU."""
+    """Opens a speaker's CPU raymarcher."""
 
     def __call__(self, speaker: Speaker, *, threads: int) -> Raymarcher:
         """Returns a raymarcher that is not warmed up yet."""
@@ -68,14 +68,14 @@ def choose_raymarcher(
 
 
 def device_of(raymarcher: Raymarcher, *, threads: int) -> str:
-    """Returns what draws, fit to be shown: the GPU's name, or the CPU with its threads."""
+    """Returns the rendering device, for display: the GPU's name, or the CPU with its threads."""
     if isinstance(raymarcher, GpuRaymarcher):
         return raymarcher.device
     return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def make_renderer(speaker: Speaker, raymarcher: Raymarcher, render_px: int) -> FrameRenderer:
-    """Returns what draws a speaker at `render_px` and finishes at the bundle's size.
+    """Returns a renderer that draws at `render_px` and finishes at the bundle's size.
 
     Raises:
         InputError: `render_px` is larger than the bundle's pictures, or they are of an odd size.
@@ -109,7 +109,7 @@ def make_renderer(speaker: Speaker, raymarcher: Raymarcher, render_px: int) -> F
 
 
 def describe(renderer: FrameRenderer, pace: RenderSize | None) -> str:
-    """Returns what is drawn, in one line, and if the size was chosen here, whether it keeps up."""
+    """Returns the render size in words, and whether it keeps real time if it was chosen here."""
     drawn = f"draws {renderer.render_px} x {renderer.render_px}"
     if renderer.render_px < renderer.output_px:
         mouth = ", the mouth at full size" if renderer.draws_mouth_apart else ""

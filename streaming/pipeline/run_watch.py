@@ -34,7 +34,7 @@ class RunWatch:
 
     @contextlib.contextmanager
     def bounded(self, options: RunOptions, limit_s: float) -> Iterator[None]:
-        """Terminates what runs with `options` in the block once it has taken `limit_s`."""
+        """Terminates a run with `options` in the block after `limit_s`."""
         with self._lock:
             self._running[id(options)] = (options, self._watched_s + limit_s)
             if self._watcher is None:

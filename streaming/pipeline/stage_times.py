@@ -50,6 +50,6 @@ class StageTimes:
             return dict(self._total_s)
 
     def work(self) -> Work:
-        """Returns what all stages did so far."""
+        """Returns frames and CPU time of all stages so far."""
         with self._lock:
             return self._work

@@ -261,7 +261,7 @@ class AvatarApp:
         return Response(answer, 201, headers=headers, media_type="application/sdp")
 
     async def _whip_options(self, request: Request) -> Response:
-        # The links may hold a password: they are for who knows the token.
+        # The links may hold a password: they need the token.
         known = True
         try:
             self._check_token(request)
@@ -332,7 +332,7 @@ class AvatarApp:
             raise Problem(
                 503, f"network: {str(error) or 'no answer in time'}", {"Retry-After": "10"}
             ) from None
-        if await request.is_disconnected():  # only the answer, which nobody gets, would say which to end
+        if await request.is_disconnected():  # without the answer the client cannot end its session
             self.sessions.end_soon(session, "the peer left")
         return session, answer
 
@@ -499,7 +499,7 @@ def _quoted(text: str) -> str:
 
 
 def _is_text(value: object) -> TypeGuard[str]:
-    """Whether it can be written as UTF-8; JSON can also say half a character."""
+    """Whether it is a string that UTF-8 can encode; JSON may hold lone surrogates."""
     return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 

@@ -132,7 +132,7 @@ class GuardedHttpProtocol(H11Protocol):
 
     @property
     def is_over(self) -> bool:
-        """Whether it closes: what waits to be sent keeps it until somebody reads that."""
+        """Whether it is closing: unsent data keeps it until the peer reads that."""
         return self.transport.is_closing()
 
     @property
@@ -161,7 +161,7 @@ class GuardedHttpProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def lost(self) -> None:
-        """Forgets it; a WebSocket that it has become says so."""
+        """Forgets it; called by the WebSocket that it became."""
         self._set_deadline(None)
         if self._looking is not None:
             self._looking.cancel()
@@ -189,7 +189,7 @@ class GuardedHttpProtocol(H11Protocol):
             self.abort()
 
     def handle_events(self) -> None:
-        """Handles what has come; a request's head ends the wait for it."""
+        """Handles parsed events; a request's head ends its timeout."""
         before = self.cycle
         super().handle_events()
         if self.cycle is not before and not self.cycle.response_complete:
@@ -205,7 +205,7 @@ class GuardedHttpProtocol(H11Protocol):
             protocol.when_lost(self.lost)
 
     def on_response_complete(self) -> None:
-        """Waits for the next request, or ends the connection where this one's body still comes."""
+        """Awaits the next request, or drains this one's body and closes."""
         super().on_response_complete()
         if self.cycle is not None and not self.cycle.response_complete:
             return  # the next request was there already
@@ -226,7 +226,7 @@ class GuardedListener(socket.socket):
     """A listening socket with a limit of connections, those in their TLS handshake included."""
 
     def guard(self, table: ConnectionTable) -> None:
-        """Begins to count, with room for what a table knows and as much again for handshakes."""
+        """Begins to count, with room for a table's connections and as many handshakes."""
         self._table = table
         self._taken: weakref.WeakKeyDictionary[socket.socket, str] = weakref.WeakKeyDictionary()
 

@@ -109,7 +109,7 @@ def serve(
         bundle = find_speaker(settings.speaker, speakers_dir=settings.speakers_dir)
         loaded = opening(bundle, shared=shared, gpu=gpu)
         memory.settle()
-        if stopped():  # what was raised for it may have come where exceptions are swallowed
+        if stopped():  # the exception that it raised may have been swallowed
             raise Stopped
         metrics.gpu_draws.set(loaded.on_gpu)
         admission = Admission(cores=share, max_sessions=settings.max_sessions or MAX_SESSIONS)

@@ -39,7 +39,7 @@ class GuardedWebSocketProtocol(WebSocketsSansIOProtocol):
         self._when_lost = tell
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tells that it is gone."""
+        """Calls what `when_lost` was given."""
         self._when_lost()
         super().connection_lost(exc)
 
@@ -107,7 +107,7 @@ class GuardedWebSocketProtocol(WebSocketsSansIOProtocol):
         self.queue.put_nowait({"type": "websocket.disconnect", "code": closed.code, "reason": closed.reason})
         self.transport.write(b"".join(self.conn.data_to_send()))
         self.close_sent = True
-        if self.read_paused:  # closed with bytes unread, the system would take back what was just said
+        if self.read_paused:  # closed with bytes unread, TCP would reset and lose what was just sent
             self.read_paused = False
             self.transport.resume_reading()
         self.close_timer = self.loop.call_later(_LINGER_S, self.transport.close)
@@ -128,7 +128,7 @@ class GuardedWebSocketProtocol(WebSocketsSansIOProtocol):
     def _counts(self) -> bool:
         """Counts a frame; returns whether it is still to be taken."""
         if self._refused or self.close_sent:
-            return not self._refused  # it closes in order, and has so long
+            return not self._refused  # its closing handshake goes on until the timeout
         now_s = self.loop.time()
         if now_s - self._second_s >= 1:
             self._second_s, self._frames_in_second = now_s, 0

@@ -35,7 +35,7 @@ def in_background(name: str, work: Callable[[], T]) -> asyncio.Future[T]:
     def run() -> None:
         try:
             result = work()
-        except Exception as error:  # noqa: BLE001 - a thread's outermost frame: raised to who awaits
+        except Exception as error:  # noqa: BLE001 - a thread's outermost frame: raised to the awaiting task
             failure = error
             tell(lambda: future.set_exception(failure))
         else:

@@ -32,7 +32,7 @@ class PlayoutDelay:
     """
 
     def __init__(self, ticks: int) -> None:
-        """Begins at what was measured when the speaker was opened."""
+        """Begins at a number of ticks."""
         self.ticks = ticks
         """20 ms each."""
         self._losses_s: deque[float] = deque(maxlen=LOSSES)
@@ -47,7 +47,7 @@ class PlayoutDelay:
         return cls(min(playout_delay_ticks_for(frame_latency_ms) + 1, MAX_PLAYOUT_DELAY_TICKS))
 
     def frame_lost(self, *, now_s: float) -> bool:
-        """Takes that a frame was too late; returns whether `ticks` changed."""
+        """Takes that a frame missed its deadline; returns whether `ticks` changed."""
         if now_s < self._settled_s:
             return False
         self._losses_s.append(now_s)
@@ -60,7 +60,7 @@ class PlayoutDelay:
         return self._change(+1, now_s)
 
     def frame_done(self, *, now_s: float, slack_ms: float) -> bool:
-        """Takes how long before its time a frame was ready; returns whether `ticks` changed."""
+        """Takes a frame's slack before its deadline; returns whether `ticks` changed."""
         if now_s < self._settled_s:
             return False
         if self._easy_since_s is None or slack_ms < TICK_S * 1000 + SPARE_MS:

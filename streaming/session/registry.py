@@ -37,7 +37,7 @@ _STOPPING = Refusal(reason="the server is stopping", retry_after_s=30)
 
 
 class FullError(Exception):
-    """No room for one more session now, or none any more."""
+    """Admission refused a session."""
 
     def __init__(self, refusal: Refusal) -> None:
         """Keeps the refusal."""
@@ -46,7 +46,7 @@ class FullError(Exception):
 
 
 class EndedError(Exception):
-    """A session was over before its offer was answered; the log says why."""
+    """A session ended before its offer was answered; the log says why."""
 
 
 def _close_all(speakers: Sequence[LoadedSpeaker]) -> None:
@@ -112,7 +112,7 @@ class Sessions:
         self._falling_back: asyncio.Task[None] | None = None
         self.gpu_failure = ""
         """Why the GPU draws no more; empty while it does, or where there is none."""
-        self._reclaim = False  # whether a session ended whose memory was not given back yet
+        self._reclaim = False  # whether a session ended since memory was reclaimed
         self._cpu = cpu or SystemCpuClock()
         self._running: dict[tuple[str, str], RunningCost] = {}  # by speaker and what draws it
         self._opened_since = False  # whether a speaker was opened since CPU time was last apportioned
@@ -144,7 +144,7 @@ class Sessions:
 
     @property
     def device(self) -> str:
-        """What draws the default speaker, fit to be shown."""
+        """The rendering device of the default speaker, for display."""
         return self._loaded.get(self.default_speaker, self._default).device
 
     def start(self) -> None:
@@ -244,7 +244,7 @@ class Sessions:
             task = asyncio.create_task(self._open_speaker(name), name="open-speaker")
             self._opening[name] = task
             task.add_done_callback(lambda _: self._opening.pop(name, None))
-        # Whoever asks may go away; who asked as well still wants the speaker.
+        # A caller may be cancelled; the others still await the speaker.
         loaded = await asyncio.shield(self._opening[name])
         return self._loaded.get(name, loaded)  # the CPU may draw it by now
 
@@ -439,7 +439,7 @@ class Sessions:
             log.exception("measuring %s anew failed", loaded.name)
             return
         floor_px = loaded.sizes_px[-1]
-        if self._running_cost(loaded).known:  # it runs by now, which says more
+        if self._running_cost(loaded).known:  # it has run meanwhile, which is more accurate
             return
         if core_ms < loaded.core_ms(floor_px):  # a disturbed measurement is larger, never smaller
             self._running_cost(loaded).add(floor_px, frames=1, core_ms=core_ms)

@@ -22,7 +22,7 @@ TIGHT_MS, EASY_MS = 4.0, 10.0  # slack before the deadline
 _TIGHT_FRAMES = 5
 _ENOUGH_FRAMES = 8
 _LOSS_GAP_S = 0.5  # frames lost closer together than this went in one moment
-_LOSSES, _LOSSES_WITHIN_S = 3, 10.0  # so many moments cost size even where drawing is cheap
+_LOSSES, _LOSSES_WITHIN_S = 3, 10.0  # moments of loss that cost size even where drawing is cheap
 _MAX_MEASURED = 512
 
 

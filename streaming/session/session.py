@@ -43,7 +43,7 @@ LIVE_BOUNDS = QueueBounds(audio_ms=400, conditions_ms=80, drawings_ms=80, frames
 
 @dataclass(frozen=True, kw_only=True)
 class SessionSettings:
-    """What every session of a server is made with."""
+    """Settings of every session of a server."""
 
     peer: PeerSettings
     bitrate: int  # of the video, bit/s, at most
@@ -197,11 +197,11 @@ class Session:
 
     @property
     def render_px(self) -> int:
-        """Side of what the raymarcher draws now."""
+        """The render size of the moment."""
         return self.downlink.resolution.size_px
 
     def work(self) -> Work:
-        """Returns what the stages of its frames did so far."""
+        """Returns frames and CPU time of its stages so far."""
         return self.pipeline.times.work()
 
     async def aclose(self, reason: str) -> None:

@@ -24,7 +24,7 @@ class SpeakerEntry:
 
 
 class SpeakerList:
-    """Looks bundles up by name and remembers what it read of them. Its methods read the disk."""
+    """Finds bundles by name and caches their settings. Its methods read the disk."""
 
     def __init__(self, find: Callable[[], list[FoundSpeaker]] = list_speakers) -> None:
         """Reads nothing yet.
@@ -40,7 +40,7 @@ class SpeakerList:
         return next((found.path for found in self._find() if found.name == name), None)
 
     def entries(self) -> list[SpeakerEntry]:
-        """Returns what can be asked for; a broken bundle is left out, and said once in the log."""
+        """Returns the speakers that can be opened; a broken bundle is left out and logged once."""
         entries = (self._entry(found) for found in self._find())
         return [entry for entry in entries if entry is not None]
 

@@ -162,7 +162,9 @@ class IceConnection(ice.Connection):
         self._checked = asyncio.Event()  # set while no `connect` is under way
         self._checked.set()
         self._checks_left: dict[tuple[str, int], int] = {}  # by remote address
-        self._proved: dict[tuple[str, int], None] = {}  # who knew the password, oldest first
+        self._proved: dict[
+            tuple[str, int], None
+        ] = {}  # addresses that sent an authenticated check, oldest first
 
     async def get_component_candidates(
         self, component: int, addresses: list[str], timeout: int = 5
@@ -212,7 +214,7 @@ class IceConnection(ice.Connection):
         try:
             await super().connect()
             if self._closing and self._query_consent_task is not None:
-                # Begun after `close` looked for it, it would go on without end.
+                # Begun after `close` cancelled it, it would never end.
                 self._query_consent_task.cancel()
                 raise ConnectionError("closed while it connected")
         finally:
@@ -228,7 +230,7 @@ class IceConnection(ice.Connection):
     def check_incoming(
         self, message: stun.Message, addr: tuple[str, int], protocol: ice.StunProtocol
     ) -> None:
-        """Takes a check that has proved to be the peer's; its sender may forge where it comes from."""
+        """Takes an authenticated check of the peer; its source address may be forged."""
         if "PRIORITY" not in message.attributes:
             return  # it has to be there (RFC 8445, 7.1.1)
         self.checks_received += 1
@@ -285,7 +287,7 @@ class IceConnection(ice.Connection):
         address = ipaddress.ip_address(remote_candidate._network_host)
         hosts = (ipaddress.ip_address(protocol.local_candidate.host) for protocol in self._protocols)
         if address.is_loopback and not any(host.is_loopback for host in hosts):
-            return  # who is on this machine checks us, and is known by that
+            return  # a peer on this machine checks us, which gives its peer-reflexive candidate
         if remote_candidate.type != "prflx":
             place = (remote_candidate._network_host, remote_candidate.port)
             self._checks_left.setdefault(place, MAX_CHECKS_PER_ADDRESS)

@@ -183,7 +183,7 @@ class JitterBuffer:
         if self._newest is None or _belongs(self._newest, arrived):
             self._accept(arrived)
         elif self._stray is not None and _follows(self._stray, follower := packet(self._stray)):
-            self._begin_anew(self._stray, follower)
+            self._restart(self._stray, follower)
         else:
             self._stray = arrived  # believed when a second one follows it (RFC 3550, appendix A.1)
 
@@ -240,13 +240,13 @@ class JitterBuffer:
     def _placed(self, packet: AudioPacket) -> AudioPacket:
         return replace(packet, timestamp=self._placement.place(packet))
 
-    def _begin_anew(self, *packets: AudioPacket) -> None:
+    def _restart(self, *packets: AudioPacket) -> None:
         self.generation += 1
         self._packets.clear()
         self._missing.clear()
         self._newest = None
         self._next_sequence = None
-        self._placement.begin_anew()
+        self._placement.restart()
         self.transit.forget()
         for packet in packets:
             self._accept(packet)

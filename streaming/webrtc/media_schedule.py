@@ -70,7 +70,7 @@ class MediaSchedule:
         return self.start_unix_s + monotonic_s - self.start_s
 
     def ntp_at(self, media_s: float) -> int:
-        """Returns the 64-bit NTP time at which media of this time is due: what sender reports carry.
+        """Returns the 64-bit NTP timestamp of sender reports: when media of this time is due.
 
         RFC 3550, 6.4.1: the receiver aligns streams by it, so it must be media time, not sending time.
         """

@@ -74,7 +74,7 @@ class MicrophoneStream:
         self._buffer = JitterBuffer()
         self._closed = False
         # From here on: the reader's alone.
-        self._told_anew = False
+        self._restart_logged = False
         self._generation = 0
         self._waiting = np.zeros(0, np.float32)  # decoded, not read
         self._runs: deque[_Run] = deque()  # where `_waiting` comes from
@@ -156,9 +156,11 @@ class MicrophoneStream:
                 return _silence()
             if self._generation != self._buffer.generation:
                 self._generation = self._buffer.generation
-                level = logging.DEBUG if self._told_anew else logging.INFO  # two at once would fill the log
+                level = (
+                    logging.DEBUG if self._restart_logged else logging.INFO
+                )  # two at once would fill the log
                 log.log(level, "the microphone's sender began anew")
-                self._told_anew = True
+                self._restart_logged = True
                 self._stop()
                 self._unclassified_samples = 0
             self._update_target_delay(now_s)

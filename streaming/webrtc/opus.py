@@ -205,7 +205,7 @@ class OpusDecoder:
             return None
 
     def reset(self) -> None:
-        """Forgets what was decoded: the next packet is the first of another stream."""
+        """Resets the decoder: the next packet is the first of another stream."""
         self._library.decoder_ctl(self._state, _RESET_STATE)
 
     def _run(self, payload: bytes | None, room_samples: int, *, repair: bool) -> F32:

@@ -21,7 +21,7 @@ from .opus import OPUS_RATE_HZ
 log = logging.getLogger(__name__)
 
 MIN_PAUSE_SAMPLES = 120  # 2.5 ms, the shortest packet: fewer samples are neither a packet nor a pause
-MAX_EARLY_S = 0.5  # a pause that ends so much before it can have ended is none
+MAX_EARLY_S = 0.5  # a timestamp this far ahead of arrival is no pause
 MAX_JITTER_SAMPLES = 1920  # of timestamps that are too early and too late by turns
 LEARNT_STEPS = 6  # steps in a row that do not fit, before another rate is believed
 
@@ -84,7 +84,7 @@ class PacketPlacement:
         """Timestamp ticks for a sample at 48 kHz, 1 as it should be; None where they mean nothing."""
         return self._ticks_per_sample
 
-    def begin_anew(self) -> None:
+    def restart(self) -> None:
         """Forgets the packets: the next one is placed by its timestamp."""
         self._recent.clear()
         self._steps.clear()

@@ -91,7 +91,7 @@ class MediaSender:
             on_failure: nothing more will be sent, for a fault of ours that the log tells.
         """
         self.kind = kind
-        self.track: MediaStreamTrack | None = None  # aiortc looks at it; nothing is pulled from here
+        self.track: MediaStreamTrack | None = None  # aiortc reads it; nothing is pulled from here
         self.transport = transport
         self.connected = False
         self.dropped = 0
@@ -281,8 +281,8 @@ class MediaSender:
                 sequence_number=self._rtx_sequence,
                 ssrc=self._rtx_ssrc,
             )
-            # Its own time: by the old one the line would look slow. Only here: the same packet sent again
-            # with other bytes would reuse a nonce of AES-GCM.
+            # Its own time: by the old one the bandwidth estimate would fall. Only here: the same packet sent
+            # again with other bytes would reuse a nonce of AES-GCM.
             packet.extensions = replace(packet.extensions, abs_send_time=_abs_send_time())
             self._rtx_sequence = uint16_add(self._rtx_sequence, 1)
         await self.transport._send_rtp(packet.serialize(self._extensions))

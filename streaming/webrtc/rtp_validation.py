@@ -16,7 +16,7 @@ from aiortc.rtp import AnyRtcpPacket, RtcpPacket, RtcpPsfbPacket, RtpPacket, is_
 log = logging.getLogger(__name__)
 
 MAX_DATAGRAM_BYTES = 1500  # libsrtp's buffer at aiortc
-MAX_STREAMS = 16  # SSRCs of one peer: a microphone, perhaps a camera, their repairs, all of them begun anew
+MAX_STREAMS = 16  # SSRCs of one peer: microphone, perhaps camera, their retransmissions, each restarted
 _REMB = b"REMB"
 # What aiortc's parsers and the unpacking in them raise: UnicodeDecodeError is a ValueError.
 _PARSE_ERRORS = (ValueError, IndexError, struct.error)

@@ -20,7 +20,7 @@ MAX_OFFER_BYTES = 64 * 1024
 MAX_FORMATS = 128  # of a section: RTP has no more payload types
 MAX_SECTIONS = 32
 MAX_CANDIDATES = 16
-_MAX_SSRCS = 3  # a stream, its retransmission, and one that tells that there are more
+_MAX_SSRCS = 3  # a stream, its retransmission, and one more that shows an excess
 _OUR_CODECS = {"audio": ("opus",), "video": ("H264", "VP8")}
 _WANTED = {
     "opus": "opus/48000/2",
@@ -268,7 +268,7 @@ class _OfferedSection:
         return None
 
     def error(self, message: str) -> OfferError:
-        """Returns what to raise about the section as a whole."""
+        """Returns an error about the section as a whole."""
         return OfferError(f"sdp: line {self.line}, {_shown(self.kind, 20)}: {message}")
 
     @property
@@ -311,7 +311,7 @@ class _OfferedSection:
 
     @property
     def codecs(self) -> _Codecs:
-        """What it offers, and what of it is ours."""
+        """The codecs that it offers, and those in common."""
         if self._codecs is None:
             self._codecs = _read_codecs(self)
         return self._codecs
@@ -366,7 +366,7 @@ class _OfferedSection:
 
 
 def _shown(text: str, length: int = 60) -> str:
-    """Returns the beginning of a text with what is not visible ASCII escaped."""
+    """Returns the beginning of a text, escaped to visible ASCII."""
     escaped = ascii(text[:length])[1:-1]
     return escaped[: 2 * length] + ("..." if len(text) > length else "")
 

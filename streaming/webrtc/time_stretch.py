@@ -34,7 +34,7 @@ def cross_fade(old: F32, new: F32) -> F32:
 
 
 def is_quiet(samples: F32) -> bool:
-    """Returns whether the loudness is below -50 dBFS, so that a cut anywhere goes unheard."""
+    """Returns whether the loudness is below -50 dBFS, where a cut is inaudible."""
     return bool(np.dot(samples, samples) <= len(samples) * _QUIET_RMS**2)
 
 

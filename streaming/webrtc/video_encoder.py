@@ -29,7 +29,7 @@ _FALLEN = 0.9  # an estimate below this share of what was sent shows a bottlenec
 _SENT_FRAMES = FRAME_RATE_HZ  # window of the sent bitrate
 _UNRAISED_FRAMES = 2 * FRAME_RATE_HZ  # a receiver reports each second: one that takes more has said so
 _VP8_TICKS = 1000  # of libvpx's clock in a frame
-_VP8_HEADROOM = 0.95  # it spends a little more than it is told
+_VP8_HEADROOM = 0.95  # it overshoots its target a little
 
 
 class VideoEncoder(Protocol):
@@ -50,7 +50,7 @@ class VideoEncoder(Protocol):
         """Takes the receiver's bandwidth estimate (REMB), bit/s."""
 
 
-class LineLimit:
+class BandwidthLimit:
     """Bandwidth limit from the receiver's estimate (REMB) and the bitrate that was sent.
 
     The estimate follows the received bitrate: up to half as much again in libwebrtc, a little more each
@@ -81,7 +81,7 @@ class LineLimit:
 
     @property
     def bitrate(self) -> int:
-        """What may be sent, bit/s."""
+        """The target bitrate, bit/s."""
         if not self._is_bottleneck or self._estimate is None:
             return self._bitrate
         return min(max(self._estimate, self._least), self._bitrate)
@@ -144,7 +144,7 @@ class _Encoder:
             bitrate: at most this many bit/s.
         """
         self._bitrate = bitrate
-        self._line = LineLimit(bitrate)
+        self._bandwidth = BandwidthLimit(bitrate)
         self._dropped = 0
         self._keyframe_wanted = True
         self._last_keyframe: int | None = None
@@ -167,7 +167,7 @@ class _Encoder:
         raise NotImplementedError
 
     def _pts(self, frame: int) -> int:
-        """Returns a picture's time for the codec, whose rate is set to what is wanted."""
+        """Returns a frame's PTS, and sets the codec's bitrate."""
         raise NotImplementedError
 
     def _packetize(self, data: bytes) -> list[bytes]:
@@ -175,10 +175,10 @@ class _Encoder:
 
     def encode(self, picture: U8, number: int) -> list[bytes]:
         """Returns the RTP payloads of a frame; none if even the lowest quality exceeds the bandwidth."""
-        if not self._line.admits(number):
+        if not self._bandwidth.admits(number):
             self._dropped += 1
             return []
-        # In the codec's time nothing was left out: it would spend what was saved on the next picture.
+        # In the codec's time there were no dropped frames: it would spend their bits on the next one.
         frame = video_frame(picture, self._pts(number - self._dropped))
         frame.time_base = self._context.time_base
         if self._keyframe_due(number):
@@ -187,7 +187,7 @@ class _Encoder:
             frame.pict_type = PictureType.I
         data = b"".join(bytes(packet) for packet in self._context.encode(frame))
         payloads = self._packetize(data)
-        self._line.add(number, 8 * sum(map(len, payloads)))
+        self._bandwidth.add(number, 8 * sum(map(len, payloads)))
         return payloads
 
     def want_keyframe(self) -> None:
@@ -196,7 +196,7 @@ class _Encoder:
 
     def limit_bitrate(self, bitrate: int) -> None:
         """Takes the receiver's bandwidth estimate (REMB), bit/s."""
-        self._line.tell(bitrate)
+        self._bandwidth.tell(bitrate)
 
     def _keyframe_due(self, number: int) -> bool:
         last = self._last_keyframe
@@ -222,7 +222,7 @@ class H264VideoEncoder(_Encoder):
         }
 
     def _pts(self, frame: int) -> int:
-        wanted, given = self._line.bitrate, self._context.bit_rate or 0
+        wanted, given = self._bandwidth.bitrate, self._context.bit_rate or 0
         if abs(wanted - given) > _BITRATE_STEP * given:
             self._context.bit_rate = wanted  # ffmpeg's wrapper reconfigures x264 by itself
         return frame
@@ -234,7 +234,7 @@ class H264VideoEncoder(_Encoder):
 
 
 class Vp8VideoEncoder(_Encoder):
-    """libvpx in real time, its denoiser off: there is no noise in what is drawn.
+    """libvpx in real-time mode, without denoiser: rendered frames have no noise.
 
     ffmpeg's wrapper cannot change the bitrate of a running encoder, and a new one would begin with a keyframe
     just when bandwidth is short. But libvpx budgets its bits by timestamps: told that half the time has
@@ -269,7 +269,7 @@ class Vp8VideoEncoder(_Encoder):
         }
 
     def _pts(self, frame: int) -> int:
-        wanted = self._line.bitrate
+        wanted = self._bandwidth.bitrate
         share = _VP8_HEADROOM * wanted / self._bitrate if wanted < self._bitrate else 1.0
         if self._last_frame is not None:
             self._last_pts += max(round(share * _VP8_TICKS * (frame - self._last_frame)), 1)
