@@ -323,7 +323,7 @@ class Head(nn.Module):
         generator: torch.Generator | None = None,
         density: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """The mean density, () float, after looking at every cell once with a (1, C) condition.
+        """The mean density, () float, after querying every cell once with a (1, C) condition.
 
         Args:
             condition: (1, C), best that of a random training frame.

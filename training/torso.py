@@ -19,7 +19,7 @@ from torch.nn import functional
 from cuda_kernels.errors import InputError
 from cuda_kernels.torch_reference import field_pose, image_coordinates, pose_vector
 from models.encodings import GridConfig
-from models.torso import Look, Torso, TorsoConfig
+from models.torso import Query, Torso, TorsoConfig
 
 from .course import FieldOptimizer, FieldTraining
 from .field_validation import measure_and_slim, measure_frames, validation_rows
@@ -112,9 +112,9 @@ class TorsoTask:
         self.torso = Torso(settings.config()).to(device).train()
         kernels = kernels_wanted(settings.kernels, device)
         self.torso.use_kernels(kernels)
-        self.look: Look = self.torso.look
+        self.query: Query = self.torso.query
         if settings.compile:
-            self.look = torch.compile(self.look, dynamic=False)
+            self.query = torch.compile(self.query, dynamic=False)
         if settings.start is not None:
             before = load_torso(settings.start, device=device)
             if before.torso.config != self.torso.config:
@@ -174,7 +174,7 @@ class TorsoTask:
                 self.pose6[pixels.frames],
                 behind.reshape(-1, 3),
                 frame=frame,
-                look=self.look,
+                query=self.query,
             )
         error = (drawn.image - target.reshape(-1, 3)).square().mean(-1)
         mse = (error * weight.reshape(-1)).mean()
