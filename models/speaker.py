@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import stat
-import sys
 import typing
 import zlib
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+import platformdirs
 
 from cuda_kernels.arrays import F32, U8
 from cuda_kernels.errors import InputError
@@ -915,16 +915,7 @@ class FoundSpeaker:
 
 def user_speakers_dir() -> Path:
     """Returns the folder where a user's own bundles live on this platform; it need not exist."""
-    home = Path.home()
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = home / "Library" / "Application Support"
-    else:
-        stated = os.environ.get("XDG_DATA_HOME", "")
-        # The XDG base directory specification: a relative path is to be ignored.
-        base = Path(stated) if stated and Path(stated).is_absolute() else home / ".local" / "share"
-    return base / "geneface-stream" / "speakers"
+    return platformdirs.user_data_path("geneface-stream", appauthor=False) / "speakers"
 
 
 def packaged_speakers_dir() -> Path:
