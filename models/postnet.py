@@ -114,13 +114,13 @@ class PostNet(nn.Module):
 class MotionDiscriminator(nn.Module):
     """Tells a speaker's own landmarks from others, frame by frame: 1 for the speaker, 0 for the rest."""
 
-    def __init__(self, widths: tuple[int, ...] = (128, 256, 256, 128), *, dropout: float = 0.25) -> None:
+    def __init__(self, widths: tuple[int, ...] = (128, 256, 256, 128)) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         inputs = LANDMARK_DIMENSION
         for place, width in enumerate(widths):
             slope = 0.2 if place == 0 else 0.25
-            layers += [nn.Linear(inputs, width), nn.LeakyReLU(slope), nn.Dropout(dropout)]
+            layers += [nn.Linear(inputs, width), nn.LeakyReLU(slope), nn.Dropout(0.25)]
             inputs = width
         self.backbone = nn.Sequential(*layers, nn.Linear(inputs, 1, bias=False))
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+import platformdirs
 
 from cuda_kernels.errors import InputError
 
@@ -28,16 +28,7 @@ class FoundSpeaker:
 
 def user_speakers_dir() -> Path:
     """Returns the folder where a user's own bundles live on this platform; it need not exist."""
-    home = Path.home()
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = home / "Library" / "Application Support"
-    else:
-        stated = os.environ.get("XDG_DATA_HOME", "")
-        # The XDG base directory specification: a relative path is to be ignored.
-        base = Path(stated) if stated and Path(stated).is_absolute() else home / ".local" / "share"
-    return base / "geneface-stream" / "speakers"
+    return platformdirs.user_data_path("geneface-stream", appauthor=False) / "speakers"
 
 
 def packaged_speakers_dir() -> Path:

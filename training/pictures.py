@@ -110,9 +110,9 @@ def regions_of(labels: U8, landmarks_2d: F32) -> dict[str, BOOL]:
     }
 
 
-def side_by_side(picture: U8, truth: U8, landmarks_2d: F32, *, gain: float = 5.0) -> U8:
-    """Rendered, truth and `gain` times their difference; below, the same of the mouth, enlarged."""
-    difference = np.abs(picture.astype(np.int16) - truth.astype(np.int16)) * gain
+def side_by_side(picture: U8, truth: U8, landmarks_2d: F32) -> U8:
+    """Rendered, truth and five times their difference; below, the same of the mouth, enlarged."""
+    difference = np.abs(picture.astype(np.int16) - truth.astype(np.int16)) * 5
     error = np.clip(difference, 0, 255).astype(np.uint8)
     top = np.hstack([picture, truth, error])
     size_px = picture.shape[0]

@@ -17,6 +17,8 @@ FPS = 25
 BROWS = slice(17, 27)
 EYES = slice(36, 48)
 UPPER_AND_LOWER_LIDS = ((37, 41), (38, 40), (43, 47), (44, 46))
+CLOSED_SHARE = 0.55  # of their usual distance: lids less apart than that are those of a blink
+BLINK_BEFORE_FRAMES, BLINK_AFTER_FRAMES = 5, 9  # of the closest lids; opening takes longer than closing
 LEVER_DM = 1.0  # how far from its origin a turn of the head counts: where the face is
 
 
@@ -245,18 +247,15 @@ def lid_apertures(landmarks: F32) -> F64:
     return mean
 
 
-def blink_peaks(landmarks: F32, *, closed_share: float = 0.55) -> list[int]:
-    """Returns the frames at which the lids are closest, one for each blink in (T, 68, 3) landmarks.
-
-    A blink is a stretch in which the lids are less apart than `closed_share` of what they usually are.
-    """
+def blink_peaks(landmarks: F32) -> list[int]:
+    """Returns the frames at which the lids are closest, one for each blink in (T, 68, 3) landmarks."""
     aperture = lid_apertures(landmarks)
-    closed = aperture < closed_share * np.median(aperture)
+    closed = aperture < CLOSED_SHARE * np.median(aperture)
     edges = np.flatnonzero(np.diff(np.concatenate([[False], closed, [False]]).astype(np.int8)))
     return [int(a + np.argmin(aperture[a:b])) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
-def mean_blink(landmarks: F32, *, before_frames: int = 5, after_frames: int = 9) -> F32:
+def mean_blink(landmarks: F32) -> F32:
     """Returns (F, 68, 3): what one blink adds to the landmarks, in idexp's unit; 0 at both ends.
 
     The blinks are aligned where the lids are closest and averaged, each relative to the open eye just
@@ -264,8 +263,6 @@ def mean_blink(landmarks: F32, *, before_frames: int = 5, after_frames: int = 9)
 
     Args:
         landmarks: (T, 68, 3) head space, decimetres.
-        before_frames: of the template before the closest lids.
-        after_frames: after it; opening takes longer than closing.
 
     Raises:
         PerformanceError: no blink stands alone long enough.
@@ -273,8 +270,8 @@ def mean_blink(landmarks: F32, *, before_frames: int = 5, after_frames: int = 9)
     peaks = np.array(blink_peaks(landmarks))
     gathered = []
     for peak in peaks:
-        first, last = int(peak) - before_frames, int(peak) + after_frames
-        alone = np.abs(peaks[peaks != peak] - peak).min(initial=1000) > before_frames + after_frames
+        first, last = int(peak) - BLINK_BEFORE_FRAMES, int(peak) + BLINK_AFTER_FRAMES
+        alone = np.abs(peaks[peaks != peak] - peak).min(initial=1000) > last - first
         if not alone or first < 0 or last >= len(landmarks):
             continue
         stretch = landmarks[first : last + 1].astype(np.float64)
@@ -282,8 +279,8 @@ def mean_blink(landmarks: F32, *, before_frames: int = 5, after_frames: int = 9)
         gathered.append(10 * (stretch - (1 - ramp) * stretch[0] - ramp * stretch[-1]))
     if not gathered:
         raise PerformanceError(
-            f"landmarks: expected a blink with {before_frames} frames before and {after_frames} after it, "
-            f"found none that stands alone among {len(peaks)}; is the video long enough?"
+            f"landmarks: expected a blink with {BLINK_BEFORE_FRAMES} frames before and {BLINK_AFTER_FRAMES} "
+            f"after it, found none that stands alone among {len(peaks)}; is the video long enough?"
         )
     blinks = np.stack(gathered)  # (N, F, 68, 3)
     mean = blinks.mean(axis=0)

@@ -14,6 +14,7 @@ from feature_bundle import feature_parts
 from tiny_corpus import opening_of, sound_of, write_wav
 from tiny_teacher import LoudnessTeacher, write_speech
 
+from cuda_kernels.errors import InputError
 from export.bundle.writer import write_bundle
 from export.requests import DistillationRequest
 from export.students import distillation
@@ -175,7 +176,7 @@ def test_bad_inputs_are_refused_before_any_work(place, tmp_path):
     teacher = LoudnessTeacher()
     with pytest.raises(DistillationError, match="got one that is no bundle"):
         distil(request(place, occupied), teacher=teacher)
-    with pytest.raises(DistillationError, match="device: expected cpu or cuda, got 'abacus'"):
+    with pytest.raises(InputError, match="--device: expected cpu or cuda, got 'abacus'"):
         distil(request(place, tmp_path / "a", device="abacus"), teacher=teacher)
     with pytest.raises(ValueError, match="expected a folder of recordings"):
         distil(request(place, tmp_path / "b", speech=tmp_path / "nowhere"), teacher=teacher)

@@ -131,8 +131,11 @@ def test_a_kernel_that_cannot_be_kept_leaves_nothing(cubins, compiled, monkeypat
 
 def test_the_cache_lies_in_the_users_cache_directory(monkeypatch, tmp_path):
     monkeypatch.delenv("GENEFACE_KERNEL_CACHE", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_directory() == tmp_path / "geneface-stream" / "kernels"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert cache_directory() == tmp_path / "cache" / "geneface-stream" / "kernels"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative/is/ignored")
+    assert cache_directory() == tmp_path / ".cache" / "geneface-stream" / "kernels"
 
 
 def test_without_the_extra_the_error_names_it(cubins, monkeypatch):

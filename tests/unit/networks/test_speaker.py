@@ -213,17 +213,10 @@ def test_a_folder_that_is_no_bundle_says_what_it_lacks(places, tmp_path):
         find_speaker("some/folder")
 
 
-def test_the_users_folder_follows_the_platform(monkeypatch, tmp_path):
-    monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    monkeypatch.setattr(speaker_folders.sys, "platform", "linux")
+def test_the_users_folder_is_where_the_desktop_s_standard_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     assert user_speakers_dir() == tmp_path / "data" / "geneface-stream" / "speakers"
-    monkeypatch.setenv("XDG_DATA_HOME", "relative/is/ignored")
-    assert user_speakers_dir() == tmp_path / ".local" / "share" / "geneface-stream" / "speakers"
-    monkeypatch.setattr(speaker_folders.sys, "platform", "darwin")
-    assert (
-        user_speakers_dir() == tmp_path / "Library" / "Application Support" / "geneface-stream" / "speakers"
-    )
-    monkeypatch.setattr(speaker_folders.sys, "platform", "win32")
-    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "Local"))
-    assert user_speakers_dir() == tmp_path / "Local" / "geneface-stream" / "speakers"
+    for ignored in ("", "relative/is/ignored"):
+        monkeypatch.setenv("XDG_DATA_HOME", ignored)
+        assert user_speakers_dir() == tmp_path / ".local" / "share" / "geneface-stream" / "speakers"
