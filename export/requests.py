@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from models.time_base import FRAME_MS
+
 from .regular_file import real_path
 
-FRAME_MS = 40
 MAX_LOOKAHEAD_MS = 1600
 HOPS_FRAMES = (1, 2, 4)
 MAX_STUDENT_LOOKAHEAD_MS = 160

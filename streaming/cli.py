@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from models.settings import escaped
 from models.terminal import log_to_stderr, with_safe_streams
+from models.time_base import FRAME_RATE_HZ
 
 from .errors import GpuLostError, InputError, Signalled, Stopped
 from .settings import StreamSettings, flag, options, resolve_settings, variable
@@ -290,7 +291,7 @@ def _speak(
             say(f"{speaker.name} has no mean face: --landmark-video moves a plain face of nobody")
         waiting.clear()
 
-        frames = round(audio.duration_s * 25 + 0.5) if audio.duration_s else None
+        frames = round(audio.duration_s * FRAME_RATE_HZ + 0.5) if audio.duration_s else None
         progress = Progress(frames, quiet=settings.quiet)
         with interruption.polled():
             try:

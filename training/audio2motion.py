@@ -20,6 +20,7 @@ from torch import Tensor
 from models.audio2motion import Audio2Motion, Audio2MotionConfig
 from models.features import LogMel
 from models.syncnet import SyncNet
+from models.time_base import FRAME_RATE_HZ
 
 from .corpus import (
     Clips,
@@ -357,7 +358,7 @@ def validate_motion(
 
 def draw_track(track: MotionTrack) -> np.ndarray[Any, Any]:
     """A picture (H, W, 3) of one clip's mouth beside the truth, bilabial frames marked."""
-    marks = np.flatnonzero(track.sounds == Sound.BILABIAL) / 25
+    marks = np.flatnonzero(track.sounds == Sound.BILABIAL) / FRAME_RATE_HZ
     return draw_curves(
         {
             "inner-lip aperture above rest, mm (dashed: b, p, m)": {

@@ -21,6 +21,7 @@ from models.audio2motion import Audio2Motion
 from models.features import LogMel
 from models.postnet import MotionDiscriminator, PostNet, PostNetConfig
 from models.syncnet import MOTION_FRAMES, SyncNet
+from models.time_base import FRAME_RATE_HZ
 
 from .audio2motion import draw_track, load_audio2motion, motion_loss, motion_scalars
 from .checkpoint_choice import choose_checkpoint, chosen_checkpoint
@@ -347,7 +348,7 @@ class PostNetTask:
 
 
 def _first_seconds(track: MotionTrack, seconds: int) -> MotionTrack:
-    frames = 25 * seconds
+    frames = FRAME_RATE_HZ * seconds
     return MotionTrack(
         predicted_aperture_mm=track.predicted_aperture_mm[:frames],
         predicted_width_mm=track.predicted_width_mm[:frames],

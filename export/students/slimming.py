@@ -24,6 +24,7 @@ from cuda_kernels.cpu_raymarcher import CpuRaymarcher
 from cuda_kernels.scene import HeadField, Scene
 from models.landmark_filter import MOUTH, LandmarkFilter
 from models.speaker import LANDMARKS, BundleError, HeadSettings, Speaker, load_speaker
+from models.time_base import FRAME_RATE_HZ
 from preparation.media import read_pcm
 from training.head_student import (
     HELD_OUT,
@@ -57,7 +58,7 @@ FRAMES_BETWEEN_BLINKS = 70
 MEASURED_FRAMES = 16
 TIMED_FRAMES = 12
 TIMED_SIZES_PX = (192, 256)
-MIN_FRAMES = 50  # of speech: fewer say next to nothing of a face
+MIN_FRAMES = 2 * FRAME_RATE_HZ  # of speech: fewer say next to nothing of a face
 CARD_HEAD = "## Slim head"
 
 

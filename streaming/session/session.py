@@ -18,6 +18,8 @@ from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
+from models.time_base import FRAME_S
+
 from ..errors import Stopped
 from ..pipeline.clock import MonotonicClock, SystemClock
 from ..pipeline.loaded_speaker import LoadedSpeaker
@@ -28,7 +30,7 @@ from ..webrtc.media_schedule import MediaSchedule
 from ..webrtc.peer import Peer, PeerSettings
 from ..webrtc.sdp_offer import Offer
 from .background import in_background
-from .downlink import FRAME_S, Downlink
+from .downlink import Downlink
 from .liveness import Liveness
 from .metrics import Metrics
 from .playout_delay import Allowance
