@@ -8,9 +8,9 @@ let the torso through, are judged by the whole picture.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from cuda_kernels.torch_reference import field_pose, image_coordinates, pose_vector
 from models.encodings import GridConfig
+from models.settings import Option
 from models.torso import Look, Torso, TorsoConfig
 
 from .course import FieldOptimizer, FieldTraining
@@ -59,29 +60,24 @@ LOOP = LoopSettings(steps=10_000, validate_every=2000, checkpoint_every=2000, va
 class TorsoTraining(FieldTraining):
     """Sizes of the torso and how it is trained."""
 
-    mean_face: Path | None = field(default=None, metadata={"help": "npz with mean_face (68, 3)"})
-    head: Path | None = field(
-        default=None, metadata={"help": "trained head (folder or checkpoint) to draw over it, as in the end"}
-    )
-    start: Path | None = field(
-        default=None,
-        metadata={"help": "trained torso of the same sizes (folder or checkpoint) to go on from"},
-    )
-    hidden: int = field(default=SIZES.hidden_deform, metadata={"help": "width of both networks"})
-    levels: int = field(default=SIZES.grid.levels, metadata={"help": "levels of the grid"})
-    log2_rows: int = field(default=SIZES.grid.log2_rows, metadata={"help": "rows a level of the grid, log2"})
-    resolution: int = field(
-        default=SIZES.grid.desired_resolution, metadata={"help": "finest cells along a side"}
-    )
-    position_octaves: int = field(
-        default=SIZES.position_octaves, metadata={"help": "frequencies of the position"}
-    )
-    pose_octaves: int = field(default=SIZES.pose_octaves, metadata={"help": "frequencies of the pose"})
-    anneal_steps: int = field(default=10_000, metadata={"help": "steps over which the rates fall"})
-    hidden_weight: float = field(default=0.1, metadata={"help": "of what the head hides"})
-    deform_weight: float = field(default=1e-4, metadata={"help": "of the deformation's size"})
-    precision: Precision = field(default="fp32", metadata={"help": "of the networks' arithmetic"})
-    compile: bool = field(default=False, metadata={"help": "compile the fields with torch.compile"})
+    mean_face: Annotated[Path | None, Option("npz with mean_face (68, 3)")] = None
+    head: Annotated[
+        Path | None, Option("trained head (folder or checkpoint) to draw over it, as in the end")
+    ] = None
+    start: Annotated[
+        Path | None, Option("trained torso of the same sizes (folder or checkpoint) to go on from")
+    ] = None
+    hidden: Annotated[int, Option("width of both networks")] = SIZES.hidden_deform
+    levels: Annotated[int, Option("levels of the grid")] = SIZES.grid.levels
+    log2_rows: Annotated[int, Option("rows a level of the grid, log2")] = SIZES.grid.log2_rows
+    resolution: Annotated[int, Option("finest cells along a side")] = SIZES.grid.desired_resolution
+    position_octaves: Annotated[int, Option("frequencies of the position")] = SIZES.position_octaves
+    pose_octaves: Annotated[int, Option("frequencies of the pose")] = SIZES.pose_octaves
+    anneal_steps: Annotated[int, Option("steps over which the rates fall")] = 10_000
+    hidden_weight: Annotated[float, Option("of what the head hides")] = 0.1
+    deform_weight: Annotated[float, Option("of the deformation's size")] = 1e-4
+    precision: Annotated[Precision, Option("of the networks' arithmetic")] = "fp32"
+    compile: Annotated[bool, Option("compile the fields with torch.compile")] = False
 
     def config(self) -> TorsoConfig:
         """The torso's sizes."""
