@@ -19,7 +19,7 @@ Kernels = Literal["auto", "cuda", "torch"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FieldTraining:
+class FieldTrainingSettings:
     """What the trainings of a head and of a torso are both told."""
 
     frames: Annotated[int | None, Option("train on that many frames, spread (all)")] = None
@@ -109,7 +109,7 @@ class Average:
 class FieldOptimizer:
     """Steps a field's weights: Adam with a rate for the networks and one for the grids, and the average."""
 
-    def __init__(self, module: torch.nn.Module, grids: list[Tensor], settings: FieldTraining) -> None:
+    def __init__(self, module: torch.nn.Module, grids: list[Tensor], settings: FieldTrainingSettings) -> None:
         """Starts at the module's weights; `grids` are those of its parameters that are tables."""
         self.average = Average(module, settings.average_decay)
         self.course = Schedule(settings.anneal_steps, settings.anneal_minutes)

@@ -24,7 +24,7 @@ from models.encodings import GridConfig
 from models.head import Head, HeadConfig
 from models.settings import Option
 
-from .course import FieldOptimizer, FieldTraining
+from .course import FieldOptimizer, FieldTrainingSettings
 from .field_validation import measure_and_slim, measure_frames, validation_rows
 from .fields import (
     Drawn,
@@ -62,7 +62,7 @@ LOOP = LoopSettings(steps=20_000, validate_every=2000, checkpoint_every=2000, va
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadTraining(FieldTraining):
+class HeadTrainingSettings(FieldTrainingSettings):
     """Sizes of the head and how it is trained."""
 
     mean_face: Annotated[
@@ -153,7 +153,7 @@ class HeadTask:
 
     name = "head"
 
-    def __init__(self, data: SpeakerData, settings: HeadTraining, device: torch.device) -> None:
+    def __init__(self, data: SpeakerData, settings: HeadTrainingSettings, device: torch.device) -> None:
         """Builds the head in the speaker's box, every cell open that the masks do not rule out."""
         self.data, self.settings, self.device = data, settings, device
         self.camera = data.box.camera
@@ -482,7 +482,7 @@ class HeadTask:
         self.seen.copy_(state["seen"])
 
 
-def make_task(data: Path, settings: HeadTraining, device: torch.device) -> HeadTask:
+def make_task(data: Path, settings: HeadTrainingSettings, device: torch.device) -> HeadTask:
     """The task of training a head on a speaker's folder."""
     loaded = load_speaker_data(
         data,
@@ -499,7 +499,7 @@ def make_task(data: Path, settings: HeadTraining, device: torch.device) -> HeadT
     return HeadTask(loaded, settings, device)
 
 
-def run(data: Path, out: Path, settings: HeadTraining, device: torch.device) -> bool:
+def run(data: Path, out: Path, settings: HeadTrainingSettings, device: torch.device) -> bool:
     """Whether this took the place of training: with `validate_only` it measures and writes `slim.pt`."""
     if not settings.validate_only:
         return False

@@ -43,7 +43,7 @@ from models.head import Head, HeadConfig
 from models.settings import Option, from_mapping, to_mapping
 from models.speaker import SPHERICAL_HARMONICS, GridSettings, HeadSettings
 
-from .course import FieldOptimizer, FieldTraining
+from .course import FieldOptimizer, FieldTrainingSettings
 from .fields import kernels_wanted
 from .loop import LoopSettings, Outcome, Validation, fit
 
@@ -61,7 +61,7 @@ class LessonsError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudentTraining(FieldTraining):
+class StudentTrainingSettings(FieldTrainingSettings):
     """Size of the narrow head and how it is taught."""
 
     frames_per_step: Annotated[int, Option("poses and conditions that share a step")] = 32
@@ -261,7 +261,7 @@ class StudentTask:
 
     name = "head_student"
 
-    def __init__(self, lessons: Lessons, settings: StudentTraining, device: torch.device) -> None:
+    def __init__(self, lessons: Lessons, settings: StudentTrainingSettings, device: torch.device) -> None:
         """Builds both heads; the narrow one's networks are drawn from torch's generator.
 
         Raises:
@@ -510,7 +510,7 @@ def usable_device(name: str) -> torch.device:
     return device
 
 
-def train(work: Path, settings: StudentTraining, loop: LoopSettings) -> tuple[StudentTask, Outcome]:
+def train(work: Path, settings: StudentTrainingSettings, loop: LoopSettings) -> tuple[StudentTask, Outcome]:
     """The task and how `fit` ended, taught from the lessons in `work`; it goes on where it stopped there.
 
     Needs torch, numpy, safetensors, tqdm, tensorboard and OpenCV, and no speaker.

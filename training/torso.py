@@ -21,7 +21,7 @@ from models.encodings import GridConfig
 from models.settings import Option
 from models.torso import Look, Torso, TorsoConfig
 
-from .course import FieldOptimizer, FieldTraining
+from .course import FieldOptimizer, FieldTrainingSettings
 from .field_validation import measure_and_slim, measure_frames, validation_rows
 from .fields import (
     Field,
@@ -57,7 +57,7 @@ LOOP = LoopSettings(steps=10_000, validate_every=2000, checkpoint_every=2000, va
 
 
 @dataclass(frozen=True, kw_only=True)
-class TorsoTraining(FieldTraining):
+class TorsoTrainingSettings(FieldTrainingSettings):
     """Sizes of the torso and how it is trained."""
 
     mean_face: Annotated[Path | None, Option("npz with mean_face (68, 3)")] = None
@@ -96,7 +96,7 @@ class TorsoTask:
 
     name = "torso"
 
-    def __init__(self, data: SpeakerData, settings: TorsoTraining, device: torch.device) -> None:
+    def __init__(self, data: SpeakerData, settings: TorsoTrainingSettings, device: torch.device) -> None:
         """Builds the torso; with a trained head, in that head's field space."""
         self.data, self.settings, self.device = data, settings, device
         self.trained_head: TrainedHead | None = None
@@ -316,13 +316,13 @@ def _possible_cells(data: SpeakerData, size: int) -> Tensor:
     return functional.max_pool2d(cells, 3, 1, 1)[0, 0].T.reshape(-1)
 
 
-def make_task(data: Path, settings: TorsoTraining, device: torch.device) -> TorsoTask:
+def make_task(data: Path, settings: TorsoTrainingSettings, device: torch.device) -> TorsoTask:
     """The task of training a torso on a speaker's folder."""
     loaded = load_speaker_data(data, device=device, frames=settings.frames, mean_face=settings.mean_face)
     return TorsoTask(loaded, settings, device)
 
 
-def run(data: Path, out: Path, settings: TorsoTraining, device: torch.device) -> bool:
+def run(data: Path, out: Path, settings: TorsoTrainingSettings, device: torch.device) -> bool:
     """Whether this took the place of training: with `validate_only` it measures and writes `slim.pt`."""
     if not settings.validate_only:
         return False

@@ -31,7 +31,7 @@ from training.head_student import (
     LESSONS_FILE,
     Lessons,
     StudentTask,
-    StudentTraining,
+    StudentTrainingSettings,
     head_of,
     load_lessons,
     require_wider,
@@ -94,7 +94,7 @@ def slim(
     usable_device(request.device)  # before the motion has run for minutes
     speaker = prepare(request, open_motion=open_motion)
     frames, pixels = _rays(request)
-    settings = StudentTraining(
+    settings = StudentTrainingSettings(
         hidden=request.hidden,
         frames_per_step=frames,
         pixels_per_frame=pixels,
