@@ -152,7 +152,7 @@ def from_mapping(cls: type[T], mapping: object, *, prefix: str = "") -> T:
     try:
         return cls(**values)
     except SettingsError as error:
-        raise SettingsError(prefix + error.field, error.expected, error.got) from None
+        raise SettingsError(prefix + error.field, error.expected, error.got, error.way_out) from None
 
 
 def to_mapping(settings: Any) -> dict[str, Any]:
