@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from cuda_kernels.arrays import F32, F64, I64, U8
 from models.speaker import Speaker
-from streaming.pipeline.clock import FRAME_RATE_HZ, FRAME_SAMPLES
+from models.time_base import FRAME_RATE_HZ, FRAME_SAMPLES
 from streaming.pipeline.cores import drawing_threads, usable_cores
 from streaming.pipeline.mouth import mouth_boxes
 from streaming.pipeline.pipeline import Pipeline

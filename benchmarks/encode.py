@@ -21,9 +21,9 @@ from aiortc.rtcrtpparameters import RTCRtpCodecParameters
 from cuda_kernels.arrays import U8
 from models.speaker import load_speaker
 from models.speaker_folders import find_speaker
+from models.time_base import FRAME_RATE_HZ
 from streaming.files.audio_file import AudioFile
 from streaming.files.progress import Progress
-from streaming.pipeline.clock import FRAME_RATE_HZ
 from streaming.pipeline.i420 import video_frame
 from streaming.pipeline.pipeline import Pipeline
 from streaming.pipeline.renderers import make_renderer, open_cpu_raymarcher

@@ -37,7 +37,7 @@ from models.encodings import GridConfig
 from training.course import Kernels
 from training.curve import curve_table, write_curve
 from training.fields import rays_of
-from training.head import HeadTask, HeadTraining
+from training.head import HeadTask, HeadTrainingSettings
 from training.loop import CHECKPOINT_VERSION, LoopSettings, fit, read_validations, save_checkpoint
 from training.pixel_choice import sample_pixels
 from training.speaker_data import (
@@ -52,7 +52,7 @@ from training.speaker_data import (
     training_frames,
     window_rows,
 )
-from training.torso import TorsoTask, TorsoTraining
+from training.torso import TorsoTask, TorsoTrainingSettings
 
 from .json_file import write_json
 
@@ -61,7 +61,7 @@ FIRST_STEP = 640  # past the look at what is visible, at a step that chooses the
 POINTS, RAYS = 1 << 19, 1 << 16
 LOOKAHEAD_FRAMES, WINDOW_FRAMES = 2, 5
 
-HEAD_SETTINGS = HeadTraining(
+HEAD_SETTINGS = HeadTrainingSettings(
     window_frames=WINDOW_FRAMES,
     lookahead_frames=LOOKAHEAD_FRAMES,
     condition_size=64,
@@ -74,7 +74,7 @@ HEAD_SETTINGS = HeadTraining(
     ambient_resolution=2048,
     precision="bf16",
 )
-TORSO_SETTINGS = TorsoTraining(
+TORSO_SETTINGS = TorsoTrainingSettings(
     hidden=64,
     levels=16,
     log2_rows=16,
@@ -286,8 +286,8 @@ def step_times(
 
 def measure_steps(
     data: SpeakerData,
-    head: HeadTraining,
-    torso: TorsoTraining,
+    head: HeadTrainingSettings,
+    torso: TorsoTrainingSettings,
     start: Path,
     device: torch.device,
     *,
@@ -321,7 +321,7 @@ def measure_steps(
 
 
 def prepare_head(
-    data: SpeakerData, settings: HeadTraining, device: torch.device, *, steps: int, path: Path
+    data: SpeakerData, settings: HeadTrainingSettings, device: torch.device, *, steps: int, path: Path
 ) -> HeadTask:
     """A head that has learnt for so many steps, also written to `path`."""
     torch.manual_seed(0)
@@ -454,8 +454,8 @@ def measure_parts(
 
 def train_for(
     data: SpeakerData,
-    head: HeadTraining,
-    torso: TorsoTraining,
+    head: HeadTrainingSettings,
+    torso: TorsoTrainingSettings,
     device: torch.device,
     *,
     minutes: float,

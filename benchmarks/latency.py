@@ -30,10 +30,10 @@ import psutil
 
 from models.speaker import Speaker, load_speaker
 from models.speaker_folders import find_speaker
+from models.time_base import FRAME_RATE_HZ
 from streaming.errors import InputError
 from streaming.files.audio_file import AudioFile
 from streaming.files.progress import Progress
-from streaming.pipeline.clock import FRAME_RATE_HZ
 from streaming.pipeline.cores import usable_cores
 
 from .chromium import BrowserError, chromium

@@ -13,6 +13,7 @@ from typing import TypedDict
 
 from models.speaker import load_speaker
 from models.speaker_folders import find_speaker
+from models.time_base import FRAME_RATE_HZ
 from streaming.files.audio_file import AudioFile
 from streaming.files.progress import Progress
 from streaming.files.run import speak_file
@@ -79,7 +80,7 @@ def measure(
     renderer = opening.make_renderer(render_px)
     audio = AudioFile(audio_path)
     times = StageTimes()
-    total = round(audio.duration_s * 25 + 0.5) if audio.duration_s else None
+    total = round(audio.duration_s * FRAME_RATE_HZ + 0.5) if audio.duration_s else None
     progress = Progress(total, quiet=quiet)
     with tempfile.TemporaryDirectory() as folder:
         video = VideoOutput(

@@ -23,6 +23,7 @@ from models.landmark_filter import LandmarkFilter
 from models.onnx_runtime import load_onnxruntime
 from models.speaker import Speaker, load_speaker
 from models.speaker_folders import find_speaker
+from models.time_base import SAMPLE_RATE_HZ
 from streaming.pipeline.networks import open_networks
 from training.cli import missing_extra
 
@@ -76,7 +77,7 @@ class LiveMotion:
 
     def resting(self) -> F32:
         """Landmarks (204,) that silence leads to."""
-        rest: F32 = self(np.zeros(int(16000 * _SILENCE_S), np.float32))[-1]
+        rest: F32 = self(np.zeros(int(SAMPLE_RATE_HZ * _SILENCE_S), np.float32))[-1]
         return rest
 
 

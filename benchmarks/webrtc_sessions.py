@@ -29,10 +29,11 @@ from aiortc.contrib.media import MediaBlackhole, MediaPlayer
 from aiortc.mediastreams import MediaStreamError
 from av import VideoFrame
 
+from models.time_base import FRAME_S
+
 from .json_file import write_json
 from .server_process import ServerError, ServerProcess
 
-FRAME_S = 0.04
 CLIENTS_A_PROCESS = 4  # a client's decoding takes a tenth of a core
 STAGGER_S = 0.25  # between the starts of sessions
 LEAVE_S = 30.0

@@ -12,6 +12,7 @@ from cuda_kernels.cpu_raymarcher import CpuRaymarcher
 from cuda_kernels.torch_reference import render_scene
 from models.bundle_files import BundleError
 from models.speaker import Speaker, load_speaker
+from models.time_base import SAMPLE_RATE_HZ
 
 from . import recorded_cases
 from .bundle.head import MIN_PSNR_DB, psnr_db
@@ -113,7 +114,8 @@ def _in_silence(speaker: Speaker) -> F32:
         silence = np.zeros((1, speaker.motion.window_samples), np.float32)
         landmarks = _run(speaker.motion_onnx, "pcm", silence, ("landmarks", (1, 204))).reshape(1, 68, 3)
     else:
-        landmarks = OfflineMotion(speaker).landmarks(np.zeros(2 * 16000, np.float32), temperature=0.0)
+        two_seconds = np.zeros(2 * SAMPLE_RATE_HZ, np.float32)
+        landmarks = OfflineMotion(speaker).landmarks(two_seconds, temperature=0.0)
     face: F32 = landmarks[len(landmarks) // 2]
     return face
 

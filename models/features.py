@@ -12,11 +12,8 @@ from torch.nn import functional
 
 from cuda_kernels.errors import InputError
 
+from .time_base import FEATURE_HOP_SAMPLES, FEATURE_RATE_HZ, SAMPLE_RATE_HZ
 from .torchaudio_pair import import_torchaudio
-
-SAMPLE_RATE_HZ = 16000
-FRAME_SAMPLES = 640
-"""Samples of one video frame: 16 kHz at 25 fps."""
 
 
 class AudioFeatures(Protocol):
@@ -43,7 +40,7 @@ class LogMelConfig:
 
     sample_rate_hz: int = SAMPLE_RATE_HZ
     window_samples: int = 512
-    hop_samples: int = 320
+    hop_samples: int = FEATURE_HOP_SAMPLES
     bands: int = 80
     lowest_hz: float = 80.0
     highest_hz: float = 7600.0
@@ -74,7 +71,7 @@ class LogMel(nn.Module):
     ONNX, and only the bins that some band hears are worked out. There are no parameters and no state to save.
     """
 
-    rate_hz = 50
+    rate_hz = FEATURE_RATE_HZ
 
     def __init__(self, config: LogMelConfig | None = None) -> None:
         super().__init__()

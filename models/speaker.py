@@ -32,6 +32,7 @@ from .speaker_settings import (
     TorsoSettings,
     read_settings,
 )
+from .time_base import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 
 MAX_CAMERA_DISTANCE = 1e4
 
@@ -46,8 +47,8 @@ class Speaker:
     licence: str
     origin: OriginRecord
     image_size_px: int
-    fps: int = 25
-    sample_rate_hz: int = 16000
+    fps: int = FRAME_RATE_HZ
+    sample_rate_hz: int = SAMPLE_RATE_HZ
     motion: MotionSettings
     condition: ConditionSettings
     motion_onnx: Path

@@ -26,14 +26,13 @@ from .bundle_files import (
     read_file,
 )
 from .settings import Range, SettingsError, Shape, check_ranges, from_mapping, one_line, require, show
+from .time_base import FEATURE_HOP_SAMPLES, FRAME_RATE_HZ, FRAME_SAMPLES, SAMPLE_RATE_HZ
 
 SCHEMA_VERSION = 1
 MAX_RESOLUTION = 1 << 20
 LANDMARKS = 68
-SAMPLES_PER_FRAME = 640
 MEL_HISTORY_SAMPLES = 192  # left of the window, so that the first mel frame is whole without future sound
 FEATURE_SAMPLES = 400  # that one 50 Hz feature hears: feature j, samples [320 j, 320 j + 400)
-FEATURE_HOP_SAMPLES = 320
 SPHERICAL_HARMONICS = 16
 
 
@@ -59,8 +58,8 @@ class FeatureSettings:
 
     name: str  # of the encoder, "hubert-large-ls960-ft"
     dimension: Annotated[int, Range(1, 8192)]  # numbers in one 50 Hz feature
-    window_frames: Annotated[int, Range(2, 25 * 60)]
-    kept_frames: Annotated[int, Range(1, 25 * 60)]
+    window_frames: Annotated[int, Range(2, FRAME_RATE_HZ * 60)]
+    kept_frames: Annotated[int, Range(1, FRAME_RATE_HZ * 60)]
     hop_frames: Annotated[int, Range(1, 64)]
     block_frames: Annotated[int, Range(1, 64)]  # video frames to one step of the latent
     latent_channels: Annotated[int, Range(1, 1024)]
@@ -87,7 +86,7 @@ class FeatureSettings:
     @property
     def window_samples(self) -> int:
         """Samples that features.onnx takes."""
-        return SAMPLES_PER_FRAME * self.window_frames
+        return FRAME_SAMPLES * self.window_frames
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -98,8 +97,8 @@ class MotionSettings:
     features of `window_frames` frames to as many frames; `features` says which and how they come about.
     """
 
-    window_samples: Annotated[int, Range(640, 16000 * 60)]
-    window_frames: Annotated[int, Range(1, 25 * 60)]
+    window_samples: Annotated[int, Range(FRAME_SAMPLES, SAMPLE_RATE_HZ * 60)]
+    window_frames: Annotated[int, Range(1, FRAME_RATE_HZ * 60)]
     lookahead_frames: Annotated[int, Range(0, 50)]  # sound that a frame may wait for, at most
     landmark_mean: Annotated[F32, Shape(LANDMARKS, 3)]  # idexp: ten times decimetres from the mean face
     landmark_std: Annotated[F32, Shape(LANDMARKS, 3)]  # > 0
@@ -119,11 +118,11 @@ class MotionSettings:
         else:
             require(features is None, "features", "null, as kind is pcm", "an object")
         if features is None:
-            samples = SAMPLES_PER_FRAME * self.window_frames + MEL_HISTORY_SAMPLES
-            expected = f"{samples} ({SAMPLES_PER_FRAME} x window_frames + {MEL_HISTORY_SAMPLES})"
+            samples = FRAME_SAMPLES * self.window_frames + MEL_HISTORY_SAMPLES
+            expected = f"{samples} ({FRAME_SAMPLES} x window_frames + {MEL_HISTORY_SAMPLES})"
         else:
             samples = features.window_samples
-            expected = f"{samples} ({SAMPLES_PER_FRAME} x features.window_frames)"
+            expected = f"{samples} ({FRAME_SAMPLES} x features.window_frames)"
             block, hop = features.block_frames, features.hop_frames
             require(
                 self.window_frames % block == 0,
@@ -300,8 +299,9 @@ class SpeakerSettings:
         )
         named = 0 < len(self.name) <= 100 and self.name.isprintable() and self.name == self.name.strip()
         require(named, "name", "1 to 100 printable characters", self.name)
-        require(self.fps == 25, "fps", "25", self.fps)
-        require(self.sample_rate_hz == 16000, "sample_rate_hz", "16000", self.sample_rate_hz)
+        require(self.fps == FRAME_RATE_HZ, "fps", f"{FRAME_RATE_HZ}", self.fps)
+        rate_hz = self.sample_rate_hz
+        require(rate_hz == SAMPLE_RATE_HZ, "sample_rate_hz", f"{SAMPLE_RATE_HZ}", rate_hz)
         for axis in ("cx_px", "cy_px"):
             value = getattr(self.camera, axis)
             require(value <= self.image_size_px, f"camera.{axis}", f"0 to {self.image_size_px}", value)

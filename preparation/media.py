@@ -15,8 +15,8 @@ from av.stream import Disposition
 from cuda_kernels.arrays import I16, U8
 from cuda_kernels.errors import InputError
 from models.recording import open_recording
+from models.time_base import SAMPLE_RATE_HZ
 
-SAMPLE_RATE_HZ = 16_000
 _DECODE_ERRORS = (av.FFmpegError, ValueError, OSError, IndexError)  # all that PyAV raises for a file
 
 

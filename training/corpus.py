@@ -23,12 +23,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from cuda_kernels.errors import InputError
-from models.features import FRAME_SAMPLES, SAMPLE_RATE_HZ
+from models.time_base import FRAME_RATE_HZ, FRAME_SAMPLES, SAMPLE_RATE_HZ
 from preparation.media import read_pcm
 
 from .speaker_data import training_frames
 
-FRAMES_PER_S = 25
 COORDINATES = 204  # 68 landmarks of 3 coordinates
 BILABIALS = frozenset({"b", "p", "m"})
 PAUSE = "pau"
@@ -234,7 +233,7 @@ def classify_frames(frames: int, phones: Sequence[Sequence[Any]], kind: str) -> 
     if kind != "speech":
         return np.full(frames, Sound.REST, np.uint8)
     sounds = np.full(frames, Sound.OTHER, np.uint8)
-    middle_s = (np.arange(frames) + 0.5) / FRAMES_PER_S
+    middle_s = (np.arange(frames) + 0.5) / FRAME_RATE_HZ
     for label, start_s, end_s in phones:
         inside = (middle_s >= start_s) & (middle_s < end_s)
         if label in BILABIALS:

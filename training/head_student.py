@@ -14,9 +14,9 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -42,11 +42,11 @@ from models.density_grid import cell_positions
 from models.encodings import GridConfig
 from models.head import Head, HeadConfig
 from models.partial_files import atomic_write
-from models.settings import from_mapping, to_mapping
+from models.settings import Option, from_mapping, to_mapping
 from models.speaker_settings import SPHERICAL_HARMONICS, GridSettings, HeadSettings
 from models.torch_device import device_named
 
-from .course import FieldOptimizer, FieldTraining
+from .course import FieldOptimizer, FieldTrainingSettings
 from .fields import kernels_wanted
 from .loop import LoopSettings, Outcome, Validation, fit
 
@@ -64,19 +64,17 @@ class LessonsError(InputError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudentTraining(FieldTraining):
+class StudentTrainingSettings(FieldTrainingSettings):
     """Size of the narrow head and how it is taught."""
 
-    frames_per_step: int = field(default=32, metadata={"help": "poses and conditions that share a step"})
-    pixels_per_frame: int = field(default=2048, metadata={"help": "rays of each"})
-    net_rate: float = field(default=1e-2, metadata={"help": "learning rate of the networks"})
-    hidden: int = field(default=32, metadata={"help": "width of the three networks"})
-    mouth_share: float = field(default=0.25, metadata={"help": "of the rays go to the mouth's box"})
-    validation_px: int = field(default=256, metadata={"help": "size of the pictures drawn at validation"})
-    compile: bool = field(default=False, metadata={"help": "compile both fields with torch.compile"})
-    samples_per_ray: int = field(
-        default=10, metadata={"help": "room for samples where compiled, mean over rays"}
-    )
+    frames_per_step: Annotated[int, Option("poses and conditions that share a step")] = 32
+    pixels_per_frame: Annotated[int, Option("rays of each")] = 2048
+    net_rate: Annotated[float, Option("learning rate of the networks")] = 1e-2
+    hidden: Annotated[int, Option("width of the three networks")] = 32
+    mouth_share: Annotated[float, Option("of the rays go to the mouth's box")] = 0.25
+    validation_px: Annotated[int, Option("size of the pictures drawn at validation")] = 256
+    compile: Annotated[bool, Option("compile both fields with torch.compile")] = False
+    samples_per_ray: Annotated[int, Option("room for samples where compiled, mean over rays")] = 10
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -262,7 +260,7 @@ class StudentTask:
 
     name = "head_student"
 
-    def __init__(self, lessons: Lessons, settings: StudentTraining, device: torch.device) -> None:
+    def __init__(self, lessons: Lessons, settings: StudentTrainingSettings, device: torch.device) -> None:
         """Builds both heads; the narrow one's networks are drawn from torch's generator.
 
         Raises:
@@ -496,7 +494,7 @@ def _side_by_side(image: Tensor, truth: Tensor) -> U8:
     return pixels
 
 
-def train(work: Path, settings: StudentTraining, loop: LoopSettings) -> tuple[StudentTask, Outcome]:
+def train(work: Path, settings: StudentTrainingSettings, loop: LoopSettings) -> tuple[StudentTask, Outcome]:
     """The task and how `fit` ended, taught from the lessons in `work`; it goes on where it stopped there.
 
     Needs torch, numpy, safetensors, tqdm, tensorboard and OpenCV, and no speaker.

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,7 @@ from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # its stub
 
 from cuda_kernels.errors import InputError
 from models.partial_files import atomic_write
+from models.settings import POSITIVE, Option, Range, check_ranges
 from models.torch_device import device_named
 
 from .pictures import write_picture
@@ -83,34 +84,26 @@ class Task(Protocol):
 class LoopSettings:
     """When the loop logs, validates, saves and stops."""
 
-    steps: int = field(default=10_000, metadata={"help": "steps in all, those before a resume included"})
-    validate_every: int = field(default=1000, metadata={"help": "steps between validations"})
-    validate_minutes: float | None = field(
-        default=None, metadata={"help": "validate also where this long has passed without"}
-    )
-    checkpoint_every: int = field(default=1000, metadata={"help": "steps between checkpoints"})
-    log_every: int = field(default=50, metadata={"help": "steps between logged training scalars"})
-    keep_checkpoints: int = field(default=2, metadata={"help": "newest checkpoints to keep, 0 for all"})
-    max_minutes: float | None = field(
-        default=None, metadata={"help": "stop with a checkpoint after this long; the same command goes on"}
-    )
-    validate_at_stop: bool = field(
-        default=False, metadata={"help": "validate once more where max_minutes stops the run"}
-    )
-    seed: int = field(default=9999, metadata={"help": "seed of torch's generators"})
-    device: str = field(default="cpu", metadata={"help": "torch device: cpu, cuda, cuda:1"})
+    steps: Annotated[int, Range(1), Option("steps in all, those before a resume included")] = 10_000
+    validate_every: Annotated[int, Range(1), Option("steps between validations")] = 1000
+    validate_minutes: Annotated[
+        float | None, POSITIVE, Option("validate also where this long has passed without")
+    ] = None
+    checkpoint_every: Annotated[int, Range(1), Option("steps between checkpoints")] = 1000
+    log_every: Annotated[int, Range(1), Option("steps between logged training scalars")] = 50
+    keep_checkpoints: Annotated[
+        int, Range(0, words="0 (all) or more"), Option("newest checkpoints to keep, 0 for all")
+    ] = 2
+    max_minutes: Annotated[
+        float | None, POSITIVE, Option("stop with a checkpoint after this long; the same command goes on")
+    ] = None
+    validate_at_stop: Annotated[bool, Option("validate once more where max_minutes stops the run")] = False
+    seed: Annotated[int, Option("seed of torch's generators")] = 9999
+    device: Annotated[str, Option("torch device: cpu, cuda, cuda:1")] = "cpu"
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        for name in ("steps", "validate_every", "checkpoint_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: expected 1 or more, got {getattr(self, name)}")
-        if self.keep_checkpoints < 0:
-            raise InputError(f"keep_checkpoints: expected 0 (all) or more, got {self.keep_checkpoints}")
-        for name in ("max_minutes", "validate_minutes"):
-            minutes = getattr(self, name)
-            if minutes is not None and not minutes > 0:
-                raise InputError(f"{name}: expected more than 0, got {minutes}")
+        check_ranges(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,9 @@ let the torso through, are judged by the whole picture.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -19,9 +19,10 @@ from torch.nn import functional
 from cuda_kernels.errors import InputError
 from cuda_kernels.torch_reference import field_pose, image_coordinates, pose_vector
 from models.encodings import GridConfig
+from models.settings import Option
 from models.torso import Query, Torso, TorsoConfig
 
-from .course import FieldOptimizer, FieldTraining
+from .course import FieldOptimizer, FieldTrainingSettings
 from .field_validation import measure_and_slim, measure_frames, validation_rows
 from .fields import (
     Field,
@@ -57,32 +58,27 @@ LOOP = LoopSettings(steps=10_000, validate_every=2000, checkpoint_every=2000, va
 
 
 @dataclass(frozen=True, kw_only=True)
-class TorsoTraining(FieldTraining):
+class TorsoTrainingSettings(FieldTrainingSettings):
     """Sizes of the torso and how it is trained."""
 
-    mean_face: Path | None = field(default=None, metadata={"help": "npz with mean_face (68, 3)"})
-    head: Path | None = field(
-        default=None, metadata={"help": "trained head (folder or checkpoint) to draw over it, as in the end"}
-    )
-    start: Path | None = field(
-        default=None,
-        metadata={"help": "trained torso of the same sizes (folder or checkpoint) to go on from"},
-    )
-    hidden: int = field(default=SIZES.hidden_deform, metadata={"help": "width of both networks"})
-    levels: int = field(default=SIZES.grid.levels, metadata={"help": "levels of the grid"})
-    log2_rows: int = field(default=SIZES.grid.log2_rows, metadata={"help": "rows a level of the grid, log2"})
-    resolution: int = field(
-        default=SIZES.grid.desired_resolution, metadata={"help": "finest cells along a side"}
-    )
-    position_octaves: int = field(
-        default=SIZES.position_octaves, metadata={"help": "frequencies of the position"}
-    )
-    pose_octaves: int = field(default=SIZES.pose_octaves, metadata={"help": "frequencies of the pose"})
-    anneal_steps: int = field(default=10_000, metadata={"help": "steps over which the rates fall"})
-    hidden_weight: float = field(default=0.1, metadata={"help": "of what the head hides"})
-    deform_weight: float = field(default=1e-4, metadata={"help": "of the deformation's size"})
-    precision: Precision = field(default="fp32", metadata={"help": "of the networks' arithmetic"})
-    compile: bool = field(default=False, metadata={"help": "compile the fields with torch.compile"})
+    mean_face: Annotated[Path | None, Option("npz with mean_face (68, 3)")] = None
+    head: Annotated[
+        Path | None, Option("trained head (folder or checkpoint) to draw over it, as in the end")
+    ] = None
+    start: Annotated[
+        Path | None, Option("trained torso of the same sizes (folder or checkpoint) to go on from")
+    ] = None
+    hidden: Annotated[int, Option("width of both networks")] = SIZES.hidden_deform
+    levels: Annotated[int, Option("levels of the grid")] = SIZES.grid.levels
+    log2_rows: Annotated[int, Option("rows a level of the grid, log2")] = SIZES.grid.log2_rows
+    resolution: Annotated[int, Option("finest cells along a side")] = SIZES.grid.desired_resolution
+    position_octaves: Annotated[int, Option("frequencies of the position")] = SIZES.position_octaves
+    pose_octaves: Annotated[int, Option("frequencies of the pose")] = SIZES.pose_octaves
+    anneal_steps: Annotated[int, Option("steps over which the rates fall")] = 10_000
+    hidden_weight: Annotated[float, Option("of what the head hides")] = 0.1
+    deform_weight: Annotated[float, Option("of the deformation's size")] = 1e-4
+    precision: Annotated[Precision, Option("of the networks' arithmetic")] = "fp32"
+    compile: Annotated[bool, Option("compile the fields with torch.compile")] = False
 
     def config(self) -> TorsoConfig:
         """The torso's sizes."""
@@ -101,7 +97,7 @@ class TorsoTask:
 
     name = "torso"
 
-    def __init__(self, data: SpeakerData, settings: TorsoTraining, device: torch.device) -> None:
+    def __init__(self, data: SpeakerData, settings: TorsoTrainingSettings, device: torch.device) -> None:
         """Builds the torso; with a trained head, in that head's field space."""
         self.data, self.settings, self.device = data, settings, device
         self.trained_head: TrainedHead | None = None
@@ -321,13 +317,13 @@ def _possible_cells(data: SpeakerData, size: int) -> Tensor:
     return functional.max_pool2d(cells, 3, 1, 1)[0, 0].T.reshape(-1)
 
 
-def make_task(data: Path, settings: TorsoTraining, device: torch.device) -> TorsoTask:
+def make_task(data: Path, settings: TorsoTrainingSettings, device: torch.device) -> TorsoTask:
     """The task of training a torso on a speaker's folder."""
     loaded = load_speaker_data(data, device=device, frames=settings.frames, mean_face=settings.mean_face)
     return TorsoTask(loaded, settings, device)
 
 
-def run(data: Path, out: Path, settings: TorsoTraining, device: torch.device) -> bool:
+def run(data: Path, out: Path, settings: TorsoTrainingSettings, device: torch.device) -> bool:
     """Whether this took the place of training: with `validate_only` it measures and writes `slim.pt`."""
     if not settings.validate_only:
         return False

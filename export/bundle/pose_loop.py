@@ -12,8 +12,8 @@ import numpy as np
 
 from cuda_kernels.arrays import F32, F64
 from cuda_kernels.errors import InputError
+from models.time_base import FRAME_RATE_HZ
 
-FPS = 25
 BROWS = slice(17, 27)
 EYES = slice(36, 48)
 UPPER_AND_LOWER_LIDS = ((37, 41), (38, 40), (43, 47), (44, 46))
@@ -77,12 +77,12 @@ def pose_loop(c2w: F32, settings: LoopSettings | None = None) -> PoseLoop:
         PerformanceError: too few poses, or no stretch whose ends can be joined so smoothly.
     """
     settings = settings or LoopSettings()
-    least = round((settings.shortest_s + min(settings.blends_s)) * FPS) + 2
+    least = round((settings.shortest_s + min(settings.blends_s)) * FRAME_RATE_HZ) + 2
     if len(c2w) < least:
         raise PerformanceError(f"c2w: expected at least {least} poses, got {len(c2w)}; allow a shorter loop")
     w2c = np.linalg.inv(np.asarray(c2w, np.float64))  # (T, 4, 4) the head before the camera
     for blend_s in settings.blends_s:
-        found = _calmest_join(w2c, settings, round(blend_s * FPS))
+        found = _calmest_join(w2c, settings, round(blend_s * FRAME_RATE_HZ))
         if found is not None:
             break
     else:
@@ -92,7 +92,7 @@ def pose_loop(c2w: F32, settings: LoopSettings | None = None) -> PoseLoop:
             "allow other lengths or a longer fade"
         )
     loop = _faded(w2c[found.start : found.start + found.length], w2c[found.start - found.blend : found.start])
-    shift = _calmest(_coordinates(loop), min(found.length, round(settings.calm_start_s * FPS)))
+    shift = _calmest(_coordinates(loop), min(found.length, round(settings.calm_start_s * FRAME_RATE_HZ)))
     return PoseLoop(
         poses=np.roll(np.linalg.inv(loop), -shift, axis=0).astype(np.float32),
         first_frame=found.start,
@@ -118,9 +118,9 @@ def _calmest_join(w2c: F64, settings: LoopSettings, blend: int) -> _Join | None:
     path = _coordinates(w2c)  # (T, 6)
     ordinary = _ordinary(path, settings.percentile)
     calm = np.concatenate([[0.0], np.cumsum(np.sum((path - np.median(path, axis=0)) ** 2, axis=1))])
-    longest = min(round(settings.longest_s * FPS), len(w2c) - blend - 3)
+    longest = min(round(settings.longest_s * FRAME_RATE_HZ), len(w2c) - blend - 3)
     best: tuple[float, _Join] | None = None
-    for start, length in _joins(path, round(settings.shortest_s * FPS), longest, blend):
+    for start, length in _joins(path, round(settings.shortest_s * FRAME_RATE_HZ), longest, blend):
         restlessness = float(calm[start + length] - calm[start]) / length
         if best is not None and restlessness >= best[0]:
             continue

@@ -36,6 +36,7 @@ from models.speaker_settings import (
     checksum,
     read_settings,
 )
+from models.time_base import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 
 from .model_card import with_figures
 
@@ -65,8 +66,8 @@ class BundleParts:
     model_card: str
     verification: Mapping[str, float] = field(default_factory=dict)
     figures: Mapping[str, float] = field(default_factory=dict)
-    fps: int = 25
-    sample_rate_hz: int = 16000
+    fps: int = FRAME_RATE_HZ
+    sample_rate_hz: int = SAMPLE_RATE_HZ
 
 
 def parts_of(speaker: Speaker) -> BundleParts:

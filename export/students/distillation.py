@@ -25,6 +25,7 @@ from models.features import LogMel
 from models.landmark_subspace import LandmarkSubspace
 from models.speaker import Speaker, load_speaker
 from models.speaker_settings import MotionSettings, OriginRecord
+from models.time_base import FRAME_MS, FRAME_RATE_HZ, FRAME_S
 from models.torch_device import device_named
 from training.audio2motion import LOOP, MATMUL_PRECISION, Audio2MotionSettings, load_audio2motion, make_task
 from training.cli import write_settings
@@ -278,6 +279,7 @@ def _card(parts: BundleParts, folder: Path, student: Audio2Motion) -> str:
     """Returns the student's model card with its teacher's, which `parts` still hold, below it."""
     motion, size_px = parts.motion, parts.scene.image_size_px
     lookahead = motion.lookahead_frames + parts.condition.lookahead_frames
+    lookahead_ms = FRAME_MS * lookahead
     absent = {
         "torso.safetensors": parts.scene.torso is None,
         "syncnet.onnx": parts.syncnet_onnx is None,
@@ -291,9 +293,9 @@ def _card(parts: BundleParts, folder: Path, student: Audio2Motion) -> str:
             origin=parts.origin,
             facts={
                 "takes": "16 kHz mono sound",
-                "gives": f"{size_px} x {size_px} pixels, 25 frames a second",
-                "look-ahead": f"{lookahead} frames ({40 * lookahead} ms) of sound after the frame it moves",
-                "memory": f"{motion.window_frames} frames ({motion.window_frames / 25:.2f} s) of sound",
+                "gives": f"{size_px} x {size_px} pixels, {FRAME_RATE_HZ} frames a second",
+                "look-ahead": f"{lookahead} frames ({lookahead_ms} ms) of sound after the frame it moves",
+                "memory": f"{motion.window_frames} frames ({motion.window_frames * FRAME_S:.2f} s) of sound",
             },
             trainings=[training_of("audio2motion", folder, student)],
             figures=parts.figures,

@@ -26,6 +26,7 @@ from models.bundle_files import BundleError
 from models.landmark_filter import MOUTH, LandmarkFilter
 from models.speaker import Speaker, load_speaker
 from models.speaker_settings import LANDMARKS, HeadSettings
+from models.time_base import FRAME_RATE_HZ
 from models.torch_device import device_named
 from preparation.media import read_pcm
 from training.head_student import (
@@ -33,7 +34,7 @@ from training.head_student import (
     LESSONS_FILE,
     Lessons,
     StudentTask,
-    StudentTraining,
+    StudentTrainingSettings,
     head_of,
     load_lessons,
     require_wider,
@@ -59,7 +60,7 @@ FRAMES_BETWEEN_BLINKS = 70
 MEASURED_FRAMES = 16
 TIMED_FRAMES = 12
 TIMED_SIZES_PX = (192, 256)
-MIN_FRAMES = 50  # of speech: fewer say next to nothing of a face
+MIN_FRAMES = 2 * FRAME_RATE_HZ  # of speech: fewer say next to nothing of a face
 CARD_HEAD = "## Slim head"
 
 
@@ -95,7 +96,7 @@ def slim(
     device_named(request.device)  # before the motion has run for minutes
     speaker = prepare(request, open_motion=open_motion)
     frames, pixels = _rays(request)
-    settings = StudentTraining(
+    settings = StudentTrainingSettings(
         hidden=request.hidden,
         frames_per_step=frames,
         pixels_per_frame=pixels,

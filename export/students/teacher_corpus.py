@@ -23,10 +23,10 @@ from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # its stub
 from cuda_kernels.arrays import F32, I16
 from cuda_kernels.errors import InputError
 from models.audio2motion import LANDMARK_DIMENSION
-from models.features import FRAME_SAMPLES
 from models.partial_files import atomic_write
+from models.time_base import FRAME_RATE_HZ, FRAME_SAMPLES
 from preparation.media import MediaError, read_pcm
-from training.corpus import FRAMES_PER_S, PAUSE, quiet_frames
+from training.corpus import PAUSE, quiet_frames
 from training.measures import aperture_mm
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 Flags = npt.NDArray[np.bool_]
 
 HELD_OUT_SHARE = 0.1
-MIN_FRAMES = 50  # 2 s
+MIN_FRAMES = 2 * FRAME_RATE_HZ
 MAX_CLIP_FRAMES = 750  # a validation holds sixteen clips at once
 CUT_REACH_FRAMES = 50  # a recording is cut at its quietest frame within so many of an even cut
 SILENT_RMS = 1e-3  # the loudest frame of a recording without speech, of full scale
@@ -92,12 +92,12 @@ class TeacherCorpus:
     @property
     def train_minutes(self) -> float:
         """Minutes of speech that training hears."""
-        return sum(recording.frames for recording in self.train) / FRAMES_PER_S / 60
+        return sum(recording.frames for recording in self.train) / FRAME_RATE_HZ / 60
 
     @property
     def held_out_minutes(self) -> float:
         """Minutes of speech that only measuring hears."""
-        return sum(recording.frames for recording in self.held_out) / FRAMES_PER_S / 60
+        return sum(recording.frames for recording in self.held_out) / FRAME_RATE_HZ / 60
 
     def train_landmarks(self) -> F32:
         """Returns the teacher's landmarks (rows, 204) over all that training hears."""
@@ -189,8 +189,8 @@ def make_teacher_corpus(
 def _require_speech(file: Path, pcm: I16, twin: Recording | None) -> None:
     if len(pcm) < FRAME_SAMPLES * MIN_FRAMES:
         raise SpeechError(
-            f"{file}: expected {MIN_FRAMES / FRAMES_PER_S:g} s of speech or more, "
-            f"got {len(pcm) / FRAME_SAMPLES / FRAMES_PER_S:.2f} s"
+            f"{file}: expected {MIN_FRAMES / FRAME_RATE_HZ:g} s of speech or more, "
+            f"got {len(pcm) / FRAME_SAMPLES / FRAME_RATE_HZ:.2f} s"
         )
     if twin is not None:
         raise SpeechError(f"{file}: the same sound as {twin.file}")
@@ -236,7 +236,7 @@ def _runs(label: str, where: Flags) -> list[list[Any]]:
     """Returns `[label, start_s, end_s]` of each run of true frames (T,)."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], where, [False]]).astype(np.int8)))
     return [
-        [label, int(first) / FRAMES_PER_S, int(last) / FRAMES_PER_S] for first, last in edges.reshape(-1, 2)
+        [label, int(first) / FRAME_RATE_HZ, int(last) / FRAME_RATE_HZ] for first, last in edges.reshape(-1, 2)
     ]
 
 

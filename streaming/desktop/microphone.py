@@ -14,9 +14,10 @@ import numpy as np
 
 from cuda_kernels.arrays import F32
 from models.settings import escaped
+from models.time_base import SAMPLE_RATE_HZ
 
 from ..errors import InputError, Stopped
-from ..pipeline.clock import SAMPLE_RATE_HZ, MonotonicClock, SystemClock
+from ..pipeline.clock import MonotonicClock, SystemClock
 from ..pipeline.downmix import Downmix
 from ..pipeline.queues import Aborted, BoundedQueue, Ended, Overflow
 from ..settings import DEFAULT_MICROPHONE

@@ -12,9 +12,10 @@ from typing import Protocol
 from cuda_kernels.arrays import U8
 from models.speaker_folders import find_speaker
 from models.speaker_settings import read_settings
+from models.time_base import FRAME_RATE_HZ, FRAME_S
 
 from ..errors import NetworkFailureError
-from ..pipeline.clock import FRAME_RATE_HZ, MonotonicClock, SystemClock
+from ..pipeline.clock import MonotonicClock, SystemClock
 from ..pipeline.frame_renderer import FrameRenderer
 from ..pipeline.gpu_renderer import open_gpu
 from ..pipeline.loaded_speaker import LoadedSpeaker
@@ -31,7 +32,6 @@ from .preview import PreviewWindow
 
 log = logging.getLogger(__name__)
 
-FRAME_S = 1 / FRAME_RATE_HZ
 _POLL_S = 0.02  # of the window's events, at most
 _LAGS = 2 * FRAME_RATE_HZ
 _MAX_WAITING = 8  # frames that are ready but not due

@@ -17,9 +17,9 @@ import numpy as np
 
 from cuda_kernels.arrays import F32
 from models.recording import open_recording
+from models.time_base import SAMPLE_RATE_HZ
 
 from ..errors import InputError
-from ..pipeline.clock import SAMPLE_RATE_HZ
 from ..pipeline.downmix import Downmix
 
 log = logging.getLogger(__name__)

@@ -16,9 +16,9 @@ import numpy.typing as npt
 from cuda_kernels.arrays import F32
 from models.landmark_filter import POINTS
 from models.partial_files import PartialFile
+from models.time_base import FRAME_RATE_HZ
 
 from ..errors import InputError
-from ..pipeline.clock import FRAME_RATE_HZ
 from .video_writer import check_writable, writing_errors
 
 

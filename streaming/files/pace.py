@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..pipeline.clock import FRAME_RATE_HZ
+from models.time_base import FRAME_RATE_HZ
+
 from ..pipeline.render_size import HEADROOM
 
 PARTS, PART_FRAMES = (

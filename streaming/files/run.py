@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from models.speaker import Speaker
+from models.time_base import FRAME_RATE_HZ
 
 from ..errors import Stopped
 from ..pipeline.checked_networks import checked
-from ..pipeline.clock import FRAME_RATE_HZ, MonotonicClock, SystemClock
+from ..pipeline.clock import MonotonicClock, SystemClock
 from ..pipeline.frame_renderer import FrameRenderer
 from ..pipeline.landmarks import DrawnLandmarks
 from ..pipeline.loaded_speaker import LoadedSpeaker

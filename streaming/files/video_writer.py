@@ -17,9 +17,9 @@ import numpy as np
 
 from cuda_kernels.arrays import F32, U8
 from models.partial_files import PartialFile, sweep_abandoned
+from models.time_base import FRAME_RATE_HZ
 
 from ..errors import InputError
-from ..pipeline.clock import FRAME_RATE_HZ
 from ..pipeline.frame_cost import X264_PRESET
 from ..pipeline.i420 import BT601, LIMITED_RANGE, video_frame
 from .audio_file import SoundFormat

@@ -6,10 +6,7 @@ import time
 from typing import Protocol
 
 from cuda_kernels.core_time import core_time_s
-
-SAMPLE_RATE_HZ = 16_000
-FRAME_RATE_HZ = 25
-FRAME_SAMPLES = SAMPLE_RATE_HZ // FRAME_RATE_HZ  # 640: frame i belongs to samples [640 i, 640 (i + 1))
+from models.time_base import FRAME_SAMPLES, SAMPLE_RATE_HZ
 
 
 def frames_covering(samples: int) -> int:

@@ -16,15 +16,14 @@ import numpy as np
 from cuda_kernels.arrays import F32
 from models.latent_noise import latent_noise
 from models.pitch import f0_hz
-from models.speaker_settings import FEATURE_HOP_SAMPLES, MotionSettings, feature_count
+from models.speaker_settings import MotionSettings, feature_count
+from models.time_base import FEATURES_PER_FRAME, FRAME_SAMPLES
 
 from ..errors import NetworkFailureError
-from .clock import FRAME_SAMPLES, first_sample, frames_covering
+from .clock import first_sample, frames_covering
 from .input_normalisation import RunningNormalisation
 from .onnx_engine import Engine
 from .pcm_motion import UNKNOWN_LANDMARKS, MovedFrame
-
-FEATURES_PER_FRAME = FRAME_SAMPLES // FEATURE_HOP_SAMPLES
 
 
 class FeatureMotion:

@@ -17,9 +17,10 @@ import numpy as np
 from cuda_kernels.arrays import F32, U8
 from models.landmark_filter import POINTS, LandmarkFilter
 from models.speaker import Speaker
+from models.time_base import FRAME_RATE_HZ
 
 from .checked_networks import checked
-from .clock import FRAME_RATE_HZ, CpuClock, MonotonicClock, SystemClock, SystemCpuClock
+from .clock import CpuClock, MonotonicClock, SystemClock, SystemCpuClock
 from .frame_renderer import FrameRenderer
 from .head_poses import PoseLoop
 from .i420 import Box, video_frame

@@ -9,8 +9,7 @@ import numpy as np
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 
 from cuda_kernels.arrays import F32, U8, U16
-
-from .clock import FRAME_RATE_HZ
+from models.time_base import FRAME_RATE_HZ
 
 Box = tuple[int, int, int, int]  # x0 y0 x1 y1
 

@@ -25,8 +25,8 @@ import math
 import numpy as np
 
 from cuda_kernels.arrays import F32
+from models.time_base import SAMPLE_RATE_HZ
 
-SAMPLE_RATE_HZ = 16_000
 PRIOR_DEVIATION = 0.06  # of speech in the corpora, in the middle; a talker at a laptop is not far from it
 PRIOR_S = 0.5  # weight of the prior, in seconds of sound
 MEMORY_S = 20.0  # time constant of the exponential average, of sound at the voice's level

@@ -10,8 +10,7 @@ import numpy as np
 from cuda_kernels.arrays import F32
 from models.landmark_filter import LandmarkFilter
 from models.speaker import Speaker
-
-from .clock import FRAME_RATE_HZ
+from models.time_base import FRAME_RATE_HZ
 
 BLINKS_PER_MINUTE = 16.0
 MIN_INTERVAL_S = 1.2

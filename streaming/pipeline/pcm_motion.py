@@ -11,9 +11,10 @@ import numpy as np
 from cuda_kernels.arrays import F32
 from models.landmark_filter import POINTS
 from models.speaker_settings import MotionSettings
+from models.time_base import FRAME_SAMPLES
 
 from ..errors import NetworkFailureError
-from .clock import FRAME_SAMPLES, first_sample, frames_covering
+from .clock import first_sample, frames_covering
 from .onnx_engine import Engine
 
 

@@ -24,10 +24,11 @@ import numpy as np
 
 from cuda_kernels.arrays import F32, U8
 from models.speaker import Speaker
+from models.time_base import FRAME_MS, SAMPLE_RATE_HZ
 
 from ..errors import GpuLostError, NetworkFailureError, Stopped
 from .checked_networks import checked
-from .clock import FRAME_SAMPLES, SAMPLE_RATE_HZ, MediaClock, MonotonicClock, SystemClock, samples_to_ms
+from .clock import MediaClock, MonotonicClock, SystemClock, samples_to_ms
 from .frame_renderer import FrameRenderer
 from .head_poses import PoseLoop
 from .i420 import Box, to_rgb
@@ -39,7 +40,6 @@ from .stage_times import StageTimes
 
 log = logging.getLogger(__name__)
 
-FRAME_MS = samples_to_ms(FRAME_SAMPLES)
 CHUNK_SAMPLES = 20 * SAMPLE_RATE_HZ // 1000  # pushed sound is queued in chunks of this
 _JOIN_S = 10.0
 _RECENT_DRAWINGS = 5  # whose median predicts the next: one stall is not the machine

@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .clock import FRAME_RATE_HZ
+from models.time_base import FRAME_MS
 
 MIN_RENDER_PX = 96
 RENDER_SIZES_PX = (512, 384, 256, 224, 192, 160, 128)
-FRAME_BUDGET_MS = 1000 / FRAME_RATE_HZ
+FRAME_BUDGET_MS = float(FRAME_MS)
 HEADROOM = 0.85  # share of a frame's time that is planned for
 _PROBE_PX = 192
 

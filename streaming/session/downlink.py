@@ -8,7 +8,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..pipeline.clock import FRAME_RATE_HZ, MonotonicClock
+from models.time_base import FRAME_RATE_HZ, FRAME_S
+
+from ..pipeline.clock import MonotonicClock
 from ..pipeline.frame_renderer import FrameRenderer
 from ..pipeline.loaded_speaker import LoadedSpeaker
 from ..pipeline.pipeline import Frame, Pipeline
@@ -21,7 +23,6 @@ from .metrics import Metrics
 from .playout_delay import PlayoutDelay
 from .resolution_controller import ResolutionController
 
-FRAME_S = 1 / FRAME_RATE_HZ
 _POLL_S = 0.2
 # A picture that is late by more than a frame is dropped, unless the last one has been shown for so long: then
 # a late one is better than none. It keeps its media time, by which receivers align lips and sound.

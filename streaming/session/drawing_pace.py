@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from ..pipeline.clock import FRAME_RATE_HZ
+from models.time_base import FRAME_RATE_HZ
 
 WINDOW_S = 4.0  # of the moving average
 SLOW_FPS, EASY_FPS = 20.0, 23.0  # hysteresis: slow below one, until at the other again

@@ -6,8 +6,10 @@ import threading
 from collections import deque
 from dataclasses import dataclass
 
+from models.time_base import FRAME_RATE_HZ
+
 _KEPT_TICKS = 256
-_KEPT_FRAMES = 50  # two seconds: telemetry takes them five times a second
+_KEPT_FRAMES = 2 * FRAME_RATE_HZ  # telemetry takes them five times a second
 
 
 @dataclass(frozen=True, kw_only=True)

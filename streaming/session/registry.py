@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from models.speaker_folders import UnknownSpeakerError
+from models.time_base import FRAME_RATE_HZ
 
-from ..pipeline.clock import FRAME_RATE_HZ, CpuClock, MonotonicClock, SystemClock, SystemCpuClock
+from ..pipeline.clock import CpuClock, MonotonicClock, SystemClock, SystemCpuClock
 from ..pipeline.frame_cost import MEAN_OVER_FRAMES, RunningCost
 from ..pipeline.loaded_speaker import LoadedSpeaker
 from ..pipeline.onnx_engine import EngineTimeoutError

@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from models.time_base import FRAME_MS
+
 RECENT_S = 1.0  # window of stepping down
 EASY_S = 5.0  # window of stepping up: all of it without overload
 SETTLE_S = 0.6  # after a change the pipeline still gives out frames of the old size
@@ -42,7 +44,7 @@ class ResolutionController:
     size that failed is tried again, keep it from oscillating.
     """
 
-    def __init__(self, *, sizes_px: Sequence[int], start_px: int, budget_ms: float = 40.0) -> None:
+    def __init__(self, *, sizes_px: Sequence[int], start_px: int, budget_ms: float = FRAME_MS) -> None:
         """Begins at a size.
 
         Args:

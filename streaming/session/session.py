@@ -18,6 +18,8 @@ from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
+from models.time_base import FRAME_S
+
 from ..pipeline.clock import MonotonicClock, SystemClock
 from ..pipeline.loaded_speaker import LoadedSpeaker
 from ..pipeline.pipeline import Pipeline, QueueBounds
@@ -27,7 +29,7 @@ from ..webrtc.media_schedule import MediaSchedule
 from ..webrtc.peer import Peer, PeerSettings
 from ..webrtc.sdp_offer import Offer
 from .background import call_on_loop, in_background
-from .downlink import FRAME_S, Downlink
+from .downlink import Downlink
 from .liveness import Liveness
 from .metrics import Metrics
 from .playout_delay import PlayoutDelay

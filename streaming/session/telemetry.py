@@ -7,8 +7,10 @@ from typing import Any
 
 from prometheus_client import Counter
 
+from models.time_base import FRAME_RATE_HZ
+
 from ..errors import NetworkFailureError
-from ..pipeline.clock import FRAME_RATE_HZ, MonotonicClock
+from ..pipeline.clock import MonotonicClock
 from ..pipeline.loaded_speaker import LoadedSpeaker
 from ..pipeline.pipeline import Pipeline
 from ..pipeline.render_size import MIN_RENDER_PX

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..pipeline.clock import FRAME_RATE_HZ, FRAME_SAMPLES, SAMPLE_RATE_HZ
+from models.time_base import FRAME_RATE_HZ, FRAME_SAMPLES, SAMPLE_RATE_HZ
 
 TICK_S = 0.02
 TICK_SAMPLES = SAMPLE_RATE_HZ // 50  # 320: what one tick takes from the microphone, at 16 kHz

@@ -14,12 +14,12 @@ from aiortc.codecs.vpx import Vp8Encoder
 from av.video.frame import PictureType
 
 from cuda_kernels.arrays import U8
+from models.time_base import FRAME_RATE_HZ
 
-from ..pipeline.clock import FRAME_RATE_HZ
 from ..pipeline.i420 import BT601, LIMITED_RANGE, video_frame
 
 KEYFRAME_FLOOR_FRAMES = 8  # 320 ms, between keyframes: a lossy network asks for more than help
-_NO_KEYFRAME_BY_ITSELF = 25 * 3600
+_NO_KEYFRAME_BY_ITSELF = FRAME_RATE_HZ * 3600
 _BITRATE_STEP = 0.15  # a smaller change of the receiver's estimate is noise
 MIN_BITRATE = 150_000
 MAX_BURST_S = 0.5  # of the bandwidth: sent ahead before frames are dropped

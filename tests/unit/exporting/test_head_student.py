@@ -17,7 +17,7 @@ from training.head_student import (
     Lessons,
     LessonsError,
     StudentTask,
-    StudentTraining,
+    StudentTrainingSettings,
     head_of,
     load_lessons,
     narrow_head,
@@ -27,7 +27,7 @@ from training.head_student import (
 from training.loop import CheckpointError, LoopSettings
 
 CPU = torch.device("cpu")
-SMALL = StudentTraining(
+SMALL = StudentTrainingSettings(
     hidden=32,
     frames_per_step=4,
     pixels_per_frame=48,

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torchaudio
 
-from models.features import FRAME_SAMPLES, AudioFeatures, LogMel, LogMelConfig
+from models.features import AudioFeatures, LogMel, LogMelConfig
+from models.time_base import FRAME_SAMPLES
 
 TOLERANCE = 1e-4
 """Of a log10: two float32 transforms differ by 1e-6 of the amplitude, and by more near the floor of 1e-6."""

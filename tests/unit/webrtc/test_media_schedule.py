@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from streaming.pipeline.clock import FRAME_RATE_HZ, FRAME_SAMPLES
+from models.time_base import FRAME_RATE_HZ, FRAME_SAMPLES
 from streaming.session.playout_delay import playout_delay_ticks_for
 from streaming.webrtc.media_schedule import (
     MAX_PLAYOUT_DELAY_TICKS,

@@ -9,7 +9,7 @@ import pytest
 from aiortc.codecs.h264 import h264_depayload
 from aiortc.codecs.vpx import VpxPayloadDescriptor, vp8_depayload
 
-from streaming.pipeline.clock import FRAME_RATE_HZ
+from models.time_base import FRAME_RATE_HZ
 from streaming.webrtc.video_encoder import (
     CODECS,
     KEYFRAME_FLOOR_FRAMES,
