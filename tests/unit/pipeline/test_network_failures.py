@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import types
 
@@ -18,15 +17,10 @@ from streaming.files.audio_file import AudioFile
 from streaming.files.landmark_video import LandmarkVideo
 from streaming.files.run import film_landmarks
 from streaming.pipeline.checked_networks import MAX_REASON_CHARS, CheckedEngine
-from streaming.pipeline.loaded_speaker import LoadedSpeaker
 from streaming.pipeline.networks import network_specs, open_networks
 from streaming.pipeline.pipeline import Pipeline, QueueBounds
 from streaming.pipeline.queues import Overflow
-from streaming.pipeline.render_size import FrameCost
 from streaming.pipeline.renderers import make_renderer
-from streaming.session.metrics import Metrics
-from streaming.session.session import Session, SessionSettings
-from streaming.webrtc.peer import PeerSettings
 
 ROOMY = QueueBounds(audio_ms=60_000, conditions_ms=60_000, drawings_ms=60_000, frames_ms=60_000)
 
@@ -200,56 +194,3 @@ def test_a_failure_says_what_was_given_and_no_more_than_a_line(tiny):
     nan = np.full(spec.output_shape, np.nan, np.float32)
     assert failure_of(lambda _: nan, {}).got == f"{nan.size} of {nan.size} numbers NaN or infinite"
     assert "from pcm" in failure_of(lambda _: nan, {"pcm": np.full((1, 4), np.inf, np.float32)}).got
-
-
-def test_a_session_says_it_once_counts_each_and_takes_it_back(tiny, caplog):
-    networks = networks_of(tiny, network="motion", runs=range(5, 30))
-    host = LoadedSpeaker(
-        speaker=tiny,
-        networks=networks,
-        raymarcher=stand_ins.StandInRaymarcher(),
-        sizes_px=(128,),
-        start_px=128,
-        costs={128: FrameCost(render_ms=5.0, other_ms=5.0)},
-        threads=1,
-    )
-    metrics = Metrics()
-
-    async def run():
-        settings = SessionSettings(peer=PeerSettings(), bitrate=600_000)
-        session = Session(
-            "abcdefgh",
-            host,
-            settings,
-            metrics,
-            on_end=lambda *_: None,
-            open_peer=lambda *_, **__: types.SimpleNamespace(video=None),
-        )
-        pipeline, pcm = session.pipeline, sound(2.0)
-        notes = []
-        pipeline._network_failed = noting(pipeline._network_failed, notes, session)
-        with pipeline:
-            for at in range(0, len(pcm), 320):
-                pipeline.push_audio(pcm[at : at + 320])
-                while pipeline._audio.waiting_ms:
-                    await asyncio.sleep(0.001)
-            pipeline.end_audio()
-            list(pipeline)
-        return notes, session.telemetry.notes(0.0)
-
-    def noting(failed, notes, session):
-        def note(failure):
-            failed(failure)
-            notes.extend(session.telemetry.notes(0.0))
-
-        return note
-
-    notes, afterwards = asyncio.run(run())
-    assert len(notes) == 25
-    assert set(notes) == {"Tiny's motion.onnx fails; the last face that it gave is held."}
-    assert afterwards == []
-    labels = {"speaker": "Tiny", "network": "motion.onnx"}
-    assert metrics.registry.get_sample_value("geneface_network_failures_total", labels) == 25
-    [record] = [record for record in caplog.records if record.levelname == "ERROR"]
-    assert "motion.onnx: expected landmarks" in record.getMessage()
-    assert record.exc_info is None

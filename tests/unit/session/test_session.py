@@ -16,6 +16,7 @@ from on_loop import on_loop, until
 from session_parts import SOUND_STEP, VIDEO_STEP, StandInEncoder, StandInSender
 
 from models.speaker import load_speaker
+from streaming.errors import NetworkFailureError
 from streaming.pipeline.loaded_speaker import LoadedSpeaker
 from streaming.pipeline.networks import open_networks
 from streaming.pipeline.render_size import FrameCost
@@ -219,6 +220,17 @@ async def test_what_the_connection_tells_reaches_uplink_downlink_and_telemetry(s
     for sequence in (1, 3, 4, 5, 6, 7, 8, 9):
         it.peer.on_packet(sequence, 960 * sequence, SILENCE, it.session.schedule.start_s)
     await until(lambda: it.session.uplink.microphone.packets_lost)
+    await it.session.aclose("done")
+
+
+@on_loop
+async def test_a_network_that_fails_is_told_to_the_page(setup):
+    it = setup()
+    it.session.pipeline._network_failed(
+        NetworkFailureError("motion.onnx", speaker="Tiny", expected="landmarks", got="NaN")
+    )
+    assert len(it.session.telemetry.message(-1)[0]["notes"]) == 1
+    assert it.sample("network_failures_total", speaker="Tiny", network="motion.onnx") == 1
     await it.session.aclose("done")
 
 
