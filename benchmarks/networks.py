@@ -21,10 +21,10 @@ import numpy as np
 
 from cuda_kernels.arrays import F32
 from models.speaker_settings import feature_count
+from models.time_base import SAMPLE_RATE_HZ
 from streaming.pipeline.engine_choice import DeviceName, EngineName, EngineSettings, open_engine
 from streaming.pipeline.onnx_engine import Engine, EngineError, NetworkSpec
 
-SAMPLE_RATE_HZ = 16_000
 WARM_UP_RUNS = 3
 
 

@@ -340,7 +340,4 @@ def resolve_settings(given: Mapping[str, Any], environment: Mapping[str, str]) -
         InputError: an unknown name, a text that does not read as the field's type, values that do not fit.
     """
     texts = texts_of(options().values(), environment, prefix=ENVIRONMENT_PREFIX)
-    try:
-        return from_flags(StreamSettings, texts | dict(given), prefix=ENVIRONMENT_PREFIX)
-    except SettingsError as error:
-        raise InputError(str(error)) from None
+    return from_flags(StreamSettings, texts | dict(given), prefix=ENVIRONMENT_PREFIX)
