@@ -1,6 +1,6 @@
 """Where there is anything to see: the 3-D occupancy grid of the head and the 2-D one of the torso.
 
-The 3-D grid is stored in Z-order as (1, size**3) densities and (size**3 / 8,) packed bits.
+The 3-D grid is stored in Z-order as `(1, size**3)` densities and `(size**3 / 8,)` packed bits.
 """
 
 from __future__ import annotations
