@@ -1,7 +1,9 @@
 """A peer's microphone to the pipeline, and its sound, as late as the pictures, back to the peer.
 
+```
 packets -> jitter buffer -> [media thread, every 20 ms] -> pipeline
                                   | sound, kept until its frame is due -> Opus -> packets
+```
 """
 
 from __future__ import annotations
