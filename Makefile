@@ -35,9 +35,7 @@ video: $(RUN_ENV)/.installed ## set up, then turn INPUT (a recording) into OUTPU
 	$(RUN_ENV)/bin/geneface-stream --speaker "$$SPEAKER" --input "$$INPUT" --output "$$OUTPUT" $(ARGS)
 
 test: $(DEV_ENV)/.installed ## set up, then run every test, and see that they cover what they did
-	@$(DEV_ENV)/bin/coverage erase
 	$(DEV_ENV)/bin/coverage run -m pytest
-	@$(DEV_ENV)/bin/coverage combine --quiet
 	@echo 'Lines covered, in percent; "$(DEV_ENV)/bin/coverage report -m" names those that are not:'
 	@$(DEV_ENV)/bin/coverage report --format=total
 
@@ -68,7 +66,7 @@ docs: $(DEV_ENV)/.installed ## write docs/api/: a page for each module, from its
 		streaming models cuda_kernels export training preparation
 
 clean: ## remove the environments and what tools left behind
-	rm -rf $(RUN_ENV) $(DEV_ENV) $(LOCK_ENV) node_modules build dist docs/api *.egg-info .coverage .coverage.* \
+	rm -rf $(RUN_ENV) $(DEV_ENV) $(LOCK_ENV) node_modules build dist docs/api *.egg-info .coverage \
 		.pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
 # uv resolves once for every platform and Python from 3.11 on; each lock is a part of that one resolution.
