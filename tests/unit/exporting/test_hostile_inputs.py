@@ -12,9 +12,9 @@ import bundle_factory
 import pytest
 
 from export.bundle import writer as bundle
-from export.geneface.checkpoints import read_config
 from export.geneface.hubert import HubertError, load_hubert
 from export.geneface.pickles import GenefaceFileError, read_npy, read_torch
+from export.geneface.trainer_config import read_config
 from export.regular_file import open_regular
 from models import partial_files
 from models.settings import escaped
