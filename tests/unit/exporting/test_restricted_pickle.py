@@ -242,7 +242,8 @@ def alarm_of(tmp_path, *, value=None, name=""):
             pickle.dump([value], file, protocol=4)
     with pytest.raises(GenefaceFileError) as refusal:
         read_npy(path)
-    alarm = "the file would run it" in str(refusal.value)
+    assert name in str(refusal.value)
+    alarm = "the file would run it: do not open it elsewhere either" in str(refusal.value)
     assert alarm != ("which is not read" in str(refusal.value))
     return alarm
 
@@ -274,6 +275,14 @@ def test_a_plain_value_of_torch_or_numpy_raises_no_alarm(tmp_path, name):
 @pytest.mark.parametrize(
     "name",
     [
+        "torch.Size",
+        "torch.device",
+        "collections.defaultdict",
+        "pathlib.PosixPath",
+        "argparse.Namespace",
+        "datetime.date",
+        "builtins.set",
+        "omegaconf.dictconfig.DictConfig",
         "torch._utils._rebuild_parameter_with_state",
         "torch._utils._rebuild_sparse_tensor",
         "torch._utils._rebuild_qtensor",
@@ -297,6 +306,15 @@ def test_a_name_of_plain_values_raises_no_alarm(tmp_path, name):
 @pytest.mark.parametrize(
     "name",
     [
+        "os.system",
+        "posix.system",
+        "builtins.eval",
+        "builtins.exec",
+        "builtins.getattr",
+        "subprocess.Popen",
+        "utils.hparams.HP",
+        "pathlib.Path.unlink",
+        "torch.Sizes",
         "torch.load",
         "torch.storage._load_from_bytes",
         "torch._utils._rebuild_anything",

@@ -28,17 +28,6 @@ def test_a_flat_config_is_taken_as_it_is(tmp_path):
     assert set(read_config(tmp_path / "config.yaml")) == {"base_config", "work_dir", "a"}
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["a: !!python/object/apply:os.system ['true']", "a: [", "- 1\n- 2", "", "a: \x00", "[" * 1000],
-)
-def test_what_is_no_plain_yaml_is_refused(tmp_path, text):
-    (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(GenefaceFileError) as refusal:
-        read_config(tmp_path / "config.yaml")
-    one_line_about(refusal, tmp_path / "config.yaml")
-
-
 def doubled(line, first="d0: &d0 {k: 1}\n"):
     """YAML whose every line names the one before twice."""
     return first + "".join(line.format(this=i, last=i - 1) for i in range(1, 30))
@@ -93,3 +82,75 @@ def test_a_config_that_links_to_itself_is_refused(tmp_path):
     with pytest.raises(GenefaceFileError, match="symbolic links") as refusal:
         read_config(tmp_path / "config.yaml")
     one_line_about(refusal, tmp_path / "config.yaml")
+
+
+SIXTIES = ":".join(["59"] * 200_000)
+LAUGHS = "a: &a {k: v}\n" + "".join(
+    f"x{n}: &{chr(98 + n)} {{<<: [*{chr(97 + n)}, *{chr(97 + n)}]}}\n" for n in range(20)
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"lr: {SIXTIES}",
+        f"lr: {SIXTIES}.5",
+        "lr: " + "9" * 100_000,
+        "lr: !!int ''",
+        "lr: !!bool maybe",
+        "lr: !!timestamp soon",
+        "lr: !!float x",
+        LAUGHS,
+        "[" * 50_000,
+        "? [a, b]\n: c",
+        "? {a: b}\n: c",
+        "a: !!python/object/apply:os.system [ls]",
+        "a: *nobody",
+        "a: [",
+        "- 1\n- 2",
+        "",
+        "\x00",
+    ],
+    ids=range(17),
+)
+def test_yaml_that_is_no_plain_settings_is_one_line(tmp_path, text):
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    with pytest.raises(GenefaceFileError) as refusal:
+        read_config(file)
+    one_line_about(refusal, file)
+    assert len(str(refusal.value)) < len(str(file)) + 300
+    assert str(refusal.value).isprintable()
+
+
+def test_what_the_trainer_writes_is_read_as_ever(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        "work_dir: x\nlr: 0.001\nsteps: 40000\nat: 1:30\nuse: true\nids: &id001 [1, 2]\nsame: *id001\n"
+    )
+    assert read_config(file) == {
+        "work_dir": "x",
+        "lr": 0.001,
+        "steps": 40000,
+        "at": 90,
+        "use": True,
+        "ids": [1, 2],
+        "same": [1, 2],
+    }
+
+
+@pytest.mark.parametrize("base", ["x" * 5000, "./" + "y/" * 3000])
+def test_a_base_config_that_can_be_no_name_is_one_line(tmp_path, base):
+    file = tmp_path / "config.yaml"
+    file.write_text(f'base_config: "{base}"\n')
+    with pytest.raises(GenefaceFileError) as refusal:
+        read_config(file)
+    one_line_about(refusal, file, "base_config")
+    assert len(str(refusal.value)) < len(str(file)) + 300
+
+
+def test_base_configs_in_a_circle_are_read_once(tmp_path):
+    (tmp_path / "a.yaml").write_text("base_config: ./b.yaml\nx: 1\n")
+    (tmp_path / "b.yaml").write_text("base_config: [./a.yaml, ./b.yaml]\ny: 2\n")
+    values = read_config(tmp_path / "a.yaml")
+    assert (values["x"], values["y"]) == (1, 2)
