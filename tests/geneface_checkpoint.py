@@ -67,3 +67,11 @@ def write_work_folder(folder: Path, children: dict[str, Any], *, step: int = 10,
     path = folder / f"model_ckpt_steps_{step}.ckpt"
     torch.save(content, path, _use_new_zipfile_serialization=False)
     return path
+
+
+def one_line_about(refusal: Any, *parts: object) -> None:
+    """Asserts that what `pytest.raises` caught is one line with an answer and each of `parts`."""
+    message = str(refusal.value)
+    assert "\n" not in message
+    for part in ("expected", "got", "; ", *parts):
+        assert str(part) in message, message

@@ -13,6 +13,7 @@ import math
 import pickle
 import re
 import signal
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -41,6 +42,19 @@ log = logging.getLogger(__name__)
 CHECKPOINT_VERSION = 1
 VALIDATION_FILE = "validation.jsonl"  # one JSON object a line: step and the scalars of that validation
 _CHECKPOINT_NAME = re.compile(r"checkpoint_(\d{8})\.pt")
+_LOAD_ERRORS = (  # what torch.load raises for a file that is damaged or another program's
+    RuntimeError,
+    EOFError,
+    ValueError,
+    OSError,
+    pickle.UnpicklingError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    AssertionError,
+    ArithmeticError,
+    struct.error,
+)
 
 
 class CheckpointError(InputError):
@@ -132,14 +146,18 @@ def load_checkpoint(path: Path, *, device: str | torch.device = "cpu") -> dict[s
     """
     try:
         content = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
+    except _LOAD_ERRORS as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise CheckpointError(
             f"{path}: not a readable checkpoint ({reason}); delete it to go on from the one before"
         ) from error
     if not isinstance(content, dict) or content.get("version") != CHECKPOINT_VERSION:
         got = content.get("version") if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(f"{path}: version: expected {CHECKPOINT_VERSION}, got {got}; train it anew")
+    for key, kind in (("task", str), ("step", int), ("state", dict)):
+        if not isinstance(content.get(key), kind):
+            got = type(content[key]).__name__ if key in content else "none"
+            raise CheckpointError(f"{path}: {key}: expected {kind.__name__}, got {got}; train it anew")
     return content
 
 

@@ -1,24 +1,18 @@
 """A GeneFace speaker's trained networks, out of the work folders that its trainer left.
 
-GeneFace (Ye et al., ICLR 2023) keeps one folder a task below `checkpoints/<speaker>`, with `config.yaml`,
-`model_ckpt_steps_<N>.ckpt` and `tb_logs`. Audio2Motion and SyncNet are taken from inside the PostNet
-checkpoint, since PostNet's training moved the batch norms of Audio2Motion.
+Audio2Motion and SyncNet are taken from inside the PostNet checkpoint, since PostNet's training moved the
+batch norms of Audio2Motion.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, TypeVar
 
-import numpy as np
 import torch
-import yaml  # type: ignore[import-untyped]  # ships no types; read_config checks what comes
 from torch import Tensor, nn
 
 from models.audio2motion import LANDMARK_DIMENSION, Audio2Motion, Audio2MotionConfig
@@ -29,34 +23,14 @@ from models.postnet import PostNet, PostNetConfig
 from models.settings import SettingsError, one_line, show
 from models.syncnet import SyncNet
 from models.torso import Torso, TorsoConfig
-from training.checkpoint_choice import Curves, choose
 
-from ..regular_file import open_regular
 from .pickles import GenefaceFileError, read_torch
-
-log = logging.getLogger(__name__)
+from .trainer_config import CONFIG_NAME, MAX_NUMBER_CHARS, read_config
+from .work_folders import TRAIN_FIELDS, GenefaceFolders, newest_checkpoint, postnet_checkpoint
 
 T = TypeVar("T")
 Network = TypeVar("Network", bound=nn.Module)
 State = Mapping[str, Tensor]
-
-_CHECKPOINT_NAME: Final = re.compile(r"model_ckpt_steps_(\d+)\.ckpt")
-_BEST_NAME: Final = "model_ckpt_best.pt"
-_CONFIG_NAME: Final = "config.yaml"
-_MAX_CONFIG_BYTES: Final = 1_000_000
-_MAX_NAMED_STEPS: Final = 12
-_MAX_NUMBER_CHARS: Final = 40
-_MAX_BASES: Final = 32
-
-# Folder names of GeneFace's recipe, else what a name must hold.
-_FOLDERS: Final = {
-    "postnet": (
-        ("lm3d_postnet_sync", "postnet", "lm3d_postnet_sync_pitch", "postnet_pitch"),
-        re.compile("postnet"),
-    ),
-    "torso": (("lm3d_radnerf_torso",), re.compile("nerf.*torso")),
-    "head": (("lm3d_radnerf",), re.compile("nerf(?!.*torso)")),
-}
 
 # A key of the child `model` that tells what a checkpoint is; a torso's holds the head's keys too.
 _KINDS: Final = (
@@ -86,7 +60,6 @@ _OTHERS: Final = (
     ),
     ("RAD-NeRF", ("encoder_ambient.", "audio_net."), "its head hears audio instead of landmarks"),
 )
-_TRAIN: Final = "train GeneFace's lm3d_radnerf and lm3d_radnerf_torso"
 
 # GeneFace's keys of what has another name in our configs.
 _HEAD_KEYS: Final = {
@@ -111,28 +84,6 @@ _TORSO_KEYS: Final = {
     "shrink": "torso_shrink",
     "density_threshold": "density_thresh_torso",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenefaceFolders:
-    """A speaker's work folders; each may also be one checkpoint file, with config.yaml beside it.
-
-    Attributes:
-        postnet: PostNet's, with or without pitch.
-        head: The head's; not read where there is a torso, whose checkpoint holds its head.
-        torso: The torso's, None for a speaker without.
-    """
-
-    postnet: Path
-    head: Path | None = None
-    torso: Path | None = None
-
-    def __post_init__(self) -> None:
-        """Raises GenefaceFileError where there is neither head nor torso."""
-        if self.head is None and self.torso is None:
-            raise GenefaceFileError(
-                f"{self.postnet}: expected a head's or a torso's work folder beside it, got none; {_TRAIN}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,12 +128,12 @@ class GenefaceCheckpoint:
     def setting(self, key: str, kind: type[T], default: T | None = None) -> T:
         """Returns a value of the config; GenefaceFileError if it has another type, or none and no default."""
         value = self.config.get(key, default)
-        if kind is float and type(value) is int and abs(value) < 10**_MAX_NUMBER_CHARS:
+        if kind is float and type(value) is int and abs(value) < 10**MAX_NUMBER_CHARS:
             value = float(value)
         if type(value) is not kind:
             got = "none" if key not in self.config else show(value)
             raise GenefaceFileError(
-                f"{self.path.parent / _CONFIG_NAME}: {key}: expected {kind.__name__}, got {got}; "
+                f"{self.path.parent / CONFIG_NAME}: {key}: expected {kind.__name__}, got {got}; "
                 f"take the config.yaml that GeneFace's trainer wrote there"
             )
         return value
@@ -191,7 +142,7 @@ class GenefaceCheckpoint:
         """Raises GenefaceFileError about a value of the config unless `holds`."""
         if not holds:
             raise GenefaceFileError(
-                f"{self.path.parent / _CONFIG_NAME}: {key}: expected {expected}, got "
+                f"{self.path.parent / CONFIG_NAME}: {key}: expected {expected}, got "
                 f"{show(self.config.get(key))}; no other can be streamed"
             )
 
@@ -239,268 +190,7 @@ class GenefaceNetworks:
         return self.head.config.condition.window_frames
 
 
-# Finding ---------------------------------------------------------------------------------------------
-
-
-def find_folders(checkpoints: Path, speaker: str) -> GenefaceFolders:
-    """Returns the speaker's work folders below GeneFace's `checkpoints` or the speaker's own folder in it.
-
-    Raises:
-        GenefaceFileError: there is no such folder, none of a PostNet or a head, or several of one kind.
-    """
-    below = checkpoints / speaker
-    folder = below if below.is_dir() else checkpoints
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
-    found = {part: _pick(folder, names, part) for part in _FOLDERS}
-    if found["postnet"] is None:
-        there = one_line(", ".join(names), 200) or "no folders"
-        raise GenefaceFileError(
-            f"{folder}: expected a folder {speaker} or its lm3d_postnet_sync or postnet, got {there}; "
-            f"give GeneFace's checkpoints or checkpoints/{speaker}, or the work folders one by one"
-        )
-    return GenefaceFolders(postnet=found["postnet"], head=found["head"], torso=found["torso"])
-
-
-def _pick(folder: Path, names: list[str], part: str) -> Path | None:
-    usual, pattern = _FOLDERS[part]
-    fitting = [name for name in names if name in usual] or [name for name in names if pattern.search(name)]
-    if len(fitting) > 1:
-        raise GenefaceFileError(
-            f"{folder}: expected one work folder of a {part}, got {one_line(', '.join(fitting), 200)}; "
-            f"name the one to take as the speaker's {part}"
-        )
-    return folder / fitting[0] if fitting else None
-
-
-def _saved(folder: Path) -> dict[int, Path]:
-    """Returns the checkpoint file of each saved step in a work folder, in the order of the steps."""
-    if not folder.is_dir():
-        raise GenefaceFileError(
-            f"{folder}: expected a work folder or a checkpoint, got no such; check the path"
-        )
-    matches = ((_CHECKPOINT_NAME.fullmatch(path.name), path) for path in folder.iterdir())
-    return dict(sorted((int(match[1]), path) for match, path in matches if match))
-
-
-def _newest(path: Path) -> tuple[Path, str]:
-    """Returns a folder's newest checkpoint and the reason; a file is its own."""
-    if path.is_file():
-        return path, "given"
-    saved = _saved(path)
-    if saved:
-        return saved[max(saved)], f"the newest of {len(saved)}"
-    if (path / _BEST_NAME).is_file():
-        return path / _BEST_NAME, "the best in validation; no other was kept"
-    raise GenefaceFileError(
-        f"{path}: expected model_ckpt_steps_N.ckpt or {_BEST_NAME}, got neither; give a trained work folder"
-    )
-
-
-def _postnet_checkpoint(path: Path, steps: int | None) -> tuple[Path, str]:
-    """Returns the checkpoint to take and why: the given, else by the logs, else the config's or newest."""
-    if path.is_file() or not (saved := _saved(path)):
-        return _newest(path)
-    if steps is not None:
-        if steps not in saved:
-            named = ", ".join(map(str, list(saved)[-_MAX_NAMED_STEPS:]))
-            raise GenefaceFileError(
-                f"{path}: expected model_ckpt_steps_{steps}.ckpt, got steps {named}; give one of them"
-            )
-        return saved[steps], "the step given"
-    if len(saved) == 1:
-        return saved[max(saved)], "the only one"
-    curves = _read_curves(path, saved)
-    if curves is not None:
-        choice = choose(curves)
-        return saved[choice.step], f"chosen from the training's logs: {choice.reason}"
-    intended = read_config(path / _CONFIG_NAME).get("infer_ckpt_steps")
-    if type(intended) in (int, float) and intended in saved:
-        return saved[intended], "infer_ckpt_steps of its config.yaml; its tb_logs hold nothing to choose by"
-    file, newest = _newest(path)
-    return (
-        file,
-        f"{newest}; its tb_logs hold nothing to choose by, and an earlier step may move the lips better",
-    )
-
-
-def _read_curves(folder: Path, saved: Mapping[int, Path]) -> Curves | None:
-    """Returns what GeneFace logged at the saved steps, None where that is not there.
-
-    Validation writes `val/mse` and `val/sync` at its step; training `tr/disc_pos_conf` and `tr/disc_neg_conf`
-    of single batches in between: a step gets the median of those since the validation before it.
-    """
-    logs = folder / "tb_logs"
-    try:
-        scalars = _read_scalars(logs, ("val/mse", "val/sync", "tr/disc_pos_conf", "tr/disc_neg_conf"))
-    except ImportError:
-        raise
-    except Exception as error:  # noqa: BLE001 -- tensorboard checks nothing: a broken file raises anything
-        got = getattr(error, "strerror", None) or type(error).__name__
-        log.warning("%s: expected TensorBoard's files, got: %s; no step is chosen by them", logs, got)
-        return None
-    if scalars is None:
-        return None
-    mse, sync, positive, negative = scalars
-    validated = sorted(mse.keys() & sync.keys())
-    rows = []
-    for before, step in zip([-1, *validated], validated, strict=False):
-        between = [i for i in positive.keys() & negative.keys() if before < i <= step]
-        if step in saved and between:
-            confident, unsure = (
-                float(np.median([side[i] for i in between])) for side in (positive, negative)
-            )
-            rows.append((step, mse[step], sync[step], confident, unsure))
-    if not any(np.isfinite(row[1:3]).all() for row in rows):
-        return None
-    return Curves(
-        step=[row[0] for row in rows],
-        mse=[row[1] for row in rows],
-        sync=[row[2] for row in rows],
-        disc_pos_conf=[row[3] for row in rows],
-        disc_neg_conf=[row[4] for row in rows],
-    )
-
-
-def _read_scalars(logs: Path, names: Sequence[str]) -> list[dict[int, float]] | None:
-    """Returns the values of each name by their step, None where one was not logged."""
-    files = list(logs.glob("*tfevents*"))  # those that tensorboard would open
-    if not files:
-        return None
-    for file in files:
-        open_regular(file).close()
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(logs), size_guidance={"scalars": 0})
-    events.Reload()
-    if not set(names) <= set(events.Tags()["scalars"]):
-        return None
-    return [{int(event.step): float(event.value) for event in events.Scalars(name)} for name in names]
-
-
 # Reading ---------------------------------------------------------------------------------------------
-
-
-class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]  # yaml ships no types
-    """PyYAML's safe loader without what takes time or memory out of all proportion to the text."""
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Refuses merged keys: each merge of a merge doubles, and GeneFace's trainer writes none."""
-        if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
-            raise yaml.constructor.ConstructorError(None, None, "merged keys (<<)", node.start_mark)
-
-    def __init__(self, stream: bytes) -> None:
-        super().__init__(stream)
-        self._written_chars = 0
-        self._whole: set[yaml.Node] = set()
-
-    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node:
-        """Refuses aliases that nest, multiply or hold themselves; a list shared by two keys comes as one."""
-        alias = self.peek_event() if self.check_event(yaml.AliasEvent) else None
-        node = super().compose_node(parent, index)
-        self._whole.add(node) if alias is None else self._check_alias(alias, node)
-        return node
-
-    def _check_alias(self, alias: yaml.AliasEvent, node: yaml.Node) -> None:
-        scalar = isinstance(node, yaml.ScalarNode)
-        inner = [] if scalar else [part for entry in node.value for part in _parts(entry)]
-        if node not in self._whole or not all(isinstance(part, yaml.ScalarNode) for part in inner):
-            what = f"an alias (*{alias.anchor}) of more than plain values"
-            raise yaml.composer.ComposerError(None, None, what, alias.start_mark)
-        self._written_chars += sum(len(part.value) + 1 for part in (inner or [node]))
-        if self._written_chars > _MAX_CONFIG_BYTES:
-            what = f"aliases of more than {_MAX_CONFIG_BYTES} characters"
-            raise yaml.composer.ComposerError(None, None, what, alias.start_mark)
-
-
-def _parts(entry: yaml.Node | tuple[yaml.Node, yaml.Node]) -> tuple[yaml.Node, ...]:
-    return entry if isinstance(entry, tuple) else (entry,)
-
-
-def _number(loader: _PlainLoader, node: yaml.ScalarNode) -> int | float:
-    """Returns a number of at most `_MAX_NUMBER_CHARS`; base 60, of YAML 1.1, multiplies without end."""
-    if len(node.value) > _MAX_NUMBER_CHARS:
-        raise yaml.constructor.ConstructorError(None, None, "a number of too many digits", node.start_mark)
-    read = loader.construct_yaml_int if node.tag.endswith(":int") else loader.construct_yaml_float
-    number: int | float = read(node)
-    return number
-
-
-for _tag in ("int", "float"):
-    _PlainLoader.add_constructor(f"tag:yaml.org,2002:{_tag}", _number)
-_YAML_ERRORS = (  # what PyYAML's constructors raise beside their own
-    yaml.YAMLError,
-    ValueError,
-    RecursionError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-)
-
-
-def read_config(file: Path) -> dict[str, Any]:
-    """Returns the hyper-parameters of a `config.yaml`, with what it inherits.
-
-    The one in a work folder is flat and has a `work_dir`; another is completed by the files of its
-    `base_config`, where the last wins, found beside it (`./`) or below one of the folders that hold it.
-
-    Raises:
-        GenefaceFileError: the file is absent or no YAML of plain values.
-    """
-    return _read_config(file, set())
-
-
-def _read_config(file: Path, seen: set[str]) -> dict[str, Any]:
-    try:
-        with open_regular(file) as stream:
-            seen.add(os.path.realpath(file))
-            values = yaml.load(stream.read(_MAX_CONFIG_BYTES), _PlainLoader)
-    except OSError as error:
-        raise GenefaceFileError(
-            f"{file}: expected the settings that GeneFace's trainer wrote, got: "
-            f"{error.strerror or type(error).__name__}; copy them beside the checkpoint"
-        ) from None
-    except _YAML_ERRORS as error:
-        got = one_line(" ".join(str(error).split()), 100)
-        raise GenefaceFileError(f"{file}: expected YAML of plain values, got: {got}; copy it again") from None
-    if not isinstance(values, dict):
-        raise GenefaceFileError(f"{file}: expected keys with values, got {show(values)}; copy it again")
-    bases = values.get("base_config")
-    if values.get("work_dir") or not bases:
-        return values
-    inherited: dict[str, Any] = {}
-    if len(seen) > _MAX_BASES:
-        raise GenefaceFileError(f"{file}: base_config: expected at most {_MAX_BASES} files, got more")
-    for base in bases if isinstance(bases, list) else [bases]:
-        if not isinstance(base, str):
-            raise GenefaceFileError(
-                f"{file}: base_config: expected names of files, got {show(base)}; take it out"
-            )
-        found = _find_base(file, base)
-        if found is not None and os.path.realpath(found) not in seen:
-            _override(inherited, _read_config(found, seen))
-    _override(inherited, values)
-    return inherited
-
-
-def _find_base(file: Path, base: str) -> Path | None:
-    folders = [file.parent] if base.startswith(".") else Path(os.path.realpath(file)).parents
-    try:
-        return next((folder / base for folder in folders if (folder / base).is_file()), None)
-    except (OSError, ValueError) as error:  # a name too long, links in a circle, a null byte
-        reason = getattr(error, "strerror", None) or str(error)
-        raise GenefaceFileError(
-            f"{file}: base_config: expected a file's name, got {one_line(base)} ({reason}); take it out"
-        ) from None
-
-
-def _override(values: dict[str, Any], by: Mapping[str, Any]) -> None:
-    for key, value in by.items():
-        old = values.get(key)
-        if isinstance(value, dict) and isinstance(old, dict):
-            _override(old, value)
-        else:
-            values[key] = value
 
 
 def read_checkpoint(file: Path) -> GenefaceCheckpoint:
@@ -519,7 +209,7 @@ def read_checkpoint(file: Path) -> GenefaceCheckpoint:
     for project, beginnings, why in _OTHERS:
         if any(name.startswith(beginnings) for name in names):
             raise GenefaceFileError(
-                f"{file}: expected a GeneFace checkpoint, got one of {project}: {why}; {_TRAIN}"
+                f"{file}: expected a GeneFace checkpoint, got one of {project}: {why}; {TRAIN_FIELDS}"
             )
     step = content.get("global_step")
     if not isinstance(states, dict) or not isinstance(step, int):
@@ -528,7 +218,7 @@ def read_checkpoint(file: Path) -> GenefaceCheckpoint:
             f"{file}: {key}: expected what GeneFace's trainer saves, got none; give one of its checkpoints"
         )
     return GenefaceCheckpoint(
-        path=file, step=step, children=children, config=read_config(file.parent / _CONFIG_NAME)
+        path=file, step=step, children=children, config=read_config(file.parent / CONFIG_NAME)
     )
 
 
@@ -561,7 +251,7 @@ def read_networks(
     Raises:
         GenefaceFileError: a file is broken, of another kind, speaker, size or project.
     """
-    file, why = _postnet_checkpoint(folders.postnet, postnet_steps)
+    file, why = postnet_checkpoint(folders.postnet, postnet_steps)
     motion = read_checkpoint(file)
     _check_speaker(motion, speaker)
     _check_kind(motion, "PostNet")
@@ -571,7 +261,7 @@ def read_networks(
     ]
     place = folders.torso or folders.head
     assert place is not None
-    file, why = _newest(place)
+    file, why = newest_checkpoint(place)
     fields = read_checkpoint(file)
     _check_speaker(fields, speaker)
     head = build_head(fields)
@@ -729,9 +419,9 @@ def _sizes_of(checkpoint: GenefaceCheckpoint, keys: Mapping[str, str]) -> Iterat
     try:
         yield
     except SettingsError as error:
-        file, key = checkpoint.path.parent / _CONFIG_NAME, keys.get(error.field, error.field)
+        file, key = checkpoint.path.parent / CONFIG_NAME, keys.get(error.field, error.field)
         raise GenefaceFileError(
-            f"{file}: {key}: expected {error.expected}, got {error.got}; {_TRAIN}"
+            f"{file}: {key}: expected {error.expected}, got {error.got}; {TRAIN_FIELDS}"
         ) from None
 
 
@@ -742,7 +432,7 @@ def _check_speaker(checkpoint: GenefaceCheckpoint, speaker: str) -> None:
     got = stated if key == "video_id" else PurePosixPath(stated).parent.name
     if got != speaker:
         raise GenefaceFileError(
-            f"{checkpoint.path.parent / _CONFIG_NAME}: {key}: expected {speaker}, got "
+            f"{checkpoint.path.parent / CONFIG_NAME}: {key}: expected {speaker}, got "
             f"{one_line(got) or 'none'}; give {speaker}'s work folders, or the name in video_id"
         )
 

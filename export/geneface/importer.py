@@ -41,10 +41,11 @@ from ..bundle.pose_loop import PerformanceError, pose_loop
 from ..bundle.writer import BundleParts, folder_beside, require_free, write_bundle
 from ..recorded_cases import LIMITS, ExportedParts, RecordedCases, padded, replay
 from ..requests import GenefaceRequest
-from .checkpoints import GenefaceFolders, GenefaceNetworks, find_folders, read_networks
+from .checkpoints import GenefaceNetworks, read_networks
 from .dataset import GenefaceDataset, read_dataset
 from .hubert import export_features, load_hubert, normalised, offline_features
 from .motion import GenefaceMotionChain, export_geneface_motion
+from .work_folders import GenefaceFolders, find_folders
 
 log = logging.getLogger(__name__)
 

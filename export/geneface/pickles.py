@@ -1,9 +1,10 @@
 """Checkpoints and data sets of others, read without running anything in them.
 
-`torch.load` and `numpy.load` hand a file's pickle to an interpreter that may call whatever the file names.
-The one here knows the containers, numbers and texts of pickle protocol 2 to 4 and the few names of `_CALLS`
-and `_STORAGES`, which it never imports: each stands for a function of this module that checks what it is
-given. All sizes are compared with the file's own before memory is asked for.
+`torch.load` and `numpy.load` hand a file's pickle to an interpreter that may call whatever the file names;
+torch's restricted one calls less, but a damaged file can crash it (decision 31 in docs/decisions). The one
+here knows the containers, numbers and texts of pickle protocol 2 to 4 and the few names of `_CALLS` and
+`_STORAGES`, which it never imports: each stands for a function of this module that checks what it is given.
+All sizes are compared with the file's own before memory is asked for.
 """
 
 from __future__ import annotations

@@ -16,12 +16,12 @@ from export.geneface.checkpoints import (
     build_audio2motion,
     build_head,
     build_syncnet,
-    find_folders,
     read_checkpoint,
     read_networks,
 )
 from export.geneface.dataset import read_dataset
 from export.geneface.pickles import GenefaceFileError
+from export.geneface.work_folders import find_folders
 from models.postnet import nonzero_frames
 
 TOLERANCE = 1e-4

@@ -4,28 +4,23 @@ import dataclasses
 import os
 import re
 import shutil
-import struct
 
 import pytest
 import torch
 import yaml
-from geneface_checkpoint import write_work_folder
-from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
-from torch.utils.tensorboard import SummaryWriter
+from geneface_checkpoint import one_line_about, write_work_folder
 
 from export.geneface.checkpoints import (
-    GenefaceFolders,
     build_audio2motion,
     build_head,
     build_postnet,
     build_syncnet,
     build_torso,
-    find_folders,
     read_checkpoint,
-    read_config,
     read_networks,
 )
 from export.geneface.pickles import GenefaceFileError
+from export.geneface.work_folders import GenefaceFolders, find_folders
 from models.audio2motion import Audio2Motion, Audio2MotionConfig
 from models.condition import ConditionConfig
 from models.encodings import GridConfig
@@ -85,7 +80,7 @@ HEAD = HeadConfig(
     camera_offset=(0.0, 0.5, 0.0),
 )
 TORSO = TorsoConfig(codes=5, code_width=6, shrink=0.75, grid_size=16)
-MOTION = {"video_id": "May", "work_dir": "checkpoints/May/lm3d_postnet_sync", "infer_ckpt_steps": 4000}
+MOTION = {"video_id": "May", "work_dir": "checkpoints/May/lm3d_postnet_sync"}
 
 
 def config(**changes):
@@ -130,13 +125,6 @@ def checkpoints(tmp_path, motion_checkpoint, field_states):
         may / "lm3d_radnerf_torso", {**criterion, "model": head | torso}, step=70, config=config()
     )
     return tmp_path / "checkpoints"
-
-
-def one_line_about(refusal, *parts):
-    message = str(refusal.value)
-    assert "\n" not in message
-    for part in ("expected", "got", "; ", *parts):
-        assert str(part) in message, message
 
 
 # A speaker -------------------------------------------------------------------------------------------
@@ -212,6 +200,11 @@ def test_the_newest_checkpoint_is_taken(checkpoints):
     assert (torso.path.name, torso.reason) == ("model_ckpt_steps_100.ckpt", "the newest of 3")
 
 
+def test_the_postnet_s_step_can_be_given(checkpoints):
+    networks = read_networks(find_folders(checkpoints, "May"), "May", postnet_steps=10)
+    assert (networks.sources[0].step, networks.sources[0].reason) == (10, "the step given")
+
+
 def test_pitch_is_told_by_keys(tmp_path):
     audio2motion = Audio2Motion(Audio2MotionConfig(pitch_channels=32))
     children = {
@@ -240,146 +233,7 @@ def test_syncnet_is_taken_out_of_what_it_judged(tmp_path):
     assert all(torch.equal(tensor, taken[key]) for key, tensor in syncnet.state_dict().items())
 
 
-# Which step ------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def many_steps(checkpoints):
-    """A PostNet's folder with checkpoints at 1000 to 6000, each a link to one file."""
-    folder = checkpoints / "May" / "lm3d_postnet_sync"
-    for step in range(1000, 7000, 1000):
-        os.link(folder / "model_ckpt_steps_10.ckpt", folder / f"model_ckpt_steps_{step}.ckpt")
-    (folder / "model_ckpt_steps_10.ckpt").unlink()
-    (folder / "config.yaml").unlink()  # a link too
-    (folder / "config.yaml").write_text(yaml.safe_dump(MOTION))
-    return folder
-
-
-def taken(checkpoints, **options):
-    networks = read_networks(find_folders(checkpoints, "May"), "May", **options)
-    return networks.sources[0].path.name, networks.sources[0].reason
-
-
-def write_logs(folder, *, confident, validations):
-    with SummaryWriter(str(folder / "tb_logs")) as board:
-        for step, (mse, sync) in validations.items():
-            board.add_scalar("val/mse", mse, step)
-            board.add_scalar("val/sync", sync, step)
-        for step in range(99, 6000, 100):  # GeneFace logs a batch before its step is counted
-            board.add_scalar("tr/disc_pos_conf", 0.5 + confident(step), step)
-            board.add_scalar("tr/disc_neg_conf", 0.5 - confident(step), step)
-
-
-def test_the_step_is_chosen_by_the_logs(checkpoints, many_steps):
-    write_logs(
-        many_steps,
-        confident=lambda step: 0.3 if step < 2000 or step == 2999 else 0.02,  # one batch out of line
-        validations={1000: (9, 9), 2000: (1, 1), 3000: (1.5, 1.6), 4000: (1.49, 1.58), 5000: (2, 2)},
-    )
-    name, reason = taken(checkpoints)
-    assert name == "model_ckpt_steps_3000.ckpt"
-    assert "logs" in reason
-    assert "smallest converged step" in reason
-
-
-def test_without_usable_logs_the_config_s_step_is_taken(checkpoints, many_steps):
-    with SummaryWriter(str(many_steps / "tb_logs")) as board:
-        board.add_scalar("tr/mse", 1.0, 1000)
-    name, reason = taken(checkpoints)
-    assert name == "model_ckpt_steps_4000.ckpt"
-    assert "infer_ckpt_steps" in reason
-
-
-def test_without_anything_to_choose_by_the_newest_is_taken_and_said(checkpoints, many_steps):
-    (many_steps / "model_ckpt_steps_4000.ckpt").unlink()
-    name, reason = taken(checkpoints)
-    assert name == "model_ckpt_steps_6000.ckpt"
-    assert "newest of 5" in reason
-    assert "nothing to choose by" in reason
-
-
-def test_logs_of_other_steps_or_without_finite_values_choose_nothing(checkpoints, many_steps):
-    write_logs(many_steps, confident=lambda step: 0, validations={1500: (1, 1), 2000: (float("nan"), 1)})
-    assert taken(checkpoints)[0] == "model_ckpt_steps_4000.ckpt"
-
-
-@pytest.mark.parametrize("steps", [[1], {"a": 1}, True, 4000.5, "4000"])
-def test_infer_ckpt_steps_that_is_no_step_chooses_nothing(checkpoints, many_steps, steps):
-    (many_steps / "config.yaml").write_text(yaml.safe_dump(MOTION | {"infer_ckpt_steps": steps}))
-    assert taken(checkpoints)[0] == "model_ckpt_steps_6000.ckpt"
-
-
-def record(content, length=None):
-    """One record of TensorBoard's files, or the beginning of one that says another length."""
-    header = struct.pack("<Q", len(content) if length is None else length)
-    return b"".join(part + struct.pack("<I", masked_crc32c(part)) for part in (header, content) if part)
-
-
-BROKEN_LOGS = {
-    "rubbish in a whole record": lambda file: file.write_bytes(record(b"\xff" * 4)),
-    "a record of 1 TB": lambda file: file.write_bytes(record(b"", 2**40) + b"x"),
-    "a record of 2^64 - 1": lambda file: file.write_bytes(record(b"", 2**64 - 1) + b"x"),
-    "a pipe": os.mkfifo,
-    "a link to itself": lambda file: file.symlink_to(file),
-    "a folder": lambda file: file.mkdir(),
-}
-
-
-@pytest.mark.parametrize("name", ["events.out.tfevents.9", "my.tfevents"])
-@pytest.mark.parametrize("broken", BROKEN_LOGS)
-def test_logs_that_cannot_be_read_choose_nothing(checkpoints, many_steps, broken, name):
-    (many_steps / "tb_logs").mkdir()
-    BROKEN_LOGS[broken](many_steps / "tb_logs" / name)
-    assert taken(checkpoints)[0] == "model_ckpt_steps_4000.ckpt"
-
-
-def test_a_step_given_is_taken_or_missed(checkpoints, many_steps):
-    assert taken(checkpoints, postnet_steps=2000) == ("model_ckpt_steps_2000.ckpt", "the step given")
-    with pytest.raises(GenefaceFileError) as refusal:
-        taken(checkpoints, postnet_steps=2500)
-    one_line_about(refusal, many_steps, "model_ckpt_steps_2500.ckpt", "1000, 2000, 3000")
-
-
 # Configs ---------------------------------------------------------------------------------------------
-
-
-def test_a_config_inherits(tmp_path):
-    bases = tmp_path / "egs" / "bases"
-    bases.mkdir(parents=True)
-    (bases / "root.yaml").write_text("a: 1\nb: 1\nc: {d: 1, e: 1}\n")
-    (bases / "first.yaml").write_text("base_config: ./root.yaml\nb: 2\nc: {d: 2}\n")
-    (bases / "second.yaml").write_text("base_config: [./first.yaml, egs/bases/root.yaml]\nf: 3\n")
-    own = tmp_path / "egs" / "May"
-    own.mkdir()
-    text = "base_config: [egs/bases/first.yaml, egs/bases/second.yaml, egs/absent.yaml]\nvideo_id: May\n"
-    (own / "config.yaml").write_text(text)
-    read = read_config(own / "config.yaml")
-    read.pop("base_config")
-    assert read == {"a": 1, "b": 2, "c": {"d": 2, "e": 1}, "f": 3, "video_id": "May"}
-
-
-def test_settings_that_are_a_link_to_themselves_are_refused(tmp_path):
-    link = tmp_path / "config.yaml"
-    link.symlink_to(link)
-    with pytest.raises(GenefaceFileError, match=r"config\.yaml: expected the settings"):
-        read_config(link)
-
-
-def test_a_flat_config_is_taken_as_it_is(tmp_path):
-    (tmp_path / "base.yaml").write_text("a: 2\nz: 1\n")
-    (tmp_path / "config.yaml").write_text("base_config: ./base.yaml\nwork_dir: checkpoints/May/x\na: 1\n")
-    assert set(read_config(tmp_path / "config.yaml")) == {"base_config", "work_dir", "a"}
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["a: !!python/object/apply:os.system ['true']", "a: [", "- 1\n- 2", "", "a: \x00", "[" * 1000],
-)
-def test_what_is_no_plain_yaml_is_refused(tmp_path, text):
-    (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(GenefaceFileError) as refusal:
-        read_config(tmp_path / "config.yaml")
-    one_line_about(refusal, tmp_path / "config.yaml")
 
 
 @pytest.mark.parametrize(
@@ -454,62 +308,6 @@ def test_a_number_too_large_for_a_float_is_refused(tmp_path, field_states):
         with pytest.raises(GenefaceFileError) as refusal:
             build_head(dataclasses.replace(checkpoint, config=FIELD | changed))
         one_line_about(refusal, *changed)
-
-
-def doubled(line, first="d0: &d0 {k: 1}\n"):
-    """YAML whose every line names the one before twice."""
-    return first + "".join(line.format(this=i, last=i - 1) for i in range(1, 30))
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        doubled("d{this}: &d{this} {{a: *d{last}, b: *d{last}}}\n"),
-        doubled("d{this}: &d{this} [*d{last}, *d{last}]\n", "d0: &d0 [1]\n") + "video_id: *d29\n",
-        "x: &x {y: *x}\n",
-        "x: &x [*x]\n",
-    ],
-    ids=["mappings", "lists", "a mapping in itself", "a list in itself"],
-)
-def test_aliases_that_nest_or_hold_themselves_are_refused(tmp_path, text):
-    (tmp_path / "base.yaml").write_text(text)
-    (tmp_path / "config.yaml").write_text(f"base_config: ./base.yaml\n{text}")
-    with pytest.raises(GenefaceFileError, match=r"an alias \(\*\w+\) of more than plain values") as refusal:
-        read_config(tmp_path / "config.yaml")
-    one_line_about(refusal, tmp_path / "config.yaml")
-
-
-@pytest.mark.parametrize(
-    "value", ["a" * 9000, f"[{', '.join(['1'] * 4500)}]", f"{{{', '.join(f'k{i}: 1' for i in range(900))}}}"]
-)
-def test_aliases_that_multiply_are_refused(tmp_path, value):
-    (tmp_path / "config.yaml").write_text(f"x: &x {value}\nvideo_id: [{', '.join(['*x'] * 900)}]\n")
-    with pytest.raises(GenefaceFileError, match="aliases of more than 1000000 characters") as refusal:
-        read_config(tmp_path / "config.yaml")
-    one_line_about(refusal, tmp_path / "config.yaml")
-
-
-def test_aliases_of_plain_values_are_read(tmp_path):
-    (tmp_path / "config.yaml").write_text("a: &a 0.5\nb: &b [*a, *a]\nc: *b\nd: &d {e: 1}\nf: [*d, *b]\n")
-    half = [0.5, 0.5]
-    read = read_config(tmp_path / "config.yaml")
-    assert read == {"a": 0.5, "b": half, "c": half, "d": {"e": 1}, "f": [{"e": 1}, half]}
-
-
-@pytest.mark.parametrize("bases", ["5", "{a: b}", "[./base.yaml, [a]]", "[null]", "2001-01-01"])
-def test_a_base_that_is_no_text_is_refused(tmp_path, bases):
-    (tmp_path / "base.yaml").write_text("a: 1")
-    (tmp_path / "config.yaml").write_text(f"base_config: {bases}\n")
-    with pytest.raises(GenefaceFileError, match="base_config: expected names of files") as refusal:
-        read_config(tmp_path / "config.yaml")
-    one_line_about(refusal, tmp_path / "config.yaml")
-
-
-def test_a_config_that_links_to_itself_is_refused(tmp_path):
-    (tmp_path / "config.yaml").symlink_to("config.yaml")
-    with pytest.raises(GenefaceFileError, match="symbolic links") as refusal:
-        read_config(tmp_path / "config.yaml")
-    one_line_about(refusal, tmp_path / "config.yaml")
 
 
 def test_a_checkpoint_without_config_is_refused(tmp_path):
@@ -695,46 +493,6 @@ def test_a_truncated_checkpoint_is_refused(checkpoints):
     with pytest.raises(GenefaceFileError) as refusal:
         read_networks(find_folders(checkpoints, "May"), "May")
     one_line_about(refusal, file, "storage", "truncated")
-
-
-# Folders ---------------------------------------------------------------------------------------------
-
-
-def folders(root, *names):
-    for name in names:
-        (root / "May" / name).mkdir(parents=True)
-    return root
-
-
-@pytest.mark.parametrize(
-    ("names", "expected"),
-    [
-        (["postnet", "lm3d_radnerf"], ("postnet", "lm3d_radnerf", None)),
-        (["postnet_pitch", "lm3d_radnerf_torso"], ("postnet_pitch", None, "lm3d_radnerf_torso")),
-        (["my_postnet", "my_radnerf", "my_radnerf_torso"], ("my_postnet", "my_radnerf", "my_radnerf_torso")),
-        (["postnet", "old_postnet", "lm3d_radnerf", "lm3d_nerf"], ("postnet", "lm3d_radnerf", None)),
-        (["postnet", "lm3d_nerf", "lm3d_nerf_torso"], ("postnet", "lm3d_nerf", "lm3d_nerf_torso")),
-    ],
-)  # fmt: skip
-def test_work_folders_are_found_by_name(tmp_path, names, expected):
-    found = find_folders(folders(tmp_path, *names), "May")
-    got = tuple(path and path.name for path in (found.postnet, found.head, found.torso))
-    assert got == expected
-
-
-@pytest.mark.parametrize(
-    ("names", "named"),
-    [
-        (["lm3d_radnerf"], "postnet"),
-        (["postnet"], "a head's or a torso's"),
-        (["postnet", "lm3d_postnet_sync", "lm3d_radnerf"], "lm3d_postnet_sync, postnet"),
-        (["postnet", "a_radnerf", "b_radnerf"], "a_radnerf, b_radnerf"),
-    ],
-)
-def test_work_folders_that_cannot_be_told_are_refused(tmp_path, names, named):
-    with pytest.raises(GenefaceFileError, match=named) as refusal:
-        find_folders(folders(tmp_path, *names), "May")
-    one_line_about(refusal, tmp_path)
 
 
 def test_absent_folders_are_refused(tmp_path, checkpoints):

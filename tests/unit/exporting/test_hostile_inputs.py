@@ -12,9 +12,9 @@ import bundle_factory
 import pytest
 
 from export.bundle import writer
-from export.geneface.checkpoints import read_config
 from export.geneface.hubert import HubertError, load_hubert
 from export.geneface.pickles import GenefaceFileError, read_npy, read_torch
+from export.geneface.trainer_config import read_config
 from export.regular_file import open_regular
 from models import partial_files
 from models.bundle_files import BundleError
@@ -64,124 +64,6 @@ def test_a_pipe_in_hubert_s_folder_is_refused(tmp_path):
 def test_a_device_is_refused(path):
     with pytest.raises(OSError, match="no regular file"):
         open_regular(__import__("pathlib").Path(path))
-
-
-# YAML -----------------------------------------------------------------------------------------------
-
-SIXTIES = ":".join(["59"] * 200_000)
-LAUGHS = "a: &a {k: v}\n" + "".join(
-    f"x{n}: &{chr(98 + n)} {{<<: [*{chr(97 + n)}, *{chr(97 + n)}]}}\n" for n in range(20)
-)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        f"lr: {SIXTIES}",
-        f"lr: {SIXTIES}.5",
-        "lr: " + "9" * 100_000,
-        "lr: !!int ''",
-        "lr: !!bool maybe",
-        "lr: !!timestamp soon",
-        "lr: !!float x",
-        LAUGHS,
-        "[" * 50_000,
-        "? [a, b]\n: c",
-        "? {a: b}\n: c",
-        "a: !!python/object/apply:os.system [ls]",
-        "a: *nobody",
-        "\x00",
-    ],
-    ids=range(14),
-)
-def test_yaml_that_is_no_plain_settings_is_one_line(tmp_path, text):
-    file = tmp_path / "config.yaml"
-    file.write_text(text)
-    error = ends(lambda: read_config(file))
-    assert isinstance(error, GenefaceFileError)
-    assert str(error).startswith(str(file))
-    assert len(str(error)) < len(str(file)) + 300
-    assert str(error).isprintable()
-
-
-def test_what_the_trainer_writes_is_read_as_ever(tmp_path):
-    file = tmp_path / "config.yaml"
-    file.write_text(
-        "work_dir: x\nlr: 0.001\nsteps: 40000\nat: 1:30\nuse: true\nids: &id001 [1, 2]\nsame: *id001\n"
-    )
-    assert read_config(file) == {
-        "work_dir": "x",
-        "lr": 0.001,
-        "steps": 40000,
-        "at": 90,
-        "use": True,
-        "ids": [1, 2],
-        "same": [1, 2],
-    }
-
-
-@pytest.mark.parametrize("base", ["x" * 5000, "./" + "y/" * 3000])
-def test_a_base_config_that_can_be_no_name_is_one_line(tmp_path, base):
-    file = tmp_path / "config.yaml"
-    file.write_text(f'base_config: "{base}"\n')
-    error = ends(lambda: read_config(file))
-    assert isinstance(error, GenefaceFileError)
-    assert "base_config" in str(error)
-    assert len(str(error)) < len(str(file)) + 300
-
-
-def test_base_configs_in_a_circle_are_read_once(tmp_path):
-    (tmp_path / "a.yaml").write_text("base_config: ./b.yaml\nx: 1\n")
-    (tmp_path / "b.yaml").write_text("base_config: [./a.yaml, ./b.yaml]\ny: 2\n")
-    values = read_config(tmp_path / "a.yaml")
-    assert (values["x"], values["y"]) == (1, 2)
-
-
-# Names in a pickle ----------------------------------------------------------------------------------
-
-
-def npy_of(name):
-    module, _, last = name.rpartition(".")
-    content = b"\x80\x02c" + f"{module}\n{last}\n".encode() + b"."
-    header = b"{'descr': '|O', 'fortran_order': False, 'shape': (), }".ljust(117) + b"\n"
-    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + content
-
-
-HARMLESS = (
-    "torch.Size",
-    "collections.defaultdict",
-    "pathlib.PosixPath",
-    "argparse.Namespace",
-    "datetime.date",
-)
-DANGEROUS = (
-    "os.system",
-    "posix.system",
-    "builtins.eval",
-    "builtins.exec",
-    "subprocess.Popen",
-    "utils.hparams.HP",
-)
-
-
-@pytest.mark.parametrize(
-    "name", [*HARMLESS, "torch.device", "builtins.set", "omegaconf.dictconfig.DictConfig"]
-)
-def test_a_harmless_name_is_refused_without_alarm(tmp_path, name):
-    file = tmp_path / "data.npy"
-    file.write_bytes(npy_of(name))
-    with pytest.raises(GenefaceFileError) as caught:
-        read_npy(file)
-    assert f"{name}, which is not read" in str(caught.value)
-    assert "run it" not in str(caught.value)
-
-
-@pytest.mark.parametrize("name", [*DANGEROUS, "builtins.getattr", "torch.Sizes", "pathlib.Path.unlink"])
-def test_what_would_run_raises_the_alarm(tmp_path, name):
-    file = tmp_path / "data.npy"
-    file.write_bytes(npy_of(name))
-    with pytest.raises(GenefaceFileError, match="the file would run it: do not open it elsewhere either"):
-        read_npy(file)
 
 
 # What a message shows -------------------------------------------------------------------------------

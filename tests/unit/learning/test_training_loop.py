@@ -129,6 +129,38 @@ def test_a_cut_checkpoint_is_refused_with_one_line(tmp_path):
         fit(toy(), tmp_path, settings(steps=16))
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"hello, no pickle\n",
+        b"GIF89a",
+        b"\x80\x02h\x07.",  # something kept that was not
+        b"\x80\x02K\x01a.",
+        b"\x80\x02J\x01",
+        b"\x80\x02ccollections\nOrderedDict\nNR.",
+        b"\x80\x02}]K\x01s.",
+        b"\x80\x02U\x01\xffQ.",
+    ],
+)
+def test_what_is_no_checkpoint_is_one_line(tmp_path, content):
+    path = tmp_path / "checkpoint_00000012.pt"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="not a readable checkpoint") as refusal:
+        loop.load_checkpoint(path)
+    assert str(refusal.value).startswith(f"{path}: ")
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("key", ["task", "step", "state"])
+def test_a_checkpoint_that_lacks_a_part_is_one_line(tmp_path, key):
+    content = {"version": loop.CHECKPOINT_VERSION, "task": "toy", "step": 12, "state": {}, "rng": {}}
+    del content[key]
+    torch.save(content, tmp_path / "checkpoint_00000012.pt")
+    with pytest.raises(CheckpointError, match=f"{key}: expected"):
+        loop.load_task_state(tmp_path, "toy")
+
+
 def test_a_checkpoint_of_other_sizes_or_another_task_is_refused(tmp_path):
     fit(toy(), tmp_path, settings())
     other = toy()
