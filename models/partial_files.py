@@ -12,6 +12,7 @@ import shutil
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 _HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:40] or "host"
@@ -23,6 +24,55 @@ _NAME = re.compile(
 # A process of another container may have this host's name and a number that is not seen here: it writes on.
 _IDLE_S = 60.0
 _ABANDONED_S = 86_400.0
+
+
+class PartialFile:
+    """A file written under another name beside its place, until it is whole.
+
+    Attributes:
+        path: its place.
+        part: where it is written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.part = partial_path(path)
+
+    def flush(self) -> None:
+        """Brings what was written to the disk; some file systems say only now that there is no room."""
+        with self.part.open("rb+") as file:
+            os.fsync(file.fileno())
+
+    def publish(self) -> None:
+        """Gives the file its name, in place of what has it."""
+        self.part.replace(self.path)
+
+    def discard(self) -> None:
+        """Removes what is not published."""
+        with contextlib.suppress(OSError):
+            self.part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, *, flush: bool = False) -> Iterator[Path]:
+    """Gives the name to write under; what is there at the block's end takes the place of `path`.
+
+    Where the block raises, `path` stays as it was, with nothing beside it. What killed programs left in the
+    folder is swept.
+
+    Args:
+        path: what is written.
+        flush: whether it must outlive a crash of the machine.
+    """
+    sweep_abandoned(path.parent)
+    file = PartialFile(path)
+    try:
+        yield file.part
+        if flush:
+            file.flush()
+        file.publish()
+    finally:
+        file.discard()
 
 
 def partial_path(path: Path) -> Path:
