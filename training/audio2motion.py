@@ -20,12 +20,12 @@ from torch import Tensor
 from models.audio2motion import Audio2Motion, Audio2MotionConfig
 from models.features import LogMel
 from models.syncnet import SyncNet
+from preparation.sounds import Sound
 
 from .corpus import (
     Clips,
     CropSettings,
     DegradeSettings,
-    Sound,
     clip_weights,
     crops_at,
     degrade,

@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cuda_kernels.arrays import F32
-
-from .corpus import Sound
+from preparation.sounds import Sound
 
 SYNC_WINDOW_FRAMES = 50  # 2 s
 SYNC_LARGEST_OFFSET = 15  # frames, to both sides

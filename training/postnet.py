@@ -21,10 +21,11 @@ from models.audio2motion import Audio2Motion
 from models.features import LogMel
 from models.postnet import MotionDiscriminator, PostNet, PostNetConfig
 from models.syncnet import MOTION_FRAMES, SyncNet
+from preparation.sounds import Sound
 
 from .audio2motion import draw_track, load_audio2motion, motion_loss, motion_scalars
 from .checkpoint_choice import choose_checkpoint, chosen_checkpoint
-from .corpus import Clips, Corpus, DegradeSettings, Sound, crops_at, degrade, load_corpus, load_speaker
+from .corpus import Clips, Corpus, DegradeSettings, crops_at, degrade, load_corpus, load_speaker
 from .loop import LoopSettings, Validation, load_task_state
 from .measures import MotionTrack, compare_motion, measure_motion
 from .syncnet import MOUTH, audio_windows, load_syncnet, mouth_windows

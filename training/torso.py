@@ -19,6 +19,7 @@ from torch.nn import functional
 from cuda_kernels.torch_reference import field_pose, image_coordinates, pose_vector
 from models.encodings import GridConfig
 from models.torso import Look, Torso, TorsoConfig
+from preparation.speaker_set import BACKGROUND, HEAD, NECK
 
 from .course import FieldOptimizer, FieldTraining
 from .field_validation import measure_and_slim, measure_frames, validation_rows
@@ -41,7 +42,7 @@ from .fields import (
 )
 from .loop import LoopSettings, Validation
 from .pixel_choice import Pixels, drawn_by_weight, figure_box, labels_around, look_up, neighbours
-from .speaker_data import BACKGROUND, HEAD, NECK, SpeakerData, load_speaker_data
+from .speaker_data import SpeakerData, load_speaker_data
 
 OCCUPANCY_EVERY = 16
 OCCUPANCY_DECAY = 0.98

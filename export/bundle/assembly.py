@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import nn
@@ -26,14 +25,14 @@ from models.postnet import PostNet
 from models.settings import SettingsError, from_mapping, one_line
 from models.speaker import ConditionSettings, MotionSettings, OriginRecord, Speaker
 from models.syncnet import AUDIO_FRAMES, MOTION_FRAMES, MOUTH_DIMENSION, SyncNet
-from preparation.media import read_pcm
+from preparation.corpus_set import LANDMARKS_FILE, read_mean_face
+from preparation.speaker_set import SOUND_FILE, read_background, read_sound, read_truth, training_frames
 from training.audio2motion import load_audio2motion
 from training.checkpoint_choice import chosen_checkpoint
 from training.cli import settings_type_of
 from training.fields import TrainedHead, load_head, load_torso
 from training.loop import checkpoints, load_checkpoint
 from training.postnet import load_postnet
-from training.speaker_data import training_frames
 from training.syncnet import load_syncnet
 
 from ..onnx.graphs import open_graph, strip_metadata, to_float16_weights
@@ -291,26 +290,15 @@ def _checkpoint_of(path: Path) -> Path:
 
 
 def _read_speaker_files(data: Path) -> _SpeakerFiles:
-    truth_file, plate, sound = data / "truth.npz", data / "background.png", data / "audio.flac"
-    if not truth_file.is_file():
-        raise AssemblyError(f"{truth_file}: no such file; --data expects the folder the head was trained on")
-    with np.load(truth_file, allow_pickle=False) as truth:
-        for key, shape in (("landmarks", (68, 3)), ("c2w", (4, 4))):
-            if key not in truth.files or truth[key].shape[1:] != shape or not np.isfinite(truth[key]).all():
-                expected = f"finite (frames, {', '.join(map(str, shape))})"
-                raise AssemblyError(f"{truth_file}: {key}: expected {expected}; prepare the set anew")
-        frames = training_frames(len(truth["c2w"]))
-        landmarks, c2w = (truth[key][:frames].astype(np.float32) for key in ("landmarks", "c2w"))
-    decoded = cv2.imread(str(plate), cv2.IMREAD_COLOR)
-    if decoded is None or decoded.shape[0] != decoded.shape[1]:
-        raise AssemblyError(f"{plate}: expected the empty background, a square picture, found none")
+    truth = read_truth(data, "landmarks", "c2w")
+    frames = training_frames(len(truth["c2w"]))
     audio: F32 | None = None
-    if sound.is_file():
-        audio = np.multiply(read_pcm(sound), 1 / 32768, dtype=np.float32)
+    if (data / SOUND_FILE).is_file():
+        audio = np.multiply(read_sound(data, len(truth["c2w"])), 1 / 32768, dtype=np.float32)
     return _SpeakerFiles(
-        landmarks=landmarks,
-        c2w=c2w,
-        background=np.ascontiguousarray(decoded[..., ::-1]).astype(np.uint8, copy=False),
+        landmarks=truth["landmarks"][:frames],
+        c2w=truth["c2w"][:frames],
+        background=read_background(data),
         audio=audio,
     )
 
@@ -319,11 +307,8 @@ def _require_same_face(trained: TrainedHead, corpus: Path | None) -> None:
     """Refuses a head whose landmarks are offsets from another face than Audio2Motion's are."""
     if corpus is None:
         return
-    file = corpus / "landmarks.npz"
-    if not file.is_file():
-        raise AssemblyError(f"{file}: no such file; --corpus expects the folder Audio2Motion was trained on")
-    with np.load(file, allow_pickle=False) as archive:
-        face = archive["mean_face"]
+    file = corpus / LANDMARKS_FILE
+    face = read_mean_face(file)
     difference = float(np.abs(face - trained.mean_face).max())
     if not difference < 1e-4:
         raise AssemblyError(
