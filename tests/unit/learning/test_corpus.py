@@ -163,11 +163,11 @@ def test_a_split_without_clips_is_refused(tmp_path):
     index.write_text(index.read_text().replace('"val"', '"train"'))
     with pytest.raises(CorpusError) as caught:
         load_corpus(folder)
-    assert (caught.value.file, caught.value.field) == (index, "split")
+    assert (caught.value.file, caught.value.field) == (str(index), "split")
 
 
 def test_a_speaker_of_too_few_frames_to_split_is_refused(folder, corpus, tmp_path):
     speaker = make_speaker(tmp_path / "speaker", folder, frames=1)
     with pytest.raises(SpeakerDataError) as caught:
         load_speaker(speaker, corpus.train.mean_face)
-    assert (caught.value.file, caught.value.field) == (speaker / "truth.npz", "landmarks")
+    assert (caught.value.file, caught.value.field) == (str(speaker / "truth.npz"), "landmarks")

@@ -154,10 +154,10 @@ def test_the_mean_face_is_the_one_named_or_the_corpuss_or_the_sets_own(folder, t
     np.testing.assert_array_equal(named, own + 2)
     with pytest.raises(CorpusError) as caught:
         load_speaker_data(speaker, device=CPU, mean_face=tmp_path / "nowhere.npz")
-    assert (caught.value.file, caught.value.got) == (tmp_path / "nowhere.npz", "no such file")
+    assert (caught.value.file, caught.value.got) == (str(tmp_path / "nowhere.npz"), "no such file")
 
 
 def test_too_few_frames_to_split_are_refused(folder):
     with pytest.raises(SpeakerDataError) as caught:
         load_speaker_data(folder, device=CPU, frames=1)
-    assert (caught.value.file, caught.value.field, caught.value.got) == (folder, "frames", "1")
+    assert (caught.value.file, caught.value.field, caught.value.got) == (str(folder), "frames", "1")

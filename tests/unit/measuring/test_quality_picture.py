@@ -30,7 +30,7 @@ def test_a_folder_without_its_masks_is_refused(speaker, tmp_path):
     (folder / "masks.mkv").unlink()
     with pytest.raises(MediaError) as caught:
         picture_quality(speaker, folder, frames=1, threads=1)
-    assert (caught.value.file, caught.value.got) == (folder / "masks.mkv", "no such file")
+    assert (caught.value.file, caught.value.got) == (str(folder / "masks.mkv"), "no such file")
 
 
 def test_pictures_of_another_size_are_refused(tmp_path):
@@ -38,4 +38,4 @@ def test_pictures_of_another_size_are_refused(tmp_path):
     folder = tiny_speaker.write_tiny_speaker(tmp_path / "speaker", frames=22)
     with pytest.raises(SpeakerDataError) as caught:
         picture_quality(other, folder, frames=1, threads=1)
-    assert (caught.value.file, caught.value.expected) == (folder / "video.mp4", "128 x 128 pixels")
+    assert (caught.value.file, caught.value.expected) == (str(folder / "video.mp4"), "128 x 128 pixels")

@@ -99,7 +99,7 @@ def test_lines_are_counted_with_blank_ones(folder):
 def test_an_index_without_clips_is_refused(folder, content, field, expected):
     (folder / "index.jsonl").write_bytes(content)
     error = refused(read_corpus_set, folder)
-    assert (error.file, error.field, error.expected) == (folder / "index.jsonl", field, expected)
+    assert (error.file, error.field, error.expected) == (str(folder / "index.jsonl"), field, expected)
 
 
 @pytest.mark.parametrize(
@@ -130,14 +130,14 @@ def test_an_index_without_clips_is_refused(folder, content, field, expected):
 def test_a_clip_that_is_none_is_refused_by_line_and_key(folder, key, value, expected):
     change_line(folder, **{key: value})
     error = refused(read_corpus_set, folder)
-    assert (error.file, error.field) == (folder / "index.jsonl", f"line 2: {key}")
+    assert (error.file, error.field) == (str(folder / "index.jsonl"), f"line 2: {key}")
     assert error.expected == expected
 
 
 def test_an_index_of_another_corpus_is_refused(folder):
     change_line(folder, row0=10_000, row1=10_000 + FRAMES)
     error = refused(read_corpus_set, folder)
-    assert (error.file, error.field, error.got) == (folder / "index.jsonl", "line 2: row1", "10110")
+    assert (error.file, error.field, error.got) == (str(folder / "index.jsonl"), "line 2: row1", "10110")
 
 
 @pytest.mark.parametrize("kind", [np.float64, np.int8, ">f4", np.float16])
@@ -171,7 +171,7 @@ def test_numbers_may_be_of_any_width(folder, kind):
 def test_an_array_that_does_not_fit_is_refused_by_name(folder, name, array, expected):
     change_arrays(folder, **{name: array})
     error = refused(read_corpus_set, folder)
-    assert (error.file, error.field, error.expected) == (folder / "landmarks.npz", name, expected)
+    assert (error.file, error.field, error.expected) == (str(folder / "landmarks.npz"), name, expected)
 
 
 def damaged(content):
@@ -201,12 +201,12 @@ def damaged(content):
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # of the test's own np.save
 def test_landmarks_that_cannot_be_read_are_refused(folder, spoil):
     spoil(folder / "landmarks.npz")
-    assert refused(read_corpus_set, folder).file == folder / "landmarks.npz"
+    assert refused(read_corpus_set, folder).file == str(folder / "landmarks.npz")
 
 
 def test_a_folder_without_an_index_is_refused(tmp_path):
     error = refused(read_corpus_set, tmp_path)
-    assert (error.file, error.got) == (tmp_path / "index.jsonl", "no such file")
+    assert (error.file, error.got) == (str(tmp_path / "index.jsonl"), "no such file")
 
 
 def test_the_mean_face_alone_is_read_from_any_npz(tmp_path):
@@ -231,7 +231,7 @@ def test_sound_that_is_not_there_is_refused_by_file_and_clip(folder, spoil, fiel
     path = folder / "audio" / "tones.wav"
     spoil(path)
     error = refused(read_sound, folder, clips)
-    assert (error.file, error.field) == (path, field)
+    assert (error.file, error.field) == (str(path), field)
     assert got in (None, error.got)
 
 

@@ -148,14 +148,18 @@ def test_eleven_frames_are_ten_to_train_on():
 def test_a_video_of_another_frame_rate_is_refused(folder, drawn, rate, got):
     encode(folder / "video.mp4", [p for p, _ in drawn], "rgb24", "libx264", "yuv420p", rate=rate)
     error = refused(pictures_of, folder)
-    assert (error.file, error.field, error.expected) == (folder / "video.mp4", "frame rate", "25 a second")
+    assert (error.file, error.field, error.expected) == (
+        str(folder / "video.mp4"),
+        "frame rate",
+        "25 a second",
+    )
     assert error.got == got
 
 
 def test_masks_of_another_frame_rate_are_refused(folder, drawn):
     encode(folder / "masks.mkv", [80 * m for _, m in drawn], "gray", "ffv1", "gray", rate=30)
     error = refused(labels_of, folder)
-    assert (error.file, error.field) == (folder / "masks.mkv", "frame rate")
+    assert (error.file, error.field) == (str(folder / "masks.mkv"), "frame rate")
 
 
 def test_a_video_whose_frames_come_unevenly_is_refused(folder, drawn):
@@ -185,7 +189,7 @@ def test_frames_without_times_are_refused(folder, drawn):
 def test_masks_of_a_lossy_codec_are_refused(folder, drawn, codec, pixel_format, options):
     encode(folder / "masks.mkv", [80 * m for _, m in drawn], "gray", codec, pixel_format, **options)
     error = refused(labels_of, folder)
-    assert (error.file, error.expected) == (folder / "masks.mkv", "0, 80, 160 and 240 alone")
+    assert (error.file, error.expected) == (str(folder / "masks.mkv"), "0, 80, 160 and 240 alone")
     assert error.field.startswith("frame ")
     assert int(error.got) not in (0, 80, 160, 240)
 
@@ -232,14 +236,14 @@ def test_pictures_of_another_size_are_refused(folder):
 def test_what_is_no_video_is_refused(folder, name, spoil):
     spoil(folder / name)
     read = pictures_of if name == "video.mp4" else labels_of
-    assert refused(read, folder).file == folder / name
+    assert refused(read, folder).file == str(folder / name)
 
 
 def test_truth_is_read_by_name_and_nothing_else_is_asked_for(folder):
     change_truth(folder, landmarks_2d=None, focal=None, morph_names=np.array(["a"]))
     assert list(read_truth(folder, "landmarks", "c2w")) == ["landmarks", "c2w"]
     error = refused(read_truth, folder)
-    assert (error.file, error.field, error.got) == (folder / "truth.npz", "landmarks_2d", "none")
+    assert (error.file, error.field, error.got) == (str(folder / "truth.npz"), "landmarks_2d", "none")
 
 
 @pytest.mark.parametrize(
@@ -260,7 +264,7 @@ def test_truth_is_read_by_name_and_nothing_else_is_asked_for(folder):
 def test_truth_that_does_not_fit_is_refused_by_name(folder, name, array, expected):
     change_truth(folder, **{name: array})
     error = refused(read_truth, folder)
-    assert (error.file, error.field, error.expected) == (folder / "truth.npz", name, expected)
+    assert (error.file, error.field, error.expected) == (str(folder / "truth.npz"), name, expected)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +279,7 @@ def test_truth_that_does_not_fit_is_refused_by_name(folder, name, array, expecte
 def test_a_background_that_does_not_fit_is_refused(folder, spoil, field):
     spoil(folder / "background.png")
     error = refused(read_background, folder)
-    assert (error.file, error.field) == (folder / "background.png", field)
+    assert (error.file, error.field) == (str(folder / "background.png"), field)
 
 
 @pytest.mark.parametrize("samples", [640 * 21, 640 * 22 - 1, 640 * 22, 640 * 23])
@@ -291,12 +295,12 @@ def test_a_frame_of_sound_may_be_missing_or_too_many(folder, samples):
 def test_sound_of_another_length_is_refused(folder, samples):
     write_sound(folder, samples)
     error = refused(read_sound, folder, FRAMES)
-    assert (error.file, error.field, error.got) == (folder / "audio.flac", "length", str(samples))
+    assert (error.file, error.field, error.got) == (str(folder / "audio.flac"), "length", str(samples))
 
 
 def test_sound_that_is_absent_is_refused(folder):
     error = refused(read_sound, folder, FRAMES)
-    assert (error.file, error.got) == (folder / "audio.flac", "no such file")
+    assert (error.file, error.got) == (str(folder / "audio.flac"), "no such file")
 
 
 def write_sound(folder, samples):
@@ -327,4 +331,4 @@ def test_phones_may_be_absent_or_marked(folder):
 def test_broken_phones_are_refused(folder, content, field):
     (folder / "phones.json").write_bytes(content)
     error = refused(read_phones, folder)
-    assert (error.file, error.field) == (folder / "phones.json", field)
+    assert (error.file, error.field) == (str(folder / "phones.json"), field)
