@@ -1,5 +1,5 @@
-# make run | video | test | check | bench | lock | sbom | clean. Each sets up what it needs; the second time that
-# takes no time.
+# make run | video | test | unit | check | fix | bench | docs | lock | sbom | clean. Each sets up what it needs; the
+# second time that takes no time.
 #
 # Two environments: .venv-run holds what the program needs to speak (no torch), .venv what it takes to train, test
 # and measure. What they install is locked in requirements/, by version and hash; `make lock && make test` lets in
@@ -23,7 +23,7 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 pytho
 	$(if $(shell command -v $(p) >/dev/null 2>&1 && \
 		$(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo yes),$(p))))
 
-.PHONY: help run video test check bench lock sbom clean
+.PHONY: help run video test unit check fix bench docs lock sbom clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,8 +34,15 @@ run: $(RUN_ENV)/.installed ## set up, then serve: open the address it prints and
 video: $(RUN_ENV)/.installed ## set up, then turn INPUT (a recording) into OUTPUT (a video)
 	$(RUN_ENV)/bin/geneface-stream --speaker "$$SPEAKER" --input "$$INPUT" --output "$$OUTPUT" $(ARGS)
 
-test: $(DEV_ENV)/.installed ## set up, then run every test
-	$(DEV_ENV)/bin/python -m pytest
+test: $(DEV_ENV)/.installed ## set up, then run every test, and see that they cover what they did
+	@$(DEV_ENV)/bin/coverage erase
+	$(DEV_ENV)/bin/coverage run -m pytest
+	@$(DEV_ENV)/bin/coverage combine --quiet
+	@echo 'Lines covered, in percent; "$(DEV_ENV)/bin/coverage report -m" names those that are not:'
+	@$(DEV_ENV)/bin/coverage report --format=total
+
+unit: $(DEV_ENV)/.installed ## run the unit tests: no network, no browser
+	$(DEV_ENV)/bin/python -m pytest -m unit $(ARGS)
 
 check: $(DEV_ENV)/.installed ## lint, format, types, layers, the types of the page
 	$(DEV_ENV)/bin/ruff check .
@@ -46,13 +53,23 @@ check: $(DEV_ENV)/.installed ## lint, format, types, layers, the types of the pa
 	@[ -x node_modules/.bin/tsc ] || npm install --no-package-lock --no-audit --no-fund --loglevel=error
 	npm run --silent check
 
+fix: $(DEV_ENV)/.installed ## mend what ruff can mend, and format
+	$(DEV_ENV)/bin/ruff check --fix .
+	$(DEV_ENV)/bin/ruff format .
+
 bench: $(DEV_ENV)/.installed ## measure renderer, pipeline and live latency on this machine
 	$(DEV_ENV)/bin/python -m benchmarks.render --speaker "$$SPEAKER" --sizes 128 192 256 512
 	$(DEV_ENV)/bin/python -m benchmarks.pipeline --speaker "$$SPEAKER" --audio "$$INPUT"
 	$(DEV_ENV)/bin/python -m benchmarks.latency --speaker "$$SPEAKER" --audio "$$INPUT"
 
+# Names that exist only while a type is checked stay names on the page.
+docs: $(DEV_ENV)/.installed ## write docs/api/: a page for each module, from its docstrings
+	$(DEV_ENV)/bin/python -W 'ignore:Error parsing type annotation' -m pdoc --docformat google --output-directory docs/api \
+		streaming models cuda_kernels export training preparation
+
 clean: ## remove the environments and what tools left behind
-	rm -rf $(RUN_ENV) $(DEV_ENV) $(LOCK_ENV) node_modules build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(RUN_ENV) $(DEV_ENV) $(LOCK_ENV) node_modules build dist docs/api *.egg-info .coverage .coverage.* \
+		.pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
 # uv resolves once for every platform and Python from 3.11 on; each lock is a part of that one resolution.
 UV_COMPILE = $(LOCK_ENV)/bin/uv pip compile pyproject.toml --group build --quiet --universal --fork-strategy fewest \

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from cuda_kernels.arrays import F32, F64, I64, U8
 from models.speaker import Speaker
-from streaming.pipeline.clock import FRAME_RATE_HZ, FRAME_SAMPLES
+from models.time_base import FRAME_RATE_HZ, FRAME_SAMPLES
 from streaming.pipeline.cores import drawing_threads, usable_cores
 from streaming.pipeline.mouth import mouth_boxes
 from streaming.pipeline.pipeline import Pipeline
@@ -249,7 +249,7 @@ class LipsByFile:
         """
         boxes = mouth_boxes(
             speaker.motion,
-            speaker.scene().camera,
+            speaker.scene.camera,
             speaker.poses,
             image_size_px=speaker.image_size_px,
             feather_px=0,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,14 +19,17 @@ from aiortc.codecs.vpx import Vp8Encoder
 from aiortc.rtcrtpparameters import RTCRtpCodecParameters
 
 from cuda_kernels.arrays import U8
-from models.speaker import find_speaker, load_speaker
+from models.speaker import load_speaker
+from models.speaker_folders import find_speaker
+from models.time_base import FRAME_RATE_HZ
 from streaming.files.audio_file import AudioFile
 from streaming.files.progress import Progress
-from streaming.pipeline.clock import FRAME_RATE_HZ
 from streaming.pipeline.i420 import video_frame
 from streaming.pipeline.pipeline import Pipeline
 from streaming.pipeline.renderers import make_renderer, open_cpu_raymarcher
 from streaming.webrtc.video_encoder import CODECS, VideoEncoder
+
+from .json_file import write_json
 
 Encode = Callable[[U8, int], list[bytes]]
 
@@ -143,8 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     rounds = [[measure(*maker, pictures) for maker in makers] for _ in range(_ROUNDS)]
     rows = [min(tries, key=lambda row: row["cpu_ms_p50"]) for tries in zip(*rounds, strict=True)]
-    if given.json is not None:
-        given.json.write_text(json.dumps(rows, indent=2) + "\n")
+    write_json(given.json, rows)
     head = f"{given.speaker} says {given.audio}: {len(pictures)} pictures of {size_px} px, best of {_ROUNDS}"
     print(table(rows, head))
     return 0

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import math
 import sys
 import time
@@ -28,11 +27,13 @@ from cuda_kernels.arrays import F32
 from cuda_kernels.cuda_module import CudaUnavailableError
 from cuda_kernels.cuda_raymarcher import CudaRenderer, CudaScene, FrameRequest
 from cuda_kernels.scene import Scene
+from models.time_base import FRAME_MS
+
+from .json_file import write_json
 
 DISTANCES = {"small": 1.2, "big": 1.0}  # of the camera, in those of the synthetic scene
 SPEAKERS = 8  # different ones among live sessions
 SESSIONS_STEP = 10
-TICK_MS = 40.0
 CELL_BYTES = 16  # of one read of a grid
 L1_BYTES_A_CLOCK = 128  # of a multiprocessor, on every architecture since Volta
 
@@ -234,7 +235,7 @@ def live_sessions(renderer: CudaRenderer, scenes: Sequence[CudaScene], *, size_p
             replace(request, out=np.empty(request.shape, np.uint8))
             for request in requests_of(scenes, count, size_px, DISTANCES["small"])
         ]
-        if np.percentile(np.array(draw(renderer, batch, 25)[1]), 99) < TICK_MS:
+        if np.percentile(np.array(draw(renderer, batch, 25)[1]), 99) < FRAME_MS:
             fitting = count
         else:
             failing = count
@@ -332,15 +333,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for scene in others:
                 renderer.unload(scene)
         renderer.unload(loaded)
-    if options.json is not None:
-        document = {
+    write_json(
+        options.json,
+        {
             "gpu": renderer.device.name,
             "matrix_flops": None if rate is None else 2 * rate,
             "rows": [asdict(row) for row in rows],
             "sessions": sessions,
             "calls_of_a_frame": dict(calls),
-        }
-        options.json.write_text(json.dumps(document, indent=2) + "\n")
+        },
+    )
     print(f"{renderer.device.name}; batches of {options.frames}")
     if rate is not None:
         print(f"a large product of halves: {2 * rate / 1e12:.0f} TFLOP/s")
@@ -351,7 +353,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{calls['cuEventSynchronize']} wait"
     )
     for name, count in sessions.items():
-        print(f"live sessions, 512 px, 25 fps, p99 below {TICK_MS:.0f} ms: {name}: {count}")
+        print(f"live sessions, 512 px, 25 fps, p99 below {FRAME_MS} ms: {name}: {count}")
     renderer.close()
     return 0
 

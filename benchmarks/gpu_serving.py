@@ -27,19 +27,13 @@ from benchmarks.gpu_render import DISTANCES
 from benchmarks.synthetic_scene import make_condition, make_pose, make_scene
 from cuda_kernels.cuda_module import CudaUnavailableError
 from cuda_kernels.cuda_raymarcher import CudaRenderer, FrameRequest
-from streaming.pipeline.gpu_renderer import (
-    GATHER_S,
-    LEAD_S,
-    MAX_FRAMES,
-    BatchPolicy,
-    GpuRaymarcher,
-    GpuRenderer,
-)
+from models.time_base import FRAME_S
+from streaming.pipeline.gpu_batching import GATHER_S, LEAD_S, MAX_FRAMES, BatchPolicy
+from streaming.pipeline.gpu_renderer import GpuRaymarcher, GpuRenderer
 
 if TYPE_CHECKING:
     from cuda_kernels.scene import Scene
 
-FRAME_S = 0.04
 SETTLING_S = 0.5
 _LEVELS, _TORSO_WIDTH, _CONDITION = 16, 64, 64
 _POSES = 64  # of a session's path, made beforehand
@@ -240,10 +234,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(error, file=sys.stderr)
             return 2
         name = renderer.device.name
-    gathering = BatchPolicy(
-        gather_s=given.gather_ms / 1000, lead_s=given.lead_ms / 1000, most_frames=given.most_frames
+    policy = BatchPolicy(
+        gather_s=given.gather_ms / 1000, lead_s=given.lead_ms / 1000, max_frames=given.most_frames
     )
-    gpu = GpuRenderer(renderer, name=name, observe=observe, gathering=gathering)
+    gpu = GpuRenderer(renderer, name=name, observe=observe, policy=policy)
     gpu.start()
     speakers = [
         GpuRaymarcher(

@@ -17,7 +17,6 @@ import argparse
 import dataclasses
 import gc
 import itertools
-import json
 import logging
 import statistics
 import sys
@@ -31,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cuda_kernels import torch_kernels, torch_reference
+from cuda_kernels import torch_encodings, torch_kernels, torch_launcher
 from cuda_kernels.arrays import F32
 from cuda_kernels.torch_reference import step_length
 from models.encodings import GridConfig
@@ -40,18 +39,20 @@ from preparation.speaker_set import HEAD, NECK, training_frames
 from training.course import Kernels
 from training.curve import curve_table, write_curve
 from training.fields import rays_of
-from training.head import HeadTask, HeadTraining
+from training.head import HeadTask, HeadTrainingSettings
 from training.loop import CHECKPOINT_VERSION, LoopSettings, fit, read_validations, save_checkpoint
 from training.pixel_choice import sample_pixels
 from training.speaker_data import MOUTH, STD_FLOOR, SpeakerData, load_speaker_data, window_rows
-from training.torso import TorsoTask, TorsoTraining
+from training.torso import TorsoTask, TorsoTrainingSettings
+
+from .json_file import write_json
 
 WARM_STEPS, WARM_CALLS, CALLS = 12, 10, 50
 FIRST_STEP = 640  # past the look at what is visible, at a step that chooses the room for samples
 POINTS, RAYS = 1 << 19, 1 << 16
 LOOKAHEAD_FRAMES, WINDOW_FRAMES = 2, 5
 
-HEAD_SETTINGS = HeadTraining(
+HEAD_SETTINGS = HeadTrainingSettings(
     window_frames=WINDOW_FRAMES,
     lookahead_frames=LOOKAHEAD_FRAMES,
     condition_size=64,
@@ -64,7 +65,7 @@ HEAD_SETTINGS = HeadTraining(
     ambient_resolution=2048,
     precision="bf16",
 )
-TORSO_SETTINGS = TorsoTraining(
+TORSO_SETTINGS = TorsoTrainingSettings(
     hidden=64,
     levels=16,
     log2_rows=16,
@@ -276,8 +277,8 @@ def step_times(
 
 def measure_steps(
     data: SpeakerData,
-    head: HeadTraining,
-    torso: TorsoTraining,
+    head: HeadTrainingSettings,
+    torso: TorsoTrainingSettings,
     start: Path,
     device: torch.device,
     *,
@@ -311,7 +312,7 @@ def measure_steps(
 
 
 def prepare_head(
-    data: SpeakerData, settings: HeadTraining, device: torch.device, *, steps: int, path: Path
+    data: SpeakerData, settings: HeadTrainingSettings, device: torch.device, *, steps: int, path: Path
 ) -> HeadTask:
     """A head that has learnt for so many steps, also written to `path`."""
     torch.manual_seed(0)
@@ -364,7 +365,7 @@ def part_calls(
         table = torch.rand(layout.offsets[-1], 2, device=device, requires_grad=backward)
 
         def of(kernels: bool) -> Callable[[], object]:
-            encoder = torch_kernels.grid_encode if kernels else torch_reference.grid_encode
+            encoder = torch_kernels.grid_encode if kernels else torch_encodings.grid_encode
 
             def call() -> None:
                 table.grad = x.grad = None
@@ -444,8 +445,8 @@ def measure_parts(
 
 def train_for(
     data: SpeakerData,
-    head: HeadTraining,
-    torso: TorsoTraining,
+    head: HeadTrainingSettings,
+    torso: TorsoTrainingSettings,
     device: torch.device,
     *,
     minutes: float,
@@ -576,7 +577,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     steps: list[StepTimes] = []
     parts: list[PartTimes] = []
-    kernels: Kernels = "cuda" if torch_kernels.usable(device) else "torch"
+    kernels: Kernels = "cuda" if torch_launcher.usable(device) else "torch"
     with tempfile.TemporaryDirectory() as folder:
         if options.steps:
             start = Path(folder) / "start.pt"
@@ -589,7 +590,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "steps": [dataclasses.asdict(row) for row in steps],
                 "parts": [dataclasses.asdict(row) for row in parts],
             }
-            _write(options.json, document)
+            write_json(options.json, document)
         out = options.out or Path(folder) / "training"
         curves: dict[str, list[dict[str, float]]] = {}
         if options.minutes is not None:
@@ -605,7 +606,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 out=out,
             )
             document |= {"curves": curves, "training_s": time.perf_counter() - began}
-            _write(options.json, document)
+            write_json(options.json, document)
     print(f"{document['gpu']}, torch {document['torch']}; {document['data']}, {len(data.pictures)} frames")
     if options.steps:
         print(f"{part_table(parts)}\n\n{step_table(steps)}")
@@ -614,11 +615,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if curves:
         print(f"\nboth, without {loaded_s:.0f} s to load the data: {document['training_s']:.0f} s")
     return 0
-
-
-def _write(path: Path | None, document: dict[str, object]) -> None:
-    if path is not None:
-        path.write_text(json.dumps(document, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
-import json
 import platform
 import sys
 import tempfile
@@ -29,15 +28,17 @@ import av
 import numpy as np
 import psutil
 
-from models.speaker import Speaker, find_speaker, load_speaker
+from models.speaker import Speaker, load_speaker
+from models.speaker_folders import find_speaker
+from models.time_base import FRAME_RATE_HZ
 from streaming.errors import InputError
 from streaming.files.audio_file import AudioFile
 from streaming.files.progress import Progress
-from streaming.pipeline.clock import FRAME_RATE_HZ
 from streaming.pipeline.cores import usable_cores
 
 from .chromium import BrowserError, chromium
 from .content_lag import SOUND_RATE_HZ, LipsByFile, Offset, lips_yardstick, offsets
+from .json_file import write_json
 from .latency_figures import (
     BenchmarkError,
     ChurnFigures,
@@ -435,8 +436,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ServerError, BenchmarkError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
-    if given.json is not None:
-        given.json.write_text(json.dumps(figures, indent=2) + "\n")
+    write_json(given.json, figures)
     print(table(figures))
     return 0
 

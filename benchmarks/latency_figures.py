@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from cuda_kernels.arrays import F64
-from streaming.pipeline.clock import FRAME_RATE_HZ
+from models.time_base import FRAME_RATE_HZ
 
 from .content_lag import HeardSound, Offset, Signal
 from .server_process import Usage

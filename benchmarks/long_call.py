@@ -8,7 +8,6 @@ and at the end how memory grew: what is bounded levels off, what leaks goes on i
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .json_file import write_json
 from .server_process import ServerError, ServerProcess
 from .webrtc_sessions import HELLO, counted, view_together
 
@@ -132,8 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except ServerError as error:
             print(f"{parser.prog}: {error}", file=sys.stderr)
             return 1
-    if given.json is not None:
-        given.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+    write_json(given.json, [asdict(row) for row in rows])
     if faults:
         print(f"{faults} tracebacks in the server's log", file=sys.stderr)
     print(table(rows, fps))

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
-import json
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,17 +21,21 @@ from pathlib import Path
 import numpy as np
 
 from cuda_kernels.arrays import F32, F64
-from models.speaker import MotionSettings, Speaker, find_speaker, load_speaker
+from models.speaker import Speaker, load_speaker
+from models.speaker_folders import find_speaker
+from models.speaker_settings import MotionSettings
+from models.time_base import FRAME_MS, FRAME_RATE_HZ
 from streaming.files.audio_file import AudioFile
-from streaming.pipeline.clock import FRAME_RATE_HZ
+from streaming.pipeline.engine_choice import EngineSettings
 from streaming.pipeline.networks import SpeakerNetworks, open_networks
-from streaming.pipeline.onnx_engine import Engine, EngineSettings
+from streaming.pipeline.onnx_engine import Engine
 from training.cli import missing_extra
+
+from .json_file import write_json
 
 LOOKAHEADS_MS = (80, 160, 320, 640, 1280)
 HEARD_S = (1.28, 2.56, 5.12)
 SEEN_S = (2.56, 5.12)
-FRAME_MS = 1000 // FRAME_RATE_HZ
 MM_PER_UNIT = 10.0  # landmarks are ten times decimetres
 MOUTH = slice(48, 68)
 UPPER_LIP, LOWER_LIP = 62, 66  # inner, in the middle
@@ -198,7 +201,7 @@ def measure(
     offline = OfflineMotion(speaker)
     truth = [offline.landmarks(pcm) for pcm in recordings]
     if not sum(map(len, truth)):
-        raise ValueError("expected recordings of 40 ms or longer, got none; check --audio")
+        raise ValueError(f"expected recordings of {FRAME_MS} ms or longer, got none; check --audio")
     opened = open_networks(speaker, settings)
     assert opened.features is not None  # its motion hears features
     rows = []
@@ -295,8 +298,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             seen_s=arguments.motion_window,
             settings=EngineSettings(engine=arguments.engine, device=arguments.device),
         )
-        if arguments.json is not None:
-            arguments.json.write_text(json.dumps(asdict(figures), indent=1) + "\n")
+        write_json(arguments.json, asdict(figures))
     except (ValueError, OSError) as error:
         print(f"benchmarks.lookahead: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

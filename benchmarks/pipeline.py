@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import sys
 import tempfile
@@ -12,7 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
-from models.speaker import find_speaker, load_speaker
+from models.speaker import load_speaker
+from models.speaker_folders import find_speaker
+from models.time_base import FRAME_RATE_HZ
 from streaming.files.audio_file import AudioFile
 from streaming.files.progress import Progress
 from streaming.files.run import speak_file
@@ -20,6 +21,8 @@ from streaming.files.video_writer import VideoOutput
 from streaming.pipeline.compute_settings import ComputeSettings
 from streaming.pipeline.loaded_speaker import SpeakerOpening, size_that_keeps_up
 from streaming.pipeline.stage_times import STAGES, StageTimes
+
+from .json_file import write_json
 
 
 class Figures(TypedDict):
@@ -77,7 +80,7 @@ def measure(
     renderer = opening.make_renderer(render_px)
     audio = AudioFile(audio_path)
     times = StageTimes()
-    total = round(audio.duration_s * 25 + 0.5) if audio.duration_s else None
+    total = round(audio.duration_s * FRAME_RATE_HZ + 0.5) if audio.duration_s else None
     progress = Progress(total, quiet=quiet)
     with tempfile.TemporaryDirectory() as folder:
         video = VideoOutput(
@@ -151,8 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except ValueError as error:
         parser.error(str(error))
-    if given.json is not None:
-        given.json.write_text(json.dumps(figures, indent=2) + "\n")
+    write_json(given.json, figures)
     print(table(figures))
     return 0
 

@@ -9,7 +9,6 @@ own after silence.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -22,11 +21,15 @@ import numpy as np
 from cuda_kernels.arrays import F32
 from models.landmark_filter import LandmarkFilter
 from models.onnx_runtime import load_onnxruntime
-from models.speaker import Speaker, find_speaker, load_speaker
+from models.speaker import Speaker, load_speaker
+from models.speaker_folders import find_speaker
+from models.time_base import SAMPLE_RATE_HZ
 from preparation.corpus_set import INDEX_FILE
 from preparation.speaker_set import TRUTH_FILE
 from streaming.pipeline.networks import open_networks
 from training.cli import missing_extra
+
+from .json_file import write_json
 
 MOUTH = slice(3 * 48, 3 * 68)
 _SILENCE_S = 3.0
@@ -74,7 +77,7 @@ class LiveMotion:
 
     def resting(self) -> F32:
         """Landmarks (204,) that silence leads to."""
-        rest: F32 = self(np.zeros(int(16000 * _SILENCE_S), np.float32))[-1]
+        rest: F32 = self(np.zeros(int(SAMPLE_RATE_HZ * _SILENCE_S), np.float32))[-1]
         return rest
 
 
@@ -270,14 +273,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows, figures = measure(
             speaker, data, max_clips=arguments.max_clips, pictures=not arguments.skip_pictures
         )
-        if arguments.json is not None:
-            content = {
+        write_json(
+            arguments.json,
+            {
                 "speaker": speaker.name,
                 "data": str(data),
                 "rows": [{**asdict(row), "verdict": row.verdict} for row in rows],
                 **figures,
-            }
-            arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+            },
+        )
     except (ValueError, OSError) as error:
         print(f"benchmarks.quality: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -13,20 +13,21 @@ import numpy as np
 
 from cuda_kernels.arrays import F32, I64
 from cuda_kernels.cpu_raymarcher import CpuRaymarcher
+from cuda_kernels.errors import InputError
 from models.speaker import Speaker
 from preparation.speaker_set import read_labels, read_pictures, read_truth, training_frames
+from streaming.pipeline.engine_choice import open_engine
 from streaming.pipeline.frame_renderer import FrameRenderer
 from streaming.pipeline.i420 import to_rgb
 from streaming.pipeline.mouth import FEATHER_SHARE, mouth_boxes
 from streaming.pipeline.networks import network_specs
-from streaming.pipeline.onnx_engine import open_engine
 from training.pictures import ClosenessMeter, regions_of
 from training.speaker_data import window_rows
 
 REGIONS = ("whole", "head", "mouth", "torso")
 
 
-class PictureDataError(ValueError):
+class PictureDataError(InputError):
     """A bundle that cannot be driven by true landmarks."""
 
 
@@ -54,7 +55,7 @@ def picture_quality(
     size_px = speaker.image_size_px
     half_px = size_px // 2
     conditions = _conditions(speaker, landmarks, rows)
-    scene = speaker.scene()
+    scene = speaker.scene
     raymarcher = CpuRaymarcher(scene, threads=threads)
     feather_px = max(2, round(FEATHER_SHARE * size_px))
     boxes = mouth_boxes(speaker.motion, scene.camera, c2w[rows], image_size_px=size_px, feather_px=feather_px)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import math
 import platform
 import sys
@@ -26,9 +25,12 @@ from benchmarks.synthetic_scene import make_condition, make_pose, make_scene
 from cuda_kernels.arrays import F32
 from cuda_kernels.cpu_raymarcher import MAX_SIZE_PX, MIN_SIZE_PX, CpuRaymarcher
 from cuda_kernels.scene import Scene
-from models.speaker import BundleError, UnknownSpeakerError, find_speaker, load_speaker
+from models.speaker import load_speaker
+from models.speaker_folders import find_speaker
+from streaming.pipeline.engine_choice import open_engine
 from streaming.pipeline.networks import network_specs
-from streaming.pipeline.onnx_engine import open_engine
+
+from .json_file import write_json
 
 SYNTHETIC = "synthetic"
 MAX_FOR_TORCH_PX = 256  # eager torch takes seconds a frame there, and minutes for the sizes above
@@ -70,7 +72,7 @@ def read_speaker(name: str, speakers_dir: Path | None) -> Frames:
     random = np.random.default_rng(0)
     landmarks = random.normal(size=(count, *window)).astype(np.float32) * np.float32(0.5)
     conditions = np.stack([engine.run({"window": one}) for one in landmarks])
-    return Frames(name=speaker.name, scene=speaker.scene(), poses=poses, conditions=conditions)
+    return Frames(name=speaker.name, scene=speaker.scene, poses=poses, conditions=conditions)
 
 
 def make_synthetic() -> Frames:
@@ -195,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             frames = read_speaker(options.speaker, options.speakers_dir)
         raymarcher = CpuRaymarcher(frames.scene, threads=options.threads)
-    except (BundleError, UnknownSpeakerError, ValueError) as error:
+    except ValueError as error:
         print(error, file=sys.stderr)
         return 2
     installed = importlib.util.find_spec("torch") is not None
@@ -218,16 +220,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         print(f"{size_px} px: {rows[-1].fps:.1f} fps", file=sys.stderr)
     raymarcher.close()
-    if options.json is not None:
-        document = {
+    write_json(
+        options.json,
+        {
             "speaker": frames.name,
             "machine": platform.processor() or platform.machine(),
             "python": platform.python_version(),
             "threads": options.threads,
             "warm_up_s": warm_s,
             "rows": [asdict(row) for row in rows],
-        }
-        options.json.write_text(json.dumps(document, indent=2) + "\n")
+        },
+    )
     print(f"{frames.name}, {options.threads} threads, kernels ready after {warm_s:.2f} s")
     print(table(rows))
     return 0

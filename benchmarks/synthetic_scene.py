@@ -7,37 +7,16 @@ are, before a torso and a gradient.
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import pairwise
-from typing import TypedDict
 
 import numpy as np
 
 from cuda_kernels.arrays import F32, U8
-from cuda_kernels.scene import I32, Camera, Grid, HeadField, Scene, TorsoField
+from cuda_kernels.scene import Camera, Grid, GridLayout, HeadField, Scene, TorsoField
 
 HEAD_RADII = (0.50, 0.45, 0.43)  # field space: up, towards the camera, across
 CAMERA_DISTANCE = 3.35  # field units, with a field of view of 21.24 degrees
-
-
-class GridKind(TypedDict):
-    """What all grids of a scene have in common."""
-
-    features: int
-    hashed: bool
-    smoothstep: bool
-
-
-def grid_offsets(
-    dimensions: int, levels: int, log2_rows: int, resolution: int, base_resolution: int = 16
-) -> I32:
-    """(levels + 1,) first rows of a grid's levels: dense up to 2**log2_rows, in multiples of eight."""
-    growth = (resolution / base_resolution) ** (1 / max(1, levels - 1))
-    offsets = [0]
-    for level in range(levels):
-        side = math.ceil(base_resolution * growth**level) + 1
-        rows = min(2**log2_rows, side**dimensions)
-        offsets.append(offsets[-1] + -(-rows // 8) * 8)
-    return np.array(offsets, np.int32)
 
 
 def make_grid(
@@ -53,18 +32,18 @@ def make_grid(
     amplitude: float = 1.0,
 ) -> Grid:
     """A grid of noise whose finer levels are fainter, as trained ones are."""
-    offsets = grid_offsets(dimensions, levels, log2_rows, resolution)
-    table = random.normal(size=(int(offsets[-1]), features)).astype(np.float32)
-    for level in range(levels):
-        table[offsets[level] : offsets[level + 1]] *= amplitude * 0.7**level
-    return Grid(
-        table=table,
-        offsets=offsets,
+    layout = GridLayout.growing(
         dimensions=dimensions,
-        log2_growth=math.log2(resolution / 16) / max(1, levels - 1),
+        levels=levels,
+        desired_resolution=resolution,
+        log2_rows=log2_rows,
         hashed=hashed,
         smoothstep=smoothstep,
     )
+    table = random.normal(size=(layout.offsets[-1], features)).astype(np.float32)
+    for level, (first, last) in enumerate(pairwise(layout.offsets)):
+        table[first:last] *= amplitude * 0.7**level
+    return Grid(table=table, layout=layout)
 
 
 def make_net(random: np.random.Generator, widths: tuple[int, ...]) -> tuple[F32, ...]:
@@ -138,16 +117,10 @@ def make_scene(
     """
     random = np.random.default_rng(seed)
     geometry = hidden if geometry is None else geometry
-    kinds = GridKind(features=features, hashed=hashed, smoothstep=smoothstep)
-    position = make_grid(random, dimensions=3, levels=levels, log2_rows=log2_rows, **kinds)
-    ambient = make_grid(
-        random,
-        dimensions=2,
-        levels=levels,
-        log2_rows=log2_rows if ambient_log2_rows is None else ambient_log2_rows,
-        amplitude=0.5,
-        **kinds,
-    )
+    grid_of = partial(make_grid, random, features=features, hashed=hashed, smoothstep=smoothstep)
+    position = grid_of(dimensions=3, levels=levels, log2_rows=log2_rows)
+    ambient_rows = log2_rows if ambient_log2_rows is None else ambient_log2_rows
+    ambient = grid_of(dimensions=2, levels=levels, log2_rows=ambient_rows, amplitude=0.5)
     seen = levels * features
     ambient_net = list(make_net(random, (seen + condition, *(hidden,) * (layers[0] - 1), 2)))
     ambient_net[-1] *= np.float32(0.2)
@@ -175,7 +148,8 @@ def make_scene(
     )
     torso = None
     if with_torso:
-        torso = _make_torso(random, torso_hidden, torso_layers, torso_levels or levels, log2_rows, kinds)
+        grid = grid_of(dimensions=2, levels=torso_levels or levels, log2_rows=log2_rows)
+        torso = _make_torso(random, grid, torso_hidden, torso_layers)
     ramp = np.linspace(60, 200, image_size_px)
     background = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None], 128.0), -1).astype(np.uint8)
     return Scene(
@@ -191,21 +165,13 @@ def make_scene(
     )
 
 
-def _make_torso(
-    random: np.random.Generator,
-    hidden: int,
-    layers: tuple[int, int],
-    levels: int,
-    log2_rows: int,
-    kinds: GridKind,
-) -> TorsoField:
+def _make_torso(random: np.random.Generator, grid: Grid, hidden: int, layers: tuple[int, int]) -> TorsoField:
     octaves, pose_octaves, code = 10, 4, 8
     seen = 2 * (1 + 2 * octaves) + 6 * (1 + 2 * pose_octaves) + code
-    grid = make_grid(random, dimensions=2, levels=levels, log2_rows=log2_rows, **kinds)
     deform = list(make_net(random, (seen, *(hidden,) * (layers[0] - 1), 2)))
     deform[-1] *= np.float32(0.02)
     narrow = max(4, hidden // 2)
-    canonical = make_net(random, (grid.table.shape[1] * levels + seen, *(narrow,) * (layers[1] - 1), 4))
+    canonical = make_net(random, (grid.width + seen, *(narrow,) * (layers[1] - 1), 4))
     side = 128
     rows, columns = np.meshgrid(np.linspace(-1, 1, side), np.linspace(-1, 1, side), indexing="ij")
     occupancy = ((rows > 0.45) & (np.abs(columns) < 0.3 + 0.7 * (rows - 0.3))).astype(np.float32)
@@ -232,8 +198,6 @@ def make_pose(yaw: float = 0.0, pitch: float = 0.0, *, scale: float = 4.0) -> F3
 
 def make_condition(scene: Scene, seed: int = 0) -> F32:
     """(C,) a random condition of the length that the scene's head takes."""
-    grid = scene.head.position_grid
-    seen = (len(grid.offsets) - 1) * grid.table.shape[1]
-    length = scene.head.ambient_net[0].shape[1] - seen
+    length = scene.head.ambient_net[0].shape[1] - scene.head.position_grid.width
     condition: F32 = np.random.default_rng(seed).normal(size=length).astype(np.float32)
     return condition

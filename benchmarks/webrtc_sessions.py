@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import multiprocessing
 import re
 import sys
@@ -30,9 +29,11 @@ from aiortc.contrib.media import MediaBlackhole, MediaPlayer
 from aiortc.mediastreams import MediaStreamError
 from av import VideoFrame
 
+from models.time_base import FRAME_S
+
+from .json_file import write_json
 from .server_process import ServerError, ServerProcess
 
-FRAME_S = 0.04
 CLIENTS_A_PROCESS = 4  # a client's decoding takes a tenth of a core
 STAGGER_S = 0.25  # between the starts of sessions
 LEAVE_S = 30.0
@@ -256,8 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except ServerError as error:
             print(f"{parser.prog}: {error}", file=sys.stderr)
             return 1
-    if given.json is not None:
-        given.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+    write_json(given.json, [asdict(row) for row in rows])
     if faults:
         print(f"{faults} tracebacks in the server's log", file=sys.stderr)
     print(table(rows))

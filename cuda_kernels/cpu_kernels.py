@@ -1,9 +1,10 @@
 """The CPU raymarcher's compiled code: one function that draws tiles until none is left.
 
-Everything that is compiled stands in this one file, because Numba's cache on disk is keyed by the file that
-holds the outermost function. Sizes of networks and grids are ordinary arguments: one compilation serves every
-speaker. The two inner loops that decide the speed (a block of a dense layer, the corners of a grid cell) are
-written as vector instructions; the rest is left to LLVM's loop vectoriser.
+One file, long as it is: Numba keeps what it compiled under the file of the outermost function and that file's
+date, and knows nothing of functions and types of other files that went into it. After a change there, caches
+would go on with the old machine code. Sizes of networks and grids are ordinary arguments: one compilation
+serves every speaker. The two inner loops that decide the speed (a block of a dense layer, the corners of a
+grid cell) are written as vector instructions; the rest is left to LLVM's loop vectoriser.
 
 Fast maths: `contract` lets a multiply and an add fuse, `nsz` ignores the sign of zero. `reassoc` stays out:
 it would undo the argument reduction of exp, sin and cos, and no loop here sums over lanes. `arcp` too:
@@ -50,43 +51,55 @@ _LANES = _float_lanes()
 GROUP = 16  # samples by which a chunk that is not full is rounded up
 
 
-class NetArrays(NamedTuple):
-    """A packed net (see folding.PackedNet)."""
+class PackedNet(NamedTuple):
+    """A net whose layers stand in one flat array, for `BLOCK` outputs at a time.
+
+    Layer l has `inputs[l]` inputs and `blocks[l]` blocks of outputs; block b's weight of input k and output o
+    stands at `weight_at[l] + (b * inputs[l] + k) * BLOCK + o`, its bias at `bias_at[l] + b * BLOCK + o`.
+    Outputs are padded with zero rows, and the next layer's inputs with zero columns.
+    """
 
     weights: F32
+    biases: F32
     weight_at: I64
     bias_at: I64
     inputs: I64
     blocks: I64
 
 
-class GridArrays(NamedTuple):
-    """A packed grid (see folding.PackedGrid)."""
+class PackedGrid(NamedTuple):
+    """A grid whose levels are addressed by integers alone, each followed by its own first rows.
 
-    table: F32
-    start: I64
-    scale: F32
-    stride_y: U32
-    stride_z: U32
-    rows: U32
-    mask: U32
-    hashed: U8
+    A tiled level's neighbour at x + 1 is the next row (or row 0 after the last), so with one more row behind
+    each level the corners x and x + 1 are one contiguous read.
+    """
+
+    table: F32  # flat
+    start: I64  # (levels,) first float of each level
+    scale: F32  # (levels,)
+    stride_y: U32  # (levels,) 0 where the reference leaves y out
+    stride_z: U32  # (levels,) 0 where the reference leaves z out, and in 2-D
+    rows: U32  # (levels,)
+    mask: U32  # (levels,) rows - 1 for a power of two, all ones where no index wraps, 0: modulo by rows
+    hashed: U8  # (levels,) 1 where rows are hashed
     features: int
     smoothstep: bool
+
+    @property
+    def width(self) -> int:
+        """Numbers that one position is encoded to."""
+        return len(self.scale) * self.features
 
 
 class HeadArrays(NamedTuple):
     """The head, all but what changes from frame to frame."""
 
-    position_grid: GridArrays
-    ambient_grid: GridArrays
-    ambient_net: NetArrays
-    sigma_net: NetArrays
-    density_net: NetArrays
-    color_net: NetArrays
-    sigma_biases: F32
-    density_biases: F32
-    color_biases: F32
+    position_grid: PackedGrid
+    ambient_grid: PackedGrid
+    ambient_net: PackedNet
+    sigma_net: PackedNet
+    density_net: PackedNet
+    color_net: PackedNet
     hidden_rows: int
     distance: U8  # (side ** 3,)
     side: int
@@ -103,9 +116,9 @@ class TorsoArrays(NamedTuple):
     """The torso, all but what changes from frame to frame."""
 
     present: bool
-    grid: GridArrays
-    deform_net: NetArrays
-    canonical_net: NetArrays
+    grid: PackedGrid
+    deform_net: PackedNet
+    canonical_net: PackedNet
     occupancy: F32  # (side, side)
     octaves: int
     shrink: np.float32
@@ -380,7 +393,7 @@ def _sin_cos(x: Any) -> tuple[Any, Any]:
 # ------------------------------------------------------------------------------------------- networks
 @njit(fastmath=FAST_MATHS, error_model="numpy")
 def _run_net(
-    net: NetArrays, biases: F32, buffers: F32, at: int, even: int, odd: int, relu_layers: int, groups: int
+    net: PackedNet, biases: F32, buffers: F32, at: int, even: int, odd: int, relu_layers: int, groups: int
 ) -> int:
     """Runs a net on a chunk from row `at`, layers alternating between rows `even` and `odd`; its output row.
 
@@ -418,7 +431,7 @@ def _smooth(w: Any, smoothstep: bool) -> Any:
 
 @njit(fastmath=FAST_MATHS, error_model="numpy")
 def _encode_any(
-    grid: GridArrays, level: int, dimensions: int, xs: F32, ys: F32, zs: F32, buffers: F32, at: int
+    grid: PackedGrid, level: int, dimensions: int, xs: F32, ys: F32, zs: F32, buffers: F32, at: int
 ) -> None:
     """One level for CHUNK samples, hashed or of any number of features: plain and slow."""
     scale, half, one = grid.scale[level], np.float32(0.5), np.float32(1.0)
@@ -454,7 +467,7 @@ def _encode_any(
 
 @njit(fastmath=FAST_MATHS, error_model="numpy")
 def _encode(
-    grid: GridArrays, dimensions: int, xs: F32, ys: F32, zs: F32, scratch: Scratch, at: int, groups: int
+    grid: PackedGrid, dimensions: int, xs: F32, ys: F32, zs: F32, scratch: Scratch, at: int, groups: int
 ) -> None:
     """Features of a chunk's samples at coordinates in [0, 1], into buffer rows from `at`, level-major."""
     index, weight, buffers = scratch.corners, scratch.weights, scratch.buffers
@@ -706,16 +719,16 @@ def _draw_head(head: HeadArrays, frame: FrameArrays, scratch: Scratch) -> int:
                 where[s] = _tanh(buffers[first_coordinate + s]) * half + half
             _encode(head.ambient_grid, 2, where, where[CHUNK:], where, scratch, levels, groups)
             relus = head.sigma_net.inputs.size
-            at = _run_net(head.sigma_net, head.sigma_biases, buffers, 0, even, odd, relus, groups)
+            at = _run_net(head.sigma_net, head.sigma_net.biases, buffers, 0, even, odd, relus, groups)
             other = even if at == odd else odd
-            to = _run_net(head.density_net, head.density_biases, buffers, at, other, other, 0, groups)
+            to = _run_net(head.density_net, head.density_net.biases, buffers, at, other, other, 0, groups)
             density = np.uint64(to * CHUNK)
             opacity = scratch.weights
             for s in range(LANES):
                 opacity[s] = one - _exp(-step * _exp(buffers[density + s]))
             _harmonics(rays, steps, first, count, buffers, at + head.hidden_rows)
             relus = head.color_net.inputs.size - 1
-            to = _run_net(head.color_net, head.color_biases, buffers, at, other, at, relus, groups)
+            to = _run_net(head.color_net, head.color_net.biases, buffers, at, other, at, relus, groups)
             red = np.uint64(to * CHUNK)
             green, blue = red + LANES, red + np.uint64(2) * LANES
             for s in range(np.uint64(3) * LANES):

@@ -19,17 +19,14 @@ from .cpu_kernels import (
     CHUNK,
     RAYS,
     FrameArrays,
-    GridArrays,
     HeadArrays,
-    NetArrays,
+    PackedNet,
     Scratch,
     TorsoArrays,
 )
 from .folding import (
     EMPTY_NET,
     SH_TERMS,
-    PackedGrid,
-    PackedNet,
     check_scene,
     field_pose,
     fold_head,
@@ -64,25 +61,6 @@ def _output(shape: tuple[int, ...], out: U8 | None) -> U8:
             f"got {out.dtype} of shape {out.shape}"
         )
     return out
-
-
-def _net_arrays(net: PackedNet) -> NetArrays:
-    return NetArrays(net.weights, net.weight_at, net.bias_at, net.inputs, net.blocks)
-
-
-def _grid_arrays(grid: PackedGrid) -> GridArrays:
-    return GridArrays(
-        grid.table,
-        grid.start,
-        grid.scale,
-        grid.stride_y,
-        grid.stride_z,
-        grid.rows,
-        grid.mask,
-        grid.hashed,
-        grid.features,
-        grid.smoothstep,
-    )
 
 
 def _widest(*nets: PackedNet) -> int:
@@ -151,15 +129,12 @@ class CpuRaymarcher:
     def _make_head_arrays(self) -> HeadArrays:
         head, field = self._head, self.scene.head
         return HeadArrays(
-            position_grid=_grid_arrays(head.position_grid),
-            ambient_grid=_grid_arrays(head.ambient_grid),
-            ambient_net=_net_arrays(head.ambient_net),
-            sigma_net=_net_arrays(head.sigma_net),
-            density_net=_net_arrays(head.density_net),
-            color_net=_net_arrays(head.color_net),
-            sigma_biases=head.sigma_net.biases,
-            density_biases=head.density_net.biases,
-            color_biases=head.color_net.biases,
+            position_grid=head.position_grid,
+            ambient_grid=head.ambient_grid,
+            ambient_net=head.ambient_net,
+            sigma_net=head.sigma_net,
+            density_net=head.density_net,
+            color_net=head.color_net,
             hidden_rows=head.hidden_rows,
             distance=head.distance.reshape(-1),
             side=field.grid_size,
@@ -177,18 +152,18 @@ class CpuRaymarcher:
         if torso is None:
             return TorsoArrays(
                 present=False,
-                grid=_grid_arrays(self._head.ambient_grid),
-                deform_net=_net_arrays(EMPTY_NET),
-                canonical_net=_net_arrays(EMPTY_NET),
+                grid=self._head.ambient_grid,
+                deform_net=EMPTY_NET,
+                canonical_net=EMPTY_NET,
                 occupancy=np.zeros((2, 2), np.float32),
                 octaves=1,
                 shrink=np.float32(1),
             )
         return TorsoArrays(
             present=True,
-            grid=_grid_arrays(torso.grid),
-            deform_net=_net_arrays(torso.deform_net),
-            canonical_net=_net_arrays(torso.canonical_net),
+            grid=torso.grid,
+            deform_net=torso.deform_net,
+            canonical_net=torso.canonical_net,
             occupancy=torso.occupancy,
             octaves=torso.position_octaves,
             shrink=np.float32(torso.shrink),
@@ -196,11 +171,11 @@ class CpuRaymarcher:
 
     def _make_scratch(self) -> Scratch:
         head, torso = self._head, self._torso
-        features = sum(len(g.scale) * g.features for g in (head.position_grid, head.ambient_grid))
+        features = head.position_grid.width + head.ambient_grid.width
         widest = _widest(head.ambient_net, head.sigma_net, head.density_net, head.color_net) + SH_TERMS
         rows = features + 2 * widest
         if torso is not None:
-            fixed = len(torso.grid.scale) * torso.grid.features + 2 * (1 + 2 * torso.position_octaves)
+            fixed = torso.grid.width + 2 * (1 + 2 * torso.position_octaves)
             rows = max(rows, fixed + 2 * _widest(torso.deform_net, torso.canonical_net))
         rows = round_up(rows, 2)
         return Scratch(

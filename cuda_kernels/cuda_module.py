@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from .arrays import U8
+from .errors import InputError
 from .user_cache import user_cache_dir
 
 HERE = Path(__file__).parent
@@ -41,7 +42,7 @@ _WEIGHTS_KIB = {32: 11, 64: 41, 96: 80, 128: 130}  # of a head; rounded up
 _WARP_KIB = 5  # of a warp's own memory
 
 
-class CudaUnavailableError(RuntimeError):
+class CudaUnavailableError(InputError):
     """The GPU cannot be used here: what is missing, and the way out."""
 
 
@@ -220,9 +221,10 @@ def _kept(identity: object, make: Callable[[], bytes]) -> bytes:
     code = make()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(code)
-        Path(file.name).replace(path)  # another process never reads half a kernel
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # of this thread alone
+            part = Path(folder) / path.name
+            part.write_bytes(code)
+            part.replace(path)  # nobody reads half a kernel
     except OSError:
         return code  # nowhere to keep it: compiled anew in each process
     return code

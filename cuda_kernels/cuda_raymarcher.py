@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -490,95 +489,3 @@ class CudaRenderer:
             self._slots.clear()
             self._free_slots.clear()
             self._pinned.close()
-
-
-class CudaRaymarcher:
-    """Draws one scene, as CpuRaymarcher does; several on one GPU share a CudaRenderer."""
-
-    def __init__(self, scene: Scene, *, renderer: CudaRenderer | None = None) -> None:
-        """Loads the scene.
-
-        Args:
-            scene: what to draw; checked here.
-            renderer: where to draw it; one of its own on the first GPU if None.
-
-        Raises:
-            SceneError: the scene's arrays do not fit together, or the kernel is not built for such networks.
-            CudaUnavailableError: no GPU can be used here.
-            CudaError: the device has no room.
-        """
-        self.scene = scene
-        self._owns_renderer = renderer is None
-        self.renderer = renderer if renderer is not None else CudaRenderer()
-        self.loaded = self.renderer.load(scene)
-        """The scene as a FrameRequest wants it."""
-
-    @property
-    def condition_size(self) -> int:
-        """Length of the condition vector."""
-        return self.loaded.condition_size
-
-    @property
-    def samples(self) -> int:
-        """Head samples of the renderer's last call."""
-        return self.renderer.samples
-
-    def render(
-        self,
-        *,
-        c2w: npt.NDArray[np.floating],
-        condition: F32,
-        size_px: int,
-        region_px: tuple[int, int, int, int] | None = None,
-        out: U8 | None = None,
-    ) -> U8:
-        """The picture (size, size, 3) uint8 RGB, or a region of it.
-
-        Args:
-            c2w: (4, 4) camera to head space, OpenGL axes.
-            condition: (C,).
-            size_px: side of the square picture, 8 to 2048.
-            region_px: (x0, y0, x1, y1) in pixels of that picture; the result is then (y1 - y0, x1 - x0, 3)
-                and equals the crop of the whole picture bit for bit.
-            out: C-contiguous array of the result's shape to write into.
-
-        Raises:
-            RenderInputError: an argument of the wrong shape, range or with NaN in it.
-            CudaError: the device failed.
-        """
-        request = FrameRequest(
-            scene=self.loaded, c2w=c2w, condition=condition, size_px=size_px, region_px=region_px, out=out
-        )
-        return self.renderer.render([request])[0]
-
-    def render_i420(
-        self,
-        *,
-        c2w: npt.NDArray[np.floating],
-        condition: F32,
-        size_px: int,
-        out: U8 | None = None,
-    ) -> U8:
-        """The picture as planar I420 (size * 3 / 2, size) uint8, BT.601 limited range; size must be even.
-
-        Raises:
-            RenderInputError: as for `render`, or an odd size.
-            CudaError: the device failed.
-        """
-        request = FrameRequest(
-            scene=self.loaded, c2w=c2w, condition=condition, size_px=size_px, i420=True, out=out
-        )
-        return self.renderer.render([request])[0]
-
-    def warm_up(self) -> float:
-        """Seconds that it took to draw once."""
-        started = time.perf_counter()
-        condition = np.zeros(self.condition_size, np.float32)
-        self.render(c2w=np.eye(4, dtype=np.float32), condition=condition, size_px=32)
-        return time.perf_counter() - started
-
-    def close(self) -> None:
-        """Gives back what the scene takes up; drawing is over. May be called twice."""
-        self.renderer.unload(self.loaded)
-        if self._owns_renderer:
-            self.renderer.close()

@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .arrays import F32, F64, U8, U16, U32
+from .cpu_kernels import PackedGrid
 from .folding import (
     SH_TERMS,
     FoldedHead,
     FoldedTorso,
-    PackedGrid,
     SceneError,
     check_scene,
     fold_color,
@@ -41,7 +41,6 @@ _FEATURES = 2 * MAX_LEVELS  # inputs that a grid takes up, levels that it lacks 
 _FREQUENCIES = 48  # inputs that the torso's frequencies take up
 _SH_CONSTANT = 0.28209479177387814  # the first harmonic; the kernel has one in its place
 _MAX_HALF = 65504.0
-_NO_WRAP = 0xFFFFFFFF
 
 LEVEL = np.dtype(
     [
@@ -205,8 +204,7 @@ def head_width(head: HeadField) -> int:
 
 def head_words(head: HeadField, width: int) -> U32:
     """All weights of the head, folded, in the order in which the kernel reads them."""
-    position_levels = len(head.position_grid.offsets) - 1
-    position = 2 * position_levels
+    position = head.position_grid.width
     ambient_first, _ = fold_condition(head.ambient_net[0], position)
     merged, direction, code_bias = fold_color(head.sigma_net[-1], head.color_net[0], head.individual_code)
     direction = direction.copy()
@@ -256,7 +254,7 @@ def torso_words(torso: TorsoField) -> U32:
             f"torso.position_octaves: expected at most {TORSO_OCTAVES}, got {torso.position_octaves}; "
             "draw this speaker with the CPU raymarcher"
         )
-    seen, features = 2 * (1 + 2 * torso.position_octaves), 2 * (len(torso.grid.offsets) - 1)
+    seen, features = 2 * (1 + 2 * torso.position_octaves), torso.grid.width
     wide, narrow = TORSO_DEFORM_WIDTH, TORSO_CANONICAL_WIDTH
     words = _net_words(
         "torso.deform_net",

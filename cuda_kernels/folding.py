@@ -14,24 +14,28 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import F32, F64, U8, U32
+from .arrays import F32, F64, U8
 from .compilation import compiled
-from .cpu_kernels import BLOCK
-from .scene import Camera, Grid, HeadField, Scene, TorsoField, level_scale
+from .cpu_kernels import BLOCK, PackedGrid, PackedNet
+from .errors import InputError
+from .scene import Camera, Grid, HeadField, Scene, TorsoField
 
 SH_TERMS = 16
 
 
-class SceneError(ValueError):
+class SceneError(InputError):
     """A scene whose arrays do not fit together: field, expected, got."""
 
 
 def _refuse(field: str, expected: str, got: object) -> SceneError:
-    return SceneError(f"{field}: expected {expected}, got {got}; the speaker's files do not belong together")
+    return SceneError(
+        field=field, expected=expected, got=str(got), way_out="the speaker's files do not belong together"
+    )
 
 
 # ---------------------------------------------------------------------------------------------- checks
@@ -63,21 +67,20 @@ def _check_net(field: str, net: tuple[F32, ...], inputs: int | None, outputs: in
 
 def _check_grid(field: str, grid: Grid, dimensions: int) -> int:
     """The number of features that a grid gives (levels times features a level)."""
-    if grid.dimensions != dimensions:
-        raise _refuse(f"{field}.dimensions", str(dimensions), grid.dimensions)
-    if grid.offsets.ndim != 1 or len(grid.offsets) < 2:
-        raise _refuse(f"{field}.offsets", "(levels + 1,)", grid.offsets.shape)
-    if int(grid.offsets[0]) != 0 or (np.diff(grid.offsets) <= 0).any():
-        raise _refuse(f"{field}.offsets", "growing from 0", grid.offsets.tolist())
+    layout, offsets = grid.layout, grid.layout.offsets
+    if layout.dimensions != dimensions:
+        raise _refuse(f"{field}.dimensions", str(dimensions), layout.dimensions)
+    if len(offsets) < 2:
+        raise _refuse(f"{field}.offsets", "at least one level", offsets)
+    if offsets[0] != 0 or min(layout.rows) <= 0:
+        raise _refuse(f"{field}.offsets", "growing from 0", offsets)
     if grid.table.ndim != 2:
         raise _refuse(f"{field}.table", "shape (rows, features)", grid.table.shape)
-    features = grid.table.shape[1]
-    _check_array(f"{field}.table", grid.table, (int(grid.offsets[-1]), features), np.float32)
-    if grid.base_resolution < 1 or not math.isfinite(grid.log2_growth) or grid.log2_growth < 0:
-        raise _refuse(
-            field, "base_resolution >= 1, log2_growth >= 0", (grid.base_resolution, grid.log2_growth)
-        )
-    return (len(grid.offsets) - 1) * int(features)
+    _check_array(f"{field}.table", grid.table, (offsets[-1], grid.table.shape[1]), np.float32)
+    base_resolution, log2_growth = layout.base_resolution, layout.log2_growth
+    if base_resolution < 1 or not math.isfinite(log2_growth) or log2_growth < 0:
+        raise _refuse(field, "base_resolution >= 1, log2_growth >= 0", (base_resolution, log2_growth))
+    return grid.width
 
 
 def check_scene(scene: Scene) -> None:
@@ -194,23 +197,6 @@ def pose_vector(pose: F64) -> F64:
 
 
 # ---------------------------------------------------------------------------------------------- packing
-@dataclass(frozen=True, kw_only=True)
-class PackedNet:
-    """A net for a kernel that makes `BLOCK` outputs at a time: all layers in one flat array.
-
-    Layer l has `inputs[l]` inputs and `blocks[l]` blocks of outputs; block b's weight of input k and output o
-    stands at `weight_at[l] + (b * inputs[l] + k) * BLOCK + o`, its bias at `bias_at[l] + b * BLOCK + o`.
-    Outputs are padded with zero rows, and the next layer's inputs with zero columns.
-    """
-
-    weights: F32
-    biases: F32
-    weight_at: npt.NDArray[np.int64]
-    bias_at: npt.NDArray[np.int64]
-    inputs: npt.NDArray[np.int64]
-    blocks: npt.NDArray[np.int64]
-
-
 def round_up(count: int, multiple: int) -> int:
     """The smallest multiple of `multiple` that is not below `count`."""
     return -(-count // multiple) * multiple
@@ -249,69 +235,26 @@ def pack_net(layers: list[tuple[F32, F32 | None]]) -> PackedNet:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class PackedGrid:
-    """A grid whose levels are addressed by integers alone, each followed by its own first rows.
-
-    A tiled level's neighbour at x + 1 is the next row (or row 0 after the last), so with one more row behind
-    each level the corners x and x + 1 are one contiguous read.
-    """
-
-    table: F32  # flat
-    start: npt.NDArray[np.int64]  # (levels,) first float of each level
-    scale: F32  # (levels,)
-    stride_y: U32  # (levels,) 0 where the reference leaves y out
-    stride_z: U32  # (levels,) 0 where the reference leaves z out, and in 2-D
-    rows: U32  # (levels,)
-    mask: U32  # (levels,) rows - 1 for a power of two, all ones where no index wraps, 0: modulo by rows
-    hashed: U8  # (levels,) 1 where rows are hashed
-    features: int
-    smoothstep: bool
-
-
 def pack_grid(grid: Grid) -> PackedGrid:
     """The packed form of a grid; addresses equal the reference's for every cell."""
-    levels = len(grid.offsets) - 1
-    features = grid.table.shape[1]
-    tables: list[F32] = []
-    start = np.zeros(levels, np.int64)
-    scale = np.zeros(levels, np.float32)
-    strides = np.zeros((2, levels), np.uint32)
-    rows = np.diff(grid.offsets).astype(np.uint32)
-    mask = np.zeros(levels, np.uint32)
-    hashed = np.zeros(levels, np.uint8)
-    total = 0
-    for level in range(levels):
-        size = int(rows[level])
-        scale[level] = level_scale(level, log2_growth=grid.log2_growth, base_resolution=grid.base_resolution)
-        side = math.ceil(float(scale[level])) + 2
-        # The reference adds an axis to the index only while its stride is within the table.
-        stride, axes = 1, 0
-        while axes < grid.dimensions and stride <= size:
-            if axes > 0:
-                strides[axes - 1, level] = stride
-            stride *= side
-            axes += 1
-        hashed[level] = grid.hashed and stride > size
-        if stride <= size and not hashed[level]:
-            mask[level] = 0xFFFFFFFF
-        elif size & (size - 1) == 0:
-            mask[level] = size - 1
-        start[level] = total
-        own = grid.table[grid.offsets[level] : grid.offsets[level + 1]]
-        tables.append(np.concatenate([own, own[:1], np.zeros((1, features), np.float32)]).ravel())
-        total += tables[-1].size
+    layout, features = grid.layout, grid.table.shape[1]
+    beyond = np.zeros((1, features), np.float32)
+    tables = []
+    for first, last in pairwise(layout.offsets):
+        own = grid.table[first:last]
+        tables.append(np.concatenate([own, own[:1], beyond]).ravel())
+    _, stride_y, stride_z = np.array([(*strides, 0)[:3] for strides in layout.strides], np.uint32).T.copy()
     return PackedGrid(
         table=np.concatenate(tables),
-        start=start,
-        scale=scale,
-        stride_y=strides[0],
-        stride_z=strides[1],
-        rows=rows,
-        mask=mask,
-        hashed=hashed,
+        start=np.cumsum([0, *(table.size for table in tables[:-1])]),
+        scale=np.array(layout.scales, np.float32),
+        stride_y=stride_y,
+        stride_z=stride_z,
+        rows=np.array(layout.rows, np.uint32),
+        mask=np.array([mask & 0xFFFFFFFF for mask in layout.masks], np.uint32),
+        hashed=np.array(layout.hashes, np.uint8),
         features=features,
-        smoothstep=grid.smoothstep,
+        smoothstep=layout.smoothstep,
     )
 
 
@@ -448,8 +391,7 @@ EMPTY_NET = PackedNet(
 def fold_head(head: HeadField) -> FoldedHead:
     """The folded and packed head."""
     position_grid, ambient_grid = pack_grid(head.position_grid), pack_grid(head.ambient_grid)
-    position_features = len(position_grid.scale) * position_grid.features
-    first, condition_weights = fold_condition(head.ambient_net[0], position_features)
+    first, condition_weights = fold_condition(head.ambient_net[0], head.position_grid.width)
     merged, direction, code_bias = fold_color(head.sigma_net[-1], head.color_net[0], head.individual_code)
     hidden = merged.shape[1]
     hidden_rows = round_up(hidden, BLOCK) if len(head.sigma_net) > 1 else hidden
@@ -480,12 +422,10 @@ def fold_head(head: HeadField) -> FoldedHead:
 
 def fold_torso(torso: TorsoField) -> FoldedTorso:
     """The folded and packed torso."""
-    grid = pack_grid(torso.grid)
-    seen = 2 * (1 + 2 * torso.position_octaves)
-    features = len(grid.scale) * grid.features
+    seen, features = 2 * (1 + 2 * torso.position_octaves), torso.grid.width
     deform, canonical = torso.deform_net[0], torso.canonical_net[0]
     return FoldedTorso(
-        grid=grid,
+        grid=pack_grid(torso.grid),
         deform_net=pack_net([(deform[:, :seen], None), *((weight, None) for weight in torso.deform_net[1:])]),
         canonical_net=pack_net(
             [(canonical[:, : features + seen], None), *((weight, None) for weight in torso.canonical_net[1:])]

@@ -9,30 +9,18 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import logging
-import math
-import threading
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from . import torch_reference
-from .cuda_module import CudaError, CudaUnavailableError, import_extra, training_code
-from .torch_reference import (
-    _HASH_PRIMES,
-    GridLayout,
-    Marched,
-    Packed,
-    Rays,
-    Samples,
-    step_length,
-)
+from . import torch_encodings
+from .scene import GridLayout
+from .torch_encodings import HASH_PRIMES
+from .torch_launcher import launcher_of
+from .torch_reference import Marched, Packed, Rays, Samples, step_length
 
-logger = logging.getLogger(__name__)
-
-THREADS = 128  # of a block
 MAX_LEVELS, LEVELS_AT_ONCE = 16, 4  # as training.cu has them
 FEATURES, DIMENSIONS = 2, (2, 3)
 VALUES = 5  # of a sample: density, red, green, blue, ambient
@@ -113,123 +101,17 @@ class CompositeGradientArguments(ctypes.Structure):
 def _grid_levels(layout: GridLayout) -> ctypes.Array[GridLevel]:
     """The layout's levels as the kernels read them."""
     levels = (GridLevel * MAX_LEVELS)()
-    for group in layout.groups:
-        for level in range(group.first, group.last):
-            rows, record = layout.rows[level], levels[level]
-            record.scale, record.first, record.rows = layout.scales[level], layout.offsets[level], rows
-            steps = _HASH_PRIMES if group.hashed else layout.strides[level]
-            record.stride[: group.axes] = [step & 0xFFFFFFFF for step in steps[: group.axes]]
-            dense = not group.hashed and (math.ceil(layout.scales[level]) + 2) ** layout.dimensions <= rows
-            wraps = rows - 1 if rows & (rows - 1) == 0 else 0
-            record.mask = 0xFFFFFFFF if dense else wraps
-            record.kind = group.axes + (_HASHED if group.hashed else 0)
+    for level in range(layout.levels):
+        record, axes, hashed = levels[level], layout.axes[level], layout.hashes[level]
+        record.scale, record.first, record.rows = (
+            layout.scales[level],
+            layout.offsets[level],
+            layout.rows[level],
+        )
+        record.stride[:axes] = (HASH_PRIMES if hashed else layout.strides[level])[:axes]
+        record.mask = layout.masks[level] & 0xFFFFFFFF
+        record.kind = axes + (_HASHED if hashed else 0)
     return levels
-
-
-# ---------------------------------------------------------------------------------------------- launching
-class Launcher(Protocol):
-    """Where kernels run."""
-
-    def launch(self, name: str, arguments: ctypes.Structure, items: int, groups: int = 1) -> None:
-        """Starts a kernel for so many items, each in so many groups of blocks."""
-
-
-class _GpuLauncher:
-    """The kernels, loaded in the primary context of a GPU, which is torch's."""
-
-    def __init__(self, number: int) -> None:
-        """Loads the kernels.
-
-        Raises:
-            CudaUnavailableError: they cannot be made for this GPU.
-            CudaError: the driver refuses them.
-        """
-        self._driver = import_extra("cuda.bindings.driver")
-        self._number = number
-        major, minor = torch.cuda.get_device_capability(number)
-        code = training_code(10 * major + minor)
-        try:
-            self._call("cuInit", 0)
-            self._context = self._call("cuDevicePrimaryCtxRetain", self._call("cuDeviceGet", number))
-            with torch.cuda.device(number):
-                self._call("cuCtxSetCurrent", self._context)
-                self._module = self._call("cuModuleLoadData", code)
-        except RuntimeError as error:  # the driver's library was not found, or a call was refused
-            raise CudaUnavailableError(
-                f"GPU {number}: expected to load the training kernels, got {error}"
-            ) from error
-        self._functions: dict[str, Any] = {}
-
-    def _call(self, name: str, *arguments: object) -> Any:  # noqa: ANN401 -- the bindings ship no types
-        status, *results = getattr(self._driver, name)(*arguments)
-        if int(status) != 0:
-            raise CudaError(f"{name}: expected success, got {status.name}")
-        return results[0] if len(results) == 1 else None
-
-    def launch(self, name: str, arguments: ctypes.Structure, items: int, groups: int = 1) -> None:
-        """Puts a kernel on torch's current stream."""
-        if items == 0:
-            return
-        with torch.cuda.device(self._number):
-            # A thread that torch has not used yet, such as one of its own for gradients, has no context.
-            self._call("cuCtxSetCurrent", self._context)
-            function = self._functions.get(name)
-            if function is None:
-                function = self._call("cuModuleGetFunction", self._module, name.encode())
-                self._functions[name] = function
-            pointers = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
-            self._call(
-                "cuLaunchKernel",
-                function,
-                *(-(-items // THREADS) * groups, 1, 1, THREADS, 1, 1, 0),
-                self._driver.CUstream(torch.cuda.current_stream(self._number).cuda_stream),
-                ctypes.addressof(pointers),
-                0,
-            )
-
-
-_launchers: dict[torch.device, Launcher | str] = {}  # or why there is none
-_loading = threading.Lock()
-
-
-def _launcher_or_reason(device: torch.device) -> Launcher | str:
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
-    found = _launchers.get(device)
-    if found is None:
-        with _loading:
-            found = _launchers.get(device)
-            if found is None:
-                found = _load(device)
-                _launchers[device] = found
-    return found
-
-
-def _load(device: torch.device) -> Launcher | str:
-    if device.type != "cuda":
-        return f"{device}: expected a CUDA device"
-    try:
-        return _GpuLauncher(device.index)
-    except (CudaUnavailableError, CudaError) as error:
-        logger.warning("the training kernels cannot run on %s: %s", device, error)
-        return str(error)
-
-
-def _launcher(device: torch.device) -> Launcher:
-    found = _launcher_or_reason(device)
-    if isinstance(found, str):
-        raise CudaUnavailableError(f"training kernels: {found}; train with the torch kernels")
-    return found
-
-
-def usable(device: torch.device) -> bool:
-    """Whether the kernels run on the device: a CUDA device whose kernels could be made and loaded.
-
-    Says by log, once for each CUDA device, why not.
-    """
-    if device.type == "cuda" and not torch.cuda.is_available():
-        return False
-    return not isinstance(_launcher_or_reason(device), str)
 
 
 def _address(tensor: Tensor) -> int | None:
@@ -281,7 +163,7 @@ def grid_encode(x: Tensor, table: Tensor, layout: GridLayout, *, bound: float = 
     x, table = _float("x", x), _float("table", table)
     known = table.shape[1] == FEATURES and layout.dimensions in DIMENSIONS and layout.levels <= MAX_LEVELS
     if not known:
-        return torch_reference.grid_encode(x, table, layout, bound=bound)
+        return torch_encodings.grid_encode(x, table, layout, bound=bound)
     encoded: Tensor = _encode(
         x,
         table,
@@ -316,7 +198,7 @@ def _launch_grid(
         bound=bound,
         level=_grid_levels(layout),
     )
-    _launcher(x.device).launch(f"{name}_{layout.dimensions}d", arguments, x.shape[0], groups)
+    launcher_of(x.device).launch(f"{name}_{layout.dimensions}d", arguments, x.shape[0], groups)
 
 
 @functools.lru_cache(maxsize=64)
@@ -479,10 +361,10 @@ def march(
     ends = counts.cumsum(0, dtype=torch.int32)
     if capacity is None:
         capacity = int(ends[-1]) if rays else 0
-    slots, valid, ray, positions, fits, wanted = _pack_samples(
+    slots, valid, ray, positions, fits, n_samples_needed = _pack_samples(
         rays_o, rays_d, t, ends, max_steps, capacity, bound
     )
-    return Marched(Samples(t, mask), Packed(slots, valid), ray, positions, fits, wanted, ends)
+    return Marched(Samples(t, mask), Packed(slots, valid), ray, positions, fits, n_samples_needed, ends)
 
 
 @torch.library.custom_op("geneface::march_rays", mutates_args=())
@@ -521,7 +403,7 @@ def _march_rays(
         step=step_length(size),
         bound=bound,
     )
-    _launcher(t.device).launch("march_rays", arguments, rays)
+    launcher_of(t.device).launch("march_rays", arguments, rays)
     return t, mask, counts
 
 
@@ -556,7 +438,7 @@ def _pack_samples(
     valid = make(capacity, dtype=torch.bool, device=device)
     positions = make(capacity, 3, dtype=torch.float32, device=device)
     fits = make(rays, dtype=torch.bool, device=device)
-    wanted = make((), dtype=torch.int64, device=device)
+    n_samples_needed = make((), dtype=torch.int64, device=device)
     rays_o, rays_d = rays_o.contiguous(), rays_d.contiguous()
     t, ends = t.contiguous(), ends.contiguous()
     arguments = PackArguments(
@@ -569,15 +451,15 @@ def _pack_samples(
         ray=_address(ray),
         positions=_address(positions),
         fits=_address(fits),
-        wanted=_address(wanted),
+        wanted=_address(n_samples_needed),
         rays=rays,
         max_steps=max_steps,
         capacity=capacity,
         bound=bound,
     )
     if rays:
-        _launcher(device).launch("pack_samples", arguments, max(rays * max_steps, capacity))
-    return slots, valid, ray, positions, fits, wanted
+        launcher_of(device).launch("pack_samples", arguments, max(rays * max_steps, capacity))
+    return slots, valid, ray, positions, fits, n_samples_needed
 
 
 @_pack_samples.register_fake
@@ -647,7 +529,7 @@ def _composite(
         step=step,
         stop_transmittance=stop_transmittance,
     )
-    _launcher(t.device).launch("composite_rays", arguments, rays)
+    launcher_of(t.device).launch("composite_rays", arguments, rays)
     return image, weights_sum, depth, ambient, spread, centre, weights, live
 
 
@@ -705,7 +587,7 @@ def _composite_gradient(
         capacity=values.shape[0],
         step=step,
     )
-    _launcher(t.device).launch("composite_gradient", arguments, rays)
+    launcher_of(t.device).launch("composite_gradient", arguments, rays)
     return result
 
 

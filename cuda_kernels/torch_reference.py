@@ -1,16 +1,13 @@
 """The raymarcher in plain torch: differentiable in training, the twin that every kernel is compared with.
 
-Grid encoding after Müller et al. 2022 (instant-ngp), addressed and composited as RAD-NeRF (Tang et al.
-2022) does, so that its trained weights mean the same here. Nothing in this file loops over rays.
+It marches and composites as RAD-NeRF (Tang et al. 2022) does, so that its trained weights mean the same here.
+Nothing in this file loops over rays.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -19,278 +16,10 @@ import torch.nn.functional as F  # noqa: N812 -- torch's own convention
 from torch import Tensor
 
 from .arrays import F32, U8
-from .scene import Camera, Grid, HeadField, Scene, TorsoField, level_scale
+from .scene import Camera, HeadField, Scene, TorsoField
+from .torch_encodings import frequency_encode, grid_encode, spherical_harmonics
 
 _MISS = float(np.finfo(np.float32).max)
-_HASH_PRIMES = (1, 2654435761, 805459861)
-
-
-# --- encodings ---------------------------------------------------------------------------------------
-
-
-class LevelGroup(NamedTuple):
-    """Consecutive grid levels that are addressed alike."""
-
-    first: int
-    last: int  # exclusive
-    axes: int  # leading axes that enter the address; a finer level than its table leaves the last one out
-    hashed: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class GridLayout:
-    """How a grid's table is addressed; hashable, so that it can key a cache."""
-
-    dimensions: int
-    offsets: tuple[int, ...]
-    base_resolution: int = 16
-    log2_growth: float
-    hashed: bool = False
-    smoothstep: bool = False
-
-    @classmethod
-    def of(cls, grid: Grid) -> GridLayout:
-        """The layout of a scene's grid."""
-        return cls(
-            dimensions=grid.dimensions,
-            offsets=tuple(int(row) for row in grid.offsets),
-            base_resolution=grid.base_resolution,
-            log2_growth=grid.log2_growth,
-            hashed=grid.hashed,
-            smoothstep=grid.smoothstep,
-        )
-
-    @property
-    def levels(self) -> int:
-        """Number of levels."""
-        return len(self.offsets) - 1
-
-    @cached_property
-    def scales(self) -> tuple[float, ...]:
-        """Cells per unit of x01 on each level, in float32 arithmetic as the reference's kernel has it."""
-        return tuple(
-            level_scale(level, log2_growth=self.log2_growth, base_resolution=self.base_resolution)
-            for level in range(self.levels)
-        )
-
-    @cached_property
-    def rows(self) -> tuple[int, ...]:
-        """Rows of the table on each level."""
-        return tuple(b - a for a, b in zip(self.offsets, self.offsets[1:], strict=False))
-
-    @cached_property
-    def strides(self) -> tuple[tuple[int, ...], ...]:
-        """(levels, dimensions) rows per step along each axis; 0 where the axis is left out."""
-        table = []
-        for scale, rows in zip(self.scales, self.rows, strict=True):
-            side, stride, strides = math.ceil(scale) + 2, 1, []
-            for _ in range(self.dimensions):
-                strides.append(stride if stride <= rows else 0)
-                stride *= side if stride <= rows else 1
-            table.append(tuple(strides))
-        return tuple(table)
-
-    @cached_property
-    def groups(self) -> tuple[LevelGroup, ...]:
-        """The levels, split where the way of addressing changes."""
-        kinds = []
-        for scale, rows, strides in zip(self.scales, self.rows, self.strides, strict=True):
-            side, axes = math.ceil(scale) + 2, sum(stride > 0 for stride in strides)
-            hashed = self.hashed and side**axes > rows
-            kinds.append((self.dimensions if hashed else axes, hashed))
-        edges = [i for i in range(self.levels) if i == 0 or kinds[i] != kinds[i - 1]] + [self.levels]
-        return tuple(LevelGroup(a, b, *kinds[a]) for a, b in pairwise(edges))
-
-    @cached_property
-    def masks(self) -> tuple[int, ...] | None:
-        """Bit masks that wrap an address on each level, or None if a division is needed."""
-        masks = []
-        for scale, rows in zip(self.scales, self.rows, strict=True):
-            if (math.ceil(scale) + 2) ** self.dimensions <= rows:
-                masks.append(-1)
-            elif rows & (rows - 1) == 0:
-                masks.append(rows - 1)
-            else:
-                return None
-        return tuple(masks)
-
-
-class GridConstants(NamedTuple):
-    """A layout's numbers as tensors on one device."""
-
-    scales: Tensor  # (L,) float32
-    strides: Tensor  # (L, D) int32
-    first_rows: Tensor  # (L,) int32
-    rows: Tensor  # (L,) int32
-    masks: Tensor | None  # (L,) int32
-
-
-def grid_constants(layout: GridLayout, device: torch.device | str = "cpu") -> GridConstants:
-    """The layout's numbers on a device; modules keep them as buffers, others get them from a cache."""
-
-    def ints(values: tuple[int, ...]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int32, device=device)
-
-    return GridConstants(
-        scales=torch.tensor(layout.scales, dtype=torch.float32, device=device),
-        strides=torch.tensor(layout.strides, dtype=torch.int32, device=device),
-        first_rows=ints(layout.offsets[:-1]),
-        rows=ints(layout.rows),
-        masks=None if layout.masks is None else ints(layout.masks),
-    )
-
-
-_cached_constants = lru_cache(maxsize=64)(grid_constants)
-
-
-def grid_encode(
-    x: Tensor,
-    table: Tensor,
-    layout: GridLayout,
-    *,
-    bound: float = 1.0,
-    constants: GridConstants | None = None,
-) -> Tensor:
-    """(N, levels * features) interpolated features, level-major; zeros where x leaves the box.
-
-    Differentiable in `x` and `table`; the gradient of the table is one atomic scatter per corner.
-
-    Args:
-        x: (N, D) positions in [-bound, bound].
-        table: (rows, features).
-        layout: how the table is addressed.
-        bound: half the side of the box.
-        constants: the layout's numbers on x's device; looked up in a cache if None.
-    """
-    if constants is None:
-        constants = _cached_constants(layout, x.device)
-    x01 = (x + bound) / (2 * bound)  # (N, D)
-    inside = ((x01 >= 0) & (x01 <= 1)).all(-1, keepdim=True)  # (N, 1)
-    x01 = torch.where(inside, x01, torch.zeros_like(x01))
-    features = [_encode_levels(x01, table, layout, group, constants) for group in layout.groups]
-    encoded = torch.cat(features, 1).flatten(1) if len(features) > 1 else features[0].flatten(1)
-    return torch.where(inside, encoded, torch.zeros_like(encoded))  # (N, L * F)
-
-
-def _encode_levels(
-    x01: Tensor, table: Tensor, layout: GridLayout, group: LevelGroup, constants: GridConstants
-) -> Tensor:
-    """(N, levels of the group, features)."""
-    levels = slice(group.first, group.last)
-    scales = constants.scales[levels].to(x01.dtype)
-    address, weight = None, None
-    for axis in range(group.axes):
-        position = x01[:, axis, None] * scales + 0.5  # (N, L)
-        corner = position.floor()
-        fraction = position - corner
-        if layout.smoothstep:
-            fraction = fraction * fraction * (3 - 2 * fraction)
-        step = _as_int32(_HASH_PRIMES[axis]) if group.hashed else constants.strides[levels, axis]
-        low = corner.to(torch.int32) * step
-        terms = torch.stack((low, low + step), -1).unsqueeze(2)  # (N, L, 1, 2)
-        parts = torch.stack((1 - fraction, fraction), -1).unsqueeze(2)
-        if address is None or weight is None:
-            address, weight = terms[:, :, 0], parts[:, :, 0]
-        else:
-            wide = address.unsqueeze(-1)
-            address = (wide ^ terms if group.hashed else wide + terms).flatten(2)  # (N, L, corners)
-            weight = (weight.unsqueeze(-1) * parts).flatten(2)
-    assert address is not None
-    assert weight is not None
-    if constants.masks is not None:
-        address = address & constants.masks[levels, None]
-    elif group.hashed:  # unsigned modulo: the hash may have its top bit set
-        address = ((address.long() & 0xFFFFFFFF) % constants.rows[levels, None]).to(torch.int32)
-    else:
-        address = address % constants.rows[levels, None]
-    address = address + constants.first_rows[levels, None]
-    value = take_rows(table, address.reshape(-1)).reshape(*address.shape, table.shape[1])
-    return (weight.unsqueeze(-1) * value).sum(2)
-
-
-class _TakenRows(torch.autograd.Function):
-    """index_select whose gradient is summed element by element on the CPU: six times as fast as by rows."""
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, table: Tensor, index: Tensor) -> Tensor:
-        ctx.save_for_backward(index)
-        ctx.rows = table.shape[0]  # type: ignore[attr-defined]
-        return table.index_select(0, index)
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, None]:
-        (index,), (grad,) = ctx.saved_tensors, grads  # type: ignore[attr-defined]
-        rows, width = ctx.rows, grad.shape[1]  # type: ignore[attr-defined]
-        if grad.is_cuda:
-            return grad.new_zeros(rows, width).index_add_(0, index, grad), None
-        places = index[:, None] * width + torch.arange(width, dtype=index.dtype)
-        total = grad.new_zeros(rows * width).index_add_(0, places.reshape(-1), grad.reshape(-1))
-        return total.view(rows, width), None
-
-
-def take_rows(table: Tensor, index: Tensor) -> Tensor:
-    """(M, F) rows of a (rows, F) table at (M,) indices; the gradient reaches the table alone."""
-    result: Tensor = _TakenRows.apply(table, index)  # type: ignore[no-untyped-call]
-    return result
-
-
-def _as_int32(value: int) -> int:
-    return value - (1 << 32) if value >= 1 << 31 else value
-
-
-def spherical_harmonics(dirs: Tensor) -> Tensor:
-    """(N, 16) real spherical harmonics up to degree 3 with Condon-Shortley signs, of (N, 3) unit vectors."""
-    x, y, z = dirs.unbind(-1)
-    xx, yy, zz, xy, yz, xz = x * x, y * y, z * z, x * y, y * z, x * z
-    return torch.stack(
-        (
-            torch.full_like(x, 0.28209479177387814),
-            -0.48860251190291987 * y,
-            0.48860251190291987 * z,
-            -0.48860251190291987 * x,
-            1.0925484305920792 * xy,
-            -1.0925484305920792 * yz,
-            0.94617469575755997 * zz - 0.31539156525251999,
-            -1.0925484305920792 * xz,
-            0.54627421529603959 * (xx - yy),
-            0.59004358992664352 * y * (yy - 3 * xx),
-            2.8906114426405538 * xy * z,
-            0.45704579946446572 * y * (1 - 5 * zz),
-            0.3731763325901154 * z * (5 * zz - 3),
-            0.45704579946446572 * x * (1 - 5 * zz),
-            1.4453057213202769 * z * (xx - yy),
-            0.59004358992664352 * x * (3 * yy - xx),
-        ),
-        -1,
-    )
-
-
-def frequency_encode(x: Tensor, octaves: int) -> Tensor:
-    """(N, D + 2 * D * octaves): x, sin x, cos x, sin 2x, cos 2x, ... of (N, D)."""
-    scaled = x.unsqueeze(-2) * (2.0 ** torch.arange(octaves, device=x.device, dtype=x.dtype))[:, None]
-    waves = torch.stack((torch.sin(scaled), torch.sin(scaled + math.pi / 2)), -2)  # (N, octaves, 2, D)
-    return torch.cat((x, waves.flatten(-3)), -1)
-
-
-class _TruncatedExp(torch.autograd.Function):
-    """exp whose gradient is held finite, so that one huge density cannot end a training."""
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x.exp()
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        grad: Tensor = grads[0] * x.clamp(-15, 15).exp()
-        return grad
-
-
-def truncated_exp(x: Tensor) -> Tensor:
-    """exp(x), its gradient taken at x clamped to [-15, 15]."""
-    result: Tensor = _TruncatedExp.apply(x)  # type: ignore[no-untyped-call]
-    return result
 
 
 # --- cameras and rays --------------------------------------------------------------------------------
@@ -579,7 +308,7 @@ class Marched(NamedTuple):
     ray: Tensor  # (M,) int64; 0 where not valid
     positions: Tensor  # (M, 3)
     fits: Tensor  # (N,) bool: all samples of the ray had room
-    wanted: Tensor  # () int64: samples in all, also those without room
+    n_samples_needed: Tensor  # () int64: samples in all, also those without room
     ends: Tensor  # (N,) int32: samples of the rays up to and with this one, also those without room
 
 
@@ -620,7 +349,7 @@ def march_packed(
         ray=ray,
         positions=(rays_o[ray] + t[:, None] * rays_d[ray]).clamp(-bound, bound),
         fits=torch.ones_like(ends, dtype=torch.bool) if capacity is None else ends <= capacity,
-        wanted=samples.mask.sum(),
+        n_samples_needed=samples.mask.sum(),
         ends=ends,
     )
 
@@ -794,7 +523,7 @@ def head_field(
     Nothing is folded: every product is taken as the networks were trained.
     """
     make = _Tensors(device)
-    position_layout, ambient_layout = GridLayout.of(head.position_grid), GridLayout.of(head.ambient_grid)
+    position_layout, ambient_layout = head.position_grid.layout, head.ambient_grid.layout
     position_table = make.one(head.position_grid.table).float()
     ambient_table = make.one(head.ambient_grid.table).float()
     ambient_net, sigma_net, color_net = (
@@ -837,7 +566,7 @@ def torso_over(
         (frequency_encode(x, torso.position_octaves), fixed.expand(x.shape[0], -1)), 1
     )  # (M, freq + pose + code)
     moved = (x + mlp(driven, make.all(torso.deform_net))).clamp(-1, 1)
-    features = grid_encode(moved, make.one(torso.grid.table).float(), GridLayout.of(torso.grid))
+    features = grid_encode(moved, make.one(torso.grid.table).float(), torso.grid.layout)
     out = torch.sigmoid(mlp(torch.cat((features, driven), 1), make.all(torso.canonical_net)))  # (M, 4)
     alpha = out[:, :1]
     result = background.clone()

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import logging
 import sys
-import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.settings import escaped
+from cuda_kernels.errors import InputError
+from models.settings import BAD_INPUT, Parser, add_flags, escaped, flags_of, from_flags
 from models.terminal import log_to_stderr, with_safe_streams
-from training.cli import Flag, Parser, add_flag, missing_extra
+from training.cli import missing_extra
 
 from .requests import BundleRequest, DistillationRequest, GenefaceRequest, SlimRequest
 
@@ -38,10 +37,10 @@ def _run(argv: Sequence[str] | None) -> int:
         code: int = parsed.run(parsed)
     except ImportError as error:
         print(f"geneface-export: {missing_extra(error)}", file=sys.stderr)
-        return 2
-    except (ValueError, OSError) as error:
+        return BAD_INPUT
+    except (InputError, OSError) as error:
         print(f"geneface-export {parsed.command}: {escaped(str(error))}", file=sys.stderr)
-        return 2
+        return BAD_INPUT
     return code
 
 
@@ -54,16 +53,8 @@ def _parser() -> argparse.ArgumentParser:
         ("distil", DistillationRequest, _distil, "teach an imported speaker's motion to a network for CPUs"),
         ("slim", SlimRequest, _slim, "teach a wide head's pictures to a narrow one for CPUs"),
     ):
-        command = commands.add_parser(name, help=what, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-        hints = typing.get_type_hints(request)
-        for entry in dataclasses.fields(request):
-            if entry.name == "bundle":
-                command.add_argument("bundle", type=Path, help=entry.metadata["help"])
-                continue
-            flag = Flag(
-                name=entry.name, kind=hints[entry.name], default=entry.default, help=entry.metadata["help"]
-            )
-            add_flag(command, flag)
+        command = commands.add_parser(name, help=what)
+        add_flags(command, flags_of(request).values())
         command.set_defaults(run=run, request=request)
     verify = commands.add_parser("verify", help="check a bundle again, without its sources")
     verify.add_argument("bundle", type=Path, help="the bundle's folder")
@@ -79,11 +70,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _request(parsed: argparse.Namespace) -> Any:  # noqa: ANN401 -- of the command's own type
-    """Returns the command's request; lists become the tuples that it declares."""
-    values = {entry.name: getattr(parsed, entry.name) for entry in dataclasses.fields(parsed.request)}
-    return parsed.request(
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    )
+    """Returns the command's request."""
+    flags = flags_of(parsed.request)
+    return from_flags(parsed.request, {name: text for name, text in vars(parsed).items() if name in flags})
 
 
 def _geneface(parsed: argparse.Namespace) -> int:
@@ -144,7 +133,7 @@ def _verify(parsed: argparse.Namespace) -> int:
         f"geneface-export verify: {parsed.bundle}: {failed.name}: got {failed.found}; rebuild the bundle"
     )
     print(escaped(message), file=sys.stderr)
-    return 2
+    return BAD_INPUT
 
 
 def _print_checks(checks: Sequence[Check]) -> None:

@@ -18,7 +18,8 @@ from safetensors.numpy import load, save
 from cuda_kernels.arrays import F32, U8
 from cuda_kernels.cpu_raymarcher import CpuRaymarcher
 from cuda_kernels.scene import Scene
-from models.speaker import RECORDED_CASES_FILE, BundleError, Speaker
+from models.bundle_files import RECORDED_CASES_FILE, BundleError
+from models.speaker import Speaker
 from training.audio2motion import MM_PER_UNIT
 
 from .bundle.head import MIN_PSNR_DB, psnr_db

@@ -8,6 +8,8 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
+from cuda_kernels.errors import InputError
+
 
 def open_regular(path: Path) -> BinaryIO:
     """Returns a file opened for reading; never waits.
@@ -33,12 +35,12 @@ def real_path(name: str, path: Path) -> Path:
     """Returns the path without links, as far as they lead anywhere: one in a circle stays.
 
     Raises:
-        ValueError: it is relative and the working folder is gone.
+        InputError: it is relative and the working folder is gone.
     """
     try:
         return Path(os.path.realpath(path))
     except OSError as error:
         got = f"{path} ({error.strerror})"
-        raise ValueError(
+        raise InputError(
             f"{name}: expected a path that can be followed, got {got}; give a whole one"
         ) from None

@@ -2,152 +2,130 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
+
+from cuda_kernels.errors import InputError
+from models.settings import BELOW_1, POSITIVE, Option, Range, check_ranges
+from models.time_base import FRAME_MS
 
 from .regular_file import real_path
 
-FRAME_MS = 40
 MAX_LOOKAHEAD_MS = 1600
-HOPS_FRAMES = (1, 2, 4)
 MAX_STUDENT_LOOKAHEAD_MS = 160
-SLIM_WIDTHS = (32, 64)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BundleRequest:
     """What a bundle is to be made from."""
 
-    out: Path = field(metadata={"help": "the bundle's folder; an older bundle there is replaced"})
-    name: str = field(metadata={"help": "the speaker's name"})
-    audio2motion: Path = field(metadata={"help": "training folder or checkpoint"})
-    postnet: Path | None = field(default=None, metadata={"help": "training folder or checkpoint"})
-    syncnet: Path | None = field(default=None, metadata={"help": "training folder or checkpoint"})
-    head: Path = field(metadata={"help": "training folder or checkpoint"})
-    torso: Path | None = field(default=None, metadata={"help": "training folder or checkpoint"})
-    data: Path = field(metadata={"help": "the speaker's data: truth.npz, background.png, audio.flac"})
-    corpus: Path | None = field(
-        default=None, metadata={"help": "the corpus Audio2Motion was trained on: its mean face is compared"}
-    )
-    origin: Path = field(
-        metadata={"help": "JSON with subject, consent, data, recipe, synthetic, licence: who may be shown"}
-    )
-    figures: tuple[Path, ...] = field(
-        default=(), metadata={"help": "JSON files of measured figures to put into bundle and card"}
-    )
-    max_mb: float = field(default=12.0, metadata={"help": "refuse a larger bundle"})
-    unexplained: float = field(
-        default=1e-4,
-        metadata={
-            "help": "predicted landmarks are projected onto the video's principal components; the share of "
+    out: Annotated[Path, Option("the bundle's folder; an older bundle there is replaced")]
+    name: Annotated[str, Option("the speaker's name")]
+    audio2motion: Annotated[Path, Option("training folder or checkpoint")]
+    postnet: Annotated[Path | None, Option("training folder or checkpoint")] = None
+    syncnet: Annotated[Path | None, Option("training folder or checkpoint")] = None
+    head: Annotated[Path, Option("training folder or checkpoint")]
+    torso: Annotated[Path | None, Option("training folder or checkpoint")] = None
+    data: Annotated[Path, Option("the speaker's data: truth.npz, background.png, audio.flac")]
+    corpus: Annotated[
+        Path | None, Option("the corpus Audio2Motion was trained on: its mean face is compared")
+    ] = None
+    origin: Annotated[
+        Path, Option("JSON with subject, consent, data, recipe, synthetic, licence: who may be shown")
+    ]
+    figures: Annotated[
+        tuple[Path, ...], Option("JSON files of measured figures to put into bundle and card")
+    ] = ()
+    max_mb: Annotated[float, POSITIVE, Option("refuse a larger bundle")] = 12.0
+    unexplained: Annotated[
+        float,
+        BELOW_1,
+        Option(
+            "predicted landmarks are projected onto the video's principal components; the share of "
             "variance these may leave out, 0 for no projection"
-        },
-    )
-    clamp_std: float = field(default=2.5, metadata={"help": "landmarks are held within so many deviations"})
-    ema: float = field(default=0.2, metadata={"help": "weight of the previous frame's landmarks"})
-    float32_networks: bool = field(
-        default=False, metadata={"help": "keep the ONNX networks' weights in float32, twice the size"}
-    )
-    check_poses: int = field(default=4, metadata={"help": "pictures drawn to check head and torso"})
-    check_size_px: int = field(default=256, metadata={"help": "their size"})
+        ),
+    ] = 1e-4
+    clamp_std: Annotated[float, Option("landmarks are held within so many deviations")] = 2.5
+    ema: Annotated[float, Option("weight of the previous frame's landmarks")] = 0.2
+    float32_networks: Annotated[
+        bool, Option("keep the ONNX networks' weights in float32, twice the size")
+    ] = False
+    check_poses: Annotated[int, Range(1), Option("pictures drawn to check head and torso")] = 4
+    check_size_px: Annotated[int, Range(32, 512), Option("their size")] = 256
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        if not self.max_mb > 0:
-            raise ValueError(f"max_mb: expected more than 0, got {self.max_mb}")
-        if not 0 <= self.unexplained < 1:
-            raise ValueError(f"unexplained: expected 0 or more and less than 1, got {self.unexplained}")
-        if self.check_poses < 1 or not 32 <= self.check_size_px <= 512:
-            raise ValueError(
-                "check_poses, check_size_px: expected 1 or more and 32 to 512, got "
-                f"{self.check_poses} and {self.check_size_px}"
-            )
+        check_ranges(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenefaceRequest:
     """Which GeneFace speaker is imported, and how it is to be streamed."""
 
-    checkpoints: Path = field(
-        metadata={"help": "GeneFace's checkpoints folder, or the speaker's folder in it"}
-    )
-    data: Path = field(metadata={"help": "the speaker's trainval_dataset.npy, out of GeneFace's data/binary"})
-    speaker: str = field(metadata={"help": "the speaker's name in GeneFace, its video_id"})
-    out: Path = field(metadata={"help": "the bundle's folder; an older bundle there is replaced"})
-    name: str | None = field(default=None, metadata={"help": "another name for the bundle"})
-    origin: Path | None = field(
-        default=None,
-        metadata={
-            "help": "JSON with subject, consent, data, recipe, synthetic, licence: who may be shown; without "
+    checkpoints: Annotated[Path, Option("GeneFace's checkpoints folder, or the speaker's folder in it")]
+    data: Annotated[Path, Option("the speaker's trainval_dataset.npy, out of GeneFace's data/binary")]
+    speaker: Annotated[str, Option("the speaker's name in GeneFace, its video_id")]
+    out: Annotated[Path, Option("the bundle's folder; an older bundle there is replaced")]
+    name: Annotated[str | None, Option("another name for the bundle")] = None
+    origin: Annotated[
+        Path | None,
+        Option(
+            "JSON with subject, consent, data, recipe, synthetic, licence: who may be shown; without "
             "it the bundle says that nobody stated it"
-        },
-    )
-    hubert: Path | None = field(
-        default=None,
-        metadata={
-            "help": "folder of Hugging Face's hubert-large-ls960-ft or torchaudio's .pth file; without it "
+        ),
+    ] = None
+    hubert: Annotated[
+        Path | None,
+        Option(
+            "folder of Hugging Face's hubert-large-ls960-ft or torchaudio's .pth file; without it "
             "torchaudio's is downloaded once, 1.3 GB"
-        },
+        ),
+    ] = None
+    audio: Annotated[
+        Path | None, Option("speech to compare networks on, best the video's own sound (aud.wav)")
+    ] = None
+    postnet: Annotated[Path | None, Option("PostNet's work folder or checkpoint, if it is not found")] = None
+    head: Annotated[Path | None, Option("the head's, if it is not found")] = None
+    torso: Annotated[Path | None, Option("the torso's, if it is not found")] = None
+    postnet_steps: Annotated[
+        int | None, Option("PostNet's checkpoint to take; without it a rule chooses by the training's logs")
+    ] = None
+    lookahead_ms: Annotated[
+        int,
+        Range(0, MAX_LOOKAHEAD_MS, step=FRAME_MS),
+        Option("sound after a frame that its motion hears at least"),
+    ] = 320
+    hop_frames: Annotated[
+        Literal[1, 2, 4], Option("frames between two runs of the networks: 1, 2 or 4; fewer cost more")
+    ] = 2
+    window_ms: Annotated[int, Range(0, 20_000, step=FRAME_MS), Option("sound that HuBERT hears at once")] = (
+        2560
     )
-    audio: Path | None = field(
-        default=None,
-        metadata={"help": "speech to compare networks on, best the video's own sound (aud.wav)"},
-    )
-    postnet: Path | None = field(
-        default=None, metadata={"help": "PostNet's work folder or checkpoint, if it is not found"}
-    )
-    head: Path | None = field(default=None, metadata={"help": "the head's, if it is not found"})
-    torso: Path | None = field(default=None, metadata={"help": "the torso's, if it is not found"})
-    postnet_steps: int | None = field(
-        default=None,
-        metadata={"help": "PostNet's checkpoint to take; without it a rule chooses by the training's logs"},
-    )
-    lookahead_ms: int = field(
-        default=320, metadata={"help": "sound after a frame that its motion hears at least"}
-    )
-    hop_frames: int = field(
-        default=2, metadata={"help": "frames between two runs of the networks: 1, 2 or 4; fewer cost more"}
-    )
-    window_ms: int = field(default=2560, metadata={"help": "sound that HuBERT hears at once"})
-    motion_window_ms: int = field(
-        default=2560, metadata={"help": "features that Audio2Motion and PostNet see at once"}
-    )
-    temperature: float = field(
-        default=1.0, metadata={"help": "of the motion's noise, which belongs to each frame; 0 for none"}
-    )
-    unexplained: float = field(
-        default=0.0,
-        metadata={
-            "help": "project landmarks onto the principal components of the video's, of whose variance so "
+    motion_window_ms: Annotated[
+        int,
+        Range(4 * FRAME_MS, 30_000, step=4 * FRAME_MS),
+        Option("features that Audio2Motion and PostNet see at once"),
+    ] = 2560
+    temperature: Annotated[
+        float, Range(0, 2), Option("of the motion's noise, which belongs to each frame; 0 for none")
+    ] = 1.0
+    unexplained: Annotated[
+        float,
+        BELOW_1,
+        Option(
+            "project landmarks onto the principal components of the video's, of whose variance so "
             "much may be left out (1e-4): no face that the head never saw; 0: as GeneFace gives them"
-        },
-    )
-    float32_networks: bool = field(
-        default=False, metadata={"help": "keep HuBERT's weights in float32, twice the size"}
-    )
-    check_poses: int = field(default=4, metadata={"help": "pictures drawn to check head and torso"})
+        ),
+    ] = 0.0
+    float32_networks: Annotated[bool, Option("keep HuBERT's weights in float32, twice the size")] = False
+    check_poses: Annotated[int, Range(1), Option("pictures drawn to check head and torso")] = 4
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        for name, longest in (("lookahead_ms", MAX_LOOKAHEAD_MS), ("window_ms", 20_000)):
-            value = getattr(self, name)
-            if not 0 <= value <= longest or value % FRAME_MS:
-                raise ValueError(f"{name}: expected 0 to {longest} in steps of {FRAME_MS}, got {value}")
-        if self.hop_frames not in HOPS_FRAMES:
-            raise ValueError(f"hop_frames: expected 1, 2 or 4, got {self.hop_frames}")
-        if not 0 < self.motion_window_ms <= 30_000 or self.motion_window_ms % (4 * FRAME_MS):
-            raise ValueError(
-                f"motion_window_ms: expected up to 30000 in steps of {4 * FRAME_MS}, "
-                f"got {self.motion_window_ms}"
-            )
-        if not 0 <= self.temperature <= 2:
-            raise ValueError(f"temperature: expected 0 to 2, got {self.temperature}")
-        if not 0 <= self.unexplained < 1:
-            raise ValueError(f"unexplained: expected 0 or more and less than 1, got {self.unexplained}")
-        if self.check_poses < 1:
-            raise ValueError(f"check_poses: expected 1 or more, got {self.check_poses}")
+        check_ranges(self)
         if self.postnet is not None and self.head is None and self.torso is None:
-            raise ValueError(
+            raise InputError(
                 "postnet: expected --head or --torso beside it, got neither; give their folders too"
             )
 
@@ -156,60 +134,44 @@ class GenefaceRequest:
 class DistillationRequest:
     """Which speaker's motion a small network is to learn, and from what speech."""
 
-    bundle: Path = field(metadata={"help": "the speaker whose motion is learnt: the teacher"})
-    speech: Path = field(
-        metadata={
-            "help": "folder of recordings, two or more, of anything ffmpeg decodes; many voices are best"
-        }
-    )
-    out: Path = field(metadata={"help": "the student's bundle; an older bundle there is replaced"})
-    work: Path | None = field(
-        default=None,
-        metadata={
-            "help": "folder for the teacher's output and the training; OUT.work beside --out if absent"
-        },
-    )
-    lookahead_ms: int = field(
-        default=MAX_STUDENT_LOOKAHEAD_MS,
-        metadata={
-            "help": f"later sound a frame may hear: 0 to {MAX_STUDENT_LOOKAHEAD_MS} in steps of {FRAME_MS}"
-        },
-    )
-    steps: int = field(default=6000, metadata={"help": "training steps in all; the rate falls over them"})
-    batch: int = field(default=32, metadata={"help": "crops a step; 128 on a GPU"})
-    temperature: float = field(
-        default=0.0,
-        metadata={"help": "of the teacher's noise; 0: its most likely motion, which can be learnt"},
-    )
-    device: str = field(default="cpu", metadata={"help": "torch device to train on: cpu, cuda, cuda:1"})
-    max_minutes: float | None = field(
-        default=None,
-        metadata={"help": "stop training with a checkpoint after this long; the same command goes on"},
-    )
+    bundle: Annotated[Path, Option("the speaker whose motion is learnt: the teacher", positional=True)]
+    speech: Annotated[
+        Path, Option("folder of recordings, two or more, of anything ffmpeg decodes; many voices are best")
+    ]
+    out: Annotated[Path, Option("the student's bundle; an older bundle there is replaced")]
+    work: Annotated[
+        Path | None,
+        Option("folder for the teacher's output and the training; OUT.work beside --out if absent"),
+    ] = None
+    lookahead_ms: Annotated[
+        int,
+        Range(0, MAX_STUDENT_LOOKAHEAD_MS, step=FRAME_MS),
+        Option(f"later sound a frame may hear: 0 to {MAX_STUDENT_LOOKAHEAD_MS} in steps of {FRAME_MS}"),
+    ] = MAX_STUDENT_LOOKAHEAD_MS
+    steps: Annotated[int, Range(1), Option("training steps in all; the rate falls over them")] = 6000
+    batch: Annotated[int, Range(1), Option("crops a step; 128 on a GPU")] = 32
+    temperature: Annotated[
+        float, Range(0, 2), Option("of the teacher's noise; 0: its most likely motion, which can be learnt")
+    ] = 0.0
+    device: Annotated[str, Option("torch device to train on: cpu, cuda, cuda:1")] = "cpu"
+    max_minutes: Annotated[
+        float | None,
+        POSITIVE,
+        Option("stop training with a checkpoint after this long; the same command goes on"),
+    ] = None
 
     def __post_init__(self) -> None:
         """Checks ranges, and that no folder is taken for two things."""
-        if not 0 <= self.lookahead_ms <= MAX_STUDENT_LOOKAHEAD_MS or self.lookahead_ms % FRAME_MS:
-            raise ValueError(
-                f"lookahead_ms: expected 0 to {MAX_STUDENT_LOOKAHEAD_MS} in steps of {FRAME_MS}, "
-                f"got {self.lookahead_ms}"
-            )
-        for name in ("steps", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected 1 or more, got {getattr(self, name)}")
-        if not 0 <= self.temperature <= 2:
-            raise ValueError(f"temperature: expected 0 to 2, got {self.temperature}")
-        if self.max_minutes is not None and not self.max_minutes > 0:
-            raise ValueError(f"max_minutes: expected more than 0, got {self.max_minutes}")
+        check_ranges(self)
         real = {name: real_path(name, getattr(self, name)) for name in ("bundle", "speech", "out")}
         real["work"] = real_path("work", self.work_folder)
         if real["out"] == real["bundle"]:
-            raise ValueError(
+            raise InputError(
                 f"out: expected another folder than the teacher's bundle, got {self.out}; the teacher is kept"
             )
         for name, folder in (("out", self.out), ("work", self.work_folder)):
             if real[name].is_relative_to(real["speech"]):
-                raise ValueError(
+                raise InputError(
                     f"{name}: expected a folder outside of speech ({self.speech}), got {folder}; give another"
                 )
 
@@ -228,39 +190,33 @@ class DistillationRequest:
 class SlimRequest:
     """Which bundle's head is to be made narrow, and how."""
 
-    bundle: Path = field(metadata={"help": "the bundle's folder; its head must be wider than --hidden"})
-    out: Path = field(metadata={"help": "the slim bundle's folder; an older bundle there is replaced"})
-    hidden: int = field(
-        default=32, metadata={"help": "width of the slim head's networks: 32 for CPUs, 64 for small GPUs"}
-    )
-    speech: tuple[Path, ...] = field(
-        metadata={"help": "recordings of speech, a minute or more in all, best in several voices"}
-    )
-    device: str = field(default="cpu", metadata={"help": "torch device: cpu, cuda, cuda:1"})
-    steps: int = field(
-        default=6000, metadata={"help": "steps of training in all, those before a stop included"}
-    )
-    rays: int | None = field(
-        default=None, metadata={"help": "rays a step (65536 on a GPU, 8192 on a CPU); fewer need less memory"}
-    )
-    compile: bool = field(default=False, metadata={"help": "compile the networks: faster on a GPU"})
-    work: Path | None = field(
-        default=None,
-        metadata={"help": "folder of checkpoints, from which the same command goes on (OUT.work)"},
-    )
+    bundle: Annotated[
+        Path, Option("the bundle's folder; its head must be wider than --hidden", positional=True)
+    ]
+    out: Annotated[Path, Option("the slim bundle's folder; an older bundle there is replaced")]
+    hidden: Annotated[
+        Literal[32, 64], Option("width of the slim head's networks: 32 for CPUs, 64 for small GPUs")
+    ] = 32
+    speech: Annotated[
+        tuple[Path, ...], Option("recordings of speech, a minute or more in all, best in several voices")
+    ]
+    device: Annotated[str, Option("torch device: cpu, cuda, cuda:1")] = "cpu"
+    steps: Annotated[int, Range(1), Option("steps of training in all, those before a stop included")] = 6000
+    rays: Annotated[
+        int | None, Range(256), Option("rays a step (65536 on a GPU, 8192 on a CPU); fewer need less memory")
+    ] = None
+    compile: Annotated[bool, Option("compile the networks: faster on a GPU")] = False
+    work: Annotated[
+        Path | None, Option("folder of checkpoints, from which the same command goes on (OUT.work)")
+    ] = None
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        if self.hidden not in SLIM_WIDTHS:
-            raise ValueError(f"hidden: expected {' or '.join(map(str, SLIM_WIDTHS))}, got {self.hidden}")
+        check_ranges(self)
         if not self.speech:
-            raise ValueError("speech: expected at least one recording, got none; a minute of talk is enough")
-        if self.steps < 1:
-            raise ValueError(f"steps: expected 1 or more, got {self.steps}")
-        if self.rays is not None and self.rays < 256:
-            raise ValueError(f"rays: expected 256 or more, got {self.rays}")
+            raise InputError("speech: expected at least one recording, got none; a minute of talk is enough")
         if real_path("out", self.out) == real_path("bundle", self.bundle):
-            raise ValueError(
+            raise InputError(
                 f"out: expected another folder than the bundle's, got {self.out}; keep the wide one"
             )
 

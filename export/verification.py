@@ -10,7 +10,9 @@ import numpy as np
 from cuda_kernels.arrays import F32
 from cuda_kernels.cpu_raymarcher import CpuRaymarcher
 from cuda_kernels.torch_reference import render_scene
-from models.speaker import BundleError, Speaker, load_speaker
+from models.bundle_files import BundleError
+from models.speaker import Speaker, load_speaker
+from models.time_base import SAMPLE_RATE_HZ
 
 from . import recorded_cases
 from .bundle.head import MIN_PSNR_DB, psnr_db
@@ -63,7 +65,7 @@ def verify_bundle(path: Path, *, size_px: int = 192, poses: int = 2) -> list[Che
             features_onnx=speaker.features_onnx,
             motion_onnx=speaker.motion_onnx,
             condition_onnx=speaker.condition_onnx,
-            scene=speaker.scene(),
+            scene=speaker.scene,
         )
         checks += [_check(f"{name}, here", name, value) for name, value in replay(cases, parts).items()]
     landmarks = _in_silence(speaker)
@@ -112,7 +114,8 @@ def _in_silence(speaker: Speaker) -> F32:
         silence = np.zeros((1, speaker.motion.window_samples), np.float32)
         landmarks = _run(speaker.motion_onnx, "pcm", silence, ("landmarks", (1, 204))).reshape(1, 68, 3)
     else:
-        landmarks = OfflineMotion(speaker).landmarks(np.zeros(2 * 16000, np.float32), temperature=0.0)
+        two_seconds = np.zeros(2 * SAMPLE_RATE_HZ, np.float32)
+        landmarks = OfflineMotion(speaker).landmarks(two_seconds, temperature=0.0)
     face: F32 = landmarks[len(landmarks) // 2]
     return face
 
@@ -131,12 +134,12 @@ def _run(file: Path, source: str, value: F32, target: tuple[str, tuple[int, ...]
 
 
 def _raymarcher_psnr_db(speaker: Speaker, condition: F32, size_px: int, poses: int) -> float:
-    raymarcher = CpuRaymarcher(speaker.scene())
+    raymarcher = CpuRaymarcher(speaker.scene)
     squares = []
     try:
         for frame in np.linspace(0, len(speaker.poses) - 1, poses).astype(int):
             c2w = speaker.poses[frame]
-            truth = render_scene(speaker.scene(), c2w=c2w, condition=condition, size_px=size_px).numpy()
+            truth = render_scene(speaker.scene, c2w=c2w, condition=condition, size_px=size_px).numpy()
             drawn = raymarcher.render(c2w=c2w, condition=condition, size_px=size_px)
             squares.append(np.mean((drawn / np.float32(255) - truth) ** 2))
     finally:

@@ -17,6 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from cuda_kernels.errors import InputError
+
 from .time_convolution import TimeConv1d, WeightNormConv1d, last_frames
 
 LANDMARK_DIMENSION = 204
@@ -66,24 +68,24 @@ class Audio2MotionConfig:
     lookahead_frames: int = 0
 
     def __post_init__(self) -> None:
-        """Raises ValueError where sizes contradict each other."""
+        """Raises InputError where sizes contradict each other."""
         if self.causal and self.squeeze != 1:
-            raise ValueError(
+            raise InputError(
                 f"Audio2MotionConfig: squeeze: expected 1 where causal is true, since a latent step hears "
                 f"all of its frames, got {self.squeeze}; set squeeze=1"
             )
         if not self.causal and self.squeeze % 2:
-            raise ValueError(
+            raise InputError(
                 f"Audio2MotionConfig: squeeze: expected an even number where causal is false, got "
                 f"{self.squeeze}; set causal=True or an even squeeze"
             )
         if not self.causal and self.lookahead_frames:
-            raise ValueError(
+            raise InputError(
                 f"Audio2MotionConfig: lookahead_frames: expected 0 where causal is false, got "
                 f"{self.lookahead_frames}; set causal=True"
             )
         if self.latent_channels % 2:
-            raise ValueError(
+            raise InputError(
                 f"Audio2MotionConfig: latent_channels: expected an even number, got {self.latent_channels}; "
                 f"the flow halves them"
             )
@@ -118,10 +120,10 @@ class Audio2MotionConfig:
     def receptive_field_frames(self) -> int:
         """Video frames of features and latents, lookahead included, that one emitted frame depends on.
 
-        Only where causal, which alone has one that a stream could wait for; ValueError else.
+        Only where causal, which alone has one that a stream could wait for; InputError else.
         """
         if not self.causal:
-            raise ValueError(
+            raise InputError(
                 "Audio2MotionConfig: receptive_field_frames: expected causal=True, got causal=False; "
                 "a network that looks both ways has no streaming window"
             )
@@ -381,13 +383,13 @@ class Audio2Motion(nn.Module):
         """
         config = self.config
         if features.ndim != 3 or features.shape[2] != config.feature_dimension or features.shape[1] % 2:
-            raise ValueError(
+            raise InputError(
                 f"Audio2Motion: features: expected (batch, two a video frame, {config.feature_dimension}), "
                 f"got {tuple(features.shape)}; check the front end, and pad to whole video frames"
             )
         frames = features.shape[1] // 2 - config.lookahead_frames
         if frames <= 0 or frames % config.squeeze:
-            raise ValueError(
+            raise InputError(
                 f"Audio2Motion: features: expected a positive multiple of {config.squeeze} video frames and "
                 f"{config.lookahead_frames} of lookahead after them, got "
                 f"{features.shape[1] // 2}; pad the audio"
@@ -401,7 +403,7 @@ class Audio2Motion(nn.Module):
         g: Tensor = self.mel_encoder(x.transpose(1, 2))  # (B, condition_channels, T + L)
         if config.pitch_channels:
             if f0_hz is None:
-                raise ValueError(
+                raise InputError(
                     "Audio2Motion: f0_hz: expected (batch, features' length), got none; "
                     "this variant hears pitch"
                 )

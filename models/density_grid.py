@@ -1,6 +1,6 @@
 """Where there is anything to see: the 3-D occupancy grid of the head and the 2-D one of the torso.
 
-The 3-D grid is stored in Z-order as (1, size**3) densities and (size**3 / 8,) packed bits.
+The 3-D grid is stored in Z-order as `(1, size**3)` densities and `(size**3 / 8,)` packed bits.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812 -- torch's own convention
 from torch import Tensor
 
-from cuda_kernels.scene import Camera
 from cuda_kernels.torch_reference import morton_cells, morton_of_volume
 
 
@@ -26,38 +25,6 @@ def cell_positions(
         return centres
     noise = torch.rand(centres.shape, device=cells.device, generator=generator)
     return centres + (2 * noise - 1) * half
-
-
-def unseen_cells(
-    poses: Tensor,
-    camera: Camera,
-    size: int,
-    *,
-    bound: float = 1.0,
-    cells_at_once: int = 1 << 16,
-) -> Tensor:
-    """(size**3,) bool in Z-order: cells whose centre no camera sees, with a margin of one cell.
-
-    Args:
-        poses: (P, 4, 4) field poses; a few dozen spread over the data are enough.
-        camera: intrinsics.
-        size: cells a side.
-        bound: half the side of the cube.
-        cells_at_once: how many cells share the memory of one pass.
-    """
-    half = bound / size
-    slopes = (camera.cx_px / camera.focal_px, camera.cy_px / camera.focal_px)
-    unseen = []
-    for cells in torch.split(torch.arange(size**3, device=poses.device), cells_at_once):
-        at = cell_positions(cells, size, bound=bound, jitter=False)
-        seen = torch.zeros_like(cells, dtype=torch.bool)
-        for part in torch.split(poses, 64):
-            local = torch.einsum("pmc,pcd->pmd", at - part[:, None, :3, 3], part[:, :3, :3])
-            x, y, z = local.unbind(-1)
-            inside = (x.abs() < slopes[0] * z + 2 * half) & (y.abs() < slopes[1] * z + 2 * half)
-            seen |= ((z > 0) & inside).any(0)
-        unseen.append(~seen)
-    return torch.cat(unseen)
 
 
 def dilate(values: Tensor, size: int) -> Tensor:

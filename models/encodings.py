@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated
 
-import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 -- torch's own convention
 from torch import Tensor, nn
 
 from cuda_kernels import torch_kernels
 from cuda_kernels.arrays import F32
-from cuda_kernels.scene import Grid
-from cuda_kernels.torch_reference import GridConstants, GridLayout, grid_constants, grid_encode
+from cuda_kernels.scene import Grid, GridLayout
+from cuda_kernels.torch_encodings import grid_constants, grid_encode
 
 from .settings import Range, check_ranges, require
 
@@ -48,18 +46,13 @@ class GridConfig:
         return self.levels * self.features
 
     def layout(self, dimensions: int) -> GridLayout:
-        """The layout of the tables: rows per level are the cells, capped, rounded up to a multiple of 8."""
-        growth = 2 ** (math.log2(self.desired_resolution / self.base_resolution) / (self.levels - 1))
-        offsets = [0]
-        for level in range(self.levels):
-            side = math.ceil(self.base_resolution * growth**level) + 1
-            rows = min(2**self.log2_rows, side**dimensions)
-            offsets.append(offsets[-1] + math.ceil(rows / 8) * 8)
-        return GridLayout(
+        """How tables of these sizes are addressed."""
+        return GridLayout.growing(
             dimensions=dimensions,
-            offsets=tuple(offsets),
+            levels=self.levels,
             base_resolution=self.base_resolution,
-            log2_growth=math.log2(growth),
+            desired_resolution=self.desired_resolution,
+            log2_rows=self.log2_rows,
             hashed=self.hashed,
             smoothstep=self.smoothstep,
         )
@@ -70,10 +63,7 @@ class GridEncoder(nn.Module):
 
     offsets: Tensor
     _scales: Tensor
-    _strides: Tensor
-    _first_rows: Tensor
-    _rows: Tensor
-    _masks: Tensor | None
+    _addressing: Tensor
 
     def __init__(self, config: GridConfig, *, dimensions: int, bound: float = 1.0) -> None:
         """Tables start uniform in [-1e-4, 1e-4]."""
@@ -86,27 +76,20 @@ class GridEncoder(nn.Module):
         self.embeddings = nn.Parameter(torch.empty(self.layout.offsets[-1], config.features))
         nn.init.uniform_(self.embeddings, -1e-4, 1e-4)
         self.register_buffer("offsets", torch.tensor(self.layout.offsets, dtype=torch.int32))
-        for name, values in grid_constants(self.layout)._asdict().items():
-            self.register_buffer(f"_{name}", values, persistent=False)
+        scales, addressing = grid_constants(self.layout)
+        self.register_buffer("_scales", scales, persistent=False)
+        self.register_buffer("_addressing", addressing, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, levels * features) of (N, D) positions, level-major."""
         if self.kernels:
             return torch_kernels.grid_encode(x, self.embeddings, self.layout, bound=self.bound)
-        constants = GridConstants(self._scales, self._strides, self._first_rows, self._rows, self._masks)
+        constants = (self._scales, self._addressing)
         return grid_encode(x, self.embeddings, self.layout, bound=self.bound, constants=constants)
 
     def grid(self) -> Grid:
         """The grid as a raymarcher takes it."""
-        return Grid(
-            table=as_numpy(self.embeddings),
-            offsets=np.array(self.layout.offsets, np.int32),
-            dimensions=self.layout.dimensions,
-            base_resolution=self.layout.base_resolution,
-            log2_growth=self.layout.log2_growth,
-            hashed=self.layout.hashed,
-            smoothstep=self.layout.smoothstep,
-        )
+        return Grid(table=as_numpy(self.embeddings), layout=self.layout)
 
 
 class _SharedRows(torch.autograd.Function):

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .torchaudio_pair import import_torchaudio
+from cuda_kernels.errors import InputError
 
-SAMPLE_RATE_HZ = 16000
-FRAME_SAMPLES = 640
-"""Samples of one video frame: 16 kHz at 25 fps."""
+from .time_base import FEATURE_HOP_SAMPLES, FEATURE_RATE_HZ, SAMPLE_RATE_HZ
+from .torchaudio_pair import import_torchaudio
 
 
 class AudioFeatures(Protocol):
@@ -23,13 +22,11 @@ class AudioFeatures(Protocol):
     Attributes:
         dimension: Numbers in one feature frame.
         rate_hz: Feature frames a second, 50.
-        lookahead_samples: Samples after the end of a feature's own 20 ms that it depends on.
         left_context_samples: Samples before its own 20 ms that it depends on.
     """
 
     dimension: int
     rate_hz: int
-    lookahead_samples: int
     left_context_samples: int
 
     def __call__(self, pcm: Tensor) -> Tensor:
@@ -43,21 +40,21 @@ class LogMelConfig:
 
     sample_rate_hz: int = SAMPLE_RATE_HZ
     window_samples: int = 512
-    hop_samples: int = 320
+    hop_samples: int = FEATURE_HOP_SAMPLES
     bands: int = 80
     lowest_hz: float = 80.0
     highest_hz: float = 7600.0
     floor: float = 1e-6
 
     def __post_init__(self) -> None:
-        """Raises ValueError where the framing by whole hops would not hold."""
+        """Raises InputError where the framing by whole hops would not hold."""
         if not self.hop_samples <= self.window_samples <= 2 * self.hop_samples:
-            raise ValueError(
+            raise InputError(
                 f"LogMelConfig: window_samples: expected hop_samples ({self.hop_samples}) to twice that, "
                 f"got {self.window_samples}; change one of the two"
             )
         if not 0 <= self.lowest_hz < self.highest_hz <= self.sample_rate_hz / 2:
-            raise ValueError(
+            raise InputError(
                 f"LogMelConfig: lowest_hz, highest_hz: expected 0 <= lowest < highest <= "
                 f"{self.sample_rate_hz / 2}, got {self.lowest_hz}, {self.highest_hz}; narrow the band"
             )
@@ -74,8 +71,7 @@ class LogMel(nn.Module):
     ONNX, and only the bins that some band hears are worked out. There are no parameters and no state to save.
     """
 
-    rate_hz = 50
-    lookahead_samples = 0
+    rate_hz = FEATURE_RATE_HZ
 
     def __init__(self, config: LogMelConfig | None = None) -> None:
         super().__init__()
@@ -115,7 +111,7 @@ class LogMel(nn.Module):
         """Returns (B, (samples - 512) // 320 + 1, bands) of `pcm` (B, samples) in [-1, 1]."""
         hop, size = self.config.hop_samples, self.config.window_samples
         if pcm.ndim != 2 or pcm.shape[1] < size:
-            raise ValueError(
+            raise InputError(
                 f"LogMel: pcm: expected (batch, >= {size}) samples, got {tuple(pcm.shape)}; pad it"
             )
         frames = (pcm.shape[1] - size) // hop + 1

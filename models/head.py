@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from cuda_kernels import torch_kernels
 from cuda_kernels.scene import Camera, HeadField
+from cuda_kernels.torch_encodings import spherical_harmonics, truncated_exp
 from cuda_kernels.torch_reference import (
     Marched,
     Rays,
@@ -26,13 +27,11 @@ from cuda_kernels.torch_reference import (
     march_packed,
     near_far,
     occupancy_volume,
-    spherical_harmonics,
     step_length,
-    truncated_exp,
 )
 
 from .condition import ConditionConfig, FramePrenet, WindowAttention, encode_windows
-from .density_grid import mean_density, pack_bits, unseen_cells, updated
+from .density_grid import mean_density, pack_bits, updated
 from .encodings import GridConfig, GridEncoder, Mlp, as_numpy, shared_rows
 from .settings import Range, check_ranges, require
 
@@ -106,7 +105,7 @@ class HeadRender(NamedTuple):
     weights_sum: Tensor  # (N,) how much of each ray the head stops
     depth: Tensor  # (N,) weighted distance
     ambient: Tensor  # (N,) sum over the samples of the ambient coordinates' absolute values, not weighted
-    wanted: Tensor  # () int, samples that the march found; more than the capacity means some were left out
+    n_samples_needed: Tensor  # () int, as many as the march found; above the capacity, some were left out
 
 
 class Head(nn.Module):
@@ -179,7 +178,7 @@ class Head(nn.Module):
         out = self.sigma_net(torch.cat((where, self.ambient_embedder(ambient)), 1))  # (M, 1 + G)
         return truncated_exp(out[:, 0].float()), out[:, 1:], ambient
 
-    def look(self, directions: Tensor, code: Tensor, row: Tensor | None = None) -> Tensor:
+    def view_features(self, directions: Tensor, code: Tensor, row: Tensor | None = None) -> Tensor:
         """(N, H) the part of the colour net's first layer that a ray's samples share.
 
         Args:
@@ -193,10 +192,10 @@ class Head(nn.Module):
             coded if row is None else shared_rows(coded, row)
         )
 
-    def color(self, geometry: Tensor, look: Tensor) -> Tensor:
-        """(M, 3) in [0, 1] of (M, G) geometry features and (M, H) from `look`."""
+    def color(self, geometry: Tensor, view_features: Tensor) -> Tensor:
+        """(M, 3) in [0, 1] of (M, G) geometry features and (M, H) from `view_features`."""
         weight, last = self.color_net.first, _SH + self.config.geometry_features
-        hidden = F.linear(geometry, weight[:, _SH:last]) + look
+        hidden = F.linear(geometry, weight[:, _SH:last]) + view_features
         return torch.sigmoid(self.color_net.after_first(hidden).float())
 
     # --- drawing
@@ -274,8 +273,8 @@ class Head(nn.Module):
         )
         if code is None:
             code = self.individual_embeddings[:1]
-        look = self.look(rays_d, code, frame if code.shape[0] > 1 else None)
-        color = self.color(geometry, look[ray])
+        view_features = self.view_features(rays_d, code, frame if code.shape[0] > 1 else None)
+        color = self.color(geometry, view_features[ray])
         values = torch.cat((sigma[:, None], color, ambient.abs().sum(-1, keepdim=True)), 1)  # (M, 5)
         drawn = self.composite(values, marched)
         return HeadRender(
@@ -283,7 +282,7 @@ class Head(nn.Module):
             weights_sum=drawn.weights_sum,
             depth=drawn.depth,
             ambient=drawn.ambient,
-            wanted=marched.wanted,
+            n_samples_needed=marched.n_samples_needed,
         )
 
     @torch.no_grad()
@@ -293,11 +292,11 @@ class Head(nn.Module):
         """What the reference's inference loop gives for (N, 3) rays and a (1, C) condition."""
         config = self.config
         near, far = near_far(rays_o, rays_d, self.aabb_infer, min_near=config.min_near)
-        look = self.look(rays_d, self.individual_embeddings[:1] if code is None else code)
+        view_features = self.view_features(rays_d, self.individual_embeddings[:1] if code is None else code)
 
         def at(positions: Tensor, ray: Tensor) -> tuple[Tensor, Tensor]:
             sigma, geometry, _ = self.density(positions, condition)
-            return sigma, self.color(geometry, look[ray])
+            return sigma, self.color(geometry, view_features[ray])
 
         return march_in_waves(
             at,
@@ -315,12 +314,6 @@ class Head(nn.Module):
     # --- occupancy
 
     @torch.no_grad()
-    def mark_unseen(self, poses: Tensor, camera: Camera) -> None:
-        """Marks the cells that no camera of (P, 4, 4) field poses sees: they stay empty."""
-        unseen = unseen_cells(poses, camera, self.config.grid_size, bound=self.config.bound)
-        self.density_grid[0, unseen] = -1.0
-
-    @torch.no_grad()
     def update_density(
         self,
         condition: Tensor,
@@ -330,7 +323,7 @@ class Head(nn.Module):
         generator: torch.Generator | None = None,
         density: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """The mean density, () float, after looking at every cell once with a (1, C) condition.
+        """The mean density, () float, after querying every cell once with a (1, C) condition.
 
         Args:
             condition: (1, C), best that of a random training frame.

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import remove_parametrizations
 
+from cuda_kernels.errors import InputError
+
 from .settings import one_line
 from .torchaudio_pair import import_torchaudio
 
@@ -33,7 +35,7 @@ _RENAMED = {
 """Hugging Face's names of what torchaudio calls otherwise."""
 
 
-class HubertError(ValueError):
+class HubertError(InputError):
     """Weights or sizes that are no HuBERT's that we run: which file, which key, what was expected."""
 
 
@@ -59,10 +61,10 @@ class HubertConfig:
     position_groups: int = 16
 
     def __post_init__(self) -> None:
-        """Raises ValueError where sizes contradict each other."""
+        """Raises InputError where sizes contradict each other."""
         for name, parts in (("heads", self.heads), ("position_groups", self.position_groups)):
             if parts < 1 or self.dimension % parts:
-                raise ValueError(
+                raise InputError(
                     f"HubertConfig: {name}: expected a divisor of dimension ({self.dimension}), got {parts}"
                 )
 

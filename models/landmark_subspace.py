@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from cuda_kernels.errors import InputError
+
 
 class LandmarkSubspace(nn.Module):
     """Keeps of landmarks what the speaker's own video could show."""
@@ -33,10 +35,10 @@ class LandmarkSubspace(nn.Module):
             unexplained: That share, 0 to 1.
 
         Raises:
-            ValueError: Landmarks of another shape, without motion or not finite.
+            InputError: Landmarks of another shape, without motion or not finite.
         """
         if landmarks.ndim != 2 or landmarks.shape[0] < 2 or not bool(torch.isfinite(landmarks).all()):
-            raise ValueError(
+            raise InputError(
                 f"LandmarkSubspace: landmarks: expected finite (frames, 204), got {tuple(landmarks.shape)}; "
                 f"give the training frames' landmarks"
             )
@@ -46,7 +48,7 @@ class LandmarkSubspace(nn.Module):
         values, vectors = torch.linalg.eigh(covariance)  # ascending
         values = values.flip(0).clamp(min=0)
         if not float(values[0]) > 0:
-            raise ValueError("LandmarkSubspace: landmarks: expected some motion, got none; give a video's")
+            raise InputError("LandmarkSubspace: landmarks: expected some motion, got none; give a video's")
         left = 1 - values.cumsum(0) / values.sum()  # after each component
         count = int((left > unexplained).sum()) + 1
         basis = vectors.flip(1)[:, :count].T.contiguous()  # (K, 204)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from cuda_kernels.errors import InputError
+
 MAX_NESTING = 32
 """Graphs within graphs; ours have none."""
 MAX_FIELDS = 2_000_000
@@ -27,13 +29,12 @@ _SPARSE_TENSORS = (1, 2)
 _TENSOR_NAME, _TENSOR_EXTERNAL_DATA, _TENSOR_DATA_LOCATION = 8, 13, 14
 
 
-class OnnxGraphError(ValueError):
+class OnnxGraphError(InputError):
     """A file that is no ONNX network, or not all of one: which `field`, what was `expected` and `got`."""
 
     def __init__(self, name: str, expected: str, got: str) -> None:
         """Keeps the parts of the message, so that a caller can add the file."""
-        self.field, self.expected, self.got = name, expected, got
-        super().__init__(f"{name}: expected {expected}, got {got}")
+        super().__init__(field=name, expected=expected, got=got)
 
 
 class _MalformedError(ValueError):

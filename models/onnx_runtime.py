@@ -15,4 +15,5 @@ def load_onnxruntime() -> Any:  # noqa: ANN401 - the package ships no types
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
+    onnxruntime.set_default_logger_severity(4)  # what is wrong is raised, and said once
     return onnxruntime

@@ -16,8 +16,8 @@ import numpy as np
 
 from cuda_kernels.arrays import F32, F64
 
-SAMPLE_RATE_HZ = 16_000
-STEP_SAMPLES = 320
+from .time_base import FEATURE_HOP_SAMPLES, SAMPLE_RATE_HZ
+
 WINDOW_SAMPLES = 600  # three periods of the lowest pitch: two lie under the window's broad middle
 LOWEST_HZ, HIGHEST_HZ = 80.0, 750.0
 VOICED_FROM = 0.6
@@ -44,7 +44,7 @@ def f0_hz(pcm: F32) -> F32:
     if len(pcm) < WINDOW_SAMPLES:
         return np.zeros(0, np.float32)
     sound = pcm.astype(np.float64)
-    frames = np.lib.stride_tricks.sliding_window_view(sound, WINDOW_SAMPLES)[::STEP_SAMPLES]
+    frames = np.lib.stride_tricks.sliding_window_view(sound, WINDOW_SAMPLES)[::FEATURE_HOP_SAMPLES]
     frames = frames - frames.mean(axis=1, keepdims=True)  # (T, 600)
     loudest = np.abs(sound - sound.mean()).max()
     if loudest == 0:

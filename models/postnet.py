@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from cuda_kernels.errors import InputError
+
 from .audio2motion import LANDMARK_DIMENSION
 from .time_convolution import TimeConv1d, last_frames
 
@@ -96,7 +98,7 @@ class PostNet(nn.Module):
             pitch: (B, T, pitch_channels), embedded.
         """
         if (pitch is not None) != bool(self.config.pitch_channels):
-            raise ValueError(
+            raise InputError(
                 f"PostNet: pitch: expected {self.config.pitch_channels} channels, got "
                 f"{'none' if pitch is None else pitch.shape[-1]}; only the pitch variant takes it"
             )
@@ -112,13 +114,13 @@ class PostNet(nn.Module):
 class MotionDiscriminator(nn.Module):
     """Tells a speaker's own landmarks from others, frame by frame: 1 for the speaker, 0 for the rest."""
 
-    def __init__(self, widths: tuple[int, ...] = (128, 256, 256, 128), *, dropout: float = 0.25) -> None:
+    def __init__(self, widths: tuple[int, ...] = (128, 256, 256, 128)) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         inputs = LANDMARK_DIMENSION
         for place, width in enumerate(widths):
             slope = 0.2 if place == 0 else 0.25
-            layers += [nn.Linear(inputs, width), nn.LeakyReLU(slope), nn.Dropout(dropout)]
+            layers += [nn.Linear(inputs, width), nn.LeakyReLU(slope), nn.Dropout(0.25)]
             inputs = width
         self.backbone = nn.Sequential(*layers, nn.Linear(inputs, 1, bias=False))
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cuda_kernels.errors import InputError
+
 MOUTH_POINTS = slice(48, 68)
 MOUTH_DIMENSION = 60
 """20 points by x, y, z."""
@@ -40,9 +42,9 @@ class SyncNetConfig:
     mouth_widths: tuple[int, int, int] = (128, 256, 512)
 
     def __post_init__(self) -> None:
-        """Raises ValueError where the two embeddings would differ in size."""
+        """Raises InputError where the two embeddings would differ in size."""
         if self.audio_widths[-1] != self.mouth_widths[-1]:
-            raise ValueError(
+            raise InputError(
                 f"SyncNetConfig: audio_widths, mouth_widths: expected the same last width, got "
                 f"{self.audio_widths[-1]} and {self.mouth_widths[-1]}; the embeddings are compared"
             )
@@ -129,7 +131,7 @@ class SyncNet(nn.Module):
         """Returns (B, embedding) of (B, 10, feature_dimension)."""
         config = self.config
         if features.ndim != 3 or features.shape[1:] != (AUDIO_FRAMES, config.feature_dimension):
-            raise ValueError(
+            raise InputError(
                 f"SyncNet: features: expected (batch, {AUDIO_FRAMES}, {config.feature_dimension}), got "
                 f"{tuple(features.shape)}; cut windows of {AUDIO_FRAMES} feature frames"
             )
@@ -140,7 +142,7 @@ class SyncNet(nn.Module):
     def embed_mouth(self, mouth: Tensor) -> Tensor:
         """Returns (B, embedding) of (B, 5, 60), the un-normalised landmarks of points 48 to 67."""
         if mouth.ndim != 3 or mouth.shape[1:] != (MOTION_FRAMES, MOUTH_DIMENSION):
-            raise ValueError(
+            raise InputError(
                 f"SyncNet: mouth: expected (batch, {MOTION_FRAMES}, {MOUTH_DIMENSION}), got "
                 f"{tuple(mouth.shape)}; cut windows of {MOTION_FRAMES} frames of points 48 to 67"
             )
@@ -149,9 +151,3 @@ class SyncNet(nn.Module):
     def forward(self, features: Tensor, mouth: Tensor) -> tuple[Tensor, Tensor]:
         """Returns both embeddings, (B, embedding) each."""
         return self.embed_audio(features), self.embed_mouth(mouth)
-
-
-def sync_loss(audio: Tensor, mouth: Tensor, label: Tensor) -> Tensor:
-    """Returns the binary cross entropy () of the pairs' cosines against label (B,), 1 for a true pair."""
-    cosine = functional.cosine_similarity(audio, mouth, dim=1)  # (B,)
-    return functional.binary_cross_entropy(cosine.clamp(0.0, 1.0), label)

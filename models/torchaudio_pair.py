@@ -5,10 +5,12 @@ from __future__ import annotations
 from importlib import metadata
 from typing import Any
 
+from cuda_kernels.errors import InputError
+
 from .settings import one_line
 
 
-class TorchaudioError(ValueError):
+class TorchaudioError(InputError):
     """torchaudio does not load beside this torch: which two are installed, and which pair to install."""
 
 

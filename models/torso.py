@@ -14,7 +14,8 @@ import torch.nn.functional as F  # noqa: N812 -- torch's own convention
 from torch import Tensor, nn
 
 from cuda_kernels.scene import TorsoField
-from cuda_kernels.torch_reference import frequency_encode, sample_occupancy
+from cuda_kernels.torch_encodings import frequency_encode
+from cuda_kernels.torch_reference import sample_occupancy
 
 from .density_grid import updated_torso
 from .encodings import GridConfig, GridEncoder, Mlp, as_numpy, shared_rows
@@ -63,7 +64,7 @@ class TorsoRender(NamedTuple):
     deform: Tensor  # (M, 2) offsets of the points that were looked at
 
 
-Look = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor]]
+Query = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor]]
 
 
 class Torso(nn.Module):
@@ -90,7 +91,7 @@ class Torso(nn.Module):
         """From now on the CUDA kernels encode positions, or else their twin in torch."""
         self.torso_embedder.kernels = kernels
 
-    def look(
+    def query(
         self, x: Tensor, pose6: Tensor, code: Tensor, row: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(alpha (M, 1), rgb (M, 3), deform (M, 2)) at (M, 2) row-first coordinates in [-1, 1].
@@ -133,7 +134,7 @@ class Torso(nn.Module):
         *,
         frame: Tensor | None = None,
         code: Tensor | None = None,
-        look: Look | None = None,
+        query: Query | None = None,
     ) -> TorsoRender:
         """What pixels of one or several frames show; shapes are static while training.
 
@@ -143,19 +144,19 @@ class Torso(nn.Module):
             background: (N, 3).
             frame: (N,) which pose (and code) each pixel takes; F must be 1 if None.
             code: (F, I) or (1, I); row 0 of the individual codes for all if None.
-            look: a compiled stand-in for `look` in training.
+            query: a compiled stand-in for `query` in training.
         """
         if code is None:
             code = self.torso_individual_codes[:1]
         with torch.no_grad():
             occupied = self.occupied(coordinates)  # (N,)
         if self.training:
-            alpha, rgb, deform = (look or self.look)(coordinates, pose6, code, frame)
+            alpha, rgb, deform = (query or self.query)(coordinates, pose6, code, frame)
             alpha = alpha * occupied[:, None]
             return TorsoRender(alpha * rgb + (1 - alpha) * background, alpha[:, 0], deform)
         index = occupied.nonzero().squeeze(1)
         row = None if frame is None else frame[index]
-        seen, rgb, deform = self.look(coordinates[index], pose6, code, row)
+        seen, rgb, deform = self.query(coordinates[index], pose6, code, row)
         alpha = seen.new_zeros(coordinates.shape[0], 1).index_copy(0, index, seen)
         color = rgb.new_zeros(coordinates.shape[0], 3).index_copy(0, index, rgb)
         return TorsoRender(alpha * color + (1 - alpha) * background, alpha[:, 0], deform)
@@ -176,7 +177,7 @@ class Torso(nn.Module):
         self.density_grid_torso.copy_(
             updated_torso(
                 self.density_grid_torso,
-                lambda x: self.look(x, pose6, code)[0][:, 0],
+                lambda x: self.query(x, pose6, code)[0][:, 0],
                 self.config.grid_size,
                 decay=decay,
                 jitter=jitter,

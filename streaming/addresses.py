@@ -1,4 +1,4 @@
-"""Which addresses are this machine's, whose word on a client's is believed, what one counts as in a limit."""
+"""Client addresses: loopback, trusted proxies (X-Forwarded-For), and keys of rate limits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def is_loopback(host: str) -> bool:
-    """Returns whether a name or address leads to this machine itself, whatever a name server says."""
+    """Returns whether a name or address is loopback, without DNS."""
     try:
         return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -38,7 +38,7 @@ class TrustedProxies:
         return self._any or self._is_named(_parse(address))
 
     def client_key(self, peer: str, forwarded_for: Iterable[str]) -> str:
-        """Returns what a request's client counts as in a limit, see `address_key`.
+        """Returns the rate-limit key of a request's client, see `address_key`.
 
         Args:
             peer: address that the connection comes from.

@@ -1,4 +1,4 @@
-"""What works on this machine, one line each, with the way out where something does not."""
+"""`--check`: self-diagnosis, one line for each check, with the way out where one fails."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ import numpy as np
 
 from models.onnx_runtime import load_onnxruntime
 from models.settings import escaped
-from models.speaker import find_speaker, load_speaker
+from models.speaker import load_speaker
+from models.speaker_folders import find_speaker
 
 from .desktop.microphone import input_devices
 from .desktop.preview import open_pygame
@@ -34,7 +35,7 @@ from .pipeline.render_size import FRAME_BUDGET_MS
 from .pipeline.renderers import OpenRaymarcher, open_cpu_raymarcher
 from .server.tls import server_ssl_context
 from .settings import StreamSettings
-from .webrtc.opus import BLOCK_SAMPLES, OpusDecoder, OpusEncoder, find_libopus
+from .webrtc.opus import BLOCK_SAMPLES, OpusDecoder, OpusEncoder
 from .webrtc.video_encoder import H264VideoEncoder, Vp8VideoEncoder
 
 Status = Literal["ok", "warn", "fail"]
@@ -53,7 +54,7 @@ _COLOURS = {"ok": "\033[32m", "warn": "\033[33m", "fail": "\033[31m"}
 
 @dataclass(frozen=True, kw_only=True)
 class CheckResult:
-    """What came of one check."""
+    """Result of one check."""
 
     name: str
     status: Status  # a warning stops nothing
@@ -62,7 +63,7 @@ class CheckResult:
 
 
 class _NotTriedError(Exception):
-    """A check needs what another one did not get."""
+    """A check depends on one that failed."""
 
 
 def run_checks(
@@ -73,7 +74,7 @@ def run_checks(
     say: Callable[[str], None] = lambda _: None,
     open_raymarcher: OpenRaymarcher = open_cpu_raymarcher,
 ) -> list[CheckResult]:
-    """Returns a result for each check; what fails in one keeps no other from being tried.
+    """Returns a result for each check; a failure stops no other check.
 
     Args:
         settings: speaker, threads, render size, addresses and certificates that are to work.
@@ -155,10 +156,10 @@ def _isolated(name: str, check: Callable[[], _Found]) -> CheckResult:
 
 
 def _failure(error: Exception) -> _Found:
-    """Returns what an error says: ours name the way out after the last semicolon."""
+    """Returns an error's message, split at the last semicolon into problem and way out."""
     text = " ".join(str(error).split())
     detail, semicolon, way_out = text.rpartition("; ")
-    if isinstance(error, ValueError) and semicolon:
+    if isinstance(error, InputError) and semicolon:
         return _Found(status="fail", detail=detail, way_out=way_out)
     return _Found(status="fail", detail=f"{type(error).__name__}: {text}" if text else type(error).__name__)
 
@@ -185,7 +186,7 @@ class _Checks:
         self._gpu: GpuRenderer | None = None
 
     def close(self) -> None:
-        """Ends the raymarcher's threads, and what draws on the GPU."""
+        """Closes raymarcher and GPU renderer."""
         for opened in (self._opening, self._gpu):
             if opened is not None:
                 opened.close()
@@ -218,7 +219,7 @@ class _Checks:
         return _Found(status="ok", detail=f"Python {platform.python_version()}, {', '.join(versions)}")
 
     def cores(self) -> _Found:
-        """What the raymarcher may use."""
+        """The CPU budget."""
         threads = f"{self._threads} thread{'s' if self._threads > 1 else ''}"
         here = usable_cores()
         counted_on = f"{self._cores} usable" if self._cores == here else f"{self._cores} of {here} counted on"
@@ -232,7 +233,7 @@ class _Checks:
         return _Found(status="ok", detail=detail)
 
     def memory(self) -> _Found:
-        """What is free, for the machine and for this container."""
+        """Free memory of the machine and of this container."""
         free_bytes = free_memory_bytes()
         if free_bytes is None:
             return _Found(status="ok", detail="this system does not say what is free")
@@ -294,8 +295,8 @@ class _Checks:
         opening = self._need_speaker()
         networks, motion_ms = opening.networks, opening.motion_ms
         self._networks_open = True
-        hears = "motion takes" if networks.features is None else "features and motion take"
-        detail = f"{hears} {motion_ms:.1f} ms a frame; {networks.describe() or 'all on the CPU'}"
+        subject = "motion takes" if networks.features is None else "features and motion take"
+        detail = f"{subject} {motion_ms:.1f} ms a frame; {networks.describe() or 'all on the CPU'}"
         if motion_ms > opening.motion_limit_ms:
             return _Found(
                 status="warn",
@@ -347,17 +348,11 @@ class _Checks:
         return _encoded(Vp8VideoEncoder)
 
     def opus(self) -> _Found:
-        """libopus, there and back, and whether it conceals what was lost."""
+        """libopus, a round trip."""
         packet = OpusEncoder().encode(np.zeros(BLOCK_SAMPLES, np.float32))
         samples = OpusDecoder().decode(packet)
         if len(samples) != BLOCK_SAMPLES:
             raise RuntimeError(f"expected {BLOCK_SAMPLES} samples back, got {len(samples)}")
-        if find_libopus() is None:
-            return _Found(
-                status="warn",
-                detail="works, but sound that is lost on the way is not concealed well",
-                way_out="install libopus (on Debian: apt-get install libopus0)",
-            )
         return _Found(status="ok", detail="works, and conceals what is lost on the way")
 
     # The network -------------------------------------------------------------------------------------
@@ -422,7 +417,7 @@ class _Checks:
     # Local use ---------------------------------------------------------------------------------------
 
     def microphone(self) -> _Found:
-        """Whether --mic has something to hear."""
+        """Whether there is a device for --mic."""
         try:
             devices = input_devices()
         except InputError as error:
@@ -447,7 +442,7 @@ class _Checks:
 def free_memory_bytes(
     meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")
 ) -> int | None:
-    """Returns what this process may still take, None where the system does not say."""
+    """Returns the memory that this process may still allocate, None where it is unknown."""
     free = []
     with contextlib.suppress(OSError):
         found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text(), re.MULTILINE)

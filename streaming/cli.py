@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import os
@@ -12,15 +11,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib import metadata
-from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from models.settings import escaped
+from models.settings import BAD_INPUT, Flag, Parser, add_flags, escaped
 from models.terminal import log_to_stderr, with_safe_streams
+from models.time_base import FRAME_RATE_HZ
 
 from .errors import GpuLostError, InputError, Signalled, Stopped
-from .settings import StreamSettings, flag, options, resolve_settings, variable
+from .settings import StreamSettings, options, resolve_settings, variable
 
 if TYPE_CHECKING:
     from models.speaker import Speaker
@@ -31,53 +30,20 @@ if TYPE_CHECKING:
 
 DONE = 0
 FAILED = 1
-BAD_INPUT = 2
 
 PROGRAM = "geneface-stream"
 _PATIENCE_S = 2.0  # after a signal; from then on another one ends the program at once
 log = logging.getLogger(__name__)
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage in front of it."""
-
-    def error(self, message: str) -> NoReturn:
-        """Ends the program with exit code 2."""
-        self.exit(BAD_INPUT, f"{self.prog}: {escaped(message)}; {self.prog} --help shows what there is\n")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog=PROGRAM,
         description="A trained speaker says what you say: live in a browser, from a recording, in a window.",
         epilog="Every flag can also be set as a variable, --render-size as GENEFACE_RENDER_SIZE.",
         allow_abbrev=False,
     )
-    defaults = StreamSettings()
-    groups: dict[str, argparse._ArgumentGroup] = {}
-    for name, option in options().items():
-        default = getattr(defaults, name)
-        text = option.help if default in (None, False, ()) else f"{option.help} (default: {default})"
-        group = groups.setdefault(option.group, parser.add_argument_group(option.group))
-        if not option.metavar:
-            group.add_argument(
-                flag(name), action="store_const", const="true", default=argparse.SUPPRESS, help=text
-            )
-        elif option.several:
-            group.add_argument(
-                flag(name), action="append", metavar=option.metavar, default=argparse.SUPPRESS, help=text
-            )
-        elif option.without_value is not None:
-            group.add_argument(
-                flag(name),
-                nargs="?",
-                const=option.without_value,
-                metavar=option.metavar,
-                default=argparse.SUPPRESS,
-                help=text,
-            )
-        else:
-            group.add_argument(flag(name), metavar=option.metavar, default=argparse.SUPPRESS, help=text)
+    add_flags(parser, options().values(), negatable=False)
     parser.add_argument("--check", action="store_true", help="say what works on this machine, and end")
     parser.add_argument("--list-devices", action="store_true", help="show the microphones here, and end")
     parser.add_argument("--list-speakers", action="store_true", help="show the speakers there are, and end")
@@ -93,7 +59,7 @@ def _version() -> str:
 
 
 class _Interruption:
-    """SIGINT and SIGTERM: while things are got ready they end the program, during a run they are polled."""
+    """SIGINT and SIGTERM: they raise during preparation and are polled during a run."""
 
     def __init__(self) -> None:
         self.name = ""
@@ -112,7 +78,7 @@ class _Interruption:
 
     @contextlib.contextmanager
     def polled(self) -> Iterator[None]:
-        """Only notes a signal in the block; `received` tells."""
+        """Records a signal in the block instead of raising; see `received`."""
         self._polled = True
         try:
             yield
@@ -147,13 +113,11 @@ def main(arguments: Sequence[str] | None = None, *, open_raymarcher: OpenRaymarc
 def _run(arguments: Sequence[str] | None, open_raymarcher: OpenRaymarcher | None) -> int:
     given = vars(_parser().parse_args(arguments))
     only = [name for name in ("check", "list_devices", "list_speakers") if given.pop(name)]
-    # A flag that was given several times is one text, as its variable is.
-    texts = {name: ",".join(text) if isinstance(text, list) else text for name, text in given.items()}
     log_to_stderr(logging.WARNING, f"{PROGRAM}: %(message)s")
     interruption = _Interruption()
     try:
         with interruption.installed():
-            settings = resolve_settings(texts, os.environ)
+            settings = resolve_settings(given, os.environ)
             if only:
                 return _ONLY[only[0]](settings, open_raymarcher)
             if settings.mic is not None:
@@ -164,7 +128,7 @@ def _run(arguments: Sequence[str] | None, open_raymarcher: OpenRaymarcher | None
     except (Stopped, Signalled):
         # Which of the programs it would have become may not be known yet.
         outputs = ("output", "landmark_video")
-        writes = any(texts.get(name) or os.environ.get(variable(name)) for name in outputs)
+        writes = any(given.get(name) or os.environ.get(variable(name)) for name in outputs)
         result = "; nothing was written" if writes else ""
         print(f"{PROGRAM}: stopped by {interruption.name}{result}", file=sys.stderr)
         return FAILED
@@ -174,25 +138,16 @@ def _run(arguments: Sequence[str] | None, open_raymarcher: OpenRaymarcher | None
             file=sys.stderr,
         )
         return FAILED
-    except Exception as error:
-        if _is_bad_input(error):
-            print(f"{PROGRAM}: {escaped(str(error))}", file=sys.stderr)
-            return BAD_INPUT
+    except InputError as error:
+        print(f"{PROGRAM}: {escaped(str(error))}", file=sys.stderr)
+        return BAD_INPUT
+    except Exception:
         log.exception("failed, and that is a fault of the program")
         return FAILED
 
 
-def _is_bad_input(error: Exception) -> bool:
-    from cuda_kernels.folding import SceneError
-    from models.speaker import BundleError, UnknownSpeakerError
-
-    from .pipeline.onnx_engine import EngineError
-
-    return isinstance(error, InputError | BundleError | UnknownSpeakerError | EngineError | SceneError)
-
-
 def _list_speakers(settings: StreamSettings, _: OpenRaymarcher | None) -> int:
-    from models.speaker import list_speakers
+    from models.speaker_folders import list_speakers
 
     found = list_speakers(speakers_dir=settings.speakers_dir)
     if not found:
@@ -220,7 +175,8 @@ def _speak(
 
     audio = AudioFile(settings.input)
 
-    from models.speaker import find_speaker, load_speaker
+    from models.speaker import load_speaker
+    from models.speaker_folders import find_speaker
 
     from .files import run as file_run
     from .files.pace import describe_steps
@@ -290,7 +246,7 @@ def _speak(
             say(f"{speaker.name} has no mean face: --landmark-video moves a plain face of nobody")
         waiting.clear()
 
-        frames = round(audio.duration_s * 25 + 0.5) if audio.duration_s else None
+        frames = round(audio.duration_s * FRAME_RATE_HZ + 0.5) if audio.duration_s else None
         progress = Progress(frames, quiet=settings.quiet)
         with interruption.polled():
             try:
@@ -319,9 +275,9 @@ def _refuse_one_file_twice(settings: StreamSettings) -> None:
     Raises:
         InputError: with both flags; or the folder that their names begin in is gone.
     """
-    flags: dict[str, str] = {}
+    taken: dict[str, Flag] = {}
     for name in ("input", "output", "landmark_video", "landmarks"):
-        path: Path | None = getattr(settings, name)
+        flag, path = options()[name], getattr(settings, name)
         if path is None:
             continue
         try:
@@ -331,9 +287,9 @@ def _refuse_one_file_twice(settings: StreamSettings) -> None:
             raise InputError(
                 f"{path}: expected a name in the working folder, got: {reason}; change to one that is there"
             ) from None
-        first = flags.setdefault(real, flag(name))
-        if first != flag(name):
-            raise InputError(f"{path}: {first} would be overwritten; give {flag(name)} another name")
+        first = taken.setdefault(real, flag)
+        if first != flag:
+            raise InputError(f"{path}: {first} would be overwritten; give {flag} another name")
 
 
 def _load(

@@ -1,10 +1,10 @@
-"""What bad input is refused with: one line that says what, where, expected, got and the way out."""
+"""What a run can end with: bad input, refused in one line, an order from outside, a lost GPU."""
 
 from __future__ import annotations
 
+from cuda_kernels.errors import InputError
 
-class InputError(ValueError):
-    """Something the user gave cannot be used; the message is one line fit to be shown as it is."""
+__all__ = ["GpuLostError", "InputError", "NetworkFailureError", "Signalled", "Stopped"]
 
 
 class NetworkFailureError(InputError):
@@ -20,8 +20,9 @@ class NetworkFailureError(InputError):
             got: what it gave instead.
         """
         self.network = network
-        self.expected, self.got = expected, got
-        super().__init__(f"{speaker}: {network}: expected {expected}, got {got}; export the speaker again")
+        super().__init__(
+            file=speaker, field=network, expected=expected, got=got, way_out="export the speaker again"
+        )
 
 
 class Stopped(Exception):  # noqa: N818 - it is an order, not an error
@@ -29,7 +30,7 @@ class Stopped(Exception):  # noqa: N818 - it is an order, not an error
 
 
 class Signalled(BaseException):
-    """A signal came while nothing polls for it; as KeyboardInterrupt, it passes what swallows exceptions."""
+    """A signal came while none polls for it; no Exception, so that broad handlers pass it on."""
 
 
 class GpuLostError(RuntimeError):

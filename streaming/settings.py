@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import urlsplit
+
+from models.settings import Flag, Option, Range, SettingsError, check_ranges, flags_of, from_flags, texts_of
 
 from .addresses import TrustedProxies, is_loopback
 from .errors import InputError
 from .pipeline.compute_settings import ComputeSettings
-from .pipeline.onnx_engine import DeviceName, EngineName
+from .pipeline.engine_choice import DeviceName, EngineName
 from .pipeline.render_size import MIN_RENDER_PX
 
 ENVIRONMENT_PREFIX = "GENEFACE_"
@@ -25,17 +25,13 @@ def _render_size(text: str) -> int | None:
     return None if text == "auto" else int(text)
 
 
-def _texts(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
 def _port_range(text: str) -> tuple[int, int]:
     first, _, last = text.partition("-")
     return int(first), int(last)
 
 
-def _origins(text: str) -> tuple[str, ...]:
-    return tuple(_as_browsers_write(origin) or origin for origin in _texts(text))
+def _origin(text: str) -> str:
+    return _as_browsers_write(text) or text
 
 
 def _as_browsers_write(origin: str) -> str | None:
@@ -57,26 +53,7 @@ def _codec(text: str) -> str:
     return {"auto": "auto", "h264": "H264", "vp8": "VP8"}[text.lower()]
 
 
-def _one_of(*names: str) -> Callable[[str], str]:
-    return {name: name for name in names}.__getitem__
-
-
-def _switch(text: str) -> bool:
-    return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text.lower()]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Option:
-    """How a setting is given as a text, by flag or environment variable."""
-
-    parse: Callable[[str], object]
-    help: str
-    metavar: str = ""  # empty: a switch, which takes no value as a flag
-    group: str = "who speaks, and how it is drawn"
-    several: bool = False  # the flag may be given several times; as a variable, separated by commas
-    without_value: str | None = None  # what the flag means when no value follows it
-
-
+DRAWING = "who speaks, and how it is drawn"
 VIDEO_FILE = "a recording into a video"
 SERVER = "the live server"
 LOCAL = "this machine's own microphone"
@@ -88,195 +65,168 @@ class StreamSettings:
     """Settings of one run; a flag wins over its environment variable, which wins over the default."""
 
     speaker: Annotated[
-        str, Option(parse=str, help="a speaker's name, or the path of its bundle", metavar="NAME")
+        str, Option("a speaker's name, or the path of its bundle", metavar="NAME", group=DRAWING)
     ] = "May"
     speakers_dir: Annotated[
-        Path | None, Option(parse=Path, help="a folder of bundles, searched first", metavar="DIR")
+        Path | None, Option("a folder of bundles, searched first", metavar="DIR", group=DRAWING)
     ] = None
     input: Annotated[
         Path | None,
         Option(
-            parse=Path,
-            help="the recording to speak: anything ffmpeg decodes, sound or video",
+            "the recording to speak: anything ffmpeg decodes, sound or video",
             metavar="FILE",
             group=VIDEO_FILE,
         ),
     ] = None
     output: Annotated[
         Path | None,
-        Option(
-            parse=Path, help="the video to write (.mp4, .m4v, .mov or .mkv)", metavar="FILE", group=VIDEO_FILE
-        ),
+        Option("the video to write (.mp4, .m4v, .mov or .mkv)", metavar="FILE", group=VIDEO_FILE),
     ] = None
     landmarks: Annotated[
         Path | None,
-        Option(
-            parse=Path,
-            help="also write the motion that was drawn, as .npz",
-            metavar="FILE",
-            group=VIDEO_FILE,
-        ),
+        Option("also write the motion that was drawn, as .npz", metavar="FILE", group=VIDEO_FILE),
     ] = None
     landmark_video: Annotated[
         Path | None,
         Option(
-            parse=Path,
-            help="write the motion as a video of its 68 points; quick, and --output may be left out",
+            "write the motion as a video of its 68 points; quick, and --output may be left out",
             metavar="FILE",
             group=VIDEO_FILE,
         ),
     ] = None
     render_size: Annotated[
         int | None,
+        Range(MIN_RENDER_PX, words=f"auto or at least {MIN_RENDER_PX} pixels"),
         Option(
-            parse=_render_size,
-            help="pixels a side that the raymarcher draws, or auto: the largest that keeps up here; live, "
+            "pixels a side that the raymarcher draws, or auto: the largest that keeps up here; live, "
             "it follows the machine's load, a recording steps down when it falls behind (default: auto)",
             metavar="N|auto",
+            parse=_render_size,
+            group=DRAWING,
         ),
     ] = None
     seed: Annotated[
         int,
+        Range(0, 2**63 - 1, words="0 to 2**63 - 1"),
         Option(
-            parse=int,
-            help="picks the blinks; the same sound, seed and render size give the same pictures",
-            metavar="N",
+            "picks the blinks; the same sound, seed and render size give the same pictures", group=DRAWING
         ),
     ] = 0
     threads: Annotated[
-        int, Option(parse=int, help="threads of the raymarcher; 0: one a core, at most 8", metavar="N")
+        int,
+        Range(0, 64, words="0 (one a core) to 64"),
+        Option("threads of the raymarcher; 0: one a core, at most 8", group=DRAWING),
     ] = 0
     cores: Annotated[
         int,
+        Range(0, words="0 (all there are) or more"),
         Option(
-            parse=int,
-            help="cores to count on, where others work on this machine, too; 0: all that affinity and "
+            "cores to count on, where others work on this machine, too; 0: all that affinity and "
             "container leave",
-            metavar="N",
+            group=DRAWING,
         ),
     ] = 0
     engine: Annotated[
         EngineName,
         Option(
-            parse=_one_of("auto", "onnx", "tensorrt"),
-            help="what runs the networks; auto: on a GPU, TensorRT where it can, else ONNX Runtime",
-            metavar="auto|onnx|tensorrt",
+            "what runs the networks; auto: on a GPU, TensorRT where it can, else ONNX Runtime", group=DRAWING
         ),
     ] = "auto"
     device: Annotated[
         DeviceName,
         Option(
-            parse=_one_of("auto", "cpu", "cuda"),
-            help="what draws, and where the networks run; auto: a GPU that can draws and runs the large "
+            "what draws, and where the networks run; auto: a GPU that can draws and runs the large "
             "networks, else the CPU",
-            metavar="auto|cpu|cuda",
+            group=DRAWING,
         ),
     ] = "auto"
     crf: Annotated[
         int,
-        Option(parse=int, help="quality of the video, 0 (best) to 51 (worst)", metavar="N", group=VIDEO_FILE),
+        Range(0, 51, words="0 (best) to 51 (worst)"),
+        Option("quality of the video, 0 (best) to 51 (worst)", group=VIDEO_FILE),
     ] = 20
-    quiet: Annotated[bool, Option(parse=_switch, help="show no progress")] = False
+    quiet: Annotated[bool, Option("show no progress", group=DRAWING)] = False
     host: Annotated[
         str,
         Option(
-            parse=str,
-            help="the address to listen on; any but this machine's own needs --token (or --allow-anonymous) "
+            "the address to listen on; any but this machine's own needs --token (or --allow-anonymous) "
             "and TLS",
             metavar="ADDRESS",
             group=SERVER,
         ),
     ] = "127.0.0.1"
     port: Annotated[
-        int, Option(parse=int, help="the TCP port of page and API; 0: any", metavar="N", group=SERVER)
+        int,
+        Range(0, 65535, words="0 (any) to 65535"),
+        Option("the TCP port of page and API; 0: any", group=SERVER),
     ] = 8010
     token: Annotated[
-        str | None,
-        Option(parse=str, help="who wants a session must know it (bearer)", metavar="SECRET", group=SERVER),
+        str | None, Option("who wants a session must know it (bearer)", metavar="SECRET", group=SERVER)
     ] = None
     forwarded_allow_ips: Annotated[
         tuple[str, ...],
         Option(
-            parse=_texts,
-            help="a proxy whose X-Forwarded-For is believed, or a network, * for any; several may be given",
+            "a proxy whose X-Forwarded-For is believed, or a network, * for any; several may be given",
             metavar="ADDRESS",
             group=SERVER,
-            several=True,
+            repeats=True,
         ),
     ] = ()
-    allow_anonymous: Annotated[
-        bool, Option(parse=_switch, help="let everybody in who reaches --host", group=SERVER)
-    ] = False
+    allow_anonymous: Annotated[bool, Option("let everybody in who reaches --host", group=SERVER)] = False
     allow_origin: Annotated[
         tuple[str, ...],
         Option(
-            parse=_origins,
-            help="another site, https://example.org, whose pages may show the avatar; several may be given",
+            "another site, https://example.org, whose pages may show the avatar; several may be given",
             metavar="ORIGIN",
+            parse=_origin,
             group=SERVER,
-            several=True,
+            repeats=True,
         ),
     ] = ()
-    tls_cert: Annotated[
-        Path | None, Option(parse=Path, help="certificate chain, PEM", metavar="FILE", group=SERVER)
-    ] = None
-    tls_key: Annotated[
-        Path | None, Option(parse=Path, help="its private key, PEM", metavar="FILE", group=SERVER)
-    ] = None
+    tls_cert: Annotated[Path | None, Option("certificate chain, PEM", metavar="FILE", group=SERVER)] = None
+    tls_key: Annotated[Path | None, Option("its private key, PEM", metavar="FILE", group=SERVER)] = None
     tls_self_signed: Annotated[
-        bool, Option(parse=_switch, help="make a certificate for this run; browsers will warn", group=SERVER)
+        bool, Option("make a certificate for this run; browsers will warn", group=SERVER)
     ] = False
     ice_server: Annotated[
         tuple[str, ...],
         Option(
-            parse=_texts,
-            help="stun:HOST[:PORT] or turn:USER:PASSWORD@HOST[:PORT][?transport=tcp]; several may be given; "
+            "stun:HOST[:PORT] or turn:USER:PASSWORD@HOST[:PORT][?transport=tcp]; several may be given; "
             "none is asked unless given",
             metavar="URL",
             group=SERVER,
-            several=True,
+            repeats=True,
         ),
     ] = ()
     udp_port_range: Annotated[
         tuple[int, int] | None,
-        Option(
-            parse=_port_range, help="UDP ports for sound and pictures", metavar="FIRST-LAST", group=SERVER
-        ),
+        Option("UDP ports for sound and pictures", metavar="FIRST-LAST", parse=_port_range, group=SERVER),
     ] = None
     codec: Annotated[
         str,
         Option(
-            parse=_codec,
-            help="auto: the first of h264 and vp8 that the browser knows",
+            "auto: the first of h264 and vp8 that the browser knows",
             metavar="auto|h264|vp8",
+            parse=_codec,
             group=SERVER,
         ),
     ] = "auto"
-    bitrate_kbps: Annotated[
-        int, Option(parse=int, help="of the video, at most", metavar="N", group=SERVER)
-    ] = 1200
+    bitrate_kbps: Annotated[int, Range(150, 20000), Option("of the video, at most", group=SERVER)] = 1200
     max_sessions: Annotated[
         int,
-        Option(
-            parse=int,
-            help="at most so many at once; 0: as many as this machine draws, 8 at most",
-            metavar="N",
-            group=SERVER,
-        ),
+        Range(0, words="0 (by measured cost) or more"),
+        Option("at most so many at once; 0: as many as this machine draws, 8 at most", group=SERVER),
     ] = 0
     mic: Annotated[
         str | None,
         Option(
-            parse=str,
-            help="speak into this machine's microphone: a number or a part of its name (--list-devices)",
+            "speak into this machine's microphone: a number or a part of its name (--list-devices)",
             metavar="DEVICE",
             group=LOCAL,
             without_value=DEFAULT_MICROPHONE,
         ),
     ] = None
-    preview: Annotated[
-        bool, Option(parse=_switch, help="show the speaker in a window; with --mic", group=LOCAL)
-    ] = False
+    preview: Annotated[bool, Option("show the speaker in a window; with --mic", group=LOCAL)] = False
 
     def __post_init__(self) -> None:
         """Refuses values out of range.
@@ -284,20 +234,12 @@ class StreamSettings:
         Raises:
             InputError: with the flag, what was expected, what came.
         """
-        size = self.render_size
-        if size is not None and size < MIN_RENDER_PX:
-            raise InputError(
-                f"--render-size: expected auto or at least {MIN_RENDER_PX} pixels, got {size}; "
-                "give 256, or leave it out"
-            )
-        if not 0 <= self.crf <= 51:
-            raise InputError(f"--crf: expected 0 (best) to 51 (worst), got {self.crf}; 20 is the default")
-        if not 0 <= self.threads <= 64:
-            raise InputError(f"--threads: expected 0 (one a core) to 64, got {self.threads}; leave it out")
-        if self.cores < 0:
-            raise InputError(f"--cores: expected 0 (all there are) or more, got {self.cores}; leave it out")
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"--seed: expected 0 to 2**63 - 1, got {self.seed}; leave it out")
+        try:
+            check_ranges(self)
+        except SettingsError as error:
+            flag = options()[error.field]
+            way_out = f"{flag.default} is the default" if flag.default else "leave it out"
+            raise InputError(f"{flag}: expected {error.expected}, got {error.got}; {way_out}") from None
         _ = self.compute  # refuses what does not go together
         self._check_server()
         if self.preview and self.mic is None:
@@ -330,8 +272,6 @@ class StreamSettings:
     def _check_server(self) -> None:
         if not self.host:
             raise InputError("--host: expected an address, got nothing; 127.0.0.1 is the default")
-        if not 0 <= self.port <= 65535:
-            raise InputError(f"--port: expected 0 (any) to 65535, got {self.port}; 8010 is the default")
         if self.udp_port_range is not None:
             first, last = self.udp_port_range
             if not 1024 <= first <= last <= 65535:
@@ -377,60 +317,30 @@ class StreamSettings:
                     f"--allow-origin: expected a site like https://example.org, got {origin}; "
                     "leave out all but scheme, name and port"
                 )
-        if not 150 <= self.bitrate_kbps <= 20000:
-            raise InputError(
-                f"--bitrate-kbps: expected 150 to 20000, got {self.bitrate_kbps}; 1200 is the default"
-            )
-        if self.max_sessions < 0:
-            raise InputError(
-                f"--max-sessions: expected 0 (by measured cost) or more, got {self.max_sessions}"
-            )
-
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, str]) -> StreamSettings:
-        """Returns settings from texts by field name; what is absent keeps its default.
-
-        Raises:
-            InputError: an unknown name, or a text that does not read as the field's type.
-        """
-        known = options()
-        parsed: dict[str, typing.Any] = {}
-        for name, text in values.items():
-            if name not in known:
-                raise InputError(f"{name}: no such setting; expected one of {', '.join(known)}")
-            option = known[name]
-            try:
-                parsed[name] = option.parse(text)
-            except (ValueError, KeyError):
-                expected = option.metavar or "true or false"
-                raise InputError(
-                    f"{flag(name)} (or {variable(name)}): expected {expected}, got {text!r}; {option.help}"
-                ) from None
-        return cls(**parsed)
 
 
-def options() -> dict[str, Option]:
-    """Returns each setting's option, by field name and in their order."""
-    hints = typing.get_type_hints(StreamSettings, include_extras=True)
-    return {field.name: hints[field.name].__metadata__[0] for field in dataclasses.fields(StreamSettings)}
-
-
-def flag(name: str) -> str:
-    """Returns a field's flag."""
-    return "--" + name.replace("_", "-")
+def options() -> dict[str, Flag]:
+    """Returns each setting's flag, by field name and in their order."""
+    return flags_of(StreamSettings)
 
 
 def variable(name: str) -> str:
     """Returns a field's environment variable."""
-    return ENVIRONMENT_PREFIX + name.upper()
+    return options()[name].variable(ENVIRONMENT_PREFIX)
 
 
-def resolve_settings(flags: Mapping[str, str], environment: Mapping[str, str]) -> StreamSettings:
+def resolve_settings(given: Mapping[str, Any], environment: Mapping[str, str]) -> StreamSettings:
     """Returns the settings of a run: flag, else environment, else default.
 
     Args:
-        flags: texts by field name, of the flags that were given.
+        given: what the command line says, by field name.
         environment: the process environment; names that are not ours are ignored.
+
+    Raises:
+        InputError: an unknown name, a text that does not read as the field's type, values that do not fit.
     """
-    texts = {name: environment[variable(name)] for name in options() if environment.get(variable(name))}
-    return StreamSettings.from_mapping(texts | dict(flags))
+    texts = texts_of(options().values(), environment, prefix=ENVIRONMENT_PREFIX)
+    try:
+        return from_flags(StreamSettings, texts | dict(given), prefix=ENVIRONMENT_PREFIX)
+    except SettingsError as error:
+        raise InputError(str(error)) from None

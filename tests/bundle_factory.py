@@ -13,9 +13,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from cuda_kernels.scene import Camera, Grid, HeadField, Scene, TorsoField
+from cuda_kernels.scene import Camera, Grid, GridLayout, HeadField, Scene, TorsoField
 from export.bundle.writer import BundleParts, write_bundle
-from models.speaker import ConditionSettings, MotionSettings, OriginRecord
+from models.speaker_settings import ConditionSettings, MotionSettings, OriginRecord
 
 CONDITION_SIZE = 8
 CAMERA_DISTANCE_DM = 13.0
@@ -115,10 +115,11 @@ def _grid(random, dimensions: int, levels: int = 4, log2_rows: int = 10, growth:
     base = 16
     sides = [int(np.ceil(base * 2 ** (level * growth))) + 1 for level in range(levels)]
     rows = [-(-min(2**log2_rows, side**dimensions) // 8) * 8 for side in sides]
-    offsets = np.concatenate([[0], np.cumsum(rows)]).astype(np.int32)
-    table = random.uniform(-0.5, 0.5, (int(offsets[-1]), 2)).astype(np.float16).astype(np.float32)
+    offsets = (0, *itertools.accumulate(rows))
+    table = random.uniform(-0.5, 0.5, (offsets[-1], 2)).astype(np.float16).astype(np.float32)
     table[: rows[0], 0] = 1.0  # the nets have no bias: this feature is their constant
-    return Grid(table=table, offsets=offsets, dimensions=dimensions, log2_growth=growth, base_resolution=base)
+    layout = GridLayout(dimensions=dimensions, offsets=offsets, log2_growth=growth, base_resolution=base)
+    return Grid(table=table, layout=layout)
 
 
 def _net(random, *widths: int) -> list[np.ndarray]:

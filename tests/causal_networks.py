@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from models.features import FRAME_SAMPLES
+from models.time_base import FRAME_SAMPLES
 
 
 def unsettled(module: nn.Module, seed: int = 1) -> nn.Module:

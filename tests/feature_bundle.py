@@ -16,7 +16,7 @@ from bundle_factory import open_mouth, tiny_parts
 from onnx import TensorProto, helper, numpy_helper
 
 from export.bundle.writer import BundleParts, write_bundle
-from models.speaker import FeatureSettings
+from models.speaker_settings import FeatureSettings
 
 FILTERS_HZ = (120, 180, 300, 500, 730, 1500)
 DIMENSION = len(FILTERS_HZ)

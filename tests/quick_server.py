@@ -50,7 +50,7 @@ class PlateRaymarcher(stand_ins.StandInRaymarcher):
 
     def __init__(self, speaker):
         super().__init__()
-        self._colour = speaker.drawn.background.mean(axis=(0, 1)).astype(np.uint8)
+        self._colour = speaker.scene.background.mean(axis=(0, 1)).astype(np.uint8)
 
     def render(self, *, c2w, condition, size_px, region_px=None, out=None):
         x0, y0, x1, y1 = region_px or (0, 0, size_px, size_px)

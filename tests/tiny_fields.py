@@ -5,7 +5,7 @@ from __future__ import annotations
 from training import head as head_task
 from training import torso as torso_task
 
-SMALL_HEAD = head_task.HeadTraining(
+SMALL_HEAD = head_task.HeadTrainingSettings(
     levels=5,
     hidden=16,
     geometry_features=8,
@@ -23,7 +23,7 @@ SMALL_HEAD = head_task.HeadTraining(
     anneal_steps=240,
     validation_frames=2,
 )
-SMALL_TORSO = torso_task.TorsoTraining(
+SMALL_TORSO = torso_task.TorsoTrainingSettings(
     levels=4,
     hidden=16,
     log2_rows=10,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from cuda_kernels import torch_kernels, torch_reference
+from cuda_kernels import torch_encodings, torch_kernels, torch_reference
 from cuda_kernels.torch_reference import Marched, Packed, Rays, Samples, step_length
 from models.encodings import GridConfig
 
@@ -68,7 +68,7 @@ def compare_encoding(changes, dimensions, device, *, count=480, bound=1.0, encod
     upstream[::7] = 0.0  # of points that gave nothing
     x = points_in(count, dimensions, bound, device)
     results = []
-    for function in (encode, torch_reference.grid_encode):
+    for function in (encode, torch_encodings.grid_encode):
         own_x, own_table = x.clone().requires_grad_(), table.clone().requires_grad_()
         features = function(own_x, own_table, layout, bound=bound)
         features.backward(upstream)
@@ -130,7 +130,7 @@ def some_samples(counts, capacity, device, *, max_steps, seed=0):
         ray=packed.slots // max_steps,
         positions=torch.zeros(len(packed.slots), 3, device=device),
         fits=ends <= capacity,
-        wanted=mask.sum(),
+        n_samples_needed=mask.sum(),
         ends=ends,
     )
 

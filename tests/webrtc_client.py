@@ -105,7 +105,7 @@ class Ours:
         self.keyframes_wanted = 0
         clock = SystemClock()
         self.schedule = MediaSchedule(
-            start_s=clock.now_s(), start_unix_s=1.7e9, lookahead_frames=4, allowance_ticks=3
+            start_s=clock.now_s(), start_unix_s=1.7e9, lookahead_frames=4, playout_delay_ticks=3
         )
         self.peer = Peer(
             settings or PeerSettings(**changes),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -19,7 +19,9 @@ from torch import Tensor
 
 from models.audio2motion import Audio2Motion, Audio2MotionConfig
 from models.features import LogMel
+from models.settings import BELOW_1, Option, Range, check_ranges
 from models.syncnet import SyncNet
+from models.time_base import FRAME_RATE_HZ
 from preparation.sounds import Sound
 
 from .corpus import (
@@ -50,53 +52,44 @@ MM_PER_UNIT = 10.0  # landmarks are ten times the offset in dm
 class MotionWeights:
     """What an error in motion costs, by place and time."""
 
-    mouth: float = field(default=1.0, metadata={"help": "weight of the 20 mouth points"})
-    jaw: float = field(default=0.4, metadata={"help": "weight of the 17 jaw points"})
-    upper: float = field(default=0.15, metadata={"help": "weight of nose, brows and eyes"})
-    continuity: float = field(default=3.0, metadata={"help": "weight of frame differences"})
-    opening: float = field(default=2.0, metadata={"help": "weight of the opening of the inner lips"})
-    width: float = field(default=1.0, metadata={"help": "weight of the distance of the mouth's corners"})
-    closure: float = field(default=5.0, metadata={"help": "weight of b, p, m frames in the opening"})
-    silence: float = field(default=2.0, metadata={"help": "weight of resting frames in the opening"})
+    mouth: Annotated[float, Option("weight of the 20 mouth points")] = 1.0
+    jaw: Annotated[float, Option("weight of the 17 jaw points")] = 0.4
+    upper: Annotated[float, Option("weight of nose, brows and eyes")] = 0.15
+    continuity: Annotated[float, Option("weight of frame differences")] = 3.0
+    opening: Annotated[float, Option("weight of the opening of the inner lips")] = 2.0
+    width: Annotated[float, Option("weight of the distance of the mouth's corners")] = 1.0
+    closure: Annotated[float, Option("weight of b, p, m frames in the opening")] = 5.0
+    silence: Annotated[float, Option("weight of resting frames in the opening")] = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Audio2MotionSettings:
     """How Audio2Motion is trained."""
 
-    steps: int = field(default=LOOP.steps, metadata={"help": "steps in all; the rate falls over them"})
-    batch: int = field(default=128, metadata={"help": "crops a step"})
-    frames: int = field(default=80, metadata={"help": "frames of a crop that count"})
-    warm_frames: int | None = field(
-        default=None, metadata={"help": "frames before them that do not; the receptive field if absent"}
-    )
-    lookahead_frames: int = field(default=4, metadata={"help": "frames of later sound a frame may hear"})
-    learning_rate: float = field(default=1.5e-3, metadata={"help": "highest rate of Adam"})
-    last_rate_share: float = field(default=0.02, metadata={"help": "share of it that is left at the end"})
-    gradient_clip: float = field(default=50.0, metadata={"help": "largest norm of the gradient"})
-    average_decay: float = field(default=0.998, metadata={"help": "decay of the averaged weights, exported"})
-    mode_weight: float = field(default=1.0, metadata={"help": "weight of the motion at the prior's mode"})
-    reconstruction_weight: float = field(default=0.3, metadata={"help": "weight of the reconstruction"})
+    steps: Annotated[int, Option("steps in all; the rate falls over them")] = LOOP.steps
+    batch: Annotated[int, Option("crops a step")] = 128
+    frames: Annotated[int, Option("frames of a crop that count")] = 80
+    warm_frames: Annotated[
+        int | None, Option("frames before them that do not; the receptive field if absent")
+    ] = None
+    lookahead_frames: Annotated[int, Range(0), Option("frames of later sound a frame may hear")] = 4
+    learning_rate: Annotated[float, Option("highest rate of Adam")] = 1.5e-3
+    last_rate_share: Annotated[float, Option("share of it that is left at the end")] = 0.02
+    gradient_clip: Annotated[float, Option("largest norm of the gradient")] = 50.0
+    average_decay: Annotated[float, BELOW_1, Option("decay of the averaged weights, exported")] = 0.998
+    mode_weight: Annotated[float, Option("weight of the motion at the prior's mode")] = 1.0
+    reconstruction_weight: Annotated[float, Option("weight of the reconstruction")] = 0.3
     motion: MotionWeights = field(default_factory=lambda: MotionWeights())
-    kl_weight: float = field(
-        default=0.02, metadata={"help": "weight of the divergence of posterior and prior"}
-    )
-    sync_weight: float = field(default=0.5, metadata={"help": "weight of the frozen SyncNet's loss"})
-    sync_below: float = field(
-        default=0.75, metadata={"help": "validation sync at which that term is switched on"}
-    )
-    sync_windows: int = field(default=1024, metadata={"help": "windows of that term a step"})
-    syncnet: Path | None = field(
-        default=None, metadata={"help": "training folder of SyncNet; no sync term if absent"}
-    )
-    max_clips: int | None = field(default=None, metadata={"help": "at most so many clips of a split"})
+    kl_weight: Annotated[float, Option("weight of the divergence of posterior and prior")] = 0.02
+    sync_weight: Annotated[float, Option("weight of the frozen SyncNet's loss")] = 0.5
+    sync_below: Annotated[float, Option("validation sync at which that term is switched on")] = 0.75
+    sync_windows: Annotated[int, Option("windows of that term a step")] = 1024
+    syncnet: Annotated[Path | None, Option("training folder of SyncNet; no sync term if absent")] = None
+    max_clips: Annotated[int | None, Option("at most so many clips of a split")] = None
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        if not 0 <= self.average_decay < 1:
-            raise ValueError(f"average_decay: expected 0 to 1, got {self.average_decay}")
-        if self.lookahead_frames < 0:
-            raise ValueError(f"lookahead_frames: expected 0 or more, got {self.lookahead_frames}")
+        check_ranges(self)
 
 
 def make_task(data: Path, settings: Audio2MotionSettings, device: torch.device) -> Audio2MotionTask:
@@ -357,7 +350,7 @@ def validate_motion(
 
 def draw_track(track: MotionTrack) -> np.ndarray[Any, Any]:
     """A picture (H, W, 3) of one clip's mouth beside the truth, bilabial frames marked."""
-    marks = np.flatnonzero(track.sounds == Sound.BILABIAL) / 25
+    marks = np.flatnonzero(track.sounds == Sound.BILABIAL) / FRAME_RATE_HZ
     return draw_curves(
         {
             "inner-lip aperture above rest, mm (dashed: b, p, m)": {

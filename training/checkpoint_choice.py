@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from cuda_kernels.arrays import F64
+from cuda_kernels.errors import InputError
+from models.partial_files import atomic_write
 
 from .loop import CheckpointError, checkpoints, read_validations
 from .pictures import write_picture
@@ -73,7 +75,7 @@ def choose(curves: Curves, rule: Rule | None = None) -> Choice:
     """The step that the rule takes, or the nearest to it.
 
     Raises:
-        ValueError: there is no step, or a value is not finite.
+        InputError: there is no step, or a value is not finite.
     """
     rule = rule or Rule()
     order = np.argsort(np.asarray(curves.step, np.int64))
@@ -83,12 +85,12 @@ def choose(curves: Curves, rule: Rule | None = None) -> Choice:
         for values in (curves.mse, curves.sync, curves.disc_pos_conf, curves.disc_neg_conf)
     )
     if not len(step):
-        raise ValueError(
+        raise InputError(
             "checkpoint choice: expected validated steps with a checkpoint, got none; train first"
         )
     usable = np.isfinite(mse) & np.isfinite(sync)
     if not usable.any():
-        raise ValueError("checkpoint choice: mse, sync: expected finite values, got none; lower the rates")
+        raise InputError("checkpoint choice: mse, sync: expected finite values, got none; lower the rates")
     low, high = rule.confidence_range
     smooth_positive, smooth_negative = _median_of_three(positive), _median_of_three(negative)
     converged = (
@@ -171,8 +173,12 @@ def choose_checkpoint(out: Path, rule: Rule | None = None) -> Choice:
         "rule": asdict(rule),
         "figures": chosen,
     }
-    _write(out / CHOICE_FILE, json.dumps(content, indent=1) + "\n")
-    _write(out / REPORT_FILE, report(curves, choice, rule))
+    for name, text in (
+        (CHOICE_FILE, json.dumps(content, indent=1) + "\n"),
+        (REPORT_FILE, report(curves, choice, rule)),
+    ):
+        with atomic_write(out / name) as part:
+            part.write_text(text)
     picture = draw_curves(
         {
             "discriminator's confidence": {
@@ -257,9 +263,3 @@ def _rose(values: F64, share: float) -> bool:
         return False
     best = float(values[:-last].min())
     return bool(np.median(values[-last:]) > best * (1 + share))
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(text)
-    temporary.replace(path)

@@ -22,16 +22,17 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from models.settings import escaped
+from cuda_kernels.errors import InputError
+from models.partial_files import atomic_write
+from models.settings import BAD_INPUT, Parser, add_flags, escaped, flags_of, from_flags, texts_of
 from models.terminal import log_to_stderr, with_safe_streams
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
-Settings = TypeVar("Settings")
-
+ENVIRONMENT_PREFIX = "GENEFACE_TRAIN_"
 _EXTRA = {"torch", "torchaudio", "cv2", "matplotlib", "onnx", "onnxscript", "tensorboard", "tqdm", "yaml"}
 TASKS = {
     "syncnet": "learns whether a sound and a mouth belong together",
@@ -52,26 +53,18 @@ def _run(argv: Sequence[str] | None) -> int:
     parser = _parser_of_tasks()
     if not arguments or arguments[0] not in TASKS:
         parser.parse_args(arguments)  # exits with help or with usage
-        return 2
+        return BAD_INPUT
     try:
         return _train(arguments[0], arguments[1:])
     except ImportError as error:
         print(f"geneface-train: {missing_extra(error)}", file=sys.stderr)
-        return 2
+        return BAD_INPUT
     except FloatingPointError as error:  # training went astray: nothing that was given is to blame
         print(f"geneface-train {arguments[0]}: {escaped(str(error))}", file=sys.stderr)
         return 1
-    except (ValueError, OSError) as error:
+    except (InputError, OSError) as error:
         print(f"geneface-train {arguments[0]}: {escaped(str(error))}", file=sys.stderr)
-        return 2
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong with every character visible."""
-
-    def error(self, message: str) -> NoReturn:
-        """Ends the program with exit code 2."""
-        super().error(escaped(message))
+        return BAD_INPUT
 
 
 def missing_extra(error: ImportError) -> str:
@@ -82,7 +75,7 @@ def missing_extra(error: ImportError) -> str:
     return f"{missing} is not installed; run pip install '.[train]' in the project's folder"
 
 
-def _parser_of_tasks() -> argparse.ArgumentParser:
+def _parser_of_tasks() -> Parser:
     listing = "\n".join(f"  {name:14}{what}" for name, what in TASKS.items())
     parser = Parser(
         prog="geneface-train",
@@ -97,6 +90,8 @@ def _parser_of_tasks() -> argparse.ArgumentParser:
 def _train(name: str, arguments: list[str]) -> int:
     import torch
 
+    from models.torch_device import device_named
+
     from .curve import write_curve
     from .loop import LoopSettings, fit
 
@@ -104,26 +99,25 @@ def _train(name: str, arguments: list[str]) -> int:
     settings_type = settings_type_of(module)
     loop_defaults: LoopSettings = getattr(module, "LOOP", LoopSettings())
 
-    parser = Parser(
-        prog=f"geneface-train {name}",
-        description=TASKS[name],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = Parser(prog=f"geneface-train {name}", description=TASKS[name])
     parser.add_argument("--data", type=Path, required=True, help="folder of the training data")
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for checkpoints, scalars and pictures"
     )
-    flags = {**fields_of(LoopSettings, loop_defaults), **fields_of(settings_type)}
-    for flag in flags.values():
-        add_flag(parser, flag)
-    parsed = vars(parser.parse_args([*_from_environment(flags), *arguments]))
-    data, out = parsed.pop("data"), parsed.pop("out")
-    settings = from_mapping(settings_type, _part(parsed, settings_type))
-    loop = from_mapping(LoopSettings, _part(parsed, LoopSettings))
+    loop_flags, task_flags = flags_of(LoopSettings, loop_defaults), flags_of(settings_type)
+    flags = loop_flags | task_flags
+    add_flags(parser, flags.values())
+    given = vars(parser.parse_args(arguments))
+    data, out = given.pop("data"), given.pop("out")
+    given = texts_of(flags.values(), os.environ, prefix=ENVIRONMENT_PREFIX) | given
+    own = {flag: text for flag, text in given.items() if flag in task_flags}
+    settings = from_flags(settings_type, own, prefix=ENVIRONMENT_PREFIX)
+    own = {flag: text for flag, text in given.items() if flag in loop_flags}
+    loop = from_flags(LoopSettings, own, defaults=loop_defaults, prefix=ENVIRONMENT_PREFIX)
 
     if not data.is_dir():
-        raise ValueError(f"{data}: expected a folder of training data, found nothing; check --data")
-    device = _device(loop.device)
+        raise InputError(f"{data}: expected a folder of training data, found nothing; check --data")
+    device = device_named(loop.device)
     if device.type == "cuda":
         torch.set_float32_matmul_precision(getattr(module, "MATMUL_PRECISION", "high"))
     log_to_stderr(logging.INFO, "%(levelname)s %(name)s: %(message)s")
@@ -158,82 +152,6 @@ def settings_type_of(module: types.ModuleType) -> type[Any]:
     return typing.cast(type[Any], settings_type)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Flag:
-    """One field of a settings dataclass as the command line shows it."""
-
-    name: str  # as in the dataclass; fields of a nested dataclass stand behind its name and a dot
-    kind: Any  # the field's type
-    default: Any
-    help: str
-
-
-def fields_of(settings_type: type[Any], instance: object = None, prefix: str = "") -> dict[str, Flag]:
-    """Flags of a settings dataclass, nested ones included.
-
-    Raises:
-        TypeError: a field has no default.
-    """
-    hints = typing.get_type_hints(settings_type)
-    base = settings_type() if instance is None else instance
-    flags: dict[str, Flag] = {}
-    for item in dataclasses.fields(settings_type):
-        name, value = prefix + item.name, getattr(base, item.name)
-        if dataclasses.is_dataclass(hints[item.name]):
-            flags |= fields_of(hints[item.name], value, f"{name}.")
-        else:
-            flags[name] = Flag(
-                name=name, kind=hints[item.name], default=value, help=item.metadata.get("help", " ")
-            )
-    return flags
-
-
-def add_flag(parser: argparse.ArgumentParser, flag: Flag) -> None:
-    """Adds `--name` of the field's type; a bool also gets `--no-name`, a tuple takes several values.
-
-    A flag whose default is `dataclasses.MISSING` must be given.
-    """
-    option = "--" + flag.name.replace("_", "-")
-    kind = flag.kind
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        kind = next(part for part in typing.get_args(kind) if part is not type(None))
-    shared: dict[str, Any] = {"dest": flag.name, "default": flag.default, "help": flag.help}
-    if flag.default is dataclasses.MISSING:
-        shared |= {"required": True, "default": argparse.SUPPRESS}
-    if kind is bool:
-        parser.add_argument(option, action=argparse.BooleanOptionalAction, **shared)
-    elif typing.get_origin(kind) is typing.Literal:
-        parser.add_argument(option, choices=typing.get_args(kind), **shared)
-    elif typing.get_origin(kind) is tuple:
-        parser.add_argument(option, type=typing.get_args(kind)[0], nargs="+", **shared)
-    else:
-        parser.add_argument(option, type=kind, metavar=flag.name.rpartition(".")[2].upper(), **shared)
-
-
-def from_mapping(settings_type: type[Settings], values: Mapping[str, Any]) -> Settings:
-    """A settings dataclass from `{field: value}`, nested fields behind `outer.`.
-
-    Raises:
-        ValueError: an unknown field, or a value that the dataclass refuses.
-    """
-    hints = typing.get_type_hints(settings_type)
-    own: dict[str, Any] = {}
-    nested: dict[str, dict[str, Any]] = {}
-    for name, value in values.items():
-        first, dot, rest = name.partition(".")
-        if first not in hints:
-            raise ValueError(f"{settings_type.__name__}: {first}: unknown setting; known: {', '.join(hints)}")
-        if dot:
-            nested.setdefault(first, {})[rest] = value
-        elif isinstance(value, list) and typing.get_origin(hints[first]) is tuple:
-            own[first] = tuple(value)
-        else:
-            own[first] = value
-    for name, part in nested.items():
-        own[name] = from_mapping(hints[name], part)
-    return settings_type(**own)
-
-
 def write_settings(path: Path, content: Mapping[str, Any]) -> None:
     """Writes what a run was started with as JSON, for the reader and the model card."""
 
@@ -242,44 +160,8 @@ def write_settings(path: Path, content: Mapping[str, Any]) -> None:
             return dataclasses.asdict(value)
         return str(value)
 
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(dict(content), default=plain, indent=1) + "\n")
-    temporary.replace(path)
-
-
-def _part(parsed: Mapping[str, Any], settings_type: type[Any]) -> dict[str, Any]:
-    names = {item.name for item in dataclasses.fields(settings_type)}
-    return {name: value for name, value in parsed.items() if name.partition(".")[0] in names}
-
-
-def _from_environment(flags: Mapping[str, Flag]) -> list[str]:
-    """Flags found in the environment, to stand before those of the command line."""
-    found: list[str] = []
-    for flag in flags.values():
-        value = os.environ.get("GENEFACE_TRAIN_" + flag.name.replace(".", "_").upper())
-        if value is None:
-            continue
-        option = flag.name.replace("_", "-")
-        if flag.kind is bool:
-            found.append(f"--{option}" if value.lower() in {"1", "true", "yes"} else f"--no-{option}")
-        elif typing.get_origin(flag.kind) is tuple:
-            found += [f"--{option}", *value.split()]
-        else:
-            found.append(f"--{option}={value}")
-    return found
-
-
-def _device(name: str) -> torch.device:
-    """The torch device of that name, or a ValueError that says what there is."""
-    import torch
-
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device: expected cpu or cuda, got {name!r}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device: got {name}, but torch sees no CUDA device here; use --device cpu")
-    return device
+    with atomic_write(path) as part:
+        part.write_text(json.dumps(dict(content), default=plain, indent=1) + "\n")
 
 
 if __name__ == "__main__":

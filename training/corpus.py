@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.audio2motion import LANDMARK_DIMENSION
-from models.features import FRAME_SAMPLES, SAMPLE_RATE_HZ
+from models.time_base import FRAME_SAMPLES, SAMPLE_RATE_HZ
 from preparation import speaker_set
 from preparation.corpus_set import INDEX_FILE, CorpusError, read_corpus_set
 from preparation.corpus_set import read_sound as read_clips_sound

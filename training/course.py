@@ -6,37 +6,38 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
+
+from models.settings import Option
 
 RATE_WARMUP_STEPS = 100
 Kernels = Literal["auto", "cuda", "torch"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FieldTraining:
+class FieldTrainingSettings:
     """What the trainings of a head and of a torso are both told."""
 
-    frames: int | None = field(default=None, metadata={"help": "train on that many frames, spread (all)"})
-    frames_per_step: int = field(default=32, metadata={"help": "frames that share a step"})
-    pixels_per_frame: int = field(default=2048, metadata={"help": "pixels of each"})
-    net_rate: float = field(default=2e-3, metadata={"help": "learning rate of the networks"})
-    grid_rate: float = field(default=1e-2, metadata={"help": "learning rate of the grids"})
-    final_rate: float = field(default=0.02, metadata={"help": "what is left of the rates at the end"})
-    anneal_steps: int = field(default=20_000, metadata={"help": "steps over which the rates fall"})
-    anneal_minutes: float | None = field(
-        default=None, metadata={"help": "let the rates fall over this time instead of over steps"}
-    )
-    kernels: Kernels = field(
-        default="auto",
-        metadata={"help": "cuda: kernels of our own, torch: their twin, auto: kernels where they run"},
-    )
-    average_decay: float = field(default=0.995, metadata={"help": "of the averaged weights that are kept"})
-    validation_frames: int = field(default=8, metadata={"help": "frames drawn at each validation"})
-    validate_only: bool = field(default=False, metadata={"help": "measure what --out holds, train nothing"})
+    frames: Annotated[int | None, Option("train on that many frames, spread (all)")] = None
+    frames_per_step: Annotated[int, Option("frames that share a step")] = 32
+    pixels_per_frame: Annotated[int, Option("pixels of each")] = 2048
+    net_rate: Annotated[float, Option("learning rate of the networks")] = 2e-3
+    grid_rate: Annotated[float, Option("learning rate of the grids")] = 1e-2
+    final_rate: Annotated[float, Option("what is left of the rates at the end")] = 0.02
+    anneal_steps: Annotated[int, Option("steps over which the rates fall")] = 20_000
+    anneal_minutes: Annotated[
+        float | None, Option("let the rates fall over this time instead of over steps")
+    ] = None
+    kernels: Annotated[
+        Kernels, Option("cuda: kernels of our own, torch: their twin, auto: kernels where they run")
+    ] = "auto"
+    average_decay: Annotated[float, Option("of the averaged weights that are kept")] = 0.995
+    validation_frames: Annotated[int, Option("frames drawn at each validation")] = 8
+    validate_only: Annotated[bool, Option("measure what --out holds, train nothing")] = False
 
 
 class Schedule:
@@ -108,7 +109,7 @@ class Average:
 class FieldOptimizer:
     """Steps a field's weights: Adam with a rate for the networks and one for the grids, and the average."""
 
-    def __init__(self, module: torch.nn.Module, grids: list[Tensor], settings: FieldTraining) -> None:
+    def __init__(self, module: torch.nn.Module, grids: list[Tensor], settings: FieldTrainingSettings) -> None:
         """Starts at the module's weights; `grids` are those of its parameters that are tables."""
         self.average = Average(module, settings.average_decay)
         self.course = Schedule(settings.anneal_steps, settings.anneal_minutes)

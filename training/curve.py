@@ -6,6 +6,8 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
+from models.partial_files import atomic_write
+
 from .loop import read_validations
 from .pictures import write_picture
 
@@ -23,12 +25,10 @@ def write_curve(out: Path) -> str | None:
     names = _measures(rows)
     if not names:
         return None
-    temporary = out / (CURVE_FILE + ".partial")
-    with temporary.open("w", newline="") as stream:
+    with atomic_write(out / CURVE_FILE) as part, part.open("w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(("minutes", "step", *names))
         writer.writerows([row.get(name, "") for name in ("minutes", "step", *names)] for row in rows)
-    temporary.replace(out / CURVE_FILE)
     _draw(rows, names, out / PICTURE_FILE)
     return curve_table(rows)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cuda_kernels.arrays import U8
+from models.partial_files import atomic_write
 
 from .fields import write_slim
 from .loop import Task, checkpoints, load_task_state
@@ -74,7 +75,8 @@ def measure_and_slim(task: Task, out: Path) -> dict[str, float]:
     for name, picture in found.pictures.items():
         write_picture(out / "pictures" / f"final_{name}.png", picture)
     figures = {"step": float(step), **found.scalars}
-    (out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
+    with atomic_write(out / "figures.json") as part:
+        part.write_text(json.dumps(figures, indent=1) + "\n")
     slim = write_slim(out, task.name)
     log.info("%s: %s", slim, json.dumps({name: round(value, 4) for name, value in figures.items()}))
     return figures

@@ -13,8 +13,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from cuda_kernels import torch_kernels
+from cuda_kernels import torch_launcher
 from cuda_kernels.arrays import F32
+from cuda_kernels.errors import InputError
 from cuda_kernels.scene import Camera
 from cuda_kernels.torch_reference import (
     Marched,
@@ -48,12 +49,12 @@ def kernels_wanted(kernels: Kernels, device: torch.device) -> bool:
     """Whether a training on the device takes the CUDA kernels instead of their twins in torch.
 
     Raises:
-        ValueError: they were asked for and do not run there.
+        InputError: they were asked for and do not run there.
     """
-    runs = kernels != "torch" and device.type == "cuda" and torch_kernels.usable(device)
+    runs = kernels != "torch" and device.type == "cuda" and torch_launcher.usable(device)
     if kernels == "cuda" and not runs:
         why = "the log says why" if device.type == "cuda" else "they need --device cuda"
-        raise ValueError(f"kernels: got cuda, but they do not run on {device}: {why}; use --kernels auto")
+        raise InputError(f"kernels: got cuda, but they do not run on {device}: {why}; use --kernels auto")
     log.info("marching, grids and compositing: %s", "CUDA kernels" if runs else "plain torch")
     return runs
 
@@ -205,8 +206,9 @@ def field_values(head: Head) -> Field:
         sigma, geometry, ambient = head.density(positions, condition, frame)
         # Of each sample's direction, not of each ray's with its result handed out: handing out would cost
         # the way back a sum over the samples of a ray, and this costs it a matrix product.
-        look = head.look(rays_d.index_select(0, ray), head.individual_embeddings[:1])  # (M, H)
-        color = head.color(geometry, look)
+        directions = rays_d.index_select(0, ray)
+        view_features = head.view_features(directions, head.individual_embeddings[:1])  # (M, H)
+        color = head.color(geometry, view_features)
         return torch.cat((sigma[:, None], color, ambient.abs().sum(-1, keepdim=True)), 1)
 
     return values

@@ -11,21 +11,23 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from cuda_kernels.errors import InputError
 from cuda_kernels.torch_reference import field_pose, morton_of_volume, near_far
 from models.density_grid import cell_positions, dilate, mean_density, pack_bits
 from models.encodings import GridConfig
 from models.head import Head, HeadConfig
+from models.settings import Option
 from preparation.silhouettes import FieldBox, carve
 from preparation.speaker_set import HEAD
 
-from .course import FieldOptimizer, FieldTraining
+from .course import FieldOptimizer, FieldTrainingSettings
 from .field_validation import measure_and_slim, measure_frames, validation_rows
 from .fields import (
     Drawn,
@@ -63,62 +65,53 @@ LOOP = LoopSettings(steps=20_000, validate_every=2000, checkpoint_every=2000, va
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadTraining(FieldTraining):
+class HeadTrainingSettings(FieldTrainingSettings):
     """Sizes of the head and how it is trained."""
 
-    mean_face: Path | None = field(
-        default=None, metadata={"help": "npz with mean_face (68, 3) (../corpus/landmarks.npz, else own mean)"}
+    mean_face: Annotated[
+        Path | None, Option("npz with mean_face (68, 3) (../corpus/landmarks.npz, else own mean)")
+    ] = None
+    window_frames: Annotated[int, Option("landmark frames that drive one picture")] = (
+        SIZES.condition.window_frames
     )
-    window_frames: int = field(
-        default=SIZES.condition.window_frames, metadata={"help": "landmark frames that drive one picture"}
+    lookahead_frames: Annotated[int, Option("how many of them lie in the future")] = (
+        SIZES.condition.lookahead_frames
     )
-    lookahead_frames: int = field(
-        default=SIZES.condition.lookahead_frames, metadata={"help": "how many of them lie in the future"}
+    condition_size: Annotated[int, Option("width of the condition")] = SIZES.condition.outputs
+    hidden: Annotated[int, Option("width of the three networks")] = SIZES.hidden_sigma
+    geometry_features: Annotated[int, Option("numbers from density to colour net")] = SIZES.geometry_features
+    levels: Annotated[int, Option("levels of each grid")] = SIZES.position_grid.levels
+    position_log2_rows: Annotated[int, Option("rows a level of the position grid, log2")] = (
+        SIZES.position_grid.log2_rows
     )
-    condition_size: int = field(default=SIZES.condition.outputs, metadata={"help": "width of the condition"})
-    hidden: int = field(default=SIZES.hidden_sigma, metadata={"help": "width of the three networks"})
-    geometry_features: int = field(
-        default=SIZES.geometry_features, metadata={"help": "numbers from density to colour net"}
+    position_resolution: Annotated[
+        int, Option("finest cells along the field's side; tiling drops an axis above 2^(log2_rows / 2)")
+    ] = SIZES.position_grid.desired_resolution
+    ambient_log2_rows: Annotated[int, Option("rows a level of the ambient grid, log2")] = (
+        SIZES.ambient_grid.log2_rows
     )
-    levels: int = field(default=SIZES.position_grid.levels, metadata={"help": "levels of each grid"})
-    position_log2_rows: int = field(
-        default=SIZES.position_grid.log2_rows, metadata={"help": "rows a level of the position grid, log2"}
+    ambient_resolution: Annotated[int, Option("its finest cells along a side")] = (
+        SIZES.ambient_grid.desired_resolution
     )
-    position_resolution: int = field(
-        default=SIZES.position_grid.desired_resolution,
-        metadata={
-            "help": "finest cells along the field's side; tiling drops an axis above 2^(log2_rows / 2)"
-        },
-    )
-    ambient_log2_rows: int = field(
-        default=SIZES.ambient_grid.log2_rows, metadata={"help": "rows a level of the ambient grid, log2"}
-    )
-    ambient_resolution: int = field(
-        default=SIZES.ambient_grid.desired_resolution, metadata={"help": "its finest cells along a side"}
-    )
-    hashed: bool = field(default=False, metadata={"help": "hash fine position levels instead of tiling them"})
-    grid_size: int = field(
-        default=SIZES.grid_size, metadata={"help": "occupancy cells along a side; sets the step"}
-    )
-    max_steps: int = field(default=SIZES.max_steps, metadata={"help": "samples a ray may have"})
-    samples_per_ray: int = field(default=8, metadata={"help": "room for samples in a step, mean over rays"})
-    warmup_steps: int = field(default=600, metadata={"help": "steps before the occupancy is believed"})
-    entropy_weight: float = field(default=1e-4, metadata={"help": "of the opacity's entropy"})
-    concentration_weight: float = field(default=1e-4, metadata={"help": "of the depth's spread, in steps"})
-    ambient_weight: float = field(default=1e-3, metadata={"help": "of ambient motion outside the face"})
-    mouth_share: float = field(default=0.2, metadata={"help": "of the rays go to the mouth's box"})
-    eyes_share: float = field(default=0.1, metadata={"help": "of the rays go to the eyes' boxes"})
-    edge_random_share: float = field(
-        default=0.5, metadata={"help": "of the edge's pixels must be all head or none of it"}
-    )
-    start: Path | None = field(
-        default=None, metadata={"help": "trained head of the same sizes (folder or checkpoint) to go on from"}
-    )
-    precision: Precision = field(default="fp32", metadata={"help": "of the networks' arithmetic"})
-    compile: bool = field(default=False, metadata={"help": "compile the field with torch.compile"})
-    torso: Path | None = field(
-        default=None, metadata={"help": "trained torso (folder or checkpoint) to stand behind in pictures"}
-    )
+    hashed: Annotated[bool, Option("hash fine position levels instead of tiling them")] = False
+    grid_size: Annotated[int, Option("occupancy cells along a side; sets the step")] = SIZES.grid_size
+    max_steps: Annotated[int, Option("samples a ray may have")] = SIZES.max_steps
+    samples_per_ray: Annotated[int, Option("room for samples in a step, mean over rays")] = 8
+    warmup_steps: Annotated[int, Option("steps before the occupancy is believed")] = 600
+    entropy_weight: Annotated[float, Option("of the opacity's entropy")] = 1e-4
+    concentration_weight: Annotated[float, Option("of the depth's spread, in steps")] = 1e-4
+    ambient_weight: Annotated[float, Option("of ambient motion outside the face")] = 1e-3
+    mouth_share: Annotated[float, Option("of the rays go to the mouth's box")] = 0.2
+    eyes_share: Annotated[float, Option("of the rays go to the eyes' boxes")] = 0.1
+    edge_random_share: Annotated[float, Option("of the edge's pixels must be all head or none of it")] = 0.5
+    start: Annotated[
+        Path | None, Option("trained head of the same sizes (folder or checkpoint) to go on from")
+    ] = None
+    precision: Annotated[Precision, Option("of the networks' arithmetic")] = "fp32"
+    compile: Annotated[bool, Option("compile the field with torch.compile")] = False
+    torso: Annotated[
+        Path | None, Option("trained torso (folder or checkpoint) to stand behind in pictures")
+    ] = None
 
     def config(self, data: SpeakerData) -> HeadConfig:
         """The head's sizes, in the box where this speaker's head is."""
@@ -163,7 +156,7 @@ class HeadTask:
 
     name = "head"
 
-    def __init__(self, data: SpeakerData, settings: HeadTraining, device: torch.device) -> None:
+    def __init__(self, data: SpeakerData, settings: HeadTrainingSettings, device: torch.device) -> None:
         """Builds the head in the speaker's box, every cell open that the masks do not rule out."""
         self.data, self.settings, self.device = data, settings, device
         self.camera = data.box.camera
@@ -198,11 +191,11 @@ class HeadTask:
         """Takes a trained head's weights and the cells it is drawn from, which are trusted from the start.
 
         Raises:
-            ValueError: it has other sizes, or stands elsewhere in its field.
+            InputError: it has other sizes, or stands elsewhere in its field.
         """
         before = load_head(path, device=self.device).head
         if before.config != self.head.config:
-            raise ValueError(f"{path}: config: expected {self.head.config}, got {before.config}")
+            raise InputError(f"{path}: config: expected {self.head.config}, got {before.config}")
         self.head.load_state_dict(before.state_dict())
         cells = torch.empty_like(self.seen)
         cells[self.order] = self.head.occupancy.reshape(-1)
@@ -245,7 +238,7 @@ class HeadTask:
             precision=settings.precision,
         )
         if not warm and step % CAPACITY_EVERY == 0:
-            self._make_room(step, int(marched.wanted))
+            self._make_room(step, int(marched.n_samples_needed))
         fits = marched.fits.float()
         rays = fits.sum().clamp(min=1)
         image = drawn.image + (1 - drawn.weights_sum)[:, None] * scene.behind.reshape(-1, 3)
@@ -286,7 +279,7 @@ class HeadTask:
             max(settings.max_steps, WARM_SAMPLES // 2) if step < 2 * self.warmup_steps else settings.max_steps
         )
 
-    def _make_room(self, step: int, wanted: int) -> None:
+    def _make_room(self, step: int, n_samples_needed: int) -> None:
         """Sets the room for samples to what the rays want now and a little more, within the setting.
 
         A compiled field has two rooms: the setting's, and one that is chosen when the occupancy has settled.
@@ -294,12 +287,12 @@ class HeadTask:
         settings = self.settings
         limit = settings.frames_per_step * settings.pixels_per_frame * settings.samples_per_ray
         if not settings.compile:
-            self.capacity = room_for(1.1 * wanted, limit)
+            self.capacity = room_for(1.1 * n_samples_needed, limit)
             return
         if self.settled_capacity is None and step >= 2 * self.warmup_steps + SEEN_EVERY:
-            self.settled_capacity = room_for(COMPILED_ROOM * wanted, limit)
+            self.settled_capacity = room_for(COMPILED_ROOM * n_samples_needed, limit)
         if self.settled_capacity is not None:
-            self.capacity = self.settled_capacity if wanted <= self.settled_capacity else limit
+            self.capacity = self.settled_capacity if n_samples_needed <= self.settled_capacity else limit
 
     @torch.no_grad()
     def _longest_ray(self) -> int:
@@ -486,13 +479,13 @@ class HeadTask:
         """Takes back what `state_dict` gave."""
         config = head_config_of(state["config"])
         if config != self.head.config:
-            raise ValueError(f"config: expected {config}, got {self.head.config}")
+            raise InputError(f"config: expected {config}, got {self.head.config}")
         self.head.load_state_dict(state["model"])
         self.descent.load_state_dict(state)
         self.seen.copy_(state["seen"])
 
 
-def make_task(data: Path, settings: HeadTraining, device: torch.device) -> HeadTask:
+def make_task(data: Path, settings: HeadTrainingSettings, device: torch.device) -> HeadTask:
     """The task of training a head on a speaker's folder."""
     loaded = load_speaker_data(
         data,
@@ -509,7 +502,7 @@ def make_task(data: Path, settings: HeadTraining, device: torch.device) -> HeadT
     return HeadTask(loaded, settings, device)
 
 
-def run(data: Path, out: Path, settings: HeadTraining, device: torch.device) -> bool:
+def run(data: Path, out: Path, settings: HeadTrainingSettings, device: torch.device) -> bool:
     """Whether this took the place of training: with `validate_only` it measures and writes `slim.pt`."""
     if not settings.validate_only:
         return False

@@ -14,9 +14,9 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from safetensors.numpy import save
 from torch import Tensor
 
 from cuda_kernels.arrays import F32, U8
+from cuda_kernels.errors import InputError
 from cuda_kernels.scene import Camera
 from cuda_kernels.torch_reference import (
     Samples,
@@ -40,10 +41,12 @@ from models.condition import ConditionConfig
 from models.density_grid import cell_positions
 from models.encodings import GridConfig
 from models.head import Head, HeadConfig
-from models.settings import from_mapping, to_mapping
-from models.speaker import SPHERICAL_HARMONICS, GridSettings, HeadSettings
+from models.partial_files import atomic_write
+from models.settings import Option, from_mapping, to_mapping
+from models.speaker_settings import SPHERICAL_HARMONICS, GridSettings, HeadSettings
+from models.torch_device import device_named
 
-from .course import FieldOptimizer, FieldTraining
+from .course import FieldOptimizer, FieldTrainingSettings
 from .fields import kernels_wanted
 from .loop import LoopSettings, Outcome, Validation, fit
 
@@ -56,24 +59,22 @@ COLOR_WEIGHT = 0.3  # of the samples' colours, the rays' counting 1
 ALPHA_WEIGHT = 0.1  # of the samples' opacities
 
 
-class LessonsError(ValueError):
+class LessonsError(InputError):
     """Lessons that cannot be read, or a head that cannot be taught from."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudentTraining(FieldTraining):
+class StudentTrainingSettings(FieldTrainingSettings):
     """Size of the narrow head and how it is taught."""
 
-    frames_per_step: int = field(default=32, metadata={"help": "poses and conditions that share a step"})
-    pixels_per_frame: int = field(default=2048, metadata={"help": "rays of each"})
-    net_rate: float = field(default=1e-2, metadata={"help": "learning rate of the networks"})
-    hidden: int = field(default=32, metadata={"help": "width of the three networks"})
-    mouth_share: float = field(default=0.25, metadata={"help": "of the rays go to the mouth's box"})
-    validation_px: int = field(default=256, metadata={"help": "size of the pictures drawn at validation"})
-    compile: bool = field(default=False, metadata={"help": "compile both fields with torch.compile"})
-    samples_per_ray: int = field(
-        default=10, metadata={"help": "room for samples where compiled, mean over rays"}
-    )
+    frames_per_step: Annotated[int, Option("poses and conditions that share a step")] = 32
+    pixels_per_frame: Annotated[int, Option("rays of each")] = 2048
+    net_rate: Annotated[float, Option("learning rate of the networks")] = 1e-2
+    hidden: Annotated[int, Option("width of the three networks")] = 32
+    mouth_share: Annotated[float, Option("of the rays go to the mouth's box")] = 0.25
+    validation_px: Annotated[int, Option("size of the pictures drawn at validation")] = 256
+    compile: Annotated[bool, Option("compile both fields with torch.compile")] = False
+    samples_per_ray: Annotated[int, Option("room for samples where compiled, mean over rays")] = 10
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,12 +109,8 @@ def save_lessons(path: Path, lessons: Lessons) -> None:
         "image_size_px": str(lessons.image_size_px),
         "source": lessons.source,
     }
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_bytes(save({name: np.ascontiguousarray(a) for name, a in arrays.items()}, notes))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_write(path) as part:
+        part.write_bytes(save({name: np.ascontiguousarray(a) for name, a in arrays.items()}, notes))
 
 
 def load_lessons(path: Path) -> Lessons:
@@ -137,7 +134,7 @@ def load_lessons(path: Path) -> Lessons:
             mouth=arrays["mouth"],
             source=notes["source"],
         )
-    except (OSError, SafetensorError, KeyError, TypeError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         raise LessonsError(f"{path}: expected lessons, got: {reason}; delete it to make them anew") from None
 
@@ -251,8 +248,8 @@ def _values(head: Head) -> Field:
 
     def values(positions: Tensor, rays_d: Tensor, condition: Tensor, ray: Tensor, frame: Tensor) -> Tensor:
         sigma, geometry, _ = head.density(positions, condition, frame)
-        look = head.look(rays_d, head.individual_embeddings[:1])  # (N, H)
-        color = head.color(geometry, look.index_select(0, ray))
+        view_features = head.view_features(rays_d, head.individual_embeddings[:1])  # (N, H)
+        color = head.color(geometry, view_features.index_select(0, ray))
         return torch.cat((sigma[:, None], color), 1)
 
     return values
@@ -263,7 +260,7 @@ class StudentTask:
 
     name = "head_student"
 
-    def __init__(self, lessons: Lessons, settings: StudentTraining, device: torch.device) -> None:
+    def __init__(self, lessons: Lessons, settings: StudentTrainingSettings, device: torch.device) -> None:
         """Builds both heads; the narrow one's networks are drawn from torch's generator.
 
         Raises:
@@ -475,7 +472,7 @@ class StudentTask:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back what `state_dict` gave."""
         if state["hidden"] != self.settings.hidden:
-            raise ValueError(f"hidden: expected {self.settings.hidden}, got {state['hidden']}")
+            raise InputError(f"hidden: expected {self.settings.hidden}, got {state['hidden']}")
         self.student.load_state_dict(self.student.state_dict() | state["model"])
         self.descent.load_state_dict(state)
 
@@ -497,32 +494,17 @@ def _side_by_side(image: Tensor, truth: Tensor) -> U8:
     return pixels
 
 
-def usable_device(name: str) -> torch.device:
-    """The torch device of that name.
-
-    Raises:
-        LessonsError: there is none here.
-    """
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise LessonsError(f"device: expected cpu or cuda, got {name!r}") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise LessonsError(f"device: got {name}, but torch sees no CUDA device here; use --device cpu")
-    return device
-
-
-def train(work: Path, settings: StudentTraining, loop: LoopSettings) -> tuple[StudentTask, Outcome]:
+def train(work: Path, settings: StudentTrainingSettings, loop: LoopSettings) -> tuple[StudentTask, Outcome]:
     """The task and how `fit` ended, taught from the lessons in `work`; it goes on where it stopped there.
 
     Needs torch, numpy, safetensors, tqdm, tensorboard and OpenCV, and no speaker.
 
     Raises:
-        LessonsError: no lessons in `work`, a head that cannot be taught from, or no such device.
+        InputError: no lessons in `work`, a head that cannot be taught from, or no such device.
         CheckpointError: the newest checkpoint in `work` is broken or of another width.
     """
     lessons = load_lessons(work / LESSONS_FILE)
-    device = usable_device(loop.device)
+    device = device_named(loop.device)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
     torch.manual_seed(loop.seed)

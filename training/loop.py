@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import pickle
 import re
 import signal
@@ -21,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +28,11 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # its stubs are a separate package
+
+from cuda_kernels.errors import InputError
+from models.partial_files import atomic_write
+from models.settings import POSITIVE, Option, Range, check_ranges
+from models.torch_device import device_named
 
 from .pictures import write_picture
 
@@ -39,7 +43,7 @@ VALIDATION_FILE = "validation.jsonl"  # one JSON object a line: step and the sca
 _CHECKPOINT_NAME = re.compile(r"checkpoint_(\d{8})\.pt")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A checkpoint that cannot be read, or belongs to another task or other sizes."""
 
 
@@ -80,34 +84,26 @@ class Task(Protocol):
 class LoopSettings:
     """When the loop logs, validates, saves and stops."""
 
-    steps: int = field(default=10_000, metadata={"help": "steps in all, those before a resume included"})
-    validate_every: int = field(default=1000, metadata={"help": "steps between validations"})
-    validate_minutes: float | None = field(
-        default=None, metadata={"help": "validate also where this long has passed without"}
-    )
-    checkpoint_every: int = field(default=1000, metadata={"help": "steps between checkpoints"})
-    log_every: int = field(default=50, metadata={"help": "steps between logged training scalars"})
-    keep_checkpoints: int = field(default=2, metadata={"help": "newest checkpoints to keep, 0 for all"})
-    max_minutes: float | None = field(
-        default=None, metadata={"help": "stop with a checkpoint after this long; the same command goes on"}
-    )
-    validate_at_stop: bool = field(
-        default=False, metadata={"help": "validate once more where max_minutes stops the run"}
-    )
-    seed: int = field(default=9999, metadata={"help": "seed of torch's generators"})
-    device: str = field(default="cpu", metadata={"help": "torch device: cpu, cuda, cuda:1"})
+    steps: Annotated[int, Range(1), Option("steps in all, those before a resume included")] = 10_000
+    validate_every: Annotated[int, Range(1), Option("steps between validations")] = 1000
+    validate_minutes: Annotated[
+        float | None, POSITIVE, Option("validate also where this long has passed without")
+    ] = None
+    checkpoint_every: Annotated[int, Range(1), Option("steps between checkpoints")] = 1000
+    log_every: Annotated[int, Range(1), Option("steps between logged training scalars")] = 50
+    keep_checkpoints: Annotated[
+        int, Range(0, words="0 (all) or more"), Option("newest checkpoints to keep, 0 for all")
+    ] = 2
+    max_minutes: Annotated[
+        float | None, POSITIVE, Option("stop with a checkpoint after this long; the same command goes on")
+    ] = None
+    validate_at_stop: Annotated[bool, Option("validate once more where max_minutes stops the run")] = False
+    seed: Annotated[int, Option("seed of torch's generators")] = 9999
+    device: Annotated[str, Option("torch device: cpu, cuda, cuda:1")] = "cpu"
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        for name in ("steps", "validate_every", "checkpoint_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected 1 or more, got {getattr(self, name)}")
-        if self.keep_checkpoints < 0:
-            raise ValueError(f"keep_checkpoints: expected 0 (all) or more, got {self.keep_checkpoints}")
-        for name in ("max_minutes", "validate_minutes"):
-            minutes = getattr(self, name)
-            if minutes is not None and not minutes > 0:
-                raise ValueError(f"{name}: expected more than 0, got {minutes}")
+        check_ranges(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,16 +172,10 @@ def load_task_state(path: Path, task: str, *, device: str | torch.device = "cpu"
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Writes a checkpoint whole or not at all: temporary name, flush to disk, rename."""
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        with temporary.open("wb") as stream:
-            torch.save(content, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Writes a checkpoint whole or not at all."""
+    # Given a path, torch writes its name into the file.
+    with atomic_write(path, flush=True) as part, part.open("wb") as stream:
+        torch.save(content, stream)
 
 
 def read_validations(out: Path) -> list[dict[str, float]]:
@@ -215,7 +205,7 @@ def fit(task: Task, out: Path, settings: LoopSettings) -> Outcome:
     """
     start_s = validated_s = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
-    device = torch.device(settings.device)
+    device = device_named(settings.device)
     torch.manual_seed(settings.seed)
     first_step = _resume(task, out, device)
     _forget_validations_after(out, first_step)
@@ -360,9 +350,8 @@ def _forget_validations_after(out: Path, step: int) -> None:
     rows = read_validations(out)
     if not (out / VALIDATION_FILE).exists():
         return
-    temporary = out / (VALIDATION_FILE + ".partial")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step))
-    temporary.replace(out / VALIDATION_FILE)
+    with atomic_write(out / VALIDATION_FILE) as part:
+        part.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step))
 
 
 @contextmanager

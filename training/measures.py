@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from cuda_kernels.arrays import F32
+from models.time_base import FRAME_RATE_HZ
 from preparation.sounds import Sound
 
-SYNC_WINDOW_FRAMES = 50  # 2 s
+SYNC_WINDOW_FRAMES = 2 * FRAME_RATE_HZ
 SYNC_LARGEST_OFFSET = 15  # frames, to both sides
-SYNC_HOP_FRAMES = 25
+SYNC_HOP_FRAMES = FRAME_RATE_HZ
 
 
 def aperture_mm(landmarks: F32, mean_face: F32) -> F32:

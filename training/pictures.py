@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from cuda_kernels.arrays import BOOL, F32, F64, U8
+from models.partial_files import atomic_write
 
 PSNR_CEILING_DB = 100.0
 
@@ -20,8 +21,9 @@ def write_picture(path: Path, picture: U8) -> None:
     Raises:
         OSError: it could not be written.
     """
-    if not cv2.imwrite(str(path), np.ascontiguousarray(picture[..., ::-1])):
-        raise OSError(f"{path}: could not be written; is the disk full?")
+    with atomic_write(path) as part:
+        if not cv2.imwrite(str(part), np.ascontiguousarray(picture[..., ::-1])):
+            raise OSError(f"{path}: could not be written; is the disk full?")
 
 
 def psnr_of(mean_squared_error: float) -> float:
@@ -108,9 +110,9 @@ def regions_of(labels: U8, landmarks_2d: F32) -> dict[str, BOOL]:
     }
 
 
-def side_by_side(picture: U8, truth: U8, landmarks_2d: F32, *, gain: float = 5.0) -> U8:
-    """Rendered, truth and `gain` times their difference; below, the same of the mouth, enlarged."""
-    difference = np.abs(picture.astype(np.int16) - truth.astype(np.int16)) * gain
+def side_by_side(picture: U8, truth: U8, landmarks_2d: F32) -> U8:
+    """Rendered, truth and five times their difference; below, the same of the mouth, enlarged."""
+    difference = np.abs(picture.astype(np.int16) - truth.astype(np.int16)) * 5
     error = np.clip(difference, 0, 255).astype(np.uint8)
     top = np.hstack([picture, truth, error])
     size_px = picture.shape[0]

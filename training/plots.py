@@ -9,6 +9,8 @@ import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from models.time_base import FRAME_RATE_HZ
+
 
 def draw_curves(
     panels: Mapping[str, Mapping[str, npt.ArrayLike]],
@@ -21,7 +23,7 @@ def draw_curves(
 
     Args:
         panels: Title of each panel to its curves by name.
-        x: Place of each value on the axis; 25 values a second if absent.
+        x: Place of each value on the axis; a value a video frame, in seconds, if absent.
         x_label: What the axis shows.
         marks: Places where a vertical line goes through all panels.
     """
@@ -31,7 +33,8 @@ def draw_curves(
     for axis, (title, curves) in zip(axes, panels.items(), strict=True):
         for name, values in curves.items():
             series = np.asarray(values)
-            axis.plot(np.arange(len(series)) / 25 if x is None else np.asarray(x), series, label=name, lw=1.2)
+            places = np.arange(len(series)) / FRAME_RATE_HZ if x is None else np.asarray(x)
+            axis.plot(places, series, label=name, lw=1.2)
         for mark in marks:
             axis.axvline(mark, color="black", lw=0.8, ls="--")
         axis.set_title(title, fontsize=9, loc="left")

@@ -10,17 +10,20 @@ so the discriminator is shown the speaker's mean there for both kinds. Which che
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from cuda_kernels.errors import InputError
 from models.audio2motion import Audio2Motion
 from models.features import LogMel
 from models.postnet import MotionDiscriminator, PostNet, PostNetConfig
+from models.settings import Option
 from models.syncnet import MOTION_FRAMES, SyncNet
+from models.time_base import FRAME_RATE_HZ
 from preparation.sounds import Sound
 
 from .audio2motion import draw_track, load_audio2motion, motion_loss, motion_scalars
@@ -40,38 +43,34 @@ LOOP = LoopSettings(
 class PostNetSettings:
     """How PostNet is trained. `--data` is the speaker's folder."""
 
-    corpus: Path | None = field(default=None, metadata={"help": "corpus folder (needed)"})
-    audio2motion: Path | None = field(default=None, metadata={"help": "its training folder (needed)"})
-    syncnet: Path | None = field(default=None, metadata={"help": "SyncNet's training folder (needed)"})
-    choose_only: bool = field(
-        default=False, metadata={"help": "train nothing, choose among the checkpoints in --out"}
+    corpus: Annotated[Path | None, Option("corpus folder (needed)")] = None
+    audio2motion: Annotated[Path | None, Option("its training folder (needed)")] = None
+    syncnet: Annotated[Path | None, Option("SyncNet's training folder (needed)")] = None
+    choose_only: Annotated[bool, Option("train nothing, choose among the checkpoints in --out")] = False
+    steps: Annotated[int, Option("steps in all; the rates fall over them")] = LOOP.steps
+    batch: Annotated[int, Option("crops of the corpus a step, and as many of the speaker")] = 48
+    frames: Annotated[int, Option("frames of a crop that count")] = 48
+    generator_rate: Annotated[float, Option("first rate of PostNet's RMSprop")] = 3e-4
+    discriminator_rate: Annotated[float, Option("first rate of the discriminator's")] = 1e-4
+    last_rate_share: Annotated[float, Option("share of both that is left at the end")] = 0.1
+    person_weight: Annotated[float, Option("weight of the speaker's own motion")] = 0.2
+    adversarial_weight: Annotated[float, Option("weight of fooling the discriminator")] = 0.3
+    sync_weight: Annotated[float, Option("weight of SyncNet's loss")] = 0.1
+    keep_weight: Annotated[
+        float, Option("weight of keeping the corpus's motion, each less its resting face")
+    ] = 0.2
+    instance_noise: Annotated[float, Option("noise on what the discriminator sees, the landmarks' unit")] = (
+        0.02
     )
-    steps: int = field(default=LOOP.steps, metadata={"help": "steps in all; the rates fall over them"})
-    batch: int = field(
-        default=48, metadata={"help": "crops of the corpus a step, and as many of the speaker"}
-    )
-    frames: int = field(default=48, metadata={"help": "frames of a crop that count"})
-    generator_rate: float = field(default=3e-4, metadata={"help": "first rate of PostNet's RMSprop"})
-    discriminator_rate: float = field(default=1e-4, metadata={"help": "first rate of the discriminator's"})
-    last_rate_share: float = field(default=0.1, metadata={"help": "share of both that is left at the end"})
-    person_weight: float = field(default=0.2, metadata={"help": "weight of the speaker's own motion"})
-    adversarial_weight: float = field(default=0.3, metadata={"help": "weight of fooling the discriminator"})
-    sync_weight: float = field(default=0.1, metadata={"help": "weight of SyncNet's loss"})
-    keep_weight: float = field(
-        default=0.2, metadata={"help": "weight of keeping the corpus's motion, each less its resting face"}
-    )
-    instance_noise: float = field(
-        default=0.02, metadata={"help": "noise on what the discriminator sees, the landmarks' unit"}
-    )
-    degraded_share: float = field(default=0.3, metadata={"help": "share of crops with degraded sound"})
-    max_clips: int | None = field(default=None, metadata={"help": "at most so many clips of a split"})
+    degraded_share: Annotated[float, Option("share of crops with degraded sound")] = 0.3
+    max_clips: Annotated[int | None, Option("at most so many clips of a split")] = None
 
 
 def make_task(data: Path, settings: PostNetSettings, device: torch.device) -> PostNetTask:
     """The task on a speaker's folder."""
     for name in ("corpus", "audio2motion", "syncnet"):
         if getattr(settings, name) is None:
-            raise ValueError(f"{name}: expected a folder, got none; give --{name} DIR")
+            raise InputError(f"{name}: expected a folder, got none; give --{name} DIR")
     assert settings.corpus is not None
     assert settings.audio2motion is not None
     assert settings.syncnet is not None
@@ -177,7 +176,7 @@ class PostNetTask:
             }
         at_rest = speaker.train.sounds == Sound.REST
         if not bool(at_rest.any()):
-            raise ValueError(
+            raise InputError(
                 "speaker: expected pauses of 0.3 s or more in the train split, to know its rest, got none; "
                 "record some silence"
             )
@@ -348,7 +347,7 @@ class PostNetTask:
 
 
 def _first_seconds(track: MotionTrack, seconds: int) -> MotionTrack:
-    frames = 25 * seconds
+    frames = FRAME_RATE_HZ * seconds
     return MotionTrack(
         predicted_aperture_mm=track.predicted_aperture_mm[:frames],
         predicted_width_mm=track.predicted_width_mm[:frames],

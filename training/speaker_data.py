@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cuda_kernels.arrays import F32, U8
+from cuda_kernels.errors import InputError
 from preparation.corpus_set import LANDMARKS_FILE, read_mean_face
 from preparation.silhouettes import FieldBox, field_box, torso_plate
 from preparation.speaker_set import (
@@ -144,7 +145,7 @@ def window_rows(
 ) -> npt.NDArray[np.int64]:
     """Rows (n, window_frames) of the windows around `index`; beyond the ends the edge row stands in."""
     if not 0 <= lookahead_frames < window_frames:
-        raise ValueError(f"lookahead_frames: expected 0 to {window_frames - 1}, got {lookahead_frames}")
+        raise InputError(f"lookahead_frames: expected 0 to {window_frames - 1}, got {lookahead_frames}")
     span = np.arange(window_frames) - (window_frames - 1 - lookahead_frames)
     rows: npt.NDArray[np.int64] = np.clip(index[:, None] + span[None], 0, total - 1)
     return rows

@@ -10,9 +10,9 @@ larger or smaller at random, so that a mouth's size says nothing.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.features import LogMel
+from models.settings import BELOW_1, Option, Range, check_ranges
 from models.syncnet import AUDIO_FRAMES, MOTION_FRAMES, MOUTH_POINTS, SyncNet, SyncNetConfig
 
 from .corpus import (
@@ -48,29 +49,22 @@ LOOP = LoopSettings(
 class SyncNetSettings:
     """How SyncNet is trained."""
 
-    steps: int = field(default=LOOP.steps, metadata={"help": "steps in all; the rate falls to 0 over them"})
-    batch: int = field(default=96, metadata={"help": "crops a step"})
-    frames: int = field(default=40, metadata={"help": "frames of a crop"})
-    learning_rate: float = field(default=1e-3, metadata={"help": "highest rate of Adam"})
-    near_share: float = field(default=0.3, metadata={"help": "weight of shifts by 2 to 5 frames"})
-    same_share: float = field(default=0.45, metadata={"help": "weight of other offsets of the same clip"})
-    other_share: float = field(default=0.25, metadata={"help": "weight of other clips"})
-    contrast_weight: float = field(
-        default=1.0, metadata={"help": "weight of choosing the true offset among all of a crop"}
-    )
-    temperature: float = field(default=0.07, metadata={"help": "temperature of that choice"})
-    mouth_scale: float = field(
-        default=0.3, metadata={"help": "mouth motion is scaled by 1 plus or minus this"}
-    )
-    mouth_noise: float = field(default=0.01, metadata={"help": "noise on the landmarks, their unit"})
-    max_clips: int | None = field(default=None, metadata={"help": "at most so many clips of a split"})
+    steps: Annotated[int, Option("steps in all; the rate falls to 0 over them")] = LOOP.steps
+    batch: Annotated[int, Option("crops a step")] = 96
+    frames: Annotated[int, Range(MOTION_FRAMES + 8), Option("frames of a crop")] = 40
+    learning_rate: Annotated[float, Option("highest rate of Adam")] = 1e-3
+    near_share: Annotated[float, Option("weight of shifts by 2 to 5 frames")] = 0.3
+    same_share: Annotated[float, Option("weight of other offsets of the same clip")] = 0.45
+    other_share: Annotated[float, Option("weight of other clips")] = 0.25
+    contrast_weight: Annotated[float, Option("weight of choosing the true offset among all of a crop")] = 1.0
+    temperature: Annotated[float, Option("temperature of that choice")] = 0.07
+    mouth_scale: Annotated[float, BELOW_1, Option("mouth motion is scaled by 1 plus or minus this")] = 0.3
+    mouth_noise: Annotated[float, Option("noise on the landmarks, their unit")] = 0.01
+    max_clips: Annotated[int | None, Option("at most so many clips of a split")] = None
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        if self.frames < MOTION_FRAMES + 8:
-            raise ValueError(f"frames: expected {MOTION_FRAMES + 8} or more, got {self.frames}")
-        if not 0 <= self.mouth_scale < 1:
-            raise ValueError(f"mouth_scale: expected 0 to 1, got {self.mouth_scale}")
+        check_ranges(self)
 
 
 def make_task(data: Path, settings: SyncNetSettings, device: torch.device) -> SyncNetTask:

@@ -8,20 +8,22 @@ let the torso through, are judged by the whole picture.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cuda_kernels.errors import InputError
 from cuda_kernels.torch_reference import field_pose, image_coordinates, pose_vector
 from models.encodings import GridConfig
-from models.torso import Look, Torso, TorsoConfig
+from models.settings import Option
+from models.torso import Query, Torso, TorsoConfig
 from preparation.speaker_set import BACKGROUND, HEAD, NECK
 
-from .course import FieldOptimizer, FieldTraining
+from .course import FieldOptimizer, FieldTrainingSettings
 from .field_validation import measure_and_slim, measure_frames, validation_rows
 from .fields import (
     Field,
@@ -57,32 +59,27 @@ LOOP = LoopSettings(steps=10_000, validate_every=2000, checkpoint_every=2000, va
 
 
 @dataclass(frozen=True, kw_only=True)
-class TorsoTraining(FieldTraining):
+class TorsoTrainingSettings(FieldTrainingSettings):
     """Sizes of the torso and how it is trained."""
 
-    mean_face: Path | None = field(default=None, metadata={"help": "npz with mean_face (68, 3)"})
-    head: Path | None = field(
-        default=None, metadata={"help": "trained head (folder or checkpoint) to draw over it, as in the end"}
-    )
-    start: Path | None = field(
-        default=None,
-        metadata={"help": "trained torso of the same sizes (folder or checkpoint) to go on from"},
-    )
-    hidden: int = field(default=SIZES.hidden_deform, metadata={"help": "width of both networks"})
-    levels: int = field(default=SIZES.grid.levels, metadata={"help": "levels of the grid"})
-    log2_rows: int = field(default=SIZES.grid.log2_rows, metadata={"help": "rows a level of the grid, log2"})
-    resolution: int = field(
-        default=SIZES.grid.desired_resolution, metadata={"help": "finest cells along a side"}
-    )
-    position_octaves: int = field(
-        default=SIZES.position_octaves, metadata={"help": "frequencies of the position"}
-    )
-    pose_octaves: int = field(default=SIZES.pose_octaves, metadata={"help": "frequencies of the pose"})
-    anneal_steps: int = field(default=10_000, metadata={"help": "steps over which the rates fall"})
-    hidden_weight: float = field(default=0.1, metadata={"help": "of what the head hides"})
-    deform_weight: float = field(default=1e-4, metadata={"help": "of the deformation's size"})
-    precision: Precision = field(default="fp32", metadata={"help": "of the networks' arithmetic"})
-    compile: bool = field(default=False, metadata={"help": "compile the fields with torch.compile"})
+    mean_face: Annotated[Path | None, Option("npz with mean_face (68, 3)")] = None
+    head: Annotated[
+        Path | None, Option("trained head (folder or checkpoint) to draw over it, as in the end")
+    ] = None
+    start: Annotated[
+        Path | None, Option("trained torso of the same sizes (folder or checkpoint) to go on from")
+    ] = None
+    hidden: Annotated[int, Option("width of both networks")] = SIZES.hidden_deform
+    levels: Annotated[int, Option("levels of the grid")] = SIZES.grid.levels
+    log2_rows: Annotated[int, Option("rows a level of the grid, log2")] = SIZES.grid.log2_rows
+    resolution: Annotated[int, Option("finest cells along a side")] = SIZES.grid.desired_resolution
+    position_octaves: Annotated[int, Option("frequencies of the position")] = SIZES.position_octaves
+    pose_octaves: Annotated[int, Option("frequencies of the pose")] = SIZES.pose_octaves
+    anneal_steps: Annotated[int, Option("steps over which the rates fall")] = 10_000
+    hidden_weight: Annotated[float, Option("of what the head hides")] = 0.1
+    deform_weight: Annotated[float, Option("of the deformation's size")] = 1e-4
+    precision: Annotated[Precision, Option("of the networks' arithmetic")] = "fp32"
+    compile: Annotated[bool, Option("compile the fields with torch.compile")] = False
 
     def config(self) -> TorsoConfig:
         """The torso's sizes."""
@@ -101,7 +98,7 @@ class TorsoTask:
 
     name = "torso"
 
-    def __init__(self, data: SpeakerData, settings: TorsoTraining, device: torch.device) -> None:
+    def __init__(self, data: SpeakerData, settings: TorsoTrainingSettings, device: torch.device) -> None:
         """Builds the torso; with a trained head, in that head's field space."""
         self.data, self.settings, self.device = data, settings, device
         self.trained_head: TrainedHead | None = None
@@ -112,13 +109,13 @@ class TorsoTask:
         self.torso = Torso(settings.config()).to(device).train()
         kernels = kernels_wanted(settings.kernels, device)
         self.torso.use_kernels(kernels)
-        self.look: Look = self.torso.look
+        self.query: Query = self.torso.query
         if settings.compile:
-            self.look = torch.compile(self.look, dynamic=False)
+            self.query = torch.compile(self.query, dynamic=False)
         if settings.start is not None:
             before = load_torso(settings.start, device=device)
             if before.torso.config != self.torso.config:
-                raise ValueError(
+                raise InputError(
                     f"{settings.start}: config: expected {self.torso.config}, got {before.torso.config}"
                 )
             self.torso.load_state_dict(before.torso.state_dict())
@@ -174,7 +171,7 @@ class TorsoTask:
                 self.pose6[pixels.frames],
                 behind.reshape(-1, 3),
                 frame=frame,
-                look=self.look,
+                query=self.query,
             )
         error = (drawn.image - target.reshape(-1, 3)).square().mean(-1)
         mse = (error * weight.reshape(-1)).mean()
@@ -234,9 +231,9 @@ class TorsoTask:
     def _room_for_head(self) -> int:
         """How many samples a step's rays have of the frozen head, and some more."""
         assert self.trained_head is not None
-        wanted = max(int(self._head_over(self._choose()).marched.wanted) for _ in range(4))
+        needed = (self._head_over(self._choose()).marched.n_samples_needed for _ in range(4))
         rays = self.settings.frames_per_step * self.settings.pixels_per_frame
-        return room_for(HEAD_ROOM * wanted, rays * self.trained_head.head.config.max_steps)
+        return room_for(HEAD_ROOM * max(map(int, needed)), rays * self.trained_head.head.config.max_steps)
 
     @torch.no_grad()
     def _head_over(self, pixels: Pixels) -> Traced:
@@ -300,7 +297,7 @@ class TorsoTask:
         """Takes back what `state_dict` gave."""
         config = torso_config_of(state["config"])
         if config != self.torso.config:
-            raise ValueError(f"config: expected {config}, got {self.torso.config}")
+            raise InputError(f"config: expected {config}, got {self.torso.config}")
         self.torso.load_state_dict(state["model"])
         self.torso.mean_density = float(state["mean_density"])
         self.descent.load_state_dict(state)
@@ -321,13 +318,13 @@ def _possible_cells(data: SpeakerData, size: int) -> Tensor:
     return functional.max_pool2d(cells, 3, 1, 1)[0, 0].T.reshape(-1)
 
 
-def make_task(data: Path, settings: TorsoTraining, device: torch.device) -> TorsoTask:
+def make_task(data: Path, settings: TorsoTrainingSettings, device: torch.device) -> TorsoTask:
     """The task of training a torso on a speaker's folder."""
     loaded = load_speaker_data(data, device=device, frames=settings.frames, mean_face=settings.mean_face)
     return TorsoTask(loaded, settings, device)
 
 
-def run(data: Path, out: Path, settings: TorsoTraining, device: torch.device) -> bool:
+def run(data: Path, out: Path, settings: TorsoTrainingSettings, device: torch.device) -> bool:
     """Whether this took the place of training: with `validate_only` it measures and writes `slim.pt`."""
     if not settings.validate_only:
         return False

@@ -18,13 +18,16 @@ import torch
 from torch import nn
 
 from cuda_kernels.arrays import F32, U8
+from cuda_kernels.errors import InputError
 from models.audio2motion import LANDMARK_DIMENSION, Audio2Motion
 from models.features import LogMel
 from models.landmark_subspace import LandmarkSubspace
 from models.postnet import PostNet
 from models.settings import SettingsError, from_mapping, one_line
-from models.speaker import ConditionSettings, MotionSettings, OriginRecord, Speaker
+from models.speaker import Speaker
+from models.speaker_settings import ConditionSettings, MotionSettings, OriginRecord
 from models.syncnet import AUDIO_FRAMES, MOTION_FRAMES, MOUTH_DIMENSION, SyncNet
+from models.time_base import FRAME_MS, FRAME_RATE_HZ, FRAME_S
 from preparation.corpus_set import LANDMARKS_FILE, read_mean_face
 from preparation.speaker_set import SOUND_FILE, read_background, read_sound, read_truth, training_frames
 from training.audio2motion import load_audio2motion
@@ -60,7 +63,7 @@ FILES = {
 }
 
 
-class AssemblyError(ValueError):
+class AssemblyError(InputError):
     """Parts that do not fit together, or a file that is not what it should be."""
 
 
@@ -117,7 +120,7 @@ def make_bundle(request: BundleRequest) -> Speaker:
     loop = pose_loop(files.c2w)
     verification["loop_seam_step"] = loop.seam_step
     verification["loop_seam_acceleration"] = loop.seam_acceleration
-    log.info("poses: a loop of %.1f s from frame %d", len(loop.poses) / 25, loop.first_frame)
+    log.info("poses: a loop of %.1f s from frame %d", len(loop.poses) / FRAME_RATE_HZ, loop.first_frame)
     blinks = mean_blink(files.landmarks)
     networks: dict[str, nn.Module] = {}
     with folder_beside(request.out) as folder:
@@ -389,12 +392,13 @@ def _facts(
     motion: MotionSettings, condition_lookahead_frames: int, loop: PoseLoop, size_px: int
 ) -> dict[str, str]:
     lookahead = motion.lookahead_frames + condition_lookahead_frames
+    loop_s = len(loop.poses) * FRAME_S
     return {
         "takes": "16 kHz mono sound",
-        "gives": f"{size_px} x {size_px} pixels, 25 frames a second",
-        "look-ahead": f"{lookahead} frames ({40 * lookahead} ms) of sound after the frame it moves",
-        "memory": f"{motion.window_frames} frames ({motion.window_frames / 25:.2f} s) of sound",
-        "head's path": f"a loop of {len(loop.poses) / 25:.1f} s of the video, from frame {loop.first_frame}",
+        "gives": f"{size_px} x {size_px} pixels, {FRAME_RATE_HZ} frames a second",
+        "look-ahead": f"{lookahead} frames ({FRAME_MS * lookahead} ms) of sound after the frame it moves",
+        "memory": f"{motion.window_frames} frames ({motion.window_frames * FRAME_S:.2f} s) of sound",
+        "head's path": f"a loop of {loop_s:.1f} s of the video, from frame {loop.first_frame}",
     }
 
 

@@ -16,6 +16,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from cuda_kernels.errors import InputError
 from models.condition import ConditionConfig, FramePrenet, WindowAttention, encode_windows
 
 from ..onnx.graphs import open_graph
@@ -26,7 +27,7 @@ MAX_ERROR = 1e-5
 """Conditions are of the order of 1; two orders of summing some hundred float32 products differ by 1e-6."""
 
 
-class ConditionExportError(ValueError):
+class ConditionExportError(InputError):
     """A graph that does not say what the torch modules say."""
 
 

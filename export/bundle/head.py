@@ -10,6 +10,7 @@ import numpy as np
 
 from cuda_kernels.arrays import F32, U8
 from cuda_kernels.cpu_raymarcher import CpuRaymarcher
+from cuda_kernels.errors import InputError
 from cuda_kernels.scene import Camera, Grid, Scene
 from cuda_kernels.torch_reference import render_scene
 from models.head import Head
@@ -18,7 +19,7 @@ from models.torso import Torso
 MIN_PSNR_DB = 45.0
 
 
-class SceneExportError(ValueError):
+class SceneExportError(InputError):
     """A head and a torso that do not fit together, or a scene that is not drawn as it should be."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from models.speaker import OriginRecord
+from models.speaker_settings import OriginRecord
 
 NOBODY = "a synthetic character, nobody's likeness"
 

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from cuda_kernels.arrays import F32
 from models.audio2motion import Audio2Motion, Audio2MotionConfig
-from models.features import FRAME_SAMPLES, AudioFeatures, LogMel
+from models.features import AudioFeatures, LogMel
 from models.landmark_subspace import LandmarkSubspace
 from models.postnet import PostNet, PostNetConfig
 from models.syncnet import AUDIO_FRAMES, MOTION_FRAMES, MOUTH_DIMENSION, SyncNet
+from models.time_base import FRAME_SAMPLES, SAMPLE_RATE_HZ
 from models.time_convolution import plain_copy, without_padding
 
 from ..onnx.torch_graph import ExportError, compare, ms_per_call, refuse_if_wrong, write_graph
@@ -198,7 +199,7 @@ def export_syncnet(syncnet: SyncNet, *, path: Path) -> SyncNetExportReport:
 
 def _windows_to_try(width: int, audio: F32 | None) -> list[F32]:
     random = np.random.default_rng(0)
-    seconds = np.arange(width) / 16000
+    seconds = np.arange(width) / SAMPLE_RATE_HZ
     tried = [
         random.normal(0, 0.1, width),
         random.uniform(-1, 1, width),

@@ -11,15 +11,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from cuda_kernels.arrays import F32, F64
+from cuda_kernels.errors import InputError
+from models.time_base import FRAME_RATE_HZ
 
-FPS = 25
 BROWS = slice(17, 27)
 EYES = slice(36, 48)
 UPPER_AND_LOWER_LIDS = ((37, 41), (38, 40), (43, 47), (44, 46))
+CLOSED_SHARE = 0.55  # of their usual distance: lids less apart than that are those of a blink
+BLINK_BEFORE_FRAMES, BLINK_AFTER_FRAMES = 5, 9  # of the closest lids; opening takes longer than closing
 LEVER_DM = 1.0  # how far from its origin a turn of the head counts: where the face is
 
 
-class PerformanceError(ValueError):
+class PerformanceError(InputError):
     """Poses or landmarks from which no loop or no blink can be made."""
 
 
@@ -37,7 +40,7 @@ class LoopSettings:
         """Checks the order of the lengths."""
         fits = all(0 < blend_s < self.shortest_s for blend_s in self.blends_s)
         if not (fits and self.blends_s and self.shortest_s <= self.longest_s):
-            raise ValueError(
+            raise InputError(
                 f"LoopSettings: expected 0 < blends_s < shortest_s <= longest_s, got {self.blends_s}, "
                 f"{self.shortest_s}, {self.longest_s}"
             )
@@ -74,12 +77,12 @@ def pose_loop(c2w: F32, settings: LoopSettings | None = None) -> PoseLoop:
         PerformanceError: too few poses, or no stretch whose ends can be joined so smoothly.
     """
     settings = settings or LoopSettings()
-    least = round((settings.shortest_s + min(settings.blends_s)) * FPS) + 2
+    least = round((settings.shortest_s + min(settings.blends_s)) * FRAME_RATE_HZ) + 2
     if len(c2w) < least:
         raise PerformanceError(f"c2w: expected at least {least} poses, got {len(c2w)}; allow a shorter loop")
     w2c = np.linalg.inv(np.asarray(c2w, np.float64))  # (T, 4, 4) the head before the camera
     for blend_s in settings.blends_s:
-        found = _calmest_join(w2c, settings, round(blend_s * FPS))
+        found = _calmest_join(w2c, settings, round(blend_s * FRAME_RATE_HZ))
         if found is not None:
             break
     else:
@@ -89,7 +92,7 @@ def pose_loop(c2w: F32, settings: LoopSettings | None = None) -> PoseLoop:
             "allow other lengths or a longer fade"
         )
     loop = _faded(w2c[found.start : found.start + found.length], w2c[found.start - found.blend : found.start])
-    shift = _calmest(_coordinates(loop), min(found.length, round(settings.calm_start_s * FPS)))
+    shift = _calmest(_coordinates(loop), min(found.length, round(settings.calm_start_s * FRAME_RATE_HZ)))
     return PoseLoop(
         poses=np.roll(np.linalg.inv(loop), -shift, axis=0).astype(np.float32),
         first_frame=found.start,
@@ -115,9 +118,9 @@ def _calmest_join(w2c: F64, settings: LoopSettings, blend: int) -> _Join | None:
     path = _coordinates(w2c)  # (T, 6)
     ordinary = _ordinary(path, settings.percentile)
     calm = np.concatenate([[0.0], np.cumsum(np.sum((path - np.median(path, axis=0)) ** 2, axis=1))])
-    longest = min(round(settings.longest_s * FPS), len(w2c) - blend - 3)
+    longest = min(round(settings.longest_s * FRAME_RATE_HZ), len(w2c) - blend - 3)
     best: tuple[float, _Join] | None = None
-    for start, length in _joins(path, round(settings.shortest_s * FPS), longest, blend):
+    for start, length in _joins(path, round(settings.shortest_s * FRAME_RATE_HZ), longest, blend):
         restlessness = float(calm[start + length] - calm[start]) / length
         if best is not None and restlessness >= best[0]:
             continue
@@ -244,18 +247,15 @@ def lid_apertures(landmarks: F32) -> F64:
     return mean
 
 
-def blink_peaks(landmarks: F32, *, closed_share: float = 0.55) -> list[int]:
-    """Returns the frames at which the lids are closest, one for each blink in (T, 68, 3) landmarks.
-
-    A blink is a stretch in which the lids are less apart than `closed_share` of what they usually are.
-    """
+def blink_peaks(landmarks: F32) -> list[int]:
+    """Returns the frames at which the lids are closest, one for each blink in (T, 68, 3) landmarks."""
     aperture = lid_apertures(landmarks)
-    closed = aperture < closed_share * np.median(aperture)
+    closed = aperture < CLOSED_SHARE * np.median(aperture)
     edges = np.flatnonzero(np.diff(np.concatenate([[False], closed, [False]]).astype(np.int8)))
     return [int(a + np.argmin(aperture[a:b])) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
-def mean_blink(landmarks: F32, *, before_frames: int = 5, after_frames: int = 9) -> F32:
+def mean_blink(landmarks: F32) -> F32:
     """Returns (F, 68, 3): what one blink adds to the landmarks, in idexp's unit; 0 at both ends.
 
     The blinks are aligned where the lids are closest and averaged, each relative to the open eye just
@@ -263,8 +263,6 @@ def mean_blink(landmarks: F32, *, before_frames: int = 5, after_frames: int = 9)
 
     Args:
         landmarks: (T, 68, 3) head space, decimetres.
-        before_frames: of the template before the closest lids.
-        after_frames: after it; opening takes longer than closing.
 
     Raises:
         PerformanceError: no blink stands alone long enough.
@@ -272,8 +270,8 @@ def mean_blink(landmarks: F32, *, before_frames: int = 5, after_frames: int = 9)
     peaks = np.array(blink_peaks(landmarks))
     gathered = []
     for peak in peaks:
-        first, last = int(peak) - before_frames, int(peak) + after_frames
-        alone = np.abs(peaks[peaks != peak] - peak).min(initial=1000) > before_frames + after_frames
+        first, last = int(peak) - BLINK_BEFORE_FRAMES, int(peak) + BLINK_AFTER_FRAMES
+        alone = np.abs(peaks[peaks != peak] - peak).min(initial=1000) > last - first
         if not alone or first < 0 or last >= len(landmarks):
             continue
         stretch = landmarks[first : last + 1].astype(np.float64)
@@ -281,8 +279,8 @@ def mean_blink(landmarks: F32, *, before_frames: int = 5, after_frames: int = 9)
         gathered.append(10 * (stretch - (1 - ramp) * stretch[0] - ramp * stretch[-1]))
     if not gathered:
         raise PerformanceError(
-            f"landmarks: expected a blink with {before_frames} frames before and {after_frames} after it, "
-            f"found none that stands alone among {len(peaks)}; is the video long enough?"
+            f"landmarks: expected a blink with {BLINK_BEFORE_FRAMES} frames before and {BLINK_AFTER_FRAMES} "
+            f"after it, found none that stands alone among {len(peaks)}; is the video long enough?"
         )
     blinks = np.stack(gathered)  # (N, F, 68, 3)
     mean = blinks.mean(axis=0)

@@ -19,27 +19,24 @@ from safetensors.numpy import save
 
 from cuda_kernels.arrays import F32, U8
 from cuda_kernels.scene import Grid, HeadField, Scene, TorsoField
-from models.partial_files import aside_path, partial_path, restore_aside, sweep_abandoned
+from models.bundle_files import RECORDED_CASES_FILE, SETTINGS_FILE, BundleError, FileRecord
+from models.partial_files import aside_path, atomic_write, partial_path, restore_aside, sweep_abandoned
 from models.settings import from_mapping, to_mapping
-from models.speaker import (
-    RECORDED_CASES_FILE,
+from models.speaker import Speaker, load_speaker
+from models.speaker_settings import (
     SCHEMA_VERSION,
-    SETTINGS_FILE,
-    BundleError,
     CameraSettings,
     ConditionSettings,
-    FileRecord,
     GridSettings,
     HeadSettings,
     MotionSettings,
     OriginRecord,
-    Speaker,
     SpeakerSettings,
     TorsoSettings,
     checksum,
-    load_speaker,
     read_settings,
 )
+from models.time_base import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 
 from .model_card import with_figures
 
@@ -69,8 +66,8 @@ class BundleParts:
     model_card: str
     verification: Mapping[str, float] = field(default_factory=dict)
     figures: Mapping[str, float] = field(default_factory=dict)
-    fps: int = 25
-    sample_rate_hz: int = 16000
+    fps: int = FRAME_RATE_HZ
+    sample_rate_hz: int = SAMPLE_RATE_HZ
 
 
 def parts_of(speaker: Speaker) -> BundleParts:
@@ -87,7 +84,7 @@ def parts_of(speaker: Speaker) -> BundleParts:
         origin=speaker.origin,
         motion=speaker.motion,
         condition=speaker.condition,
-        scene=speaker.scene(),
+        scene=speaker.scene,
         motion_onnx=speaker.motion_onnx.read_bytes(),
         condition_onnx=speaker.condition_onnx.read_bytes(),
         features_onnx=content(speaker.features_onnx),
@@ -201,11 +198,13 @@ def seal(path: Path) -> Speaker:
     for name in document["files"]:
         if Path(name).name == name and (path / name).is_file():
             document["files"][name] = to_mapping(_record((path / name).read_bytes()))
-    _write_whole(file, _settings_text(document))
+    with atomic_write(file) as part:
+        part.write_bytes(_settings_text(document))
     try:
         return load_speaker(path)
     except BundleError:
-        _write_whole(file, before)
+        with atomic_write(file) as part:
+            part.write_bytes(before)
         raise
 
 
@@ -228,16 +227,6 @@ def add_figures(path: Path, figures: Mapping[str, float]) -> Speaker:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return load_speaker(path)
-
-
-def _write_whole(file: Path, content: bytes) -> None:
-    sweep_abandoned(file.parent)
-    partial = partial_path(file)
-    try:
-        partial.write_bytes(content)
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _settings_text(document: dict[str, Any]) -> bytes:
@@ -338,14 +327,15 @@ def torso_settings(torso: TorsoField) -> TorsoSettings:
 
 def _grid_settings(grid: Grid) -> GridSettings:
     rows, features = grid.table.shape
+    layout = grid.layout
     return GridSettings(
-        levels=len(grid.offsets) - 1,
+        levels=layout.levels,
         features=features,
         rows=rows,
-        base_resolution=grid.base_resolution,
-        log2_growth=float(grid.log2_growth),
-        hashed=grid.hashed,
-        smoothstep=grid.smoothstep,
+        base_resolution=layout.base_resolution,
+        log2_growth=float(layout.log2_growth),
+        hashed=layout.hashed,
+        smoothstep=layout.smoothstep,
     )
 
 
@@ -385,7 +375,7 @@ def _grid_tensors(prefix: str, grid: Grid) -> Tensors:
     dtype = np.float16 if largest < 6e4 else np.float32
     return {
         f"{prefix}.embeddings": np.ascontiguousarray(grid.table, dtype),
-        f"{prefix}.offsets": np.ascontiguousarray(grid.offsets, np.int32),
+        f"{prefix}.offsets": np.array(grid.layout.offsets, np.int32),
     }
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cuda_kernels.arrays import F32
+from cuda_kernels.errors import InputError
 from models.hubert import (
     CONV_KERNELS,
     CONV_STRIDES,
@@ -25,7 +26,8 @@ from models.hubert import (
     hubert_from_state,
 )
 from models.settings import show
-from models.speaker import FEATURE_HOP_SAMPLES, FEATURE_SAMPLES
+from models.speaker_settings import FEATURE_SAMPLES
+from models.time_base import FEATURE_HOP_SAMPLES, SAMPLE_RATE_HZ
 from models.torchaudio_pair import import_torchaudio
 
 from ..onnx.graphs import strip_metadata, to_float16_weights
@@ -40,7 +42,7 @@ MAX_ERROR = 1e-3
 """Of the graph, as a share of the largest feature: float32 through 24 layers; a wrong graph is off by 0.1."""
 MAX_ROUNDING = 2e-2
 """Of the features by rounding the weights to float16, as a share of the largest feature."""
-TRIED_SAMPLES = (400, 1039, 16000, 30721, 64000)
+TRIED_SAMPLES = (FEATURE_SAMPLES, 1039, SAMPLE_RATE_HZ, 30721, 4 * SAMPLE_RATE_HZ)
 
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _WAY_OUT = f"give the folder of Hugging Face's {HUBERT_NAME} with config.json and model.safetensors"
@@ -235,14 +237,15 @@ def export_features(
         float16_change=change,
         largest_feature=largest,
         cases=len(feeds),
-        ms_per_call=ms_per_call(content, {"pcm": np.zeros((1, 16000), np.float32)}, calls=5),
+        ms_per_call=ms_per_call(content, {"pcm": np.zeros((1, SAMPLE_RATE_HZ), np.float32)}, calls=5),
     )
 
 
 def _sounds_to_try(audio: F32 | None) -> list[F32]:
     random = np.random.default_rng(0)
     sounds = [random.normal(0, 0.1, samples).astype(np.float32) for samples in TRIED_SAMPLES]
-    sounds += [np.zeros(16000, np.float32), np.sin(0.1 * np.arange(16000)).astype(np.float32)]
+    second = np.arange(SAMPLE_RATE_HZ)
+    sounds += [np.zeros(len(second), np.float32), np.sin(0.1 * second).astype(np.float32)]
     if audio is not None:
         starts = np.linspace(0, max(0, len(audio) - max(TRIED_SAMPLES)), len(TRIED_SAMPLES)).astype(int)
         pieces = [audio[start : start + n] for start, n in zip(starts, TRIED_SAMPLES, strict=True)]
@@ -271,7 +274,7 @@ def offline_features(run: Callable[[F32], F32], pcm: F32) -> F32:
         pcm: (n,) at 16 kHz, at least 400.
     """
     if len(pcm) < FEATURE_SAMPLES:
-        raise ValueError(
+        raise InputError(
             f"offline_features: pcm: expected at least {FEATURE_SAMPLES} samples, got {len(pcm)}; pad it"
         )
     sound = normalised(pcm)

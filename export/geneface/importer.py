@@ -13,18 +13,22 @@ import numpy as np
 import torch
 
 from cuda_kernels.arrays import F32, U8
+from cuda_kernels.errors import InputError
 from cuda_kernels.scene import Camera
+from models.bundle_files import RECORDED_CASES_FILE
 from models.hubert import HUBERT_NAME, Hubert
 from models.landmark_subspace import LandmarkSubspace
 from models.latent_noise import latent_noise
 from models.pitch import f0_hz
-from models.speaker import (
-    RECORDED_CASES_FILE,
-    SAMPLES_PER_FRAME,
-    ConditionSettings,
-    FeatureSettings,
-    MotionSettings,
-    Speaker,
+from models.speaker import Speaker
+from models.speaker_settings import ConditionSettings, FeatureSettings, MotionSettings
+from models.time_base import (
+    FEATURE_HOP_SAMPLES,
+    FEATURE_RATE_HZ,
+    FRAME_MS,
+    FRAME_RATE_HZ,
+    FRAME_S,
+    FRAME_SAMPLES,
 )
 from preparation.media import read_pcm
 from training.fields import draw_head, draw_torso
@@ -36,7 +40,7 @@ from ..bundle.model_card import Card, Training, model_card
 from ..bundle.pose_loop import PerformanceError, pose_loop
 from ..bundle.writer import BundleParts, folder_beside, require_free, write_bundle
 from ..recorded_cases import LIMITS, ExportedParts, RecordedCases, padded, replay
-from ..requests import FRAME_MS, GenefaceRequest
+from ..requests import GenefaceRequest
 from .checkpoints import GenefaceFolders, GenefaceNetworks, find_folders, read_networks
 from .dataset import GenefaceDataset, read_dataset
 from .hubert import export_features, load_hubert, normalised, offline_features
@@ -49,13 +53,14 @@ DM_PER_UNIT = 10.0  # of a GeneFace pose's translation
 MAX_FEATURE_DIFFERENCE = 0.1
 """Root mean square, as a share of the features': other weights differ by about 1."""
 _NOBODY_STATED = "nobody stated it when the speaker was imported"
-_SAME_SOUND_FEATURES = 50  # sound as long as the data's features, up to a second, is the video's own
+# Sound as long as the data's features, up to a second, is the video's own.
+_SAME_SOUND_FEATURES = FEATURE_RATE_HZ
 _CASE_FRAMES = 40
-_CASE_SAMPLES = SAMPLES_PER_FRAME * _CASE_FRAMES
+_CASE_SAMPLES = FRAME_SAMPLES * _CASE_FRAMES
 _WINDOW_CASES = 4
 
 
-class GenefaceImportError(ValueError):
+class GenefaceImportError(InputError):
     """Parts of a GeneFace speaker that do not fit together, or that say something else once exported."""
 
 
@@ -84,7 +89,7 @@ def import_geneface(request: GenefaceRequest) -> Speaker:
         _subspace(request, data),
     ).eval()
     verification: dict[str, float] = {}
-    if pcm is not None and abs(len(pcm) // 320 - len(data.hubert)) <= _SAME_SOUND_FEATURES:
+    if pcm is not None and abs(len(pcm) // FEATURE_HOP_SAMPLES - len(data.hubert)) <= _SAME_SOUND_FEATURES:
         verification["hubert_against_dataset"] = _feature_difference(hubert, pcm, data)
 
     with folder_beside(request.out) as folder:
@@ -214,10 +219,11 @@ def _head_path(data: GenefaceDataset, verification: dict[str, float]) -> tuple[F
     except PerformanceError as error:
         log.info("poses: there and back again, since no loop was found: %s", error)
         back = c2w[-2:0:-1]
-        return np.concatenate([c2w, back]), f"{len(c2w) / 25:.1f} s of the video, there and back again"
+        there_s = len(c2w) / FRAME_RATE_HZ
+        return np.concatenate([c2w, back]), f"{there_s:.1f} s of the video, there and back again"
     verification["loop_seam_step"] = loop.seam_step
     verification["loop_seam_acceleration"] = loop.seam_acceleration
-    seconds = len(loop.poses) / 25
+    seconds = len(loop.poses) / FRAME_RATE_HZ
     log.info("poses: a loop of %.1f s from frame %d", seconds, loop.first_frame)
     return loop.poses, f"a loop of {seconds:.1f} s of the video, from frame {loop.first_frame}"
 
@@ -375,7 +381,7 @@ def _card(parts: BundleParts, origin: Origin, networks: GenefaceNetworks, path_s
         for source in networks.sources
         if (net := nets.get(source.part)) is not None
     ]
-    size_px = parts.scene.image_size_px
+    size_px, memory_s = parts.scene.image_size_px, motion.window_frames * FRAME_S
     there = {
         "torso.safetensors": parts.scene.torso is not None,
         "syncnet.onnx": False,
@@ -392,9 +398,9 @@ def _card(parts: BundleParts, origin: Origin, networks: GenefaceNetworks, path_s
             origin=origin.record,
             facts={
                 "takes": "16 kHz mono sound",
-                "gives": f"{size_px} x {size_px} pixels, 25 frames a second",
+                "gives": f"{size_px} x {size_px} pixels, {FRAME_RATE_HZ} frames a second",
                 "look-ahead": f"up to {lookahead} frames ({FRAME_MS * lookahead} ms) of sound after a frame",
-                "memory": f"{motion.window_frames} frames ({motion.window_frames / 25:.2f} s) of features",
+                "memory": f"{motion.window_frames} frames ({memory_s:.2f} s) of features",
                 "head's path": path_said,
             },
             trainings=trainings,

@@ -25,6 +25,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cuda_kernels.errors import InputError
 from models.settings import one_line
 
 from ..regular_file import open_regular
@@ -92,7 +93,7 @@ _ZIP_ERRORS: Final = (
 )  # all that zipfile raises for a damaged archive
 
 
-class GenefaceFileError(ValueError):
+class GenefaceFileError(InputError):
     """A file of GeneFace's that cannot be taken: which, what was expected, got, the way out, in one line."""
 
 

@@ -12,6 +12,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from cuda_kernels.arrays import F32
+from cuda_kernels.errors import InputError
 from models.onnx_runtime import load_onnxruntime
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ MAX_ROUNDING = 2e-2
 """Of a graph's outputs by rounding its weights: 2e-4 of the range of a landmark is 2 um of a lip."""
 
 
-class GraphError(ValueError):
+class GraphError(InputError):
     """A graph that says something else once its weights are rounded."""
 
 

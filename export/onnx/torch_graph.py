@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cuda_kernels.arrays import F32
+from cuda_kernels.errors import InputError
 
 from .graphs import open_graph
 
@@ -22,7 +23,7 @@ OPSET = 21
 """The newest operator set that every onnxruntime we allow (>= 1.20) runs; nothing here needs a newer one."""
 
 
-class ExportError(ValueError):
+class ExportError(InputError):
     """An exported graph that does not say what its source says, or sources that do not fit together."""
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # its stubs are a separate package
 
 from cuda_kernels.arrays import F32
-from models.features import FRAME_SAMPLES
-from models.speaker import MotionSettings
+from models.speaker_settings import MotionSettings
+from models.time_base import FRAME_MS, FRAME_SAMPLES
 from training.audio2motion import MM_PER_UNIT
 from training.measures import aperture_mm, pearson, width_mm
 
@@ -21,7 +21,6 @@ from .teacher_corpus import Recording
 
 MOUTH = slice(48, 68)
 MAX_LAG_FRAMES = 10
-FRAME_MS = 40
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,10 +18,15 @@ import numpy as np
 import torch
 
 from cuda_kernels.arrays import F32
+from cuda_kernels.errors import InputError
 from models.audio2motion import Audio2Motion
+from models.bundle_files import SETTINGS_FILE
 from models.features import LogMel
 from models.landmark_subspace import LandmarkSubspace
-from models.speaker import SETTINGS_FILE, MotionSettings, OriginRecord, Speaker, load_speaker
+from models.speaker import Speaker, load_speaker
+from models.speaker_settings import MotionSettings, OriginRecord
+from models.time_base import FRAME_MS, FRAME_RATE_HZ, FRAME_S
+from models.torch_device import device_named
 from training.audio2motion import LOOP, MATMUL_PRECISION, Audio2MotionSettings, load_audio2motion, make_task
 from training.cli import write_settings
 from training.loop import checkpoints, fit
@@ -53,7 +58,7 @@ OF_THE_MOTION = (
 """How the names of those checks begin that are of the teacher's motion alone."""
 
 
-class DistillationError(ValueError):
+class DistillationError(InputError):
     """A student that cannot be made, or is not good enough to be shown."""
 
 
@@ -118,7 +123,7 @@ def distil(request: DistillationRequest, *, teacher: Teacher | None = None) -> D
         raise DistillationError(
             f"{request.out}: out: expected no such folder yet, got one that is no bundle; give a new folder"
         )
-    device = _device(request.device)
+    device = device_named(request.device)
     mean_face = _mean_face(speaker.motion)
     corpus = make_teacher_corpus(
         request.speech,
@@ -169,17 +174,6 @@ def distil(request: DistillationRequest, *, teacher: Teacher | None = None) -> D
     return DistillationReport(
         speaker=write_bundle(request.out, parts), agreement=agreement, corpus=corpus, step=step
     )
-
-
-def _device(name: str) -> torch.device:
-    """Returns the torch device of that name, or refuses one that is not there."""
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise DistillationError(f"device: expected cpu or cuda, got {name!r}") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise DistillationError(f"device: got {name}, but torch sees no CUDA device here; use --device cpu")
-    return device
 
 
 def _offline_motion(speaker: Speaker) -> Teacher:
@@ -285,6 +279,7 @@ def _card(parts: BundleParts, folder: Path, student: Audio2Motion) -> str:
     """Returns the student's model card with its teacher's, which `parts` still hold, below it."""
     motion, size_px = parts.motion, parts.scene.image_size_px
     lookahead = motion.lookahead_frames + parts.condition.lookahead_frames
+    lookahead_ms = FRAME_MS * lookahead
     absent = {
         "torso.safetensors": parts.scene.torso is None,
         "syncnet.onnx": parts.syncnet_onnx is None,
@@ -298,9 +293,9 @@ def _card(parts: BundleParts, folder: Path, student: Audio2Motion) -> str:
             origin=parts.origin,
             facts={
                 "takes": "16 kHz mono sound",
-                "gives": f"{size_px} x {size_px} pixels, 25 frames a second",
-                "look-ahead": f"{lookahead} frames ({40 * lookahead} ms) of sound after the frame it moves",
-                "memory": f"{motion.window_frames} frames ({motion.window_frames / 25:.2f} s) of sound",
+                "gives": f"{size_px} x {size_px} pixels, {FRAME_RATE_HZ} frames a second",
+                "look-ahead": f"{lookahead} frames ({lookahead_ms} ms) of sound after the frame it moves",
+                "memory": f"{motion.window_frames} frames ({motion.window_frames * FRAME_S:.2f} s) of sound",
             },
             trainings=[training_of("audio2motion", folder, student)],
             figures=parts.figures,

@@ -14,7 +14,9 @@ from cuda_kernels.arrays import F32
 from models.latent_noise import latent_noise
 from models.onnx_runtime import load_onnxruntime
 from models.pitch import WINDOW_SAMPLES, f0_hz
-from models.speaker import FEATURE_HOP_SAMPLES, LANDMARKS, SAMPLES_PER_FRAME, FeatureSettings, Speaker
+from models.speaker import Speaker
+from models.speaker_settings import LANDMARKS, FeatureSettings
+from models.time_base import FEATURE_HOP_SAMPLES, FRAME_SAMPLES
 
 from ..geneface.hubert import CLIP_FEATURES, offline_features
 from ..onnx.graphs import open_graph
@@ -57,7 +59,7 @@ class OfflineMotion:
             temperature: of the latent's noise, 0 for the prior's mode; the speaker's own if absent. A causal
                 network has none.
         """
-        frames = len(pcm) // SAMPLES_PER_FRAME
+        frames = len(pcm) // FRAME_SAMPLES
         if not frames:
             return np.zeros((0, LANDMARKS, 3), np.float32)
         features = self._settings.features
@@ -71,10 +73,10 @@ class OfflineMotion:
 
     def _causal(self, pcm: F32, frames: int) -> F32:
         width, lookahead = self._settings.window_samples, self._settings.lookahead_frames
-        missing = max(0, SAMPLES_PER_FRAME * (frames + lookahead) - len(pcm))
+        missing = max(0, FRAME_SAMPLES * (frames + lookahead) - len(pcm))
         sound = np.pad(pcm, (width, 0))
         sound = np.concatenate([sound, sound[len(sound) - missing :][::-1]])
-        ends = width + SAMPLES_PER_FRAME * (np.arange(frames) + 1 + lookahead)
+        ends = width + FRAME_SAMPLES * (np.arange(frames) + 1 + lookahead)
         windows = (sound[None, end - width : end] for end in ends)
         return np.concatenate([self._motion.run(None, {"pcm": window})[0] for window in windows])
 

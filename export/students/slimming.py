@@ -22,21 +22,24 @@ import numpy.typing as npt
 from cuda_kernels.arrays import F32
 from cuda_kernels.cpu_raymarcher import CpuRaymarcher
 from cuda_kernels.scene import HeadField, Scene
+from models.bundle_files import BundleError
 from models.landmark_filter import MOUTH, LandmarkFilter
-from models.speaker import LANDMARKS, BundleError, HeadSettings, Speaker, load_speaker
+from models.speaker import Speaker, load_speaker
+from models.speaker_settings import LANDMARKS, HeadSettings
+from models.time_base import FRAME_RATE_HZ
+from models.torch_device import device_named
 from preparation.media import read_pcm
 from training.head_student import (
     HELD_OUT,
     LESSONS_FILE,
     Lessons,
     StudentTask,
-    StudentTraining,
+    StudentTrainingSettings,
     head_of,
     load_lessons,
     require_wider,
     save_lessons,
     train,
-    usable_device,
 )
 from training.loop import LoopSettings
 
@@ -57,7 +60,7 @@ FRAMES_BETWEEN_BLINKS = 70
 MEASURED_FRAMES = 16
 TIMED_FRAMES = 12
 TIMED_SIZES_PX = (192, 256)
-MIN_FRAMES = 50  # of speech: fewer say next to nothing of a face
+MIN_FRAMES = 2 * FRAME_RATE_HZ  # of speech: fewer say next to nothing of a face
 CARD_HEAD = "## Slim head"
 
 
@@ -90,10 +93,10 @@ def slim(
     Raises:
         ValueError: an input that is missing, broken or does not fit; no bundle is written.
     """
-    usable_device(request.device)  # before the motion has run for minutes
+    device_named(request.device)  # before the motion has run for minutes
     speaker = prepare(request, open_motion=open_motion)
     frames, pixels = _rays(request)
-    settings = StudentTraining(
+    settings = StudentTrainingSettings(
         hidden=request.hidden,
         frames_per_step=frames,
         pixels_per_frame=pixels,
@@ -162,7 +165,7 @@ def prepare(request: SlimRequest, *, open_motion: Callable[[Speaker], Motion] = 
             "give longer recordings",
         )
     log.info("lessons: %.1f s of speech, %d poses", frames / speaker.fps, len(speaker.poses))
-    scene = speaker.scene()
+    scene = speaker.scene
     lessons = Lessons(
         settings=speaker.settings.head,
         tensors=head_tensors(scene.head),
@@ -241,7 +244,7 @@ def finish(request: SlimRequest, speaker: Speaker, task: StudentTask) -> SlimRep
     """
     with task.descent.average.in_place():
         narrow = task.student.field()
-    wide_scene = speaker.scene()
+    wide_scene = speaker.scene
     trained = dataclasses.replace(wide_scene, head=narrow)
     kept = stored(trained)
     lessons = load_lessons(request.work_folder / LESSONS_FILE)

@@ -21,6 +21,7 @@ import numpy as np
 from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # its stubs are a separate package
 
 from cuda_kernels.arrays import BOOL, F32, I16
+from cuda_kernels.errors import InputError
 from models.audio2motion import LANDMARK_DIMENSION
 from models.partial_files import atomic_write
 from models.time_base import FRAME_RATE_HZ, FRAME_SAMPLES
@@ -34,7 +35,7 @@ from training.measures import aperture_mm
 log = logging.getLogger(__name__)
 
 HELD_OUT_SHARE = 0.1
-MIN_FRAMES = 50  # 2 s
+MIN_FRAMES = 2 * FRAME_RATE_HZ
 MAX_CLIP_FRAMES = 750  # a validation holds sixteen clips at once
 CUT_REACH_FRAMES = 50  # a recording is cut at its quietest frame within so many of an even cut
 SILENT_RMS = 1e-3  # the loudest frame of a recording without speech, of full scale
@@ -42,7 +43,7 @@ _SAY_AGAIN = "delete it, and the teacher says it again"
 CLOSED_SHARE = 0.1  # of the mouth's usual opening, that still counts as shut
 
 
-class SpeechError(ValueError):
+class SpeechError(InputError):
     """Speech that nothing can be learnt from, or a teacher that does not say it as it should."""
 
 

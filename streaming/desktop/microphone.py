@@ -14,17 +14,18 @@ import numpy as np
 
 from cuda_kernels.arrays import F32
 from models.settings import escaped
+from models.time_base import SAMPLE_RATE_HZ
 
 from ..errors import InputError, Stopped
-from ..pipeline.clock import SAMPLE_RATE_HZ, MonotonicClock, SystemClock
+from ..pipeline.clock import MonotonicClock, SystemClock
 from ..pipeline.downmix import Downmix
 from ..pipeline.queues import Aborted, BoundedQueue, Ended, Overflow
 from ..settings import DEFAULT_MICROPHONE
 
 BLOCK_MS = 20
-BOUND_MS = 400.0  # what may wait for the reader; older sound makes room
+BOUND_MS = 400.0  # of the queue to the reader; the oldest is dropped
 FIRST_SOUND_S = 6.0  # a Bluetooth headset takes its time
-LOST_AFTER_S = 2.0  # some systems do not say that a device was unplugged: it just falls silent
+LOST_AFTER_S = 2.0  # some systems do not report that a device was unplugged: its callback just stops
 _POLL_S = 0.2
 
 
@@ -155,20 +156,20 @@ def find_device(wanted: str) -> InputDevice:
 
 
 class LocalMicrophone:
-    """What a device hears, 16 kHz mono; PortAudio's thread hands over, one thread reads."""
+    """A capture stream, 16 kHz mono; PortAudio's thread puts, one thread reads."""
 
     def __init__(self, device: InputDevice, *, clock: MonotonicClock | None = None) -> None:
         """Opens nothing yet; `start` does.
 
         Args:
-            device: what to listen to.
-            clock: tells how long nothing was heard.
+            device: to record from.
+            clock: of the timeout of a silent device.
         """
         self.device = device
         self.rate_hz = 0
         """What the device is opened at; 16000 where it lets us."""
         self.overflows = 0
-        """Times that PortAudio lost sound because this process was not served in time."""
+        """Input overflows: PortAudio lost sound because the callback came late."""
         self._clock = clock or SystemClock()
         self._queue: BoundedQueue[F32] = BoundedQueue(
             name="microphone",
@@ -184,11 +185,11 @@ class LocalMicrophone:
 
     @property
     def dropped(self) -> int:
-        """Blocks that made room because nobody read in time."""
+        """Blocks dropped because the queue was full."""
         return self._queue.dropped
 
     def start(self) -> None:
-        """Opens the device and listens.
+        """Opens the device and starts recording.
 
         Raises:
             InputError: PortAudio is not installed, or the device cannot be opened in any way.
@@ -231,7 +232,7 @@ class LocalMicrophone:
         """Returns the next samples (n,) float32 in [-1, 1], 16 kHz mono, about 20 ms of them.
 
         Raises:
-            TimeoutError: nothing was heard within `timeout_s`; it may still come.
+            TimeoutError: no sound came within `timeout_s`; it may still come.
             InputError: the device is gone.
             Stopped: the microphone was closed.
         """
@@ -267,7 +268,7 @@ class LocalMicrophone:
             yield samples
 
     def close(self) -> None:
-        """Lets go of the device and wakes who reads; a second time, or unstarted, it does nothing."""
+        """Closes the device and wakes the reader; safe twice and unstarted."""
         self._closed = True
         self._queue.abort()
         stream, self._stream = self._stream, None
@@ -284,7 +285,7 @@ class LocalMicrophone:
         self.close()
 
     def _ways_to_open(self) -> list[tuple[int, int]]:
-        """Returns rates and channels to try; a raw device often offers its own only.
+        """Returns sample rates and channel counts to try; a raw device often offers its own only.
 
         Two channels come first: asked for one, many systems give the mean, and sides may cancel in it.
         """

@@ -87,7 +87,7 @@ class PreviewWindow:
             self._draw()
 
     def poll(self) -> bool:
-        """Takes what the user did to the window; returns False once it was closed, by Esc and q too."""
+        """Handles the window's events; returns False once it was closed, by Esc and q too."""
         if not self._open:
             return False
         pygame, redraw = self._pygame, False

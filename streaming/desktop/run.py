@@ -1,4 +1,4 @@
-"""This machine's microphone in, the speaker in a window out: the live pipeline without a network."""
+"""Desktop run: this machine's microphone in, a preview window out, by the live pipeline without WebRTC."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from cuda_kernels.arrays import U8
-from models.speaker import find_speaker, read_settings
+from models.speaker_folders import find_speaker
+from models.speaker_settings import read_settings
+from models.time_base import FRAME_RATE_HZ, FRAME_S
 
 from ..errors import NetworkFailureError
-from ..pipeline.clock import FRAME_RATE_HZ, MonotonicClock, SystemClock
+from ..pipeline.clock import MonotonicClock, SystemClock
 from ..pipeline.frame_renderer import FrameRenderer
 from ..pipeline.gpu_renderer import open_gpu
 from ..pipeline.loaded_speaker import LoadedSpeaker
@@ -21,7 +23,7 @@ from ..pipeline.pcm_motion import frames_at_once
 from ..pipeline.pipeline import Frame, Pipeline
 from ..pipeline.queues import Overflow
 from ..pipeline.renderers import OpenRaymarcher, open_cpu_raymarcher
-from ..session.playout_delay import allowance_ticks_for
+from ..session.playout_delay import playout_delay_ticks_for
 from ..session.resolution_controller import ResolutionController
 from ..settings import DEFAULT_MICROPHONE, StreamSettings
 from ..webrtc.media_schedule import TICK_S
@@ -30,8 +32,7 @@ from .preview import PreviewWindow
 
 log = logging.getLogger(__name__)
 
-FRAME_S = 1 / FRAME_RATE_HZ
-_POLL_S = 0.02  # the window is looked after at least so often
+_POLL_S = 0.02  # of the window's events, at most
 _LAGS = 2 * FRAME_RATE_HZ
 _MAX_WAITING = 8  # frames that are ready but not due
 _TITLE_EVERY_S = 1.0
@@ -39,20 +40,20 @@ _NOT_DRAWINGS = "frames"  # the queue that fills when the window is slow, not th
 
 
 class Frames(Protocol):
-    """What gives frames: a `Pipeline`."""
+    """A source of frames: a `Pipeline`."""
 
     renderer: FrameRenderer
 
     @property
     def dropped(self) -> dict[str, int]:
-        """How many items each queue dropped to make room."""
+        """Items dropped by each full queue."""
 
     def next_frame(self, timeout_s: float | None = None) -> Frame | None:
         """Returns the next frame, None at the end; raises TimeoutError, or what a stage failed with."""
 
 
 class Window(Protocol):
-    """What shows frames: a `PreviewWindow`."""
+    """A display of frames: a `PreviewWindow`."""
 
     def set_title(self, title: str) -> None:
         """Changes the title."""
@@ -65,9 +66,9 @@ class Window(Protocol):
 
 
 class PlayoutClock:
-    """When each frame is to be shown: a frame's length apart, as soon as the last two seconds allow.
+    """Presentation times: evenly spaced, with the least delay that the last two seconds allow.
 
-    Devices hand over sound in lumps, so frames come in lumps too; shown as they come they would judder.
+    Devices give sound in bursts, so frames come in bursts too; shown as they come they would judder.
     """
 
     def __init__(self) -> None:
@@ -81,7 +82,7 @@ class PlayoutClock:
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """How many frames were shown, and how many were not because a newer one was due."""
+    """Counts of frames shown, and of frames skipped for a newer one that was due."""
 
     frames: int
     stale: int
@@ -94,7 +95,7 @@ def show_frames(
     name: str,
     resolution: ResolutionController,
     renderer_of: Callable[[int], FrameRenderer],
-    allowance_s: float,
+    playout_delay_s: float,
     stopped: Callable[[], bool],
     clock: MonotonicClock | None = None,
 ) -> Shown:
@@ -106,7 +107,7 @@ def show_frames(
         name: of the speaker, for the title.
         resolution: told what frames took.
         renderer_of: gives what draws at a size.
-        allowance_s: how long after its look-ahead a frame should be ready.
+        playout_delay_s: how long after its look-ahead a frame should be ready.
         stopped: asked at least every 0.02 s.
         clock: of the frames' times.
     """
@@ -135,7 +136,7 @@ def show_frames(
         lost_before, lost = lost, sum(n for queue, n in frames.dropped.items() if queue != _NOT_DRAWINGS)
         changed = lost > lost_before and resolution.frame_lost(now_s=clock.now_s())
         if frame.render_px == resolution.size_px:
-            slack_s = frame.windowed_s + allowance_s - frame.finished_s
+            slack_s = frame.windowed_s + playout_delay_s - frame.finished_s
             changed |= resolution.frame_done(
                 now_s=clock.now_s(), draw_ms=frame.draw_ms, slack_ms=slack_s * 1000
             )
@@ -152,7 +153,7 @@ class _Titles:
         self._since_s, self._shown = clock.now_s(), 0
 
     def update(self, shown: int, note: str) -> None:
-        """Takes how many frames were shown so far, and what the resolution has to say."""
+        """Updates the title by the count of frames shown and the resolution's note."""
         now_s = self._clock.now_s()
         if now_s - self._since_s < _TITLE_EVERY_S:
             return
@@ -168,7 +169,7 @@ class _FirstFailures:
         self._told: set[str] = set()
 
     def note(self, failure: NetworkFailureError) -> None:
-        """Takes that a run failed."""
+        """Logs a failure, if it is the network's first."""
         if failure.network not in self._told:
             self._told.add(failure.network)
             log.error("%s; the last good face holds", failure)
@@ -176,7 +177,7 @@ class _FirstFailures:
 
 @dataclass(frozen=True, kw_only=True)
 class LiveReport:
-    """What a run showed."""
+    """Counts of a run, for its last line."""
 
     spent_s: float
     shown: int
@@ -226,17 +227,18 @@ class LiveRun:
             gpu = open_gpu(settings.device, say=log.warning)
             if gpu is not None:
                 stack.callback(gpu.close)
-            self.host = LoadedSpeaker.open(
+            self.loaded = LoadedSpeaker.open(
                 bundle, compute=settings.compute, open_raymarcher=open_raymarcher, gpu=gpu
             )
-            stack.callback(self.host.close)
+            stack.callback(self.loaded.close)
             self._opened = stack.pop_all()
 
     def describe(self) -> str:
-        """Returns who speaks, by which device, drawn how, in one line."""
-        placed = self.host.networks.describe()  # empty where the CPU runs them all
+        """Returns speaker, devices and render size in one line."""
+        loaded = self.loaded
+        placed = loaded.networks.describe()  # empty where the CPU runs them all
         return (
-            f"{self.host.name} on {self.host.device}, draws {self.host.start_px} x {self.host.start_px}"
+            f"{loaded.name} on {loaded.device}, draws {loaded.start_px} x {loaded.start_px}"
             f"{'; ' if placed else ''}{placed}; "
             f"hears {self.device}; Esc, q or Ctrl-C ends it"
         )
@@ -247,21 +249,21 @@ class LiveRun:
         Raises:
             InputError: the device cannot be opened, or was unplugged.
         """
-        host, clock = self.host, SystemClock()
-        resolution = ResolutionController(sizes_px=host.sizes_px, start_px=host.start_px)
-        renderer_of = host.renderers()
+        loaded, clock = self.loaded, SystemClock()
+        resolution = ResolutionController(sizes_px=loaded.sizes_px, start_px=loaded.start_px)
+        renderer_of = loaded.renderers()
         pipeline = Pipeline(
-            host.speaker,
-            renderer_of(host.start_px),
-            networks=host.networks,
+            loaded.speaker,
+            renderer_of(loaded.start_px),
+            networks=loaded.networks,
             overflow=Overflow.DROP_OLDEST,
             seed=self._settings.seed,
             on_network_failure=_FirstFailures().note,
         )
 
         # Of frames that come at once, each has a frame's time more than the one before it.
-        burst_s = FRAME_S * (frames_at_once(host.speaker.motion) - 1)
-        allowance_s = allowance_ticks_for(host.frame_latency_ms) * TICK_S + burst_s
+        burst_s = FRAME_S * (frames_at_once(loaded.speaker.motion) - 1)
+        playout_delay_s = playout_delay_ticks_for(loaded.frame_latency_ms) * TICK_S + burst_s
         microphone = LocalMicrophone(self.device)
         with contextlib.ExitStack() as stack:
             stack.callback(pipeline.close)
@@ -273,10 +275,10 @@ class LiveRun:
             shown = show_frames(
                 pipeline,
                 self._window,
-                name=host.name,
+                name=loaded.name,
                 resolution=resolution,
                 renderer_of=renderer_of,
-                allowance_s=allowance_s,
+                playout_delay_s=playout_delay_s,
                 stopped=stopped,
                 clock=clock,
             )

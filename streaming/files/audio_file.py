@@ -1,4 +1,4 @@
-"""Sound from any file ffmpeg decodes, streamed: an hour takes no more memory than a second."""
+"""Streaming decoder of any sound that ffmpeg reads: constant memory for any duration."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ import numpy as np
 
 from cuda_kernels.arrays import F32
 from models.recording import open_recording
+from models.time_base import SAMPLE_RATE_HZ
 
 from ..errors import InputError
-from ..pipeline.clock import SAMPLE_RATE_HZ
 from ..pipeline.downmix import Downmix
 
 log = logging.getLogger(__name__)
 
 AAC_RATES_HZ = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
-MIN_RATE_HZ = 1_000  # no header of a whole file says less; a damaged one would make days of a second
+MIN_RATE_HZ = 1_000  # a lower one is a damaged header, and would make days of a second
 MAX_RATE_HZ = 1_000_000  # the resampler's filters grow with it
 MAX_CHANNELS = 64  # of FFmpeg's resampler
 MAX_AMPLITUDE = 16.0  # of a sample before it is mixed and resampled: no sum leaves float32's range
-MAX_TRACKS = 32  # that are tried for one that decodes
+MAX_TRACKS = 32  # that are tried until one decodes
 MAX_DURATION_S = 1e7  # what a header states beyond it is damage
 _DECODE_ERRORS = (av.error.FFmpegError, ValueError, OSError, OverflowError)  # all that PyAV raises for a file
 _PADDING_S = 0.3  # the most that an encoder adds at the ends and a decoder takes away
@@ -39,7 +39,7 @@ _FLOAT_FORMATS = frozenset({"flt", "fltp", "dbl", "dblp"})
 
 @dataclass(frozen=True, kw_only=True)
 class SoundFormat:
-    """Rate and layout of the sound that goes into the video."""
+    """Sample rate and channel layout of the video's sound."""
 
     rate_hz: int
     layout: str  # "mono" or "stereo"
@@ -113,7 +113,7 @@ class AudioFile:
             yield block[0]
 
     def sound(self) -> Iterator[F32]:
-        """Yields blocks (channels, n) float32 in [-1, 1] of `sound_format`: what is heard."""
+        """Yields blocks (channels, n) float32 in [-1, 1] of `sound_format`: the video's sound."""
         yield from self._blocks(self.sound_format, warn=False)
 
     def _blocks(self, wanted: SoundFormat, *, warn: bool) -> Iterator[F32]:
@@ -129,7 +129,7 @@ class AudioFile:
                 resampler = av.AudioResampler("fltp", wanted.layout, wanted.rate_hz)
             frame = av.AudioFrame.from_ndarray(block, format="fltp", layout=wanted.layout)
             frame.sample_rate = (
-                rate_hz  # no time stamps: gaps and jumps of a container's do not move the sound
+                rate_hz  # no timestamps: gaps and jumps of a container's do not move the sound
             )
             for out in _resampled(resampler, frame):
                 samples_out += out.shape[1]
@@ -145,7 +145,7 @@ class AudioFile:
         conversion = _FrameConversion()
         downmix, rate_hz = Downmix(self.source_rate_hz), self.source_rate_hz
         samples_in = damaged = 0
-        heard_s = 0.0
+        decoded_s = 0.0
         for frame in self._frames():
             try:
                 values = None if frame is None or _unusable(frame) else conversion.planar(frame)
@@ -157,7 +157,7 @@ class AudioFile:
             if frame.format.name in _FLOAT_FORMATS:
                 self._refuse_non_numbers(values, samples_in, frame.sample_rate)
             samples_in += values.shape[1]
-            heard_s += values.shape[1] / frame.sample_rate
+            decoded_s += values.shape[1] / frame.sample_rate
             values = np.clip(values, -MAX_AMPLITUDE, MAX_AMPLITUDE)
             if len(values) != channels:
                 if frame.sample_rate != rate_hz:
@@ -169,13 +169,13 @@ class AudioFile:
                 f"{self.path}: expected sound, got a sound track without samples; record it again"
             )
         if warn:
-            self._warn(damaged, heard_s)
+            self._warn(damaged, decoded_s)
 
-    def _warn(self, damaged: int, heard_s: float) -> None:
-        """Says in one line what is missing of the sound, if anything is."""
+    def _warn(self, damaged: int, decoded_s: float) -> None:
+        """Warns in one line of sound that is damaged or missing."""
         lost = ""
-        if self._stated_s is not None and self._stated_s - heard_s > _PADDING_S + 0.02 * self._stated_s:
-            lost = f"the file states {self._stated_s:.2f} s of sound, {heard_s:.2f} s of it could be read"
+        if self._stated_s is not None and self._stated_s - decoded_s > _PADDING_S + 0.02 * self._stated_s:
+            lost = f"the file states {self._stated_s:.2f} s of sound, {decoded_s:.2f} s of it could be read"
         if damaged:
             log.warning(
                 "%s: the sound is damaged in %d place%s; what lies there was left out%s",
@@ -300,7 +300,7 @@ def _sound_tracks(container: av.container.InputContainer, path: Path) -> list[in
 def _decoded(
     container: av.container.InputContainer, stream: av.stream.Stream
 ) -> Iterator[av.AudioFrame | None]:
-    """Yields a track's frames in order, and None in place of what cannot be decoded."""
+    """Yields a track's frames in order, and None for each that cannot be decoded."""
     if stream.codec_context is None:
         return
     packets = container.demux(stream)
@@ -353,7 +353,7 @@ def _duration_s(container: av.container.InputContainer, stream: av.stream.Stream
 
 
 def _stated_s(container: av.container.InputContainer, stream: av.stream.Stream) -> float | None:
-    """Returns how much sound the file states to have; None where it does not, or where that is a guess."""
+    """Returns the duration that the file's header states; None without one, or where FFmpeg estimates it."""
     if stream.duration is None:  # what the container states is of its longest track, from zero on
         if len(container.streams) > 1:
             return None

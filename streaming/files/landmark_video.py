@@ -101,7 +101,7 @@ class LandmarkDrawing:
 
 
 class LandmarkVideo(VideoOutput):
-    """A video of a recording's motion, with its sound; leaving it without `commit` leaves nothing on disk."""
+    """A video of a recording's motion, with its sound; leaving it before `publish` leaves nothing on disk."""
 
     def __init__(self, path: Path, *, mean_face: F32 | None, audio: AudioFile, crf: int) -> None:
         """Checks the name; nothing is written before the context is entered.

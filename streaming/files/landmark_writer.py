@@ -1,4 +1,4 @@
-"""The motion that was drawn, as an .npz that appears under its name only when it is whole."""
+"""Landmark output: an .npz, written to a temporary file and renamed when it is complete."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import numpy.typing as npt
 
 from cuda_kernels.arrays import F32
 from models.landmark_filter import POINTS
-from models.partial_files import partial_path
+from models.partial_files import PartialFile
+from models.time_base import FRAME_RATE_HZ
 
 from ..errors import InputError
-from ..pipeline.clock import FRAME_RATE_HZ
 from .video_writer import check_writable, writing_errors
 
 
@@ -38,7 +38,7 @@ class LandmarkOutput:
             raise InputError(f"{path}: expected a name ending in .npz for --landmarks; call it motion.npz")
         check_writable(path, "--landmarks")
         self.path = path
-        self._part = partial_path(path)
+        self._file = PartialFile(path)
         self._mean_face = mean_face
         self._frames = 0
         self._rows: IO[bytes] | None = None
@@ -52,7 +52,7 @@ class LandmarkOutput:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Removes what was not committed."""
+        """Removes what was not published."""
         self.discard()
 
     def write(self, landmarks: F32) -> None:
@@ -62,18 +62,13 @@ class LandmarkOutput:
             self._rows.write(np.ascontiguousarray(landmarks, np.float32).tobytes())
         self._frames += 1
 
-    def commit(self) -> None:
-        """Completes and publishes the archive."""
-        self.complete()
-        self.publish()
-
     def complete(self) -> None:
         """Writes the archive, still under a temporary name."""
         assert self._rows is not None
         header = {"descr": "<f4", "fortran_order": False, "shape": (self._frames, POINTS, 3)}
         with writing_errors(self.path):
             self._rows.seek(0)
-            with zipfile.ZipFile(self._part, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            with zipfile.ZipFile(self._file.part, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
                 with archive.open("landmarks.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array_header_1_0(member, header)
                     shutil.copyfileobj(self._rows, member, 1 << 20)
@@ -87,15 +82,14 @@ class LandmarkOutput:
                         np.lib.format.write_array(member, array, allow_pickle=False)
 
     def publish(self) -> None:
-        """Gives the complete archive its name."""
+        """Renames the complete archive to its name."""
         with writing_errors(self.path):
-            self._part.replace(self.path)
+            self._file.publish()
 
     def discard(self) -> None:
-        """Closes and removes what is not committed; does nothing a second time."""
+        """Closes and removes what is not published; does nothing a second time."""
         rows, self._rows = self._rows, None
         with contextlib.suppress(OSError):
             if rows is not None:
                 rows.close()
-        with contextlib.suppress(OSError):
-            self._part.unlink(missing_ok=True)
+        self._file.discard()

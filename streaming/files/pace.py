@@ -1,4 +1,4 @@
-"""A recording's render size while it runs: stepped down where it falls behind the sound, never back up."""
+"""Adaptive render size of a file run: stepped down where it falls behind real time, never up."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..pipeline.clock import FRAME_RATE_HZ
+from models.time_base import FRAME_RATE_HZ
+
 from ..pipeline.render_size import HEADROOM
 
-PARTS, PART_FRAMES = 3, 16  # of the output that is looked back at; their median counts: one stall is no load
+PARTS, PART_FRAMES = (
+    3,
+    16,
+)  # window of the output; the median of its parts counts, so that one stall is no load
 MIN_LEFT_S = 1.0  # of the video; what is left after that changes nothing
-MAX_CATCH_UP = 0.6  # real-time factor that is aimed at, at the least, to make up for what was lost before
+MAX_CATCH_UP = 0.6  # least real-time factor that is aimed at, to catch up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +57,7 @@ class FilePace:
         self._times_s: deque[float] = deque(maxlen=PARTS * PART_FRAMES + 1)  # of frames of this size
 
     def begin(self, now_s: float) -> None:
-        """Notes when the run began."""
+        """Takes the time at which the run began."""
         self._start_s = now_s
 
     def frame_done(self, *, now_s: float, frames: int, render_px: int) -> bool:
@@ -96,7 +100,7 @@ class FilePace:
 
 
 def describe_steps(start_px: int, steps: Sequence[SizeStep]) -> str:
-    """Returns what was drawn from when on, in words; empty where one size was."""
+    """Returns the steps of render size in words; empty without any."""
     if not steps:
         return ""
     later = ", ".join(f"from {step.at_s:.1f} s on at {step.size_px} px" for step in steps)

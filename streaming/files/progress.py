@@ -1,11 +1,13 @@
-"""One line on the terminal that says how far a run is."""
+"""A progress line on the terminal."""
 
 from __future__ import annotations
 
 import sys
 from typing import TextIO
 
-from ..pipeline.clock import FRAME_RATE_HZ, MonotonicClock, SystemClock
+from models.time_base import FRAME_RATE_HZ
+
+from ..pipeline.clock import MonotonicClock, SystemClock
 
 _EVERY_S = 0.2
 _BAR = 24

@@ -1,4 +1,4 @@
-"""A recording in, a talking video out: the live pipeline fed from a file, as fast as it goes.
+"""File run: a recording in, a talking video out, by the live pipeline as fast as it goes.
 
 The motion can be had as a video of its own, beside that of the speaker or alone.
 """
@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from models.speaker import Speaker
+from models.time_base import FRAME_RATE_HZ
 
 from ..errors import Stopped
 from ..pipeline.checked_networks import checked
-from ..pipeline.clock import FRAME_RATE_HZ, MonotonicClock, SystemClock
+from ..pipeline.clock import MonotonicClock, SystemClock
 from ..pipeline.frame_renderer import FrameRenderer
 from ..pipeline.landmarks import DrawnLandmarks
 from ..pipeline.loaded_speaker import LoadedSpeaker
@@ -34,7 +35,7 @@ _POLL_S = 0.2
 
 
 def pace_of(loaded: LoadedSpeaker, *, duration_s: float | None) -> FilePace | None:
-    """Returns what steps down from a size that was chosen; None where a smaller one would not help."""
+    """Returns the adaptive render size of a run; None where a smaller one would not help."""
     if loaded.chosen is None or loaded.chosen.cost is None:
         return None
     return FilePace(
@@ -47,7 +48,7 @@ def pace_of(loaded: LoadedSpeaker, *, duration_s: float | None) -> FilePace | No
 
 @dataclass(frozen=True, kw_only=True)
 class FileReport:
-    """What a run wrote and what it took."""
+    """Statistics of a file run."""
 
     frames: int
     spent_s: float
@@ -92,9 +93,9 @@ def speak_file(
         speaker: who talks.
         renderer: draws.
         audio: what is said.
-        video: where it goes; entered and committed here.
+        video: where it goes; entered and published here.
         networks: the speaker's, if they are open already.
-        landmarks: where the motion goes, if anywhere; entered and committed here.
+        landmarks: where the motion goes, if anywhere; entered and published here.
         landmark_video: where a video of the motion goes, likewise.
         seed: picks the blinks.
         times: where working times are added up.
@@ -171,9 +172,9 @@ def film_landmarks(
     Args:
         speaker: who talks.
         audio: what is said.
-        landmark_video: where the video goes; entered and committed here.
+        landmark_video: where the video goes; entered and published here.
         networks: the speaker's.
-        landmarks: where the motion goes, if anywhere; entered and committed here.
+        landmarks: where the motion goes, if anywhere; entered and published here.
         seed: picks the blinks.
         on_frame: told the number of frames written.
         stopped: asked after every frame whether to give up.

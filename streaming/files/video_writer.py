@@ -1,4 +1,4 @@
-"""The finished video: H.264 and AAC in one file that appears under its name only when it is whole."""
+"""Video output: H.264 and AAC, written to a temporary file and renamed when it is complete."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import av.error
 import numpy as np
 
 from cuda_kernels.arrays import F32, U8
-from models.partial_files import partial_path, sweep_abandoned
+from models.partial_files import PartialFile, sweep_abandoned
+from models.time_base import FRAME_RATE_HZ
 
 from ..errors import InputError
-from ..pipeline.clock import FRAME_RATE_HZ
 from ..pipeline.frame_cost import X264_PRESET
 from ..pipeline.i420 import BT601, LIMITED_RANGE, video_frame
 from .audio_file import SoundFormat
@@ -45,7 +45,7 @@ def check_writable(path: Path, flag: str) -> None:
 
 @contextlib.contextmanager
 def writing_errors(path: Path) -> Iterator[None]:
-    """Turns what goes wrong while `path` is written into one line that says what to do."""
+    """Turns errors of writing `path` into an `InputError` of one line."""
     try:
         yield
     except OSError as error:
@@ -58,7 +58,7 @@ def writing_errors(path: Path) -> Iterator[None]:
 
 
 class VideoOutput:
-    """One video file. Use as a context: leaving it without `commit` leaves nothing on disk."""
+    """One video file. Use as a context: leaving it before `publish` leaves nothing on disk."""
 
     def __init__(
         self, path: Path, *, size_px: int, sound: SoundFormat, crf: int, flag: str = "--output"
@@ -85,7 +85,7 @@ class VideoOutput:
             raise InputError(f"speaker: expected pictures of an even size for H.264, got {size_px} px")
         check_writable(path, flag)
         self.path = path
-        self._part = partial_path(path)
+        self._file = PartialFile(path)
         self._container_name = container
         self.size_px = size_px
         self._sound_format = sound
@@ -113,7 +113,9 @@ class VideoOutput:
         """Opens the temporary file."""
         with writing_errors(self.path):
             options = {"movflags": "+faststart"} if self._container_name != "matroska" else {}
-            self._container = av.open(f"file:{self._part}", "w", format=self._container_name, options=options)
+            self._container = av.open(
+                f"file:{self._file.part}", "w", format=self._container_name, options=options
+            )
             video = self._container.add_stream(
                 "libx264", rate=FRAME_RATE_HZ, options={"preset": X264_PRESET, "crf": str(self._crf)}
             )
@@ -134,7 +136,7 @@ class VideoOutput:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Removes what was not committed."""
+        """Removes what was not published."""
         self.discard()
 
     def write_picture(self, picture: U8) -> None:
@@ -164,12 +166,6 @@ class VideoOutput:
                 return
             self.write_sound(block)
 
-    def commit(self) -> int:
-        """Completes and publishes the file; returns its size in bytes."""
-        size_bytes = self.complete()
-        self.publish()
-        return size_bytes
-
     def complete(self) -> int:
         """Ends the file, still under its temporary name, and returns its size in bytes.
 
@@ -184,23 +180,21 @@ class VideoOutput:
             self._mux(self._audio.encode(None))
             container, self._container = self._container, None
             container.close()
-            with self._part.open("rb+") as file:
-                os.fsync(file.fileno())  # some file systems say only now that there is no room
-            return self._part.stat().st_size
+            self._file.flush()
+            return self._file.part.stat().st_size
 
     def publish(self) -> None:
-        """Gives the complete file its name."""
+        """Renames the complete file to its name."""
         with writing_errors(self.path):
-            self._part.replace(self.path)
+            self._file.publish()
 
     def discard(self) -> None:
-        """Closes and removes what is not committed; does nothing a second time."""
+        """Closes and removes what is not published; does nothing a second time."""
         container, self._container = self._container, None
         if container is not None:
             with contextlib.suppress(av.error.FFmpegError, OSError, ValueError):
                 container.close()
-        with contextlib.suppress(OSError):
-            self._part.unlink(missing_ok=True)
+        self._file.discard()
 
     def _mux(self, packets: Iterable[av.Packet[Any]]) -> None:
         assert self._container is not None

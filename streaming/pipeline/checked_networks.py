@@ -1,4 +1,4 @@
-"""A speaker's networks, watched while they run: an error, or an output that cannot be used, has a name.
+"""Output checks of a speaker's networks: an exception, or an output that is unusable, gets a name.
 
 A recording is refused with it. A live stream goes on: see `Pipeline`.
 """

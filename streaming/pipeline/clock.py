@@ -6,14 +6,11 @@ import time
 from typing import Protocol
 
 from cuda_kernels.core_time import core_time_s
-
-SAMPLE_RATE_HZ = 16_000
-FRAME_RATE_HZ = 25
-FRAME_SAMPLES = SAMPLE_RATE_HZ // FRAME_RATE_HZ  # 640: frame i belongs to samples [640 i, 640 (i + 1))
+from models.time_base import FRAME_SAMPLES, SAMPLE_RATE_HZ
 
 
 def frames_covering(samples: int) -> int:
-    """Returns how many video frames it takes so that each of `samples` samples has one."""
+    """Returns the number of video frames that cover `samples` samples, rounded up."""
     return -(-samples // FRAME_SAMPLES)
 
 
@@ -28,7 +25,7 @@ def samples_to_ms(samples: int) -> float:
 
 
 class MonotonicClock(Protocol):
-    """Time that never goes back; only differences mean something."""
+    """Monotonic time; only differences mean something."""
 
     def now_s(self) -> float:
         """Returns the time in seconds since some fixed moment."""
@@ -43,7 +40,7 @@ class SystemClock:
 
 
 class CpuClock(Protocol):
-    """CPU time: what other programs do on the same cores, and waiting, does not count."""
+    """CPU time: neither waiting nor other programs on the same cores count."""
 
     def thread_s(self) -> float:
         """Returns the seconds of the calling thread and of the raymarcher's threads that drew for it."""
@@ -53,7 +50,7 @@ class CpuClock(Protocol):
 
 
 class SystemCpuClock:
-    """The machine's."""
+    """The machine's CPU clock."""
 
     def thread_s(self) -> float:
         """Returns the seconds of the calling thread and of the raymarcher's threads that drew for it."""
@@ -65,7 +62,7 @@ class SystemCpuClock:
 
 
 class MediaClock:
-    """Where the stream stands, in samples of the sound that came in. One producer advances it."""
+    """Media time in samples of sound received; one producer advances it."""
 
     def __init__(self) -> None:
         self._samples = 0

@@ -1,11 +1,11 @@
-"""What serves a speaker: engine and device, and how much of the machine."""
+"""Settings of computation: inference engine, device, cores, threads, render size."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from .cores import drawing_threads, usable_cores
-from .onnx_engine import DeviceName, EngineName, EngineSettings
+from .engine_choice import DeviceName, EngineName, EngineSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class ComputeSettings:
 
     @property
     def engines(self) -> EngineSettings:
-        """What runs the networks, and where."""
+        """The engine settings of the networks."""
         return EngineSettings(engine=self.engine, device=self.device, cores=self.cores)
 
     @property

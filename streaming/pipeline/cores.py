@@ -1,4 +1,4 @@
-"""How many cores this process may use: its affinity, its container's quota, and what its user allows it."""
+"""CPU budget of this process: affinity, cgroup quota, and the user's limit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def usable_cores(limit: int = 0, *, cgroup: Path = _CGROUP, membership: Path = _
 
 
 def core_share(limit: int = 0, *, cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> float:
-    """Returns how many cores' time this process may take; a quota may be a part of a core.
+    """Returns the CPU time in cores that this process may take; a quota may be a fraction of one.
 
     Args:
         limit: the most that the user allows it, beside other programs on the host; 0: no limit.
@@ -31,7 +31,7 @@ def core_share(limit: int = 0, *, cgroup: Path = _CGROUP, membership: Path = _ME
 
 
 def drawing_threads(threads: int, *, cores: int) -> int:
-    """Returns how many threads draw on the CPU: as many as were asked for; 0: one a core, within reason."""
+    """Returns the number of raymarcher threads on the CPU; for `threads` 0: one a core, within reason."""
     return threads or min(cores, MAX_DRAWING_THREADS)
 
 

@@ -1,4 +1,4 @@
-"""The CUDA device of this machine, asked of the driver itself: no package is needed to know there is none."""
+"""The CUDA device of this machine, by the driver API through ctypes: no package is needed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
 
 @dataclass(frozen=True, kw_only=True)
 class CudaDevice:
-    """What programs are built for."""
+    """A CUDA device, as far as kernels and engines are built for it."""
 
     name: str  # "NVIDIA H100 80GB HBM3"
     capability: tuple[int, int]  # (9, 0)

@@ -1,4 +1,4 @@
-"""Several channels made one: their mean, or the louder one where the mean cancels what was said.
+"""Downmix to mono: the mean of the channels, or the loudest one where they cancel.
 
 A microphone wired the wrong way round, or a "widened" recording, has sides of opposite phase: their mean is
 silence. What shows it is the coherence of the channels, the power of their sum over the sum of their powers:
@@ -17,16 +17,16 @@ from cuda_kernels.arrays import F32
 
 MAX_CANCELLING_COHERENCE = 0.3  # below it the louder channel is taken: the mean is 8 dB or more below it
 MIN_MIXING_COHERENCE = 0.6  # above it the mean is taken again
-MIN_LEAD = 4.0  # in power: so much louder is another channel before it is changed to
+MIN_LEAD = 4.0  # hysteresis in power before another channel is taken
 
 _MEASURED_RATE_HZ = 8_000
 _HOP_VALUES = 160  # 20 ms at the measured rate
-_MEMORY_S = 0.3  # then power has 1/e of its weight: a pause between words leaves the choice as it is
-_MIN_POWER = 1e-7  # of a hop; what is quieter, -70 dBFS in that band, decides nothing
+_MEMORY_S = 0.3  # time constant of the powers: a pause between words leaves the choice as it is
+_MIN_POWER = 1e-7  # of a hop, -70 dBFS in that band; quieter hops decide nothing
 
 
 class Downmix:
-    """A stream of several channels made one, without delay; where it is cut into blocks changes nothing.
+    """Downmix of a stream, without delay; block boundaries change nothing.
 
     Every 20 ms of the stream it is decided what the next 20 ms are made of, and they fade to it. Where
     nothing cancels, what comes out is the mean to the bit.

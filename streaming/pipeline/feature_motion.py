@@ -1,6 +1,6 @@
-"""Motion networks that hear features and look both ways, run over a stream window by window.
+"""Streaming inference of motion networks that take features, on overlapping windows with look-ahead.
 
-GeneFace's networks were made for whole recordings: HuBERT hears 20 s at once, Audio2Motion and PostNet look
+GeneFace's networks were made for whole recordings: HuBERT takes 20 s at once, Audio2Motion and PostNet look
 three seconds ahead and back. A stream runs them every hop, on windows that overlap, and gives out those
 frames whose look-ahead is then known. Everything hangs on absolute frame numbers: hops and latent steps begin
 at the same frames whenever sound began and however it came, and a latent step has one noise for good. So
@@ -16,15 +16,14 @@ import numpy as np
 from cuda_kernels.arrays import F32
 from models.latent_noise import latent_noise
 from models.pitch import f0_hz
-from models.speaker import FEATURE_HOP_SAMPLES, MotionSettings, feature_count
+from models.speaker_settings import MotionSettings, feature_count
+from models.time_base import FEATURES_PER_FRAME, FRAME_SAMPLES
 
 from ..errors import NetworkFailureError
-from .clock import FRAME_SAMPLES, first_sample, frames_covering
+from .clock import first_sample, frames_covering
 from .input_normalisation import RunningNormalisation
 from .onnx_engine import Engine
 from .pcm_motion import UNKNOWN_LANDMARKS, MovedFrame
-
-FEATURES_PER_FRAME = FRAME_SAMPLES // FEATURE_HOP_SAMPLES
 
 
 class FeatureMotion:
@@ -51,13 +50,11 @@ class FeatureMotion:
         of = self._of
         self._first_sample = self._written = sample  # the first there is, the next to come
         self._first_frame = self._frame = sample // FRAME_SAMPLES  # the same in frames; the next to give out
-        self._end = (
-            self._frame // of.hop_frames + 1
-        ) * of.hop_frames  # the next hop: what ends here is heard
+        self._end = (self._frame // of.hop_frames + 1) * of.hop_frames  # where the next hop ends
         self._level.reset()
         # The sound of the frames before `_end`, silence where none is known.
         self._sound = np.zeros(FRAME_SAMPLES * max(of.window_frames, self._lookahead_frames + 1), np.float32)
-        # What the motion network sees: its window's first frame, and what is known of it; zero beyond that.
+        # What the motion network takes: its window's first frame, and what is known of it; zero beyond that.
         self._begin = self._window_begin()
         self._features = np.zeros((FEATURES_PER_FRAME * self._window_frames, of.dimension), np.float32)
         self._f0_hz = np.zeros(FEATURES_PER_FRAME * self._window_frames, np.float32)
@@ -75,7 +72,7 @@ class FeatureMotion:
             self._written += len(piece)
             at += len(piece)
             if len(piece) == missing:
-                self._hear()
+                self._update_features()
                 yield from self._move(self._end - self._lookahead_frames - 1 + self._of.hop_frames)
                 self._end += self._of.hop_frames
                 _shift(self._sound, FRAME_SAMPLES * self._of.hop_frames)
@@ -88,16 +85,16 @@ class FeatureMotion:
     def finish(self) -> Iterator[MovedFrame]:
         """Yields the frames that still have sound; beyond its end features are zero, as in the reference."""
         if self._written > first_sample(self._end - self._of.hop_frames):
-            self._hear()
+            self._update_features()
         yield from self._move(frames_covering(self._written))
 
-    def _hear(self) -> None:
-        """Runs the feature network on the sound before `_end` and keeps the newest of what it gives."""
+    def _update_features(self) -> None:
+        """Runs the feature network on the sound before `_end` and keeps its newest features."""
         of = self._of
         missing = first_sample(self._end) - self._written  # some only at the end of a recording
         new = min(self._written - self._first_sample, FRAME_SAMPLES * of.hop_frames - missing)
         known = len(self._sound) - missing
-        self._level.hear(self._sound[known - new : known])
+        self._level.update(self._sound[known - new : known])
         sound = self._sound[-of.window_samples :]
         features = pitch_hz = None
         self._features_failure = None
@@ -107,7 +104,7 @@ class FeatureMotion:
         except NetworkFailureError as error:  # this block stays zero, as what is not known yet
             self._features_failure = error
         self._slide()
-        heard_from = FEATURES_PER_FRAME * (self._end - of.window_frames)
+        block_from = FEATURES_PER_FRAME * (self._end - of.window_frames)
         kept_from = self._end - of.kept_frames
         first = FEATURES_PER_FRAME * max(kept_from, self._first_frame, self._begin)
         last = feature_count(self._written)  # one whose samples are not all there does not count
@@ -115,10 +112,10 @@ class FeatureMotion:
             of_window = slice(
                 first - FEATURES_PER_FRAME * self._begin, last - FEATURES_PER_FRAME * self._begin
             )
-            of_heard = slice(first - heard_from, last - heard_from)
-            self._features[of_window] = features[of_heard]
+            of_block = slice(first - block_from, last - block_from)
+            self._features[of_window] = features[of_block]
             if pitch_hz is not None:
-                self._f0_hz[of_window] = pitch_hz[of_heard]
+                self._f0_hz[of_window] = pitch_hz[of_block]
 
     def _slide(self) -> None:
         """Moves the motion network's window to where it ends with the block of `_end`."""

@@ -1,6 +1,6 @@
-"""What a frame takes on this machine: measured on a few real ones at the start, then on those of sessions.
+"""Frame cost on this machine: calibrated at start, then averaged over running sessions.
 
-CPU time is what counts: other programs on the same cores stretch the wall time of a stage, not its work.
+CPU time counts: other programs on the same cores stretch the wall time of a stage, not its CPU time.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import numpy as np
 from cuda_kernels.arrays import F32, U8
 from models.landmark_filter import POINTS, LandmarkFilter
 from models.speaker import Speaker
+from models.time_base import FRAME_RATE_HZ
 
 from .checked_networks import checked
-from .clock import FRAME_RATE_HZ, CpuClock, MonotonicClock, SystemClock, SystemCpuClock
+from .clock import CpuClock, MonotonicClock, SystemClock, SystemCpuClock
 from .frame_renderer import FrameRenderer
 from .head_poses import PoseLoop
 from .i420 import Box, video_frame
@@ -32,15 +33,14 @@ T = TypeVar("T")
 
 X264_PRESET = "veryfast"  # of a recording's video
 _PROBES = 3  # frames drawn at each size that is timed
-_SHARING_LOSS = (
-    1.15  # wall time of several threads on free cores, by an even share of their CPU time; at most
-)
+# Wall time of several threads on free cores over an even share of their CPU time, at most.
+_MAX_SHARING_LOSS = 1.15
 MEAN_OVER_FRAMES = 125  # of running sessions: five seconds of one
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Spent:
-    """What one piece of work took."""
+    """Cost of one piece of work."""
 
     ms: float  # wall time, had nothing else run on the machine
     core_ms: float  # CPU time of all threads
@@ -50,7 +50,7 @@ _Judge = Callable[["_Took"], _Spent]
 
 
 class FrameCostMeter:
-    """Draws, finishes and encodes frames of silence, and says what each part took."""
+    """Times the stages on frames of silence."""
 
     def __init__(
         self,
@@ -100,14 +100,14 @@ class FrameCostMeter:
         def condition_of_silence() -> F32:
             return networks.condition.run({"window": window})
 
-        hearing = [(networks.motion, specs.motion)]
+        engines = [(networks.motion, specs.motion)]
         if networks.features is not None and specs.features is not None:
-            hearing.append((networks.features, specs.features))
-        hop = self._least(landmarks_of_silence, hearing)
-        condition = self._least(condition_of_silence, [(networks.condition, specs.condition)])
+            engines.append((networks.features, specs.features))
+        hop = self._min_spent(landmarks_of_silence, engines)
+        condition = self._min_spent(condition_of_silence, [(networks.condition, specs.condition)])
         at_once = frames_at_once(speaker.motion)
         self.motion_ms = hop.ms / at_once
-        """What features and motion network take for a frame: a hop's share where one call moves several."""
+        """Time of features and motion network a frame: a hop's share where one run moves several."""
         self._hop_ms = hop.ms
         self._nets_ms = self.motion_ms + condition.ms
         self._nets_core_ms = hop.core_ms / at_once + condition.core_ms
@@ -116,7 +116,7 @@ class FrameCostMeter:
         self._encoder_ms: float | None = None
 
     def measure(self, size_px: int) -> FrameCost:
-        """Returns what a frame drawn at `size_px` takes."""
+        """Returns the cost of a frame drawn at `size_px`."""
         renderer = self._make_renderer(size_px)
         draws, finishes, pictures = [], [], []
 
@@ -126,15 +126,15 @@ class FrameCostMeter:
 
         for number in range(_PROBES):
             pose, c2w = self._poses.at(len(self._poses) * number // _PROBES)
-            looks = []
-            for _ in range(2):  # the faster counts: a moment's noise is not the machine
+            runs = []
+            for _ in range(2):  # the faster counts: noise only adds
                 drawn, draw_took = self._timed(functools.partial(draw, pose, c2w), self._drawing)
                 finish = functools.partial(renderer.finish, *drawn)
                 picture, finish_took = self._timed(finish, _on_one_thread)
-                looks.append((draw_took, finish_took))
+                runs.append((draw_took, finish_took))
             pictures.append(picture)
-            draws.append(_quicker(look[0] for look in looks))
-            finishes.append(_quicker(look[1] for look in looks))
+            draws.append(_quicker(run[0] for run in runs))
+            finishes.append(_quicker(run[1] for run in runs))
         if self._encoder_ms is None:
             self._encoder_ms = encode_ms(pictures, self._cpu)
         finish_ms = float(np.median([spent.ms for spent in finishes]))
@@ -146,8 +146,8 @@ class FrameCostMeter:
             other_core_ms=self._nets_core_ms + finish_ms + self._encoder_ms,
         )
 
-    def _least(self, work: Callable[[], object], parts: Sequence[tuple[Engine, NetworkSpec]]) -> _Spent:
-        """Returns what networks take, the quickest of some runs."""
+    def _min_spent(self, work: Callable[[], object], parts: Sequence[tuple[Engine, NetworkSpec]]) -> _Spent:
+        """Returns the cost of networks, the least of some runs."""
         judge: _Judge = _on_one_thread
         if any(engine.device != CPU for engine, _ in parts):
             judge = _on_a_device
@@ -174,7 +174,7 @@ class FrameCostMeter:
 
 @dataclass(frozen=True, kw_only=True)
 class _Took:
-    """What the clocks said."""
+    """Readings of the clocks over one piece of work."""
 
     wall_ms: float
     thread_ms: float  # CPU time of the caller, and of the raymarcher's threads for it
@@ -186,24 +186,24 @@ def _on_one_thread(took: _Took) -> _Spent:
 
 
 def _on_a_device(took: _Took) -> _Spent:
-    """A GPU's time is told by the wall clock alone; of the CPU, at most the thread that waits is busy."""
+    """Work on a GPU counts by wall time; of the CPU, at most the waiting thread is busy."""
     return _Spent(ms=took.wall_ms, core_ms=max(took.thread_ms, min(took.process_ms, took.wall_ms)))
 
 
 def _on_a_runtime_s_threads(threads: int, took: _Took) -> _Spent:
-    """Only the process counts these threads; what it did besides is in it, up to all they can have done."""
+    """Threads of a runtime count by process CPU time, at most all that they can have used."""
     core_ms = max(took.thread_ms, min(took.process_ms, threads * took.wall_ms))
     return _on_threads(threads, took.wall_ms, core_ms)
 
 
 def _on_threads(threads: int, wall_ms: float, core_ms: float) -> _Spent:
-    """What wall time is beyond a fair share of the CPU time was spent waiting for other programs."""
-    shared_ms = core_ms * (_SHARING_LOSS if threads > 1 else 1.0) / threads
+    """Wall time beyond an even share of the CPU time is contention with other programs."""
+    shared_ms = core_ms * (_MAX_SHARING_LOSS if threads > 1 else 1.0) / threads
     return _Spent(ms=min(wall_ms, shared_ms), core_ms=core_ms)
 
 
-def _quicker(looks: Iterable[_Spent]) -> _Spent:
-    found = list(looks)
+def _quicker(runs: Iterable[_Spent]) -> _Spent:
+    found = list(runs)
     return _Spent(ms=min(spent.ms for spent in found), core_ms=min(spent.core_ms for spent in found))
 
 
@@ -228,10 +228,10 @@ def encode_ms(pictures: list[U8], cpu: CpuClock) -> float:
 
 
 class RunningCost:
-    """What the stages of one speaker's frames took lately in running sessions, by size. For one thread."""
+    """Moving average of the CPU time of a speaker's frames in running sessions, by size. For one thread."""
 
     def __init__(self) -> None:
-        """Knows nothing."""
+        """Begins without a session."""
         self._mean_ms: dict[int, float] = {}
         self._seen: dict[int, int] = {}
 
@@ -241,7 +241,7 @@ class RunningCost:
         return bool(self._mean_ms)
 
     def add(self, size_px: int, *, frames: int, core_ms: float) -> None:
-        """Takes that `frames` frames drawn at `size_px` took `core_ms` of CPU time, each."""
+        """Adds `frames` frames drawn at `size_px` that took `core_ms` of CPU time each."""
         seen = min(self._seen.get(size_px, 0) + frames, MEAN_OVER_FRAMES)
         mean_ms = self._mean_ms.get(size_px, core_ms)
         self._mean_ms[size_px] = mean_ms + (core_ms - mean_ms) * min(frames / seen, 1.0)

@@ -1,4 +1,4 @@
-"""From pose and condition to a picture of the bundle's size, drawn smaller where the machine needs it."""
+"""Renders a frame from pose and condition, upscaled to the bundle's size, with the mouth at full size."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class Raymarcher(Protocol):
         """Returns (size, size, 3) uint8 RGB, or the part x0 y0 x1 y1 of that picture."""
 
     def warm_up(self) -> float:
-        """Gets the kernels ready; returns the seconds it took."""
+        """Compiles or loads the kernels; returns the seconds it took."""
 
     def close(self) -> None:
-        """Ends what it has running; drawing is over."""
+        """Ends its threads; drawing is over."""
 
 
 class FinishedDrawing(Protocol):
-    """Draws pictures as encoders take them."""
+    """Draws I420 pictures, without conversion on the CPU."""
 
     def render_i420(self, *, c2w: F32, condition: F32, size_px: int) -> U8:
         """Returns (size * 3 / 2, size) uint8 planar I420, BT.601, limited range; the size is even."""
@@ -56,9 +56,7 @@ class FrameRenderer:
         feather_px: int,
         finished: FinishedDrawing | None = None,
     ) -> None:
-        """Keeps what does not change from frame to frame.
-
-        Used from one thread for drawing and one for finishing.
+        """Prepares conversion and blending; one thread draws, another finishes.
 
         Args:
             raymarcher: draws.
@@ -66,7 +64,7 @@ class FrameRenderer:
             render_px: side of what the raymarcher draws, at most `output_px`.
             mouth_boxes: (P, 4) box of the mouth for each pose, all of one size; None: the whole is scaled.
             feather_px: width over which the mouth fades into the picture.
-            finished: draws instead, where `render_px` is `output_px`: nothing is left to scale or convert.
+            finished: draws I420 instead, where `render_px` is `output_px`.
         """
         self._raymarcher = raymarcher
         self.output_px = output_px
@@ -84,11 +82,6 @@ class FrameRenderer:
     def draws_mouth_apart(self) -> bool:
         """Whether the mouth is drawn at full resolution, apart from the rest."""
         return self._boxes is not None
-
-    @property
-    def draws_finished(self) -> bool:
-        """Whether what is drawn is the finished picture."""
-        return self._finished is not None
 
     def draw_whole(self, *, c2w: F32, condition: F32) -> U8:
         """Returns the picture at `render_px`, RGB; or finished."""

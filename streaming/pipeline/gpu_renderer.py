@@ -1,15 +1,14 @@
-"""Frames of all sessions drawn on one GPU: what is asked for while it draws is the next launch.
+"""Frames of all sessions drawn on one GPU, in batches (`gpu_batching`).
 
-A session's render thread asks and waits. One thread of this process gathers what was asked for and submits
-it, so that the GPU has its next launch before it ends the one at hand; another collects the launches and
-hands each who asked its picture. A GPU that fails, or gives nothing in time, is lost for good: whoever asks
-is told.
+A session's render thread requests a frame and blocks. One thread of this process batches requests and submits
+launches, so that the GPU has the next one queued before it ends the present one; another collects their
+pictures and wakes the requesters. A GPU that fails, or does not answer in time, is lost for good: every
+request raises.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from collections import deque
@@ -23,25 +22,20 @@ from cuda_kernels.arrays import F32, U8
 from ..errors import GpuLostError, InputError, Stopped
 from .clock import MonotonicClock, SystemClock
 from .cuda_device import find_cuda_device
+from .gpu_batching import MAX_FRAMES, BatchPolicy, PendingFrame
 
 if TYPE_CHECKING:
     from cuda_kernels.cuda_raymarcher import CudaScene, FrameRequest, Launch
     from cuda_kernels.scene import Scene
 
-    from .onnx_engine import DeviceName
+    from .engine_choice import DeviceName
 
 
 log = logging.getLogger(__name__)
 
-GATHER_S = 0.001  # that the first frame of a launch waits for others where the GPU draws nothing
-LEAD_S = 0.001  # that a launch is submitted before the GPU is expected to end the one at hand
-MAX_FLYING = 2  # launches: one that the GPU draws, and one behind it
-RECENT_S = 0.1  # who asked within the last two frames is waited for
-MAX_FRAMES = 32  # of a launch: more would make the first ones wait, and gain nothing
-HANG_S = 2.0  # a launch takes milliseconds; a GPU that is silent for so long will not answer
+HANG_S = 2.0  # timeout of a frame; a launch takes milliseconds
 _JOIN_S = 0.5
 _MEASURED_FRAMES, _MEASUREMENTS = 2 * MAX_FRAMES, 3  # two full launches, one behind the other
-_NEWEST = 0.25  # weight of the newest launch in what a frame is expected to take
 _WARM_UP_PX = 32
 
 
@@ -54,7 +48,7 @@ class BatchRenderer(Protocol):
         """Returns the scene, ready to be drawn."""
 
     def unload(self, scene: CudaScene) -> None:
-        """Gives back what the scene takes up."""
+        """Frees the scene's memory."""
 
     def submit(self, requests: Sequence[FrameRequest]) -> Launch:
         """Returns a launch that draws the requests."""
@@ -66,115 +60,8 @@ class BatchRenderer(Protocol):
         """Gives everything back."""
 
 
-class BatchPolicy:
-    """Decides when the frames that were asked for are submitted. Time is the caller's, one thread at a time.
-
-    Where the GPU draws nothing, the first frame waits a moment for others. Where it draws, frames gather
-    until shortly before it is expected to end; a launch behind the one at hand keeps it busy. Behind that,
-    all wait.
-    """
-
-    def __init__(
-        self,
-        *,
-        gather_s: float = GATHER_S,
-        most_frames: int = MAX_FRAMES,
-        lead_s: float = LEAD_S,
-        most_flying: int = MAX_FLYING,
-    ) -> None:
-        """Knows nobody yet.
-
-        Args:
-            gather_s: that a frame waits for others where the GPU draws nothing, at most.
-            most_frames: so many are not waited beyond.
-            lead_s: that a launch is submitted before the one at hand is expected to end.
-            most_flying: launches that are submitted and not collected.
-        """
-        self.most_frames = most_frames
-        self._gather_s, self._lead_s, self._most_flying = gather_s, lead_s, most_flying
-        self._asked_s: dict[int, float] = {}  # when each asker asked last
-        self._frame_s = 0.0  # of the GPU, as the last launches took
-        self._flying: deque[tuple[int, float]] = deque()  # of launches: frames, and when they are expected
-        self._heeded: float = 1  # from so many waiting on, who asks may change what was decided
-
-    def asked(self, asker: int, *, now_s: float) -> None:
-        """Takes that someone asked for a frame."""
-        self._asked_s[asker] = now_s
-
-    def submitted(self, frames: int, *, now_s: float) -> None:
-        """Takes that a launch of so many frames is behind those under way."""
-        starts_s = max(self._flying[-1][1], now_s) if self._flying else now_s
-        self._flying.append((frames, starts_s + frames * self._frame_s))
-
-    def collected(self, kernel_ms: float, *, now_s: float) -> None:
-        """Takes that the oldest launch has ended, and what its kernels took."""
-        frames, _ = self._flying.popleft()
-        if kernel_ms > 0:  # else it failed
-            frame_s = kernel_ms / 1000 / frames
-            known = self._frame_s > 0
-            self._frame_s = _NEWEST * frame_s + (1 - _NEWEST) * self._frame_s if known else frame_s
-        ends_s = now_s
-        for place, (others, _) in enumerate(self._flying):
-            ends_s += others * self._frame_s
-            self._flying[place] = (others, ends_s)
-
-    def should_wake(self, waiting: int) -> bool:
-        """Returns whether `wait_s` may say something else now that so many frames wait."""
-        return waiting >= self._heeded
-
-    def wait_s(self, waiting: Sequence[tuple[int, float]], *, now_s: float) -> float | None:
-        """Returns how long to wait for others; 0: submit now. None: nothing is to be submitted for now.
-
-        Args:
-            waiting: who asked and when, oldest first.
-            now_s: the time.
-        """
-        if len(self._flying) >= self._most_flying:
-            self._heeded = math.inf
-            return None
-        if not waiting:
-            self._heeded = 1
-            return None
-        self._asked_s = {who: at_s for who, at_s in self._asked_s.items() if now_s - at_s <= RECENT_S}
-        self._heeded = min(self.most_frames, len(self._asked_s))
-        if len(waiting) >= self.most_frames or self._asked_s.keys() <= {who for who, _ in waiting}:
-            return 0.0
-        until_s = self._flying[0][1] - self._lead_s if self._flying else waiting[0][1] + self._gather_s
-        return max(until_s - now_s, 0.0)
-
-
-class _PendingFrame:
-    """A frame that was asked for."""
-
-    def __init__(self, request: FrameRequest, asker: int, asked_s: float) -> None:
-        self.request, self.asker, self.asked_s = request, asker, asked_s
-        self.picture: U8 | None = None
-        self.failure: Callable[[], Exception] | None = None  # each who waits raises one of its own
-        self._settled = False
-        self._unsettled = threading.Lock()  # cheaper than an Event, of which each frame would need a new one
-        self._unsettled.acquire()
-
-    def settle(self, *, picture: U8 | None = None, failure: Callable[[], Exception] | None = None) -> None:
-        """Lets who waits go on; only the first time counts. Not for two threads at once."""
-        if not self._settled:
-            self._settled, self.picture, self.failure = True, picture, failure
-            self._unsettled.release()
-
-    def wait(self, timeout_s: float) -> bool:
-        """Returns whether it is settled, after at most so long; for one thread, until it is."""
-        return self._unsettled.acquire(timeout=timeout_s)
-
-    def take(self) -> U8:
-        """Returns a copy of the picture, in the request's `out` if it has one; the other is let go."""
-        drawn, self.picture = self.picture, None
-        assert drawn is not None  # settled without a failure
-        out = self.request.out if self.request.out is not None else np.empty(drawn.shape, np.uint8)
-        np.copyto(out, drawn)
-        return out
-
-
 class GpuRenderer:
-    """What draws on the GPU for everyone in this process; every thread may ask."""
+    """The GPU renderer that all sessions of a process share; thread-safe."""
 
     def __init__(
         self,
@@ -182,7 +69,7 @@ class GpuRenderer:
         *,
         name: str,
         observe: Callable[[int, float], None] = lambda frames, kernel_ms: None,
-        gathering: BatchPolicy | None = None,
+        policy: BatchPolicy | None = None,
         hang_s: float = HANG_S,
         clock: MonotonicClock | None = None,
     ) -> None:
@@ -191,23 +78,23 @@ class GpuRenderer:
         Args:
             renderer: draws.
             name: of the GPU.
-            observe: told, from a thread, of each launch's frames and what its kernels took.
-            gathering: decides what is drawn together.
+            observe: told, from a thread, each launch's batch size and kernel time.
+            policy: of dynamic batching.
             hang_s: a frame that takes longer means that the GPU is lost.
             clock: tells when frames are asked for.
         """
         self.name = name
         self._renderer = renderer
         self._observe = observe
-        self._gathering = gathering or BatchPolicy()
+        self._policy = policy or BatchPolicy()
         self._hang_s = hang_s
         self._clock = clock or SystemClock()
         self._lock = threading.Lock()  # guards all below
         self._asked = threading.Condition(self._lock)  # also: a launch has landed, it is over
         self._submitted = threading.Condition(self._lock)  # also: nothing more will be
-        self._waiting: deque[_PendingFrame] = deque()
-        self._submitting: list[_PendingFrame] = []
-        self._flying: deque[tuple[list[_PendingFrame], Launch]] = deque()
+        self._waiting: deque[PendingFrame] = deque()
+        self._submitting: list[PendingFrame] = []
+        self._flying: deque[tuple[list[PendingFrame], Launch]] = deque()
         self._lost = ""
         self._on_lost: Callable[[str], None] | None = None
         self._closed = False
@@ -259,7 +146,7 @@ class GpuRenderer:
         return self._renderer.load(scene)
 
     def unload(self, scene: CudaScene) -> None:
-        """Gives back what a scene takes up; of a lost GPU that is done already, or cannot be."""
+        """Frees a scene's memory; does nothing on a lost GPU."""
         from cuda_kernels.cuda_module import CudaError
 
         if not self._lost:
@@ -269,7 +156,7 @@ class GpuRenderer:
                 self._lose(str(error))
 
     def draw(self, requests: Sequence[FrameRequest]) -> list[U8]:
-        """Returns the pictures, in order; they are asked for at once and may share a launch.
+        """Returns the pictures, in order; they are requested at once and may share a launch.
 
         Raises:
             RenderInputError: a request that cannot be drawn; nothing is drawn then.
@@ -279,7 +166,7 @@ class GpuRenderer:
         for request in requests:
             request.check()  # here: a launch is not to fail for one of many
         asker, now_s = threading.get_ident(), self._clock.now_s()
-        wanted = [_PendingFrame(request, asker, now_s) for request in requests]
+        wanted = [PendingFrame(request, asker, now_s) for request in requests]
         with self._lock:
             if self._lost:
                 raise GpuLostError(self._lost)
@@ -287,9 +174,9 @@ class GpuRenderer:
                 raise Stopped("the GPU renderer was closed")
             if not self._threads:
                 raise RuntimeError("GPU renderer: asked to draw before it was started")
-            self._gathering.asked(asker, now_s=now_s)
+            self._policy.asked(asker, now_s=now_s)
             self._waiting.extend(wanted)
-            if self._gathering.should_wake(len(self._waiting)):
+            if self._policy.should_wake(len(self._waiting)):
                 self._asked.notify()
         pictures = []
         for one in wanted:
@@ -301,9 +188,9 @@ class GpuRenderer:
         return pictures
 
     def close(self) -> None:
-        """Ends the threads, and what draws with them; who waits hears `Stopped`.
+        """Ends the threads and the renderer; blocked requests raise `Stopped`.
 
-        What the GPU has is handed out before. A GPU that hangs is left behind after half a second. A second
+        Launches under way are collected before. A GPU that hangs is left behind after half a second. A second
         time, or unstarted, it is safe.
         """
         with self._lock:
@@ -321,7 +208,7 @@ class GpuRenderer:
             with self._lock:
                 self._fail(self._drawing(), lambda: Stopped("the GPU renderer was closed"))
 
-    def _drawing(self) -> list[_PendingFrame]:
+    def _drawing(self) -> list[PendingFrame]:
         """Returns the frames that the GPU has, or is about to."""
         return [*(wanted for batch, _ in self._flying for wanted in batch), *self._submitting]
 
@@ -339,20 +226,20 @@ class GpuRenderer:
                 self._submits = False
                 self._submitted.notify_all()
 
-    def _gather(self) -> list[_PendingFrame]:
-        """Returns what is submitted next, oldest first; nothing once it is over."""
+    def _gather(self) -> list[PendingFrame]:
+        """Returns the next batch, oldest first; empty once it is over."""
         with self._lock:
             while not self._closed and not self._lost:
                 waiting = [(wanted.asker, wanted.asked_s) for wanted in self._waiting]
-                wait_s = self._gathering.wait_s(waiting, now_s=self._clock.now_s())
+                wait_s = self._policy.wait_s(waiting, now_s=self._clock.now_s())
                 if wait_s == 0.0:
-                    count = min(len(self._waiting), self._gathering.most_frames)
+                    count = min(len(self._waiting), self._policy.max_frames)
                     self._submitting = [self._waiting.popleft() for _ in range(count)]
                     return self._submitting
                 self._asked.wait(wait_s)
             return []
 
-    def _submit(self, batch: list[_PendingFrame]) -> None:
+    def _submit(self, batch: list[PendingFrame]) -> None:
         from cuda_kernels.cuda_module import CudaError
 
         try:
@@ -360,7 +247,7 @@ class GpuRenderer:
         except CudaError as error:
             self._lose(str(error))
             return
-        except Exception as error:  # noqa: BLE001 - logged, and told to who waits
+        except Exception as error:  # noqa: BLE001 - logged, and raised to the requesters
             self._fail_batch(batch, error)
             with self._lock:
                 self._submitting = []
@@ -368,7 +255,7 @@ class GpuRenderer:
         with self._lock:
             self._submitting = []
             self._flying.append((batch, launch))
-            self._gathering.submitted(len(batch), now_s=self._clock.now_s())
+            self._policy.submitted(len(batch), now_s=self._clock.now_s())
             self._submitted.notify()
 
     def _collect_all(self) -> None:
@@ -382,14 +269,14 @@ class GpuRenderer:
             self._threads[0].join()  # lost or closed, so it ends, unless the device holds it
             self._release()
 
-    def _next_flying(self) -> tuple[list[_PendingFrame], Launch] | None:
+    def _next_flying(self) -> tuple[list[PendingFrame], Launch] | None:
         """Returns the oldest launch under way; None once there will be no more, or the GPU is lost."""
         with self._lock:
             while self._submits and not self._flying and not self._lost:
                 self._submitted.wait()
             return self._flying[0] if self._flying and not self._lost else None
 
-    def _collect(self, batch: list[_PendingFrame], launch: Launch) -> None:
+    def _collect(self, batch: list[PendingFrame], launch: Launch) -> None:
         from cuda_kernels.cuda_module import CudaError
 
         kernel_ms = 0.0
@@ -399,19 +286,19 @@ class GpuRenderer:
         except CudaError as error:
             self._lose(str(error))
             return
-        except Exception as error:  # noqa: BLE001 - logged, and told to who waits
+        except Exception as error:  # noqa: BLE001 - logged, and raised to the requesters
             self._fail_batch(batch, error)
             pictures = []
         with self._lock:
             self._flying.popleft()
-            self._gathering.collected(kernel_ms, now_s=self._clock.now_s())
+            self._policy.collected(kernel_ms, now_s=self._clock.now_s())
             self._asked.notify()
             for wanted, picture in zip(batch, pictures, strict=False):  # none of a batch that failed
                 wanted.settle(picture=picture)
         if pictures:
             self._observe(len(batch), kernel_ms)
 
-    def _fail_batch(self, batch: list[_PendingFrame], error: Exception) -> None:
+    def _fail_batch(self, batch: list[PendingFrame], error: Exception) -> None:
         log.error(
             "drawing %d frames on the GPU failed, and that is a fault of the program",
             len(batch),
@@ -437,7 +324,7 @@ class GpuRenderer:
 
     @staticmethod
     def _fail(
-        unsettled: Sequence[_PendingFrame] | deque[_PendingFrame], failure: Callable[[], Exception]
+        unsettled: Sequence[PendingFrame] | deque[PendingFrame], failure: Callable[[], Exception]
     ) -> None:
         for wanted in unsettled:
             wanted.settle(failure=failure)
@@ -498,7 +385,7 @@ class GpuRaymarcher:
         return self._gpu.draw([self._finished(c2w, condition, size_px)])[0]
 
     def frame_ms(self, *, poses: F32, condition: F32, size_px: int) -> float:
-        """Returns what a finished picture takes the GPU and its threads, as one of several in a launch.
+        """Returns the milliseconds a frame of a full batch takes, copies and threads included.
 
         Args:
             poses: (P, 4, 4) the head's path; pictures are spread over it.
@@ -509,7 +396,7 @@ class GpuRaymarcher:
         requests = [self._finished(poses[number], condition, size_px) for number in numbers]
         clock, spent_s = SystemClock(), []
         self._gpu.draw(requests)  # buffers and background are made
-        for _ in range(_MEASUREMENTS):  # the fastest counts: a moment's noise is not the machine
+        for _ in range(_MEASUREMENTS):  # the fastest counts: noise only adds
             start_s = clock.now_s()
             self._gpu.draw(requests)
             spent_s.append(clock.now_s() - start_s)
@@ -524,7 +411,7 @@ class GpuRaymarcher:
         return clock.now_s() - start_s
 
     def close(self) -> None:
-        """Gives back what the scene takes up; a second time it does nothing."""
+        """Frees the scene's memory; safe twice."""
         if not self._closed:
             self._closed = True
             self._gpu.unload(self._loaded)
@@ -541,7 +428,7 @@ def open_gpu(
     say: Callable[[str], None],
     observe: Callable[[int, float], None] = lambda frames, kernel_ms: None,
 ) -> GpuRenderer | None:
-    """Returns what draws on the first GPU, started; None where the CPU draws.
+    """Returns the renderer of the first GPU, started; None where the CPU draws.
 
     Args:
         device: `cpu`: never; `cuda`: on a GPU or not at all; `auto`: where there is one.

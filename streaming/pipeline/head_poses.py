@@ -1,4 +1,4 @@
-"""What the speaker does beside talking: the path of the head."""
+"""The head pose of each frame: the bundle's path in a loop."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from cuda_kernels.arrays import F32
 
 
 class PoseLoop:
-    """The head's path, walked round and round; the bundle's last pose leads back into its first."""
+    """The path of head poses as an endless loop."""
 
     def __init__(self, poses: F32) -> None:
         """Keeps the path.

@@ -1,4 +1,4 @@
-"""Pictures as encoders take them: planar I420, BT.601, limited range; ffmpeg's swscale does the work."""
+"""I420 pictures, BT.601, limited range: conversion and scaling by ffmpeg's swscale, and blending."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import numpy as np
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 
 from cuda_kernels.arrays import F32, U8, U16
-
-from .clock import FRAME_RATE_HZ
+from models.time_base import FRAME_RATE_HZ
 
 Box = tuple[int, int, int, int]  # x0 y0 x1 y1
 
@@ -30,7 +29,7 @@ _CUBIC = (
 
 
 class I420Converter:
-    """Turns RGB pictures of any size into I420 of one size, scaled by cubic filters; for one thread."""
+    """Converts RGB pictures of any size to I420 of one size, with bicubic scaling; for one thread."""
 
     def __init__(self, *, width_px: int, height_px: int) -> None:
         """Takes the size of what comes out; both sides even."""
@@ -55,7 +54,7 @@ class I420Converter:
 
 
 def to_rgb(picture: U8) -> U8:
-    """Returns (size, size, 3) uint8 RGB of a picture (size * 3 / 2, size) I420; to look at, not to stream."""
+    """Returns (size, size, 3) uint8 RGB of a picture (size * 3 / 2, size) I420."""
     rgb = VideoReformatter().reformat(
         av.VideoFrame.from_ndarray(picture, format="yuv420p"),
         format="rgb24",
@@ -80,10 +79,10 @@ def video_frame(picture: U8, number: int) -> av.VideoFrame:
 
 
 class PatchBlender:
-    """Sets a patch into a picture, plane by plane, by weights of 1/256."""
+    """Alpha-blends a patch into a picture, plane by plane, in steps of 1/256."""
 
     def __init__(self, mask: F32) -> None:
-        """Takes (height, width) float32 weights of the patch in [0, 1]; both sides even."""
+        """Takes the alpha mask (height, width) float32 in [0, 1]; both sides even."""
         height, width = mask.shape
         halved = mask.reshape(height // 2, 2, width // 2, 2).mean((1, 3))
         self._luma = np.rint(mask * 256).astype(np.uint16)

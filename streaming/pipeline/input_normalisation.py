@@ -1,6 +1,6 @@
-"""The mean and the loudness of what was said so far: what stands in for those of a whole recording.
+"""Running mean and variance of a stream, in place of the normalisation of a whole recording.
 
-HuBERT's processor brings a whole utterance to zero mean and unit variance; a stream has heard its beginning
+HuBERT's processor brings a whole utterance to zero mean and unit variance; a stream has its beginning
 only. Measured against the whole of each of 37 pieces of 10 s (jfk.flac and six voices of May's corpus, in
 hops of 160 ms), these statistics are off by
 
@@ -25,11 +25,11 @@ import math
 import numpy as np
 
 from cuda_kernels.arrays import F32
+from models.time_base import SAMPLE_RATE_HZ
 
-SAMPLE_RATE_HZ = 16_000
 PRIOR_DEVIATION = 0.06  # of speech in the corpora, in the middle; a talker at a laptop is not far from it
-PRIOR_S = 0.5  # of sound that this is worth beside what was heard
-MEMORY_S = 20.0  # of sound at the voice's level: by then an older sound has 1/e of its weight
+PRIOR_S = 0.5  # weight of the prior, in seconds of sound
+MEMORY_S = 20.0  # time constant of the exponential average, of sound at the voice's level
 QUIET_POWER = 1e-3  # of the variance: below it a sound hardly counts
 _MIN_VARIANCE = 1e-7  # what the processor adds to it
 
@@ -38,11 +38,11 @@ class RunningNormalisation:
     """Statistics of a stream; the same pieces give the same statistics to the bit."""
 
     def __init__(self) -> None:
-        """Knows nothing yet: the prior stands."""
+        """Begins with the prior."""
         self.reset()
 
     def reset(self) -> None:
-        """Forgets what was heard."""
+        """Returns to the prior."""
         self._weight_s = 0.0
         self._mean = self._power = 0.0  # mean and mean square, weighted
 
@@ -65,8 +65,8 @@ class RunningNormalisation:
     def _prior_share(self) -> float:
         return PRIOR_S / (PRIOR_S + self._weight_s)
 
-    def hear(self, pcm: F32) -> None:
-        """Takes the next samples (n,) into account; none change nothing."""
+    def update(self, pcm: F32) -> None:
+        """Updates the statistics by samples (n,)."""
         if not len(pcm):
             return
         sound = pcm.astype(np.float64)

@@ -1,4 +1,4 @@
-"""From filtered landmarks to what the condition net sees: windows, and blinks."""
+"""Filtered landmarks to the condition network's windows, with blinks."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import numpy as np
 from cuda_kernels.arrays import F32
 from models.landmark_filter import LandmarkFilter
 from models.speaker import Speaker
-
-from .clock import FRAME_RATE_HZ
+from models.time_base import FRAME_RATE_HZ
 
 BLINKS_PER_MINUTE = 16.0
 MIN_INTERVAL_S = 1.2
@@ -64,7 +63,7 @@ class FrameWindows:
 
 
 class BlinkSchedule:
-    """When a speaker blinks: seeded intervals as people have them, the same for any chunking."""
+    """Seeded blink times with a gamma distribution of intervals; chunking changes nothing."""
 
     def __init__(self, *, seed: int, blink_frames: int) -> None:
         """Draws the first blink.
@@ -94,7 +93,7 @@ class BlinkSchedule:
 
 
 class DrawnLandmarks:
-    """Makes of what a speaker's motion network gives what is drawn: clamped, smoothed, with blinks."""
+    """Post-processing of the motion network's landmarks: clamp, exponential smoothing, blinks."""
 
     def __init__(self, speaker: Speaker, *, seed: int) -> None:
         """Begins a stream.

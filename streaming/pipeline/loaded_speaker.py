@@ -36,7 +36,7 @@ _LIVE_SHARE = 0.6  # of a frame's time: the rest is for WebRTC, and for a browse
 
 
 class SpeakerOpening:
-    """The steps in which a speaker is opened, for who takes them one by one; `LoadedSpeaker.of` takes all."""
+    """Opens a speaker step by step; `LoadedSpeaker.of` takes all steps."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class SpeakerOpening:
 
     @property
     def raymarcher(self) -> Raymarcher:
-        """What draws; after `warm_up`."""
+        """The raymarcher; after `warm_up`."""
         assert self._raymarcher is not None
         return self._raymarcher
 
@@ -121,7 +121,7 @@ class SpeakerOpening:
 
     @property
     def device(self) -> str:
-        """What draws, fit to be shown."""
+        """The rendering device, for display."""
         return device_of(self.raymarcher, threads=self.threads)
 
     @functools.cached_property
@@ -138,12 +138,12 @@ class SpeakerOpening:
 
     @property
     def motion_ms(self) -> float:
-        """What features and motion network take for a frame."""
+        """Time of features and motion network a frame."""
         return self._meter.motion_ms
 
     @property
     def motion_limit_ms(self) -> float:
-        """What they may take, to speak live.
+        """Limit of that time to speak live.
 
         A motion that is late once stays late, since its sound waits. Features that the CPU works out take all
         of its cores, so what draws needs as much time again.
@@ -153,7 +153,7 @@ class SpeakerOpening:
         return limit_ms / 2 if features is not None and features.device == CPU else limit_ms
 
     def measure(self, size_px: int) -> FrameCost:
-        """Returns what a frame drawn at a size takes, from drawing a few; after `warm_up`."""
+        """Returns the cost of a frame drawn at a size, measured on a few; after `warm_up`."""
         self._meter.threads = 0 if self.on_gpu else self.threads
         return self._meter.measure(size_px)
 
@@ -165,7 +165,7 @@ class SpeakerOpening:
         )
 
     def make_renderer(self, size_px: int) -> FrameRenderer:
-        """Returns what draws at a size; after `warm_up`."""
+        """Returns a renderer of a size; after `warm_up`."""
         return make_renderer(self.speaker, self.raymarcher, size_px)
 
     def close(self) -> None:
@@ -177,7 +177,7 @@ class SpeakerOpening:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedSpeaker:
-    """What the streams of one speaker share; nothing in it changes."""
+    """An open speaker that streams share; immutable."""
 
     speaker: Speaker
     networks: SpeakerNetworks
@@ -202,7 +202,7 @@ class LoadedSpeaker:
         """Returns the speaker of a bundle, ready to speak live, after drawing a few frames.
 
         Args:
-            path: of the bundle, see `models.speaker.find_speaker`.
+            path: of the bundle, see `models.speaker_folders.find_speaker`.
             compute: engine, device and how much of the machine.
             open_raymarcher: opens what draws on the CPU.
             gpu: draws, unless it cannot draw this speaker or is lost; None: the CPU draws.
@@ -277,7 +277,7 @@ class LoadedSpeaker:
 
     @property
     def device(self) -> str:
-        """What draws, fit to be shown."""
+        """The rendering device, for display."""
         return device_of(self.raymarcher, threads=self.threads)
 
     @property
@@ -287,7 +287,7 @@ class LoadedSpeaker:
 
     @property
     def frame_latency_ms(self) -> float:
-        """What a frame's stages take, one after the other, at the size it starts with."""
+        """Latency of a frame: the sum of its stages at the size it starts with."""
         return _serial_ms(self.costs[self.start_px])
 
     def core_ms(self, size_px: int) -> float:
@@ -295,7 +295,7 @@ class LoadedSpeaker:
         nearest = min(self.costs, key=lambda known: abs(known - size_px))
         return self.costs[nearest].scaled((size_px / nearest) ** 2).core_ms(threads=self.threads)
 
-    def look_again_ms(self) -> float:
+    def remeasure_ms(self) -> float:
         """Returns the core-milliseconds of a frame at the smallest size, measured anew by drawing a few."""
         meter = FrameCostMeter(
             self.speaker,
@@ -332,7 +332,7 @@ def _live(opening: SpeakerOpening, compute: ComputeSettings) -> LoadedSpeaker:
 
     def measure(size_px: int) -> FrameCost:
         cost, known = opening.measure(size_px), costs.get(size_px)
-        if known is None or _serial_ms(cost) < _serial_ms(known):  # a moment's noise is not the machine
+        if known is None or _serial_ms(cost) < _serial_ms(known):  # noise only adds
             costs[size_px] = cost
         return cost
 
@@ -370,7 +370,7 @@ def _live(opening: SpeakerOpening, compute: ComputeSettings) -> LoadedSpeaker:
 
 
 def _of_a_recording(opening: SpeakerOpening, compute: ComputeSettings) -> LoadedSpeaker:
-    """What is drawn is the size for the machine when it is free; what others do shows only in the run."""
+    """The size is chosen for the machine when it is free; the run steps down under load."""
     speaker, chosen = opening.speaker, None
     start_px = compute.render_px or speaker.image_size_px
     if compute.render_px is None and not opening.on_gpu:

@@ -1,4 +1,4 @@
-"""Where the mouth lies in the picture: the part that is worth full resolution when the rest is scaled up."""
+"""The mouth's region of interest, drawn at full resolution where the rest is scaled up."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy.typing as npt
 from cuda_kernels.arrays import F32
 from cuda_kernels.scene import Camera
 from models.landmark_filter import MOUTH, clamp_limits
-from models.speaker import MotionSettings
+from models.speaker_settings import MotionSettings
 
 I32 = npt.NDArray[np.int32]
 
-FEATHER_SHARE = 1 / 40  # of the picture's side: over this width the patch fades into the picture
+FEATHER_SHARE = 1 / 40  # of the picture's side: width of the blend at the patch's edges
 
 
 def project(points: F32, c2w: F32, camera: Camera) -> F32:

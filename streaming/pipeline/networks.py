@@ -8,10 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from models.landmark_filter import POINTS
-from models.speaker import MotionSettings, Speaker, feature_count
+from models.speaker import Speaker
+from models.speaker_settings import MotionSettings, feature_count
 
+from .engine_choice import EngineSettings, describe_devices, open_engine
 from .feature_motion import FeatureMotion
-from .onnx_engine import Engine, EngineSettings, NetworkSpec, describe_devices, open_engine
+from .onnx_engine import Engine, NetworkSpec
 from .pcm_motion import MotionStream, PcmMotion
 
 log = logging.getLogger(__name__)
@@ -25,7 +27,7 @@ class SpeakerNetworks:
 
     motion: Engine
     condition: Engine
-    features: Engine | None = None  # where the motion network hears features
+    features: Engine | None = None  # where the motion network takes features
 
     def motion_stream(self, motion: MotionSettings) -> MotionStream:
         """Returns a stream at sample 0 that these networks move.
@@ -37,18 +39,18 @@ class SpeakerNetworks:
             return PcmMotion(
                 self.motion, window_samples=motion.window_samples, lookahead_frames=motion.lookahead_frames
             )
-        assert self.features is not None  # opened for every speaker whose motion hears features
+        assert self.features is not None  # opened for every speaker whose motion network takes features
         return FeatureMotion(motion, features=self.features, motion=self.motion)
 
     def describe(self) -> str:
-        """Returns what runs which network, in words; empty where the CPU runs them all."""
+        """Returns the device of each network, in words; empty where the CPU runs them all."""
         features = {} if self.features is None else {"features": self.features}
         return describe_devices({**features, "motion": self.motion, "condition": self.condition})
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSpecs:
-    """What each network of a speaker must be."""
+    """The specifications of a speaker's networks."""
 
     motion: NetworkSpec
     condition: NetworkSpec
@@ -81,7 +83,7 @@ class SharedFeatures:
 
 
 def network_specs(speaker: Speaker) -> NetworkSpecs:
-    """Returns what the bundle says of its networks, with the lengths that a stream runs them at."""
+    """Returns the specifications of a bundle's networks, with the lengths of streaming."""
     motion, condition, features = speaker.motion, speaker.condition, speaker.motion.features
     records = speaker.settings.files
     condition_network = NetworkSpec(

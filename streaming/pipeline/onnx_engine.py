@@ -1,46 +1,36 @@
-"""A network of the bundle that runs: float32 arrays in, one out, names and shapes checked when it is opened.
-
-Which runtime and which device run it is chosen here, once, at start. Asked for by name, a runtime or a device
-is used for every network, or refused with the way out. `auto` decides by network: a small one (`LARGE_BYTES`)
-stays on the CPU, where it takes a millisecond or two: host-device transfer would cost more than a GPU saves;
-a large one goes to the first of ONNX Runtime's providers for TensorRT, CUDA and the CPU that can run it here,
-and one line says so where that is not the first.
-"""
+"""A bundle's network in ONNX Runtime: float32 arrays in, one out; names and shapes checked when opened."""
 
 from __future__ import annotations
 
-import logging
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 
 from cuda_kernels.arrays import F32
+from cuda_kernels.errors import InputError
+from models.bundle_files import FileRecord, read_network
 from models.onnx_runtime import load_onnxruntime
-from models.speaker import FileRecord, read_network
 
-from ..errors import InputError
 from .cores import usable_cores
-from .cuda_device import CudaDevice, find_cuda_device
+from .cuda_device import CudaDevice
 from .run_watch import RUN_WATCH
 
 T = TypeVar("T")
-EngineName = Literal["auto", "onnx", "tensorrt"]
-DeviceName = Literal["auto", "cpu", "cuda"]
 
 LARGE_BYTES = 20_000_000
 """A file of more than this is a network that a GPU runs much faster: HuBERT, GeneFace's Audio2Motion."""
 MAX_FIRST_RUN_S = 20.0
-"""A network that has not returned after this long when it is opened never does."""
+"""Timeout of a network's first runs, when it is opened."""
 MAX_BUILD_S = 600.0
-"""The same where TensorRT builds an engine for this GPU."""
+"""Timeout where TensorRT builds an engine for this GPU."""
 MAX_RUN_S = 5.0
-"""The same of a later run, whose sound is gone long before."""
-_OPENED_BYTES_PER_S = 10e6  # at least; a slow disk, and the runtime's own work on the graph
+"""Timeout of a later run."""
+_MIN_OPENED_BYTES_PER_S = 10e6  # a slow disk, and the runtime's graph optimisation
 _GRACE_S = 2.0
 _LOOK_S = 0.2
 CPU = "CPU"
@@ -48,10 +38,8 @@ CUDA_PROVIDER = "CUDAExecutionProvider"
 TENSORRT_PROVIDER = "TensorrtExecutionProvider"
 _CPU_PROVIDER = "CPUExecutionProvider"
 
-log = logging.getLogger(__name__)
 
-
-class EngineError(ValueError):
+class EngineError(InputError):
     """A network does not have the inputs and outputs that the bundle promises."""
 
 
@@ -60,12 +48,12 @@ class EngineUnavailableError(EngineError):
 
 
 class EngineTimeoutError(EngineError):
-    """A network does not return."""
+    """A run of a network exceeded its timeout."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSpec:
-    """What a network of the bundle must be: its file, its inputs by name with their shapes, its one output.
+    """Specification of a bundle's network: file, inputs by name with their shapes, and one output.
 
     An axis that the file leaves free takes the length given here; other lengths may be run later.
     """
@@ -82,7 +70,7 @@ class NetworkSpec:
         """Whether `auto` runs it on a GPU."""
         try:
             return self.model.stat().st_size > LARGE_BYTES
-        except OSError:  # whoever opens it says what is wrong with the file
+        except OSError:  # opening it raises the error
             return False
 
     def zeros(self) -> dict[str, F32]:
@@ -99,92 +87,14 @@ class NetworkSpec:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
-class EngineSettings:
-    """Which runtime and which device run the networks."""
-
-    engine: EngineName = "auto"
-    device: DeviceName = "auto"
-    cache_dir: Path | None = None  # of engines built for this GPU; None: in the user's cache folder
-    cores: int = 0  # that large networks may use on the CPU, at most; 0: all there are
-
-    def __post_init__(self) -> None:
-        """Refuses what cannot go together.
-
-        Raises:
-            InputError: TensorRT on the CPU.
-        """
-        if self.engine == "tensorrt" and self.device == "cpu":
-            raise InputError(
-                "--engine tensorrt: expected --device auto or cuda beside it, got cpu; TensorRT needs a GPU"
-            )
-
-
 class Engine(Protocol):
     """Runs one network."""
 
     device: str
-    """What runs it, fit to be shown: "CPU", "NVIDIA H100 80GB HBM3 (TensorRT fp16)"."""
+    """What runs it, for display: "CPU", "NVIDIA H100 (ONNX Runtime, TensorRT)"."""
 
     def run(self, inputs: Mapping[str, F32]) -> F32:
         """Returns the network's output for its inputs, by name; a new array."""
-
-
-def open_engine(
-    network: NetworkSpec,
-    settings: EngineSettings = EngineSettings(),
-    *,
-    say: Callable[[str], None] = log.warning,
-) -> Engine:
-    """Returns a network ready to run, after a run on zeros.
-
-    Args:
-        network: which, and of what shape.
-        settings: what may run it.
-        say: takes a line: a long build that begins, a runtime that `auto` had to do without.
-
-    Raises:
-        EngineError: another name, shape or type than asked for, or a file that is no network.
-        EngineUnavailableError: the runtime or device that was asked for cannot run it here.
-    """
-    asked_for_gpu = settings.engine == "tensorrt" or settings.device == "cuda"
-    if settings.device == "cpu" or not (asked_for_gpu or network.is_large):
-        return OnnxEngine(network, cores=settings.cores)
-    gpu = find_cuda_device()
-    if gpu is None:
-        if asked_for_gpu:
-            raise EngineUnavailableError(
-                "expected a CUDA device, got none; check nvidia-smi, or leave --engine and --device out"
-            )
-        say(f"{network.model.name} runs on the CPU, where it is slow: there is no CUDA device")
-        return OnnxEngine(network, cores=settings.cores)
-    missing = []
-    if settings.engine != "onnx":
-        try:
-            return _open_tensorrt(network, gpu, settings, say)
-        except EngineUnavailableError as error:
-            if settings.engine == "tensorrt":
-                raise
-            missing.append(str(error))
-    engine: Engine
-    try:
-        engine = OnnxEngine(network, gpu=gpu)
-    except EngineUnavailableError as error:
-        if settings.device == "cuda":
-            raise
-        missing.append(str(error))
-        engine = OnnxEngine(network, cores=settings.cores)
-    if missing:
-        say(f"{network.model.name} runs on {engine.device}: {' | '.join(missing)}")
-    return engine
-
-
-def _open_tensorrt(
-    network: NetworkSpec, gpu: CudaDevice, settings: EngineSettings, say: Callable[[str], None]
-) -> Engine:
-    from .tensorrt import open_on_tensorrt
-
-    return open_on_tensorrt(network, gpu, cache_dir=settings.cache_dir, say=say)
 
 
 class OnnxEngine:
@@ -224,9 +134,9 @@ class OnnxEngine:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = usable_cores(cores) if gpu is None and network.is_large else 1
         options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # what is wrong is raised, and said once, not at each run
+        options.log_severity_level = 4  # errors are raised; no log line a run
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.add_session_config_entry("session.load_model_format", "ONNX")  # the one that was looked into
+        options.add_session_config_entry("session.load_model_format", "ONNX")  # the format that was checked
         providers: list[Any] = [_CPU_PROVIDER]
         if gpu is not None:
             if CUDA_PROVIDER not in onnxruntime.get_available_providers():
@@ -242,12 +152,19 @@ class OnnxEngine:
             providers.insert(0, (TENSORRT_PROVIDER, dict(tensorrt)))
         try:
             self._session = self._within(
-                self._max_run_s + len(content) / _OPENED_BYTES_PER_S,
-                lambda: onnxruntime.InferenceSession(content, sess_options=options, providers=providers),
+                self._max_run_s + len(content) / _MIN_OPENED_BYTES_PER_S,
+                lambda: onnxruntime.InferenceSession(
+                    content,
+                    sess_options=options,
+                    providers=providers,
+                    enable_fallback=0,  # it would print what it does instead
+                ),
             )
         except EngineTimeoutError:
             raise
         except Exception as error:  # noqa: BLE001 - the runtime's own errors share no base but Exception
+            if tensorrt is not None and "TensorRT libraries" in str(error):
+                raise _no_tensorrt(onnxruntime.__version__) from None
             raise EngineError(
                 f"{model}: expected an ONNX network, got: {_first_line(error)}; export it again"
             ) from None
@@ -258,10 +175,7 @@ class OnnxEngine:
                 "others or none; pip install 'onnxruntime-gpu[cuda,cudnn]'"
             )
         if tensorrt is not None and TENSORRT_PROVIDER not in self._session.get_providers():
-            raise EngineUnavailableError(
-                f"ONNX Runtime {onnxruntime.__version__}: expected TensorRT's libraries, got none that it "
-                "can load; pip install tensorrt"
-            )
+            raise _no_tensorrt(onnxruntime.__version__)
         self.device = CPU if gpu is None else f"{gpu.name} (ONNX Runtime{', TensorRT' if tensorrt else ''})"
         self._outputs = [network.output]
         check_tensors(
@@ -281,7 +195,7 @@ class OnnxEngine:
         return {node.name: list(node.shape) for node in self._session.get_inputs()}
 
     def _within(self, limit_s: float, work: Callable[[], T]) -> T:
-        """Returns what `work` does in a thread of its own, which is left to itself where it does not return.
+        """Returns what `work` returns in a thread of its own, which is abandoned at the timeout.
 
         Raises:
             EngineTimeoutError: it did not return in time.
@@ -291,14 +205,14 @@ class OnnxEngine:
         def run() -> None:
             try:
                 done.put((work(), None))
-            except Exception as error:  # noqa: BLE001 - raised again by who waits
+            except Exception as error:  # noqa: BLE001 - raised again by the caller
                 done.put((None, error))
 
         threading.Thread(target=run, name="open-network", daemon=True).start()
         waited_s = 0.0
         while waited_s < limit_s:
             try:
-                result, error = done.get(timeout=_LOOK_S)  # a signal is heard between two looks
+                result, error = done.get(timeout=_LOOK_S)  # signals are handled between two waits
             except queue.Empty:
                 waited_s += _LOOK_S
                 continue
@@ -379,7 +293,7 @@ def probe(engine: Engine, network: NetworkSpec, *, must_be_finite: bool = True) 
     Raises:
         EngineError: it does not run, or its output is not what the bundle promises.
     """
-    for heard, inputs in (("silence", network.zeros()), ("noise", network.noise())):
+    for content, inputs in (("silence", network.zeros()), ("noise", network.noise())):
         try:
             got = engine.run(inputs)
         except EngineError:
@@ -398,19 +312,16 @@ def probe(engine: Engine, network: NetworkSpec, *, must_be_finite: bool = True) 
         if unusable and must_be_finite:
             raise EngineError(
                 f"{network.model}: {network.output}: expected finite numbers, got {unusable} of {got.size} "
-                f"that are none, of {heard}; export it again"
+                f"that are none, of {content}; export it again"
             )
+
+
+def _no_tensorrt(version: str) -> EngineUnavailableError:
+    return EngineUnavailableError(
+        f"ONNX Runtime {version}: expected TensorRT's libraries, got none that it can load; "
+        "pip install tensorrt"
+    )
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def describe_devices(engines: Mapping[str, Engine]) -> str:
-    """Returns what runs which network, by their names; empty where the CPU runs them all."""
-    by_device: dict[str, list[str]] = {}
-    for name, engine in engines.items():
-        by_device.setdefault(engine.device, []).append(name)
-    if set(by_device) <= {CPU}:
-        return ""
-    return ", ".join(f"{' and '.join(names)} on {device}" for device, names in by_device.items())

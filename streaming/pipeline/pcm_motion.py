@@ -1,4 +1,4 @@
-"""From sound to landmarks: one seam for the two kinds of motion network, and the kind that hears samples."""
+"""Sound to landmarks: the interface of both kinds of motion network, and the kind that takes samples."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import numpy as np
 
 from cuda_kernels.arrays import F32
 from models.landmark_filter import POINTS
-from models.speaker import MotionSettings
+from models.speaker_settings import MotionSettings
+from models.time_base import FRAME_SAMPLES
 
 from ..errors import NetworkFailureError
-from .clock import FRAME_SAMPLES, first_sample, frames_covering
+from .clock import first_sample, frames_covering
 from .onnx_engine import Engine
 
 
@@ -51,13 +52,13 @@ class MotionStream(Protocol):
 
 
 def frames_at_once(settings: MotionSettings) -> int:
-    """Returns how many frames a speaker's motion stream yields in a row, by one run of its networks."""
+    """Returns the number of frames that one run of a speaker's motion networks yields."""
     return 1 if settings.features is None else settings.features.hop_frames
 
 
 @dataclass(frozen=True, kw_only=True)
 class PcmWindow:
-    """What is known of one frame's sound."""
+    """One frame's window of samples."""
 
     frame: int
     samples: F32  # (1, window_samples), ends `lookahead` frames after the frame; the ring's own memory
@@ -105,7 +106,7 @@ class PcmMotion:
 
 
 class PcmRing:
-    """Keeps the last samples and gives out each frame's window as soon as its look-ahead came in.
+    """A ring buffer of samples that gives out each frame's window once its look-ahead is complete.
 
     Before the first sample there is silence. Two copies of each sample lie one ring apart, so that every
     window is one contiguous piece.
@@ -169,7 +170,7 @@ class PcmRing:
         for window in self.push(self._last(missing)[::-1].copy()):
             beyond = first_sample(window.frame + 1) - end
             if beyond > 0:
-                window.sound[-beyond:] = 0  # heard is what was said
+                window.sound[-beyond:] = 0  # beyond the end there is silence
             yield window
 
     def _due(self) -> int:

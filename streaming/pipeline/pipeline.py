@@ -1,4 +1,4 @@
-"""The way of the data: chunks of sound in, frames with their sound out, one media clock, three threads.
+"""The render pipeline: chunks of sound in, frames with their sound out; one media clock, three threads.
 
     push_audio -> [audio] -> motion -> [poses and conditions] -> render -> [drawings] -> finish -> [frames]
 
@@ -6,8 +6,8 @@ Every queue is bounded in milliseconds of media. Files block their producer, so 
 drops the oldest, so nothing is late. A frame depends on its samples and its number alone, never on how the
 sound was cut into chunks or on how fast the machine is.
 
-With deadlines, what cannot meet its own is passed over before it is drawn, and a frame is begun only when the
-stage after is ready to take it: what is drawn is given out, however slow a stage is.
+With deadlines, a frame that cannot meet its own is skipped before it is drawn, and a frame is begun only when
+the next stage is ready to take it: what is drawn is given out, however slow a stage is.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ import numpy as np
 
 from cuda_kernels.arrays import F32, U8
 from models.speaker import Speaker
+from models.time_base import FRAME_MS, SAMPLE_RATE_HZ
 
 from ..errors import GpuLostError, NetworkFailureError, Stopped
 from .checked_networks import checked
-from .clock import FRAME_SAMPLES, SAMPLE_RATE_HZ, MediaClock, MonotonicClock, SystemClock, samples_to_ms
+from .clock import MediaClock, MonotonicClock, SystemClock, samples_to_ms
 from .frame_renderer import FrameRenderer
 from .head_poses import PoseLoop
 from .i420 import Box, to_rgb
@@ -39,15 +40,14 @@ from .stage_times import StageTimes
 
 log = logging.getLogger(__name__)
 
-FRAME_MS = samples_to_ms(FRAME_SAMPLES)
-CHUNK_SAMPLES = 20 * SAMPLE_RATE_HZ // 1000  # what is pushed at once is queued in pieces of this
+CHUNK_SAMPLES = 20 * SAMPLE_RATE_HZ // 1000  # pushed sound is queued in chunks of this
 _JOIN_S = 10.0
-_RECENT_DRAWINGS = 5  # of which the median foretells the next: a moment's hiccup is not the machine
+_RECENT_DRAWINGS = 5  # whose median predicts the next: one stall is not the machine
 
 
 @dataclass(frozen=True, kw_only=True)
 class QueueBounds:
-    """How much media may wait before each stage."""
+    """Bound of the queue before each stage, in milliseconds of media."""
 
     audio_ms: float = 400.0
     conditions_ms: float = 200.0
@@ -63,13 +63,13 @@ class Frame:
     picture: U8  # (size * 3 / 2, size) planar I420, BT.601, limited range: what encoders take
     sound: F32  # (640,) 16 kHz mono
     landmarks: F32  # (68, 3) as drawn: smoothed, with blinks
-    windowed_s: float  # when the last sound that it looks ahead to was there, on the pipeline's clock
+    windowed_s: float  # when its look-ahead was complete, on the pipeline's clock
     finished_s: float  # when the picture was done
     draw_ms: float  # what the raymarcher took, whole and mouth
     render_px: int  # side of what the raymarcher drew
 
     def rgb(self) -> U8:
-        """Returns the picture as (size, size, 3) uint8 RGB, to look at."""
+        """Returns the picture as (size, size, 3) uint8 RGB."""
         return to_rgb(self.picture)
 
 
@@ -104,7 +104,7 @@ class _Drawn:
 
 
 class Pipeline:
-    """One stream of sound turned into frames. Push from one thread, iterate in another."""
+    """Turns one stream of sound into frames; one thread pushes, another iterates."""
 
     def __init__(
         self,
@@ -124,17 +124,13 @@ class Pipeline:
         """Builds the stages; `start` sets them going.
 
         Args:
-            speaker: who talks.
-            renderer: draws; used by the pipeline's threads alone from here on.
-            networks: the speaker's; opened by default.
-            overflow: `BLOCK` for files, `DROP_OLDEST` for live sound.
-            bounds: how much may wait between stages; frames that the networks give at once find room besides.
-            seed: picks the blinks.
-            times: where working times are added up.
-            clock: tells when a frame passed a stage.
-            outlives_gpu: leave out frames while the GPU that is to draw them is lost, until there is another
-                `renderer`, instead of failing.
-            deadline_s: says when a frame has to be finished and handled by who iterates, on `clock`; of live
+            speaker: who talks. renderer: draws; used by the pipeline's threads alone from here on. networks:
+            the speaker's; opened by default. overflow: `BLOCK` for files, `DROP_OLDEST` for live sound.
+            bounds: of the queues; frames that one run of the networks gives at once have room besides. seed:
+            picks the blinks. times: where working times are added up. clock: tells when a frame passed a
+            stage. outlives_gpu: drop frames while the GPU is lost, until there is another `renderer`, instead
+            of failing. deadline_s: says when a frame has to be finished and handled by who iterates, on
+            `clock`; of live
                 frames the oldest that can be is drawn next, the newest where none can.
             on_network_failure: told each run of a network that fails; the last good landmarks or condition
                 hold meanwhile, the neutral face where there are none. None: it fails the pipeline.
@@ -147,7 +143,7 @@ class Pipeline:
         self._outlives_gpu = outlives_gpu
         self._deadline_s = deadline_s
         self.handling_s = 0.0
-        """What who iterates takes with a frame until it has to be done with it; to be kept up to date."""
+        """Seconds that the consumer needs for a frame before its deadline; the consumer keeps it."""
         self._done_after_s: deque[float] = deque(maxlen=_RECENT_DRAWINGS)  # of being begun
         networks = checked(speaker, networks or open_networks(speaker))
         self._on_network_failure = on_network_failure
@@ -179,9 +175,8 @@ class Pipeline:
                 name=name, bound_ms=bound_ms, overflow=overflow, duration_ms=lambda _: FRAME_MS
             )
 
-        at_once_ms = FRAME_MS * (
-            frames_at_once(speaker.motion) - 1
-        )  # beyond the one that each bound has room for
+        # Beyond the one that each bound has room for.
+        at_once_ms = FRAME_MS * (frames_at_once(speaker.motion) - 1)
         self._conditions: BoundedQueue[_Conditioned] = frames("conditions", bounds.conditions_ms + at_once_ms)
         self._drawings: BoundedQueue[_Drawn] = frames("drawings", bounds.drawings_ms)
         self._frames: BoundedQueue[tuple[int, Frame]] = frames("frames", bounds.frames_ms)
@@ -198,7 +193,7 @@ class Pipeline:
 
     @property
     def dropped(self) -> dict[str, int]:
-        """How many items each queue dropped to make room."""
+        """Items dropped by each full queue."""
         return {queue.name: queue.dropped for queue in self._queues}
 
     @property
@@ -246,11 +241,11 @@ class Pipeline:
                 raise Stopped("the pipeline was closed") from None
 
     def end_audio(self) -> None:
-        """Says that no more sound comes: the frames that still have sound are drawn, then it ends."""
+        """Ends the sound: the frames that still have some are drawn, then the pipeline ends."""
         self._audio.end()
 
     def clear_buffer(self) -> None:
-        """Throws away everything that has not been given out yet; the media clock goes on.
+        """Flushes all that has not been given out yet; the media clock goes on.
 
         Call it from the thread that pushes. The next frame is the one of the next sample pushed.
         """
@@ -316,7 +311,7 @@ class Pipeline:
             done()
         except (Aborted, Stopped):
             pass
-        except BaseException as failure:  # noqa: BLE001 - a thread's outermost frame: told to who iterates
+        except BaseException as failure:  # noqa: BLE001 - a thread's outermost frame: raised to the consumer
             with self._failure_lock:
                 self._failure = self._failure or failure
             for queue in self._queues:
@@ -406,7 +401,7 @@ class Pipeline:
         )
 
     def _next_to_draw(self, waiting: Sequence[_Conditioned]) -> int:
-        """Returns the place of the oldest frame that can meet its deadline, of the newest where none can."""
+        """Returns the index of the oldest frame that can meet its deadline, of the newest where none can."""
         assert self._deadline_s is not None
         done_s = self._now.now_s() + self.handling_s
         if spent_s := list(self._done_after_s):  # at once: another thread adds to it

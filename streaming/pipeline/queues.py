@@ -1,4 +1,4 @@
-"""A queue between two stages, bounded by the playing time of what waits in it."""
+"""A queue between two stages, bounded in milliseconds of media, with a drop rule."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ T = TypeVar("T")
 
 
 class Overflow(enum.Enum):
-    """What a full queue does with one more item."""
+    """The drop rule of a full queue."""
 
     BLOCK = "block"  # files: the producer waits, nothing is lost
-    DROP_OLDEST = "drop oldest"  # live: what is late makes room for what is new
+    DROP_OLDEST = "drop oldest"  # live: the newest matters
 
 
 class Ended(Exception):  # noqa: N818 - the normal end of a stream, like StopIteration
@@ -46,7 +46,7 @@ class BoundedQueue(Generic[T]):
 
     @property
     def waiting_ms(self) -> float:
-        """Playing time of what waits."""
+        """Milliseconds of media in the queue."""
         with self._changed:
             return self._waiting_ms
 
@@ -106,7 +106,7 @@ class BoundedQueue(Generic[T]):
                 self._changed.wait(left_s)
 
     def wait_empty(self) -> None:
-        """Returns once nothing waits: who takes from it is ready for more.
+        """Returns once the queue is empty: its consumer is ready for more.
 
         Raises:
             Aborted: the queue was aborted.
@@ -117,20 +117,20 @@ class BoundedQueue(Generic[T]):
                 raise Aborted(self.name)
 
     def clear(self) -> None:
-        """Throws away what waits; the queue stays in use."""
+        """Empties the queue; it stays in use."""
         with self._changed:
             self._items.clear()
             self._waiting_ms = 0.0
             self._changed.notify_all()
 
     def end(self) -> None:
-        """Says that nothing more will be put; `get` gives out the rest, then raises `Ended`."""
+        """Ends the stream; `get` gives out the rest, then raises `Ended`."""
         with self._changed:
             self._ended = True
             self._changed.notify_all()
 
     def abort(self) -> None:
-        """Wakes everyone with `Aborted` and throws away what waits."""
+        """Wakes producers and consumers with `Aborted` and empties the queue."""
         with self._changed:
             self._aborted = True
             self._items.clear()

@@ -1,4 +1,4 @@
-"""How large the raymarcher may draw on this machine and still keep up with the sound."""
+"""Choice of the render size: the largest whose frames keep real time on this machine."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .clock import FRAME_RATE_HZ
+from models.time_base import FRAME_MS
 
 MIN_RENDER_PX = 96
 RENDER_SIZES_PX = (512, 384, 256, 224, 192, 160, 128)
-FRAME_BUDGET_MS = 1000 / FRAME_RATE_HZ
-HEADROOM = 0.85  # the share of a frame's time that is planned for; the rest is for a busier moment
+FRAME_BUDGET_MS = float(FRAME_MS)
+HEADROOM = 0.85  # share of a frame's time that is planned for
 _PROBE_PX = 192
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrameCost:
-    """What one frame takes, by who can share the work: as time that passes, and as time of cores.
+    """Cost of a frame by stage, as wall time and as CPU time.
 
     The first decides how soon a frame is there, the second how many frames a machine can draw.
     """
@@ -40,7 +40,7 @@ class FrameCost:
         return max(self.render_ms, self.core_ms(threads=min(threads, cores)) / cores)
 
     def scaled(self, ratio: float) -> FrameCost:
-        """Returns what a frame with `ratio` times the pixels takes."""
+        """Returns the cost of a frame with `ratio` times the pixels."""
         core_ms = self.render_core_ms
         return dataclasses.replace(
             self,
@@ -51,12 +51,12 @@ class FrameCost:
 
 @dataclass(frozen=True, kw_only=True)
 class RenderSize:
-    """A size and what it costs here."""
+    """A render size and its cost on this machine."""
 
     size_px: int
     frame_ms: float
     keeps_up: bool
-    cost: FrameCost | None = None  # None: what is drawn is not what decides
+    cost: FrameCost | None = None  # None: not measured, as the networks alone are too slow
 
 
 def choose_render_size(
@@ -70,7 +70,7 @@ def choose_render_size(
 ) -> RenderSize:
     """Returns the largest size whose frames fit the budget, else the smallest.
 
-    One size is timed, the others are foretold by their pixels from the nearest one that was, and the one
+    One size is timed, the others are predicted by their pixels from the nearest one that was, and the one
     chosen is timed before it is believed; so slow sizes are never drawn, and one busy moment costs no size.
 
     Args:
@@ -84,12 +84,12 @@ def choose_render_size(
     sizes = [size for size in sizes_px if size <= largest_px] or [largest_px]
     probe = min(sizes, key=lambda size: abs(size - _PROBE_PX))
 
-    def quieter_of_two(size: int) -> FrameCost:  # a moment's noise is not the machine
+    def quieter_of_two(size: int) -> FrameCost:  # noise only adds
         return min(measure(size), measure(size), key=lambda cost: cost.frame_ms(threads=threads, cores=cores))
 
     timed = {probe: quieter_of_two(probe)}
 
-    def foretold_ms(size: int) -> float:
+    def predicted_ms(size: int) -> float:
         nearest = min(timed, key=lambda other: abs(other - size))
         return timed[nearest].scaled((size / nearest) ** 2).frame_ms(threads=threads, cores=cores)
 
@@ -97,7 +97,7 @@ def choose_render_size(
         for size in sizes:
             last = size == sizes[-1]
             if size in timed:
-                frame_ms = foretold_ms(size)  # its own
+                frame_ms = predicted_ms(size)  # its own
                 if frame_ms <= budget_ms or last:
                     return RenderSize(
                         size_px=size,
@@ -105,6 +105,6 @@ def choose_render_size(
                         keeps_up=frame_ms <= FRAME_BUDGET_MS,
                         cost=timed[size],
                     )
-            elif last or foretold_ms(size) <= budget_ms * 1.15:  # what is a little over is worth a look
+            elif last or predicted_ms(size) <= budget_ms * 1.15:  # predicted a little over, it is measured
                 timed[size] = quieter_of_two(size)
-                break  # what is known now may foretell larger ones better
+                break  # the new measurement may predict larger ones better

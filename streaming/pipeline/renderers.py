@@ -1,4 +1,4 @@
-"""What draws a speaker: a raymarcher on the CPU or a GPU, and renderers of a size on it."""
+"""Opens a speaker's raymarcher, on the CPU or a GPU, and frame renderers on it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Protocol
 from models.speaker import Speaker
 
 from ..errors import GpuLostError, InputError
+from .engine_choice import DeviceName
 from .frame_renderer import FrameRenderer, Raymarcher
 from .gpu_renderer import GpuRaymarcher, GpuRenderer
 from .mouth import FEATHER_SHARE, mouth_boxes
-from .onnx_engine import DeviceName
 from .render_size import FRAME_BUDGET_MS, RENDER_SIZES_PX, RenderSize
 
 
 class OpenRaymarcher(Protocol):
-    """Opens what draws a speaker on the CPU."""
+    """Opens a speaker's CPU raymarcher."""
 
     def __call__(self, speaker: Speaker, *, threads: int) -> Raymarcher:
         """Returns a raymarcher that is not warmed up yet."""
@@ -26,7 +26,7 @@ def open_cpu_raymarcher(speaker: Speaker, *, threads: int) -> Raymarcher:
     """Returns the CPU raymarcher of a speaker, not warmed up yet."""
     from cuda_kernels.cpu_raymarcher import CpuRaymarcher
 
-    return CpuRaymarcher(speaker.scene(), threads=threads)
+    return CpuRaymarcher(speaker.scene, threads=threads)
 
 
 def choose_raymarcher(
@@ -53,12 +53,11 @@ def choose_raymarcher(
         InputError: the GPU was asked for and cannot draw this speaker.
     """
     if gpu is not None:
-        from cuda_kernels.cuda_module import CudaError, CudaUnavailableError
-        from cuda_kernels.folding import SceneError
+        from cuda_kernels.cuda_module import CudaError
 
         try:
-            return GpuRaymarcher(gpu, speaker.scene())
-        except (SceneError, CudaUnavailableError, CudaError, GpuLostError) as error:
+            return GpuRaymarcher(gpu, speaker.scene)
+        except (InputError, CudaError, GpuLostError) as error:
             if device == "cuda":
                 raise InputError(
                     f"--device cuda: {speaker.name} cannot be drawn on {gpu.name}: {error}; "
@@ -69,14 +68,14 @@ def choose_raymarcher(
 
 
 def device_of(raymarcher: Raymarcher, *, threads: int) -> str:
-    """Returns what draws, fit to be shown: the GPU's name, or the CPU with its threads."""
+    """Returns the rendering device, for display: the GPU's name, or the CPU with its threads."""
     if isinstance(raymarcher, GpuRaymarcher):
         return raymarcher.device
     return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def make_renderer(speaker: Speaker, raymarcher: Raymarcher, render_px: int) -> FrameRenderer:
-    """Returns what draws a speaker at `render_px` and finishes at the bundle's size.
+    """Returns a renderer that draws at `render_px` and finishes at the bundle's size.
 
     Raises:
         InputError: `render_px` is larger than the bundle's pictures, or they are of an odd size.
@@ -94,7 +93,7 @@ def make_renderer(speaker: Speaker, raymarcher: Raymarcher, render_px: int) -> F
     feather_px = max(2, round(output_px * FEATHER_SHARE))
     boxes = mouth_boxes(
         speaker.motion,
-        speaker.scene().camera,
+        speaker.scene.camera,
         speaker.poses,
         image_size_px=output_px,
         feather_px=feather_px,
@@ -110,7 +109,7 @@ def make_renderer(speaker: Speaker, raymarcher: Raymarcher, render_px: int) -> F
 
 
 def describe(renderer: FrameRenderer, pace: RenderSize | None) -> str:
-    """Returns what is drawn, in one line, and if the size was chosen here, whether it keeps up."""
+    """Returns the render size in words, and whether it keeps real time if it was chosen here."""
     drawn = f"draws {renderer.render_px} x {renderer.render_px}"
     if renderer.render_px < renderer.output_px:
         mouth = ", the mouth at full size" if renderer.draws_mouth_apart else ""

@@ -1,7 +1,7 @@
-"""Runs of networks that never return are ended: at their deadline, and when the program ends.
+"""A watchdog of network runs: terminates them at their deadline, and when the program ends.
 
-A network is a program that came with a bundle, and may hold a loop without end. ONNX Runtime looks between
-two operators whether a run is to be terminated; loops are made of operators.
+A network comes with a bundle and may hold an endless loop. ONNX Runtime checks between two operators whether
+a run is to be terminated; loops are made of operators.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ _LOOK_S = 0.1
 
 
 class RunOptions(Protocol):
-    """What ONNX Runtime's `RunOptions` are here for."""
+    """The part of ONNX Runtime's `RunOptions` that is used here."""
 
     terminate: bool
 
 
 class RunWatch:
-    """Terminates runs. Any thread may run something under it; one thread of its own watches."""
+    """Terminates runs at their deadlines; thread-safe, with one watchdog thread."""
 
     def __init__(self) -> None:
-        """Watches nothing; its thread starts with the first run and lives as long as the program."""
+        """Begins without a run; the watchdog thread starts with the first and is never stopped."""
         self._lock = threading.Lock()
         self._running: dict[int, tuple[RunOptions, float]] = {}  # with the watched time of its end
         self._watched_s = 0.0  # this program's own time: while it is stopped, nothing runs late
@@ -34,7 +34,7 @@ class RunWatch:
 
     @contextlib.contextmanager
     def bounded(self, options: RunOptions, limit_s: float) -> Iterator[None]:
-        """Terminates what runs with `options` in the block once it has taken `limit_s`."""
+        """Terminates a run with `options` in the block after `limit_s`."""
         with self._lock:
             self._running[id(options)] = (options, self._watched_s + limit_s)
             if self._watcher is None:

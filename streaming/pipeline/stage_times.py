@@ -1,4 +1,4 @@
-"""How long each stage worked, for the benchmark and for a line at the end."""
+"""Working time of each stage, for benchmarks, reports and admission."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ STAGES = ("decode", "motion", "condition", "render", "mouth", "upscale", "encode
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What all stages did together."""
+    """Frames drawn and CPU time of all stages together."""
 
     frames: int = 0  # that were drawn
     core_s: float = 0.0  # CPU time
 
 
 class StageTimes:
-    """Adds up each stage's working time, waiting left out, and their CPU time; every thread may add."""
+    """Accumulates each stage's working time and CPU time, without waiting; thread-safe."""
 
     def __init__(self, clock: MonotonicClock | None = None, cpu: CpuClock | None = None) -> None:
         self._clock = clock or SystemClock()
@@ -50,6 +50,6 @@ class StageTimes:
             return dict(self._total_s)
 
     def work(self) -> Work:
-        """Returns what all stages did so far."""
+        """Returns frames and CPU time of all stages so far."""
         with self._lock:
             return self._work

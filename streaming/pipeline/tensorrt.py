@@ -8,7 +8,9 @@ Source: ONNX Runtime, "TensorRT Execution Provider" (options `trt_*`).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib
 import json
 import logging
 import math
@@ -20,7 +22,7 @@ import numpy as np
 
 from cuda_kernels.user_cache import user_cache_dir
 from models.onnx_runtime import load_onnxruntime
-from models.partial_files import partial_path
+from models.partial_files import atomic_write
 
 from .cuda_device import CudaDevice
 from .onnx_engine import TENSORRT_PROVIDER, Engine, EngineUnavailableError, NetworkSpec, OnnxEngine
@@ -57,11 +59,13 @@ def open_on_tensorrt(
             f"ONNX Runtime {onnxruntime.__version__}: expected a build for TensorRT, got one without; "
             "pip uninstall onnxruntime, then pip install onnxruntime-gpu"
         )
+    with contextlib.suppress(ImportError, OSError, RuntimeError):
+        importlib.import_module("tensorrt")  # loads its libraries, where it was installed by pip
     folder = cache_dir or user_cache_dir() / "engines"
     kept = folder / f"{network.model.stem}-{_key(network, gpu, onnxruntime.__version__)}.json"
     found = _read(kept)
     if found is None:
-        say(f"{network.model.name}: TensorRT builds an engine for {gpu.name} (once on this GPU; minutes) ...")
+        say(f"{network.model.name}: trying TensorRT on {gpu.name}; a build takes minutes, once ...")
         found = _try_out(network, gpu, folder, kept)
     if found["precision"] is None:
         raise EngineUnavailableError(
@@ -86,10 +90,9 @@ def _try_out(network: NetworkSpec, gpu: CudaDevice, folder: Path, kept: Path) ->
         if math.isfinite(error) and error <= MAX_ERROR:
             found["precision"] = precision
             break
-    part = partial_path(kept)
     try:
-        part.write_text(json.dumps(found, indent=1))
-        part.replace(kept)
+        with atomic_write(kept) as part:
+            part.write_text(json.dumps(found, indent=1))
     except OSError as error:
         log.warning("%s: cannot be kept (%s); it is tried out at the next start", kept, error.strerror)
     return found

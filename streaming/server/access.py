@@ -1,4 +1,4 @@
-"""Who may talk to the server: token, origin, host name, and how often."""
+"""Access control of the HTTP API: bearer token, origin, Host header, rate limit."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from urllib.parse import urlsplit
 from ..addresses import LOOPBACK_HOSTS, is_loopback
 from ..pipeline.clock import MonotonicClock, SystemClock
 
-OFFERS_AT_ONCE = 20
+OFFERS_BURST = 20
 OFFERS_PER_S = 0.5
-WRONG_TOKENS_AT_ONCE = 10
+WRONG_TOKENS_BURST = 10
 WRONG_TOKENS_PER_S = 0.1
 _ADDRESSES_KEPT = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class Denial:
-    """Why a request is turned away, and by which HTTP status."""
+    """Why a request is refused, and its HTTP status."""
 
     status: int
     detail: str
@@ -27,14 +27,14 @@ class Denial:
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """What is asked of a request before anything is done for it."""
+    """The checks of a request before any work is done for it."""
 
     token: str | None
     origins: frozenset[str]  # of other sites whose pages may call
     loopback_only: bool  # the server listens on this machine's own address
 
     def check_host(self, host: str) -> Denial | None:
-        """Refuses a foreign `Host` on a server that only this machine reaches.
+        """Refuses a foreign `Host` on a loopback server (DNS rebinding).
 
         A page of any site could otherwise point a name of its own at 127.0.0.1 and pass as the same origin.
         """
@@ -54,7 +54,7 @@ class Access:
         )
 
     def check_token(self, authorization: str | None) -> Denial | None:
-        """Refuses who does not know the token; takes the same time however much of it is right."""
+        """Refuses a wrong bearer token, in constant time."""
         if self.token is None:
             return None
         scheme, _, given = (authorization or "").partition(" ")
@@ -72,32 +72,32 @@ def _host_name(host: str) -> str:
 
 
 class RateLimit:
-    """A token bucket per client address: some at once, then at a steady rate."""
+    """A token bucket per client address: a burst, then a steady rate."""
 
     def __init__(
         self,
         *,
-        at_once: float = OFFERS_AT_ONCE,
-        per_s: float = OFFERS_PER_S,
+        burst: float = OFFERS_BURST,
+        rate_per_s: float = OFFERS_PER_S,
         clock: MonotonicClock | None = None,
     ) -> None:
-        self._at_once, self._per_s = at_once, per_s
+        self._burst, self._rate_per_s = burst, rate_per_s
         self._clock = clock or SystemClock()
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # left, when
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens left, when
 
     def wait_s(self, address: str) -> float:
-        """Returns the seconds to wait, 0 for none, and counts nothing."""
+        """Returns the seconds until the next token, 0 where there is one; takes none."""
         return self._wait_s(self._left(address, self._clock.now_s()))
 
     def _left(self, address: str, now_s: float) -> float:
-        left, since_s = self._buckets.get(address, (self._at_once, now_s))
-        return min(self._at_once, left + (now_s - since_s) * self._per_s)
+        left, since_s = self._buckets.get(address, (self._burst, now_s))
+        return min(self._burst, left + (now_s - since_s) * self._rate_per_s)
 
     def _wait_s(self, left: float) -> float:
-        return 0.0 if left >= 1 else (1 - left) / self._per_s
+        return 0.0 if left >= 1 else (1 - left) / self._rate_per_s
 
     def take(self, address: str) -> float:
-        """Returns 0 and counts one, or the seconds to wait."""
+        """Returns 0 and takes a token, or the seconds until the next."""
         now_s = self._clock.now_s()
         left = self._left(address, now_s)
         self._buckets.pop(address, None)

@@ -1,4 +1,4 @@
-"""The HTTP side: the page, the offers, what a page is told meanwhile, health and metrics."""
+"""The HTTP API: page, offers (also WHIP), telemetry and control by WebSocket, health, metrics."""
 
 from __future__ import annotations
 
@@ -24,27 +24,26 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from cuda_kernels.folding import SceneError
-from models.speaker import BundleError, UnknownSpeakerError
+from models.speaker_folders import UnknownSpeakerError
 
 from ..addresses import TrustedProxies
 from ..errors import InputError
-from ..pipeline.onnx_engine import EngineError, EngineTimeoutError
+from ..pipeline.onnx_engine import EngineTimeoutError
 from ..session.metrics import CONTENT_TYPE, Metrics
 from ..session.registry import EndedError, FullError, Sessions
 from ..session.session import Session
 from ..webrtc.ice import IceServer
 from ..webrtc.sdp_offer import MAX_OFFER_BYTES, NotAcceptableError, Offer, OfferError
-from .access import WRONG_TOKENS_AT_ONCE, WRONG_TOKENS_PER_S, Access, Denial, RateLimit
+from .access import WRONG_TOKENS_BURST, WRONG_TOKENS_PER_S, Access, Denial, RateLimit
 
 log = logging.getLogger(__name__)
 
 TELEMETRY_S = 0.2
 MAX_SOCKETS_PER_SESSION = 4
-_MESSAGES_PER_S = 20  # a page sends about one
+_MAX_MESSAGES_PER_S = 20  # of a WebSocket; a page sends about one
 _MAX_MESSAGE_BYTES = 16 * 1024
-_BODY_S = 10.0  # an offer comes at once; who takes longer holds a connection
-_TAKE_S = 5.0  # a page that does not take what it is told for so long is not there
+_BODY_S = 10.0  # timeout of a request's body
+_SEND_TIMEOUT_S = 5.0  # of a WebSocket message
 _MEDIA_TYPES = {".js": "text/javascript", ".css": "text/css", ".html": "text/html", ".svg": "image/svg+xml"}
 # The page needs nothing from elsewhere; blob: is for what a page shows of its own streams.
 _PAGE_HEADERS = {
@@ -58,7 +57,7 @@ _PAGE_HEADERS = {
 
 
 class Problem(Exception):  # noqa: N818 - what RFC 9457 calls it
-    """A request that is not done: its status and one line for people."""
+    """An HTTP error as problem+json: status and one line of detail."""
 
     def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None) -> None:
         """Keeps status, detail and further headers."""
@@ -79,7 +78,7 @@ class Problem(Exception):  # noqa: N818 - what RFC 9457 calls it
 
 @dataclass(frozen=True, kw_only=True)
 class AppSettings:
-    """What the HTTP side is told."""
+    """Settings of the HTTP API."""
 
     access: Access
     ice_servers: tuple[IceServer, ...] = ()
@@ -87,7 +86,7 @@ class AppSettings:
 
 
 class AvatarApp:
-    """The routes and what they share."""
+    """The routes and their shared state."""
 
     def __init__(self, sessions: Sessions, metrics: Metrics, settings: AppSettings) -> None:
         self.sessions = sessions
@@ -95,7 +94,7 @@ class AvatarApp:
         self._settings = settings
         self._access = settings.access
         self._offers = RateLimit()
-        self._wrong_tokens = RateLimit(at_once=WRONG_TOKENS_AT_ONCE, per_s=WRONG_TOKENS_PER_S)
+        self._wrong_tokens = RateLimit(burst=WRONG_TOKENS_BURST, rate_per_s=WRONG_TOKENS_PER_S)
 
     def asgi(self) -> ASGIApp:
         """Returns the application."""
@@ -197,7 +196,7 @@ class AvatarApp:
         self._refuse(denial)
 
     def _client(self, request: Request) -> str:
-        """Returns what the request's client counts as in a limit."""
+        """Returns the key of the request's client in a rate limit."""
         peer = request.client.host if request.client else ""
         return self._settings.proxies.client_key(peer, request.headers.getlist("x-forwarded-for"))
 
@@ -262,7 +261,7 @@ class AvatarApp:
         return Response(answer, 201, headers=headers, media_type="application/sdp")
 
     async def _whip_options(self, request: Request) -> Response:
-        # The links may hold a password: they are for who knows the token.
+        # The links may hold a password: they need the token.
         known = True
         try:
             self._check_token(request)
@@ -323,7 +322,7 @@ class AvatarApp:
         except EngineTimeoutError as error:
             log.warning("speaker %s cannot be used: %s", speaker, error)
             raise Problem(504, f"speaker {speaker}: a network of its bundle never answers") from None
-        except (BundleError, EngineError, SceneError, InputError) as error:
+        except InputError as error:
             log.warning("speaker %s cannot be used: %s", speaker, error)
             raise Problem(
                 500, f"speaker {speaker}: its bundle cannot be used; the server's log says why"
@@ -333,11 +332,11 @@ class AvatarApp:
             raise Problem(
                 503, f"network: {str(error) or 'no answer in time'}", {"Retry-After": "10"}
             ) from None
-        if await request.is_disconnected():  # only the answer, which nobody gets, would say which to end
+        if await request.is_disconnected():  # without the answer the client cannot end its session
             self.sessions.end_soon(session, "the peer left")
         return session, answer
 
-    # What a page is told ------------------------------------------------------------------------------
+    # WebSocket ----------------------------------------------------------------------------------------
 
     async def _socket(self, socket: WebSocket) -> None:
         session = self.sessions.get(socket.path_params["session_id"])
@@ -356,18 +355,18 @@ class AvatarApp:
         except (RuntimeError, OSError):
             return  # it has gone meanwhile
         session.liveness.socket_opened()
-        telling = asyncio.create_task(
+        telemetry = asyncio.create_task(
             self._send_telemetry(socket, session), name=f"telemetry-{session.label}"
         )
-        hearing = asyncio.create_task(self._receive_control(socket, session), name=f"control-{session.label}")
+        control = asyncio.create_task(self._receive_control(socket, session), name=f"control-{session.label}")
         try:
-            await asyncio.wait({telling, hearing}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({telemetry, control}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             session.liveness.socket_closed()
-            for task in (telling, hearing):
+            for task in (telemetry, control):
                 task.cancel()
             code = 1000
-            for result in await asyncio.gather(telling, hearing, return_exceptions=True):
+            for result in await asyncio.gather(telemetry, control, return_exceptions=True):
                 if isinstance(result, Exception) and not isinstance(result, WebSocketDisconnect):
                     code = 1011
                     log.error("session %s: its socket failed", session.label, exc_info=result)
@@ -393,7 +392,7 @@ class AvatarApp:
             if loop.time() - second >= 1:
                 second, messages = loop.time(), 0
             messages += 1
-            if messages > _MESSAGES_PER_S or len(text or "") > _MAX_MESSAGE_BYTES:
+            if messages > _MAX_MESSAGES_PER_S or len(text or "") > _MAX_MESSAGE_BYTES:
                 await _close(socket, 1008, "too many or too long messages")
                 return
             try:
@@ -419,7 +418,7 @@ class AvatarApp:
                 self.sessions.end_soon(session, "ended by the peer")
 
     def _report(self, message: dict[str, Any]) -> None:
-        """Takes a browser's own figures into the metrics, as far as they are plausible."""
+        """Observes a browser's own figures in the metrics, as far as they are plausible."""
         delay = message.get("mic_to_glass_ms")
         median_ms = delay.get("p50") if isinstance(delay, dict) else None
         if _is_number(median_ms) and 0 < median_ms < 60_000:
@@ -500,7 +499,7 @@ def _quoted(text: str) -> str:
 
 
 def _is_text(value: object) -> TypeGuard[str]:
-    """Whether it can be written as UTF-8; JSON can also say half a character."""
+    """Whether it is a string that UTF-8 can encode; JSON may hold lone surrogates."""
     return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
@@ -517,13 +516,13 @@ async def _close(socket: WebSocket, code: int, reason: str) -> None:
 
 
 async def _with_send_timeout(sending: Awaitable[None]) -> None:
-    """Waits for the other side to take something.
+    """Awaits sending with a timeout.
 
     Raises:
         WebSocketDisconnect: it does not, it has gone, or the socket is closed already.
     """
     try:
-        async with asyncio.timeout(_TAKE_S):
+        async with asyncio.timeout(_SEND_TIMEOUT_S):
             await sending
     except (RuntimeError, OSError) as error:  # a TimeoutError is an OSError
         raise WebSocketDisconnect(1006, str(error)) from None

@@ -1,7 +1,7 @@
-"""HTTP connections that hold nothing up: a head in time, so many at most, and none kept for an unread body.
+"""HTTP connections with timeouts and limits, against slow clients (slowloris).
 
-uvicorn waits for a request's head as long as its sender likes, and takes whoever comes. Half-sent requests
-would so take every descriptor of the process, and its calls with them.
+uvicorn waits for a request's head without end and accepts any number of connections. Half-sent requests would
+take every file descriptor of the process.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from .websocket_protocol import GuardedWebSocketProtocol
 log = logging.getLogger(__name__)
 
 MAX_HEAD_S = 10.0
-"""From a connection's begin, or its last answer, to the next request's whole head."""
+"""Timeout of a request's head, from the connection's begin or its last response."""
 MAX_LINGER_S = 2.0
-"""So long a body is read on that nobody wants any more: a sender that is cut off may never see the answer."""
+"""Timeout of draining an unwanted body: a sender that is cut off may never see the response."""
 MAX_UNREAD_S = 20.0
-"""So long a peer may read nothing of what waits for it."""
+"""Timeout of a peer that reads nothing of its response."""
 MAX_CONNECTIONS = 512
 MAX_CONNECTIONS_PER_ADDRESS = 64
 _LOOK_S = 1.0
 MIN_DESCRIPTORS_LEFT = 0.5
-"""The share of the process's descriptors that connections leave to calls, files and all else."""
+"""Share of the process's file descriptors that connections leave to sessions, files and all else."""
 
 
 def raise_descriptor_limit() -> int:
-    """Returns how many descriptors this process may have, after asking for as many as it may ask for."""
+    """Returns the limit of file descriptors, raised to the hard limit."""
     if sys.platform == "win32":
         return 2 * MAX_CONNECTIONS
     import resource
@@ -51,7 +51,7 @@ def raise_descriptor_limit() -> int:
 
 
 class ConnectionTable:
-    """The connections there are. Where there are too many, the one that waited longest for a head goes."""
+    """The open connections; beyond the limits, the longest idle one is closed."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class ConnectionTable:
 
 
 class GuardedHttpProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1 connection, in a table and with deadlines."""
+    """uvicorn's HTTP/1.1 connection with timeouts, counted in a table."""
 
     def __init__(self, *, table: ConnectionTable, **of_uvicorn: Any) -> None:  # noqa: ANN401 - handed on
         """Prepares a connection.
@@ -132,7 +132,7 @@ class GuardedHttpProtocol(H11Protocol):
 
     @property
     def is_over(self) -> bool:
-        """Whether it closes: what waits to be sent keeps it until somebody reads that."""
+        """Whether it is closing: unsent data keeps it until the peer reads that."""
         return self.transport.is_closing()
 
     @property
@@ -161,7 +161,7 @@ class GuardedHttpProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def lost(self) -> None:
-        """Forgets it; a WebSocket that it has become says so."""
+        """Forgets it; called by the WebSocket that it became."""
         self._set_deadline(None)
         if self._looking is not None:
             self._looking.cancel()
@@ -169,7 +169,7 @@ class GuardedHttpProtocol(H11Protocol):
         self._table.remove(self)
 
     def _look(self) -> None:
-        """Ends a connection whose peer reads nothing of what waits for it, be it closing or not."""
+        """Ends a connection whose peer reads nothing of its response, closing or not."""
         unread = self.transport.get_write_buffer_size()
         stands = unread > 0 and unread >= self._unread_bytes > 0
         self._unread_s = self._unread_s + _LOOK_S if stands else 0.0
@@ -180,7 +180,7 @@ class GuardedHttpProtocol(H11Protocol):
             self._looking = self.loop.call_later(_LOOK_S, self._look)
 
     def data_received(self, data: bytes) -> None:
-        """Takes bytes; of a connection that ends they are thrown away."""
+        """Takes bytes; drops those of a connection that is closing."""
         if self.transport.is_closing():
             return
         try:
@@ -189,7 +189,7 @@ class GuardedHttpProtocol(H11Protocol):
             self.abort()
 
     def handle_events(self) -> None:
-        """Handles what has come; a request's head ends the wait for it."""
+        """Handles parsed events; a request's head ends its timeout."""
         before = self.cycle
         super().handle_events()
         if self.cycle is not before and not self.cycle.response_complete:
@@ -205,7 +205,7 @@ class GuardedHttpProtocol(H11Protocol):
             protocol.when_lost(self.lost)
 
     def on_response_complete(self) -> None:
-        """Waits for the next request, or ends the connection where this one's body still comes."""
+        """Awaits the next request, or drains this one's body and closes."""
         super().on_response_complete()
         if self.cycle is not None and not self.cycle.response_complete:
             return  # the next request was there already
@@ -223,10 +223,10 @@ class GuardedHttpProtocol(H11Protocol):
 
 
 class GuardedListener(socket.socket):
-    """A listening socket that takes so many connections, those counted whose TLS handshake never comes."""
+    """A listening socket with a limit of connections, those in their TLS handshake included."""
 
     def guard(self, table: ConnectionTable) -> None:
-        """Begins to count, with room for what a table knows and as much again for handshakes."""
+        """Begins to count, with room for a table's connections and as many handshakes."""
         self._table = table
         self._taken: weakref.WeakKeyDictionary[socket.socket, str] = weakref.WeakKeyDictionary()
 
@@ -249,7 +249,7 @@ class GuardedListener(socket.socket):
 
 
 class Sparingly(logging.Filter):
-    """Lets one record of a kind through in so much time: what happens ever again is one line."""
+    """Rate-limits log records of a kind."""
 
     def __init__(self, starts: tuple[str, ...], *, every_s: float = 10.0) -> None:
         """Takes how the records begin that are held back, and says each line without its traceback."""

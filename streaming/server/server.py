@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import uvicorn
 
-from models.speaker import find_speaker, list_speakers
+from models.speaker_folders import find_speaker, list_speakers
 
 from ..addresses import TrustedProxies
 from ..errors import InputError, Stopped
@@ -33,7 +33,7 @@ from ..session.session import SessionSettings
 from ..session.speaker_list import SpeakerList
 from ..settings import StreamSettings
 from ..webrtc.ice import IceServer
-from ..webrtc.opus import find_libopus
+from ..webrtc.opus import load_libopus
 from ..webrtc.peer import PeerSettings
 from ..webrtc.video_encoder import CODECS
 from . import websocket_protocol
@@ -77,10 +77,10 @@ def serve(
     memory.keep_few_arenas()
     ice_servers = tuple(IceServer.parse(text) for text in settings.ice_server)
     tls = server_ssl_context(settings.tls_cert, settings.tls_key, settings.tls_self_signed, settings.host)
+    load_libopus()  # may ask another program: not on the event loop, when the first session begins
     listener = _listen(settings)  # before the slow part: a port in use is said at once
     with contextlib.ExitStack() as stack:
         stack.enter_context(listener)
-        find_libopus()  # may ask another program: not on the event loop, when the first session begins
         compute, share = settings.compute, core_share(settings.cores)
         metrics = Metrics()
         gpu = open_gpu(settings.device, say=say, observe=metrics.gpu_drew)
@@ -91,7 +91,7 @@ def serve(
         )
         shared, shared_on_cpu = SharedFeatures(), SharedFeatures()
 
-        def open_host(path: str) -> LoadedSpeaker:
+        def open_bundle(path: str) -> LoadedSpeaker:
             if gpu is not None and gpu.lost:  # --device cuda is no reason to refuse now: the server lives on
                 return opening(Path(path), shared=shared_on_cpu)
             return opening(Path(path), shared=shared, gpu=gpu)
@@ -107,12 +107,12 @@ def serve(
             )
 
         bundle = find_speaker(settings.speaker, speakers_dir=settings.speakers_dir)
-        host = opening(bundle, shared=shared, gpu=gpu)
+        loaded = opening(bundle, shared=shared, gpu=gpu)
         memory.settle()
-        if stopped():  # what was raised for it may have come where exceptions are swallowed
+        if stopped():  # the exception that it raised may have been swallowed
             raise Stopped
-        metrics.gpu_draws.set(host.on_gpu)
-        admission = Admission(cores=share, most_sessions=settings.max_sessions or MAX_SESSIONS)
+        metrics.gpu_draws.set(loaded.on_gpu)
+        admission = Admission(cores=share, max_sessions=settings.max_sessions or MAX_SESSIONS)
         codecs = tuple(codec for codec in CODECS if settings.codec in ("auto", codec.name))
         port = listener.getsockname()[1]
         app_settings = AppSettings(
@@ -127,8 +127,8 @@ def serve(
 
         async def run() -> None:
             sessions = Sessions(
-                open_host,
-                host,
+                open_bundle,
+                loaded,
                 SessionSettings(
                     peer=PeerSettings(
                         ice_servers=ice_servers, port_range=settings.udp_port_range, codecs=codecs
@@ -174,14 +174,14 @@ def serve(
         logging.getLogger("asyncio").addFilter(Sparingly((out_of_descriptors,)))
         logging.getLogger("uvicorn.error").addFilter(Sparingly(("Invalid HTTP", "Unsupported upgrade")))
         logging.getLogger(websocket_protocol.__name__).addFilter(Sparingly(("WebSocket of",)))
-        say(counts_on(share, admission, host))
-        for line in _greeting(settings, host, port, tls):
+        say(counts_on(share, admission, loaded))
+        for line in _greeting(settings, loaded, port, tls):
             say(line)
         asyncio.run(run())
 
 
 def on_loop_when_lost(gpu: GpuRenderer, sessions: Sessions) -> None:
-    """Lets the sessions know, on their event loop, that runs, when the GPU is lost."""
+    """Calls the sessions on the running event loop when the GPU is lost."""
     loop = asyncio.get_running_loop()
 
     def tell(reason: str) -> None:
@@ -192,7 +192,7 @@ def on_loop_when_lost(gpu: GpuRenderer, sessions: Sessions) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Ends the sessions first: their pages hear why before their sockets close."""
+    """uvicorn's server; ends the sessions first, so that their pages get the reason."""
 
     def __init__(self, config: uvicorn.Config, sessions: Sessions) -> None:
         super().__init__(config)
@@ -238,17 +238,17 @@ def _listen(settings: StreamSettings) -> GuardedListener:
     return listener
 
 
-def counts_on(share: float, admission: Admission, host: LoadedSpeaker) -> str:
-    """Returns the cores that sessions are admitted by, and what one of them takes, in one line."""
+def counts_on(share: float, admission: Admission, loaded: LoadedSpeaker) -> str:
+    """Returns the CPU budget of admission and the cost of one session, in one line."""
     return (
         f"Counts on {share:.3g} core{'s' if share != 1 else ''}: {admission.room_ms:.0f} core-milliseconds "
-        f"for a frame of all sessions; one takes {host.core_ms(host.sizes_px[-1]):.1f} at "
-        f"{host.sizes_px[-1]} px. --cores N counts on fewer."
+        f"for a frame of all sessions; one takes {loaded.core_ms(loaded.sizes_px[-1]):.1f} at "
+        f"{loaded.sizes_px[-1]} px. --cores N counts on fewer."
     )
 
 
 def _greeting(
-    settings: StreamSettings, host: LoadedSpeaker, port: int, tls: CertifiedContext | None
+    settings: StreamSettings, loaded: LoadedSpeaker, port: int, tls: CertifiedContext | None
 ) -> list[str]:
     shown = "localhost" if settings.host in ("0.0.0.0", "::") else settings.host
     shown = f"[{shown}]" if ":" in shown else shown
@@ -256,11 +256,11 @@ def _greeting(
     show_token = sys.stderr.isatty()  # a journal is read by more people than a terminal
     if settings.token and show_token:
         address += f"#token={quote(settings.token, safe='')}"
-    renderer = host.make_renderer(host.start_px)
-    devices = host.networks.describe()
+    renderer = loaded.make_renderer(loaded.start_px)
+    devices = loaded.networks.describe()
     networks = f"; {devices}" if devices else ""
     lines = [
-        f"{host.name} on {host.device}, {describe(renderer, None)}{networks}",
+        f"{loaded.name} on {loaded.device}, {describe(renderer, None)}{networks}",
         f"Open {address} in a browser and speak. Ctrl+C ends the server.",
     ]
     if settings.token and not show_token:

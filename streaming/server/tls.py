@@ -41,7 +41,7 @@ class CertifiedContext(ssl.SSLContext):
 def server_ssl_context(
     cert: Path | None, key: Path | None, self_signed: bool, host: str
 ) -> CertifiedContext | None:
-    """Returns what the server speaks TLS with, None where it is to speak plain HTTP.
+    """Returns the server's TLS context, None for plain HTTP.
 
     Args:
         cert: PEM file with the certificate and those that lead to its root.
@@ -127,7 +127,7 @@ def names_of_this_machine(host: str) -> list[str]:
 
 
 def _named(text: str) -> list[str]:
-    """Returns what a certificate can say of a name or an address: it, or nothing."""
+    """Returns a name or address if a certificate can hold it, else nothing."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:

@@ -1,6 +1,6 @@
-"""WebSocket connections that take only so many frames, and end with a word instead of a traceback.
+"""WebSocket connections with a limit of frames, closed with a code and reason instead of a traceback.
 
-uvicorn answers every ping and joins every fragment before anybody can count messages.
+uvicorn answers every ping and joins every fragment before the application can count messages.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from websockets.frames import CloseCode, Frame
 log = logging.getLogger(__name__)
 
 MAX_FRAMES_PER_S = 60
-"""Of all kinds, pings and fragments too; a page sends a few."""
+"""Frames of all kinds, pings and fragments too; a page sends a few."""
 MAX_FRAGMENTS = 32
 """Of a message."""
 _LINGER_S = 1.0
 MAX_CLOSE_S = 12.0
-"""So long the peer may take to read what is left; its closing handshake has ten seconds."""
+"""Timeout of flushing what is left to send; the closing handshake has ten seconds."""
 
 
 class GuardedWebSocketProtocol(WebSocketsSansIOProtocol):
@@ -39,12 +39,12 @@ class GuardedWebSocketProtocol(WebSocketsSansIOProtocol):
         self._when_lost = tell
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tells that it is gone."""
+        """Calls what `when_lost` was given."""
         self._when_lost()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Takes bytes; of a connection that was refused they are thrown away."""
+        """Takes bytes; drops those of a connection that was refused."""
         if self._refused:
             return
         super().data_received(data)
@@ -93,7 +93,7 @@ class GuardedWebSocketProtocol(WebSocketsSansIOProtocol):
         super().send_receive_event_to_app()
 
     def handle_parser_exception(self) -> None:
-        """Tells the peer and the log why the connection ends, and ends it once the peer could hear that."""
+        """Sends the close reason to peer and log, and ends the connection once it was flushed."""
         self._refused = True
         closed = self.conn.close_sent
         log.warning(
@@ -107,7 +107,7 @@ class GuardedWebSocketProtocol(WebSocketsSansIOProtocol):
         self.queue.put_nowait({"type": "websocket.disconnect", "code": closed.code, "reason": closed.reason})
         self.transport.write(b"".join(self.conn.data_to_send()))
         self.close_sent = True
-        if self.read_paused:  # closed with bytes unread, the system would take back what was just said
+        if self.read_paused:  # closed with bytes unread, TCP would reset and lose what was just sent
             self.read_paused = False
             self.transport.resume_reading()
         self.close_timer = self.loop.call_later(_LINGER_S, self.transport.close)
@@ -128,7 +128,7 @@ class GuardedWebSocketProtocol(WebSocketsSansIOProtocol):
     def _counts(self) -> bool:
         """Counts a frame; returns whether it is still to be taken."""
         if self._refused or self.close_sent:
-            return not self._refused  # it closes in order, and has so long
+            return not self._refused  # its closing handshake goes on until the timeout
         now_s = self.loop.time()
         if now_s - self._second_s >= 1:
             self._second_s, self._frames_in_second = now_s, 0

@@ -1,4 +1,4 @@
-"""Who may come in: a session whose frames would break those of the others is sent away."""
+"""Admission control: a session is refused where its frames would make those of the others late."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from ..pipeline.render_size import FRAME_BUDGET_MS
 
 RETRY_AFTER_S = 10
-MAX_SESSIONS = 8  # where nobody asks for another number: Python runs on one core at a time, of however many
+MAX_SESSIONS = 8  # the default: one process, which the GIL limits to about one core
 
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """Why a session may not come in now: HTTP 503 with `Retry-After`."""
+    """Why a session is refused now: HTTP 503 with `Retry-After`."""
 
     reason: str
     retry_after_s: int
@@ -27,41 +27,41 @@ class _Cost:
 
 
 class Admission:
-    """Keeps what each session's frames take; for one thread, the event loop's.
+    """The budget of core and GPU time that all sessions share; for one thread, the event loop's.
 
-    Sessions share by growing smaller: what counts is what each needs at the smallest size. What a GPU draws
+    Sessions share by drawing smaller: what counts is the cost of each at the smallest size. What a GPU draws
     counts against the GPU's time, too. A machine that is too slow for even one session serves that one, with
-    frames left out.
+    frames dropped.
     """
 
     def __init__(
-        self, *, cores: float, most_sessions: int | None = None, share: float = 0.85, gpu_share: float = 0.9
+        self, *, cores: float, max_sessions: int | None = None, share: float = 0.85, gpu_share: float = 0.9
     ) -> None:
-        """Begins with nobody.
+        """Begins without a session.
 
         Args:
-            cores: whose time this process may take; a quota may leave a part of one.
-            most_sessions: a limit on top of the measured one.
-            share: part of the cores' time that is given away; the rest is for a busier moment.
-            gpu_share: the same of the GPU's; beyond it frames pile up before they are late.
+            cores: that this process may use; a CPU quota may leave a fraction of one.
+            max_sessions: a limit on top of the measured one.
+            share: of the cores' time that is admitted; the rest is headroom for busier moments.
+            gpu_share: the same of the GPU's time; beyond it frames queue before they are late.
         """
         if not cores > 0 or not 0 < share <= 1 or not 0 < gpu_share <= 1:
             raise ValueError(
                 "admission: expected cores > 0 and 0 < share <= 1 of either, "
                 f"got {cores}, {share}, {gpu_share}"
             )
-        if most_sessions is not None and most_sessions < 1:
-            raise ValueError(f"admission: expected most_sessions >= 1, got {most_sessions}")
+        if max_sessions is not None and max_sessions < 1:
+            raise ValueError(f"admission: expected max_sessions >= 1, got {max_sessions}")
         self.room_ms = share * cores * FRAME_BUDGET_MS
         """Core-milliseconds that all sessions together may take for one frame each."""
         self.gpu_room_ms = gpu_share * FRAME_BUDGET_MS
         """The same of the GPU's time."""
-        self._most_sessions = most_sessions
+        self._max_sessions = max_sessions
         self._costs: dict[str, _Cost] = {}
 
     @property
     def sessions(self) -> int:
-        """How many are in."""
+        """How many are admitted."""
         return len(self._costs)
 
     @property
@@ -75,10 +75,10 @@ class Admission:
         return sum(cost.floor_ms for cost in self._costs.values())
 
     def admit(self, *, session: str, floor_ms: float, gpu_ms: float = 0.0) -> Refusal | None:
-        """Counts a session in and returns None, or returns why it may not come in.
+        """Returns None and admits a session, or returns why it is refused.
 
         Args:
-            session: its id; one that is in already is weighed anew.
+            session: its id; one that is admitted already is measured against the others alone.
             floor_ms: core-milliseconds that a frame of its speaker takes at the smallest size, all stages.
             gpu_ms: milliseconds of the GPU that a frame takes; 0 where the CPU draws.
         """
@@ -87,7 +87,7 @@ class Admission:
         others = [cost for name, cost in self._costs.items() if name != session]
         inside = f"{len(others)} session{'s' if len(others) != 1 else ''}"
         leave = "leave" if len(others) != 1 else "leaves"
-        if self._most_sessions is not None and len(others) >= self._most_sessions:
+        if self._max_sessions is not None and len(others) >= self._max_sessions:
             return Refusal(
                 reason=f"full: {inside}, and no more are allowed here; try again later",
                 retry_after_s=RETRY_AFTER_S,

@@ -1,4 +1,4 @@
-"""Blocking work beside the event loop, in threads that hold up nobody's end."""
+"""Blocking work off the event loop, in daemon threads that delay no shutdown."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def in_background(name: str, work: Callable[[], T]) -> asyncio.Future[T]:
-    """Returns the future of what `work` returns or raises, from a thread of its own.
+def call_on_loop(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *arguments: object) -> None:
+    """Calls a function on an event loop, from any thread; drops the call if the loop is closed."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(call, *arguments)
 
-    The event loop's executor would do but for the end: loop and interpreter wait for its threads, however
-    long those take.
+
+def in_background(name: str, work: Callable[[], T]) -> asyncio.Future[T]:
+    """Returns a future of what `work` returns or raises in a thread of its own.
+
+    Not the event loop's executor: loop and interpreter wait for its threads at exit, however long they take.
 
     Args:
         name: of the thread, after `geneface-`.
@@ -25,13 +30,12 @@ def in_background(name: str, work: Callable[[], T]) -> asyncio.Future[T]:
     future: asyncio.Future[T] = loop.create_future()
 
     def tell(settle: Callable[[], None]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(lambda: None if future.done() else settle())
+        call_on_loop(loop, lambda: None if future.done() else settle())
 
     def run() -> None:
         try:
             result = work()
-        except Exception as error:  # noqa: BLE001 - a thread's outermost frame: raised to who awaits
+        except Exception as error:  # noqa: BLE001 - a thread's outermost frame: raised to the awaiting task
             failure = error
             tell(lambda: future.set_exception(failure))
         else:

@@ -1,4 +1,4 @@
-"""Frames of the pipeline to the encoder and, when due, to the peer; what is late decides size and delay."""
+"""Frames of the pipeline to the encoder and, when due, to the RTP sender; lateness sets size and delay."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..pipeline.clock import FRAME_RATE_HZ, MonotonicClock
+from models.time_base import FRAME_RATE_HZ, FRAME_S
+
+from ..pipeline.clock import MonotonicClock
 from ..pipeline.frame_renderer import FrameRenderer
 from ..pipeline.loaded_speaker import LoadedSpeaker
 from ..pipeline.pipeline import Frame, Pipeline
 from ..webrtc.media_schedule import TICKS_PER_FRAME, MediaSchedule, video_timestamp
 from ..webrtc.rtp_sender import MediaSender
-from ..webrtc.video_encoder import VideoEncoder
+from ..webrtc.video_encoder import VideoCodec, VideoEncoder
 from .drawing_pace import DrawingPace
 from .frame_log import FrameLog, FrameRecord, TickLog
 from .metrics import Metrics
-from .playout_delay import Allowance
+from .playout_delay import PlayoutDelay
 from .resolution_controller import ResolutionController
 
-FRAME_S = 1 / FRAME_RATE_HZ
 _POLL_S = 0.2
-# A picture that is later than its own length is left out, unless the last one has been seen for so long:
-# then a late picture is better than none. It keeps its media time, by which receivers align lips and sound.
+# A picture that is late by more than a frame is dropped, unless the last one has been shown for so long: then
+# a late one is better than none. It keeps its media time, by which receivers align lips and sound.
 MAX_PICTURE_GAP_S = 2 * FRAME_S
 
 
@@ -38,14 +39,15 @@ class _Encoded:
 
 
 class Downlink:
-    """Encodes and sends pictures, and chooses how large they are drawn and how long they may take."""
+    """Encodes and sends pictures; chooses render size and playout delay."""
 
     def __init__(
         self,
-        host: LoadedSpeaker,
+        loaded: LoadedSpeaker,
         schedule: MediaSchedule,
-        allowance: Allowance,
+        playout_delay: PlayoutDelay,
         *,
+        bitrate: int,
         ticks: TickLog,
         sender: Callable[[], MediaSender | None],
         on_loop: Callable[..., None],
@@ -56,9 +58,10 @@ class Downlink:
         """Prepares it; `pipeline` is to be set before it runs.
 
         Args:
-            host: who is drawn.
+            loaded: the speaker.
             schedule: says when frames are due.
-            allowance: which the schedule begins with.
+            playout_delay: that the schedule begins with.
+            bitrate: of the video, bit/s, at most.
             ticks: where the sound of frames came from.
             sender: of the pictures; None while there is none.
             on_loop: calls a function with arguments on the event loop.
@@ -67,48 +70,49 @@ class Downlink:
             clock: of the schedule.
         """
         self.pipeline: Pipeline
-        self.allowance = allowance
-        self.resolution = ResolutionController(sizes_px=host.sizes_px, start_px=host.start_px)
-        self.renderer: Callable[[int], FrameRenderer] = host.renderers()
+        self.playout_delay = playout_delay
+        self.resolution = ResolutionController(sizes_px=loaded.sizes_px, start_px=loaded.start_px)
+        self.renderer: Callable[[int], FrameRenderer] = loaded.renderers()
         self.pace = DrawingPace()
         self.frames = FrameLog()
         self.rendered = 0
         self.dropped = {"skipped": 0, "late": 0, "bandwidth": 0}
         self._schedule, self._clock = schedule, clock
-        self._name, self._ticks, self._metrics, self._log = host.name, ticks, metrics, log
+        self._size_px, self._bitrate = loaded.speaker.image_size_px, bitrate
+        self._name, self._ticks, self._metrics, self._log = loaded.name, ticks, metrics, log
         self._sender, self._on_loop = sender, on_loop
         self._encoder: VideoEncoder | None = None
         self._last: int | None = None
         self._shown_s = float("-inf")  # when the last picture left, or will
         self._sent_times_s: deque[float] = deque(maxlen=4 * FRAME_RATE_HZ)
 
-    def move_to(self, host: LoadedSpeaker) -> None:
+    def move_to(self, loaded: LoadedSpeaker) -> None:
         """Goes on with the same speaker drawn by the CPU, at its smallest size."""
-        self.allowance = Allowance.at_start(host.frame_latency_ms)
-        self._schedule.allowance_ticks = self.allowance.ticks
-        self.resolution = ResolutionController(sizes_px=host.sizes_px, start_px=host.sizes_px[-1])
+        self.playout_delay = PlayoutDelay.at_start(loaded.frame_latency_ms)
+        self._schedule.playout_delay_ticks = self.playout_delay.ticks
+        self.resolution = ResolutionController(sizes_px=loaded.sizes_px, start_px=loaded.sizes_px[-1])
         self.resolution.note = "the GPU failed, the CPU draws"
-        self.renderer = host.renderers()
+        self.renderer = loaded.renderers()
         self.pipeline.renderer = self.renderer(self.resolution.size_px)
 
     def want_keyframe(self) -> None:
-        """Makes the next picture one that needs no other."""
+        """Requests a keyframe, if an encoder is open."""
         if self._encoder is not None:
             self._encoder.want_keyframe()
 
     def limit_bitrate(self, bitrate: int) -> None:
-        """Takes what the peer's line can carry, in bit/s."""
+        """Passes the receiver's bandwidth estimate (REMB), bit/s, to the encoder."""
         if self._encoder is not None:
             self._encoder.limit_bitrate(bitrate)
 
     def sent_fps(self, now_s: float) -> float:
-        """Returns the pictures sent a second, over the last two; 0 while there are too few."""
+        """Returns the frame rate sent over the last two seconds; 0 while there are too few frames."""
         recent = [at_s for at_s in list(self._sent_times_s) if now_s - at_s <= 2.0]
         return (len(recent) - 1) / (recent[-1] - recent[0]) if len(recent) > 2 else 0.0
 
-    def run(self, stopping: threading.Event, open_encoder: Callable[[], VideoEncoder]) -> None:
-        """Takes frames and sends pictures until `stopping` is set or the pipeline ends."""
-        encoder = self._encoder = open_encoder()
+    def run(self, stopping: threading.Event, codec: VideoCodec) -> None:
+        """Encodes and sends frames until `stopping` is set or the pipeline ends."""
+        encoder = self._encoder = codec.open(size_px=self._size_px, bitrate=self._bitrate)
         waiting: deque[_Encoded] = deque()  # until they are due
         try:
             while not stopping.is_set():
@@ -131,7 +135,7 @@ class Downlink:
         self.pace.picture_drawn(taken_s)
         sender = self._sender()
         if sender is None or not sender.connected:
-            return None  # nobody looks yet: nothing is lost
+            return None  # not connected yet: nothing is lost
         last, self._last = self._last, frame.index
         if last is not None and frame.index > last + 1:
             self._skipped(frame.index - last - 1, before=frame, now_s=taken_s)
@@ -161,8 +165,8 @@ class Downlink:
         self._note(encoded.frame, encoded.sender.wire_timestamp(timestamp), encoded.encoded_s, sent_s)
 
     def _judge(self, frame: Frame, *, now_s: float, slack_ms: float) -> None:
-        if self.allowance.frame_done(now_s=now_s, slack_ms=slack_ms):
-            self._change_allowance()
+        if self.playout_delay.frame_done(now_s=now_s, slack_ms=slack_ms):
+            self._change_playout_delay()
         if frame.render_px != self.resolution.size_px:
             return  # drawn before the last change
         if self.resolution.frame_done(now_s=now_s, draw_ms=frame.draw_ms, slack_ms=slack_ms):
@@ -194,23 +198,23 @@ class Downlink:
         stage.labels("wait").observe(sent_s - encoded_s)
 
     def _skipped(self, frames: int, *, before: Frame, now_s: float) -> None:
-        """Takes that frames were passed over before `before` was drawn."""
+        """Takes that the pipeline skipped frames before it drew `before`."""
         self._count_dropped(frames, "skipped")
-        # More time helps where a moment was busy, not where each drawing takes longer than a frame lasts.
+        # A longer delay absorbs a busy moment, not drawings that each take longer than a frame lasts.
         self._too_slow(now_s, waiting_helps=before.draw_ms <= FRAME_S * 1000)
 
     def _too_slow(self, now_s: float, *, waiting_helps: bool) -> None:
         if self.resolution.frame_lost(now_s=now_s):
             self._change_size()
-        elif waiting_helps and self.allowance.frame_lost(now_s=now_s):
-            self._change_allowance()
+        elif waiting_helps and self.playout_delay.frame_lost(now_s=now_s):
+            self._change_playout_delay()
 
     def _count_dropped(self, frames: int, reason: str) -> None:
         self.dropped[reason] += frames
         self._metrics.frames_dropped.labels(self._name, reason).inc(frames)
 
-    def _change_allowance(self) -> None:
-        self._schedule.allowance_ticks = self.allowance.ticks
+    def _change_playout_delay(self) -> None:
+        self._schedule.playout_delay_ticks = self.playout_delay.ticks
         self._log.info("delay %.0f ms from now on", self._schedule.delay_ms)
 
     def _change_size(self) -> None:

@@ -1,21 +1,21 @@
-"""Whether the machine draws as many pictures as there are, and what to say where it does not."""
+"""The drawing frame rate, and the note to a page where it is too low."""
 
 from __future__ import annotations
 
 from collections import deque
 
-from ..pipeline.clock import FRAME_RATE_HZ
+from models.time_base import FRAME_RATE_HZ
 
-WINDOW_S = 4.0  # the pace is that of so much time
-SLOW_FPS, EASY_FPS = 20.0, 23.0  # below one it is too slow; from the other on it is not any more
+WINDOW_S = 4.0  # of the moving average
+SLOW_FPS, EASY_FPS = 20.0, 23.0  # hysteresis: slow below one, until at the other again
 _MAX_TIMES = round(2 * WINDOW_S * FRAME_RATE_HZ)
 
 
 class DrawingPace:
-    """Pictures drawn a second. One thread says that one was drawn, another one asks."""
+    """A moving average of the drawing frame rate; one thread writes, another reads."""
 
     def __init__(self) -> None:
-        """Knows nothing yet."""
+        """Begins without a picture."""
         self._first_s: float | None = None
         self._times_s: deque[float] = deque(maxlen=_MAX_TIMES)
         self._is_slow = False
@@ -27,7 +27,7 @@ class DrawingPace:
         self._times_s.append(now_s)
 
     def slow_fps(self, now_s: float) -> float | None:
-        """Returns the pictures drawn a second where they are too few; None where they do, or while unknown.
+        """Returns the frame rate where it is too low; None where it is not, or while unknown.
 
         Args:
             now_s: on the clock of the pictures; to be asked about once a second at least.
@@ -40,7 +40,7 @@ class DrawingPace:
 
 
 def slow_note(fps: float, *, on_gpu: bool, can_draw_smaller: bool) -> str:
-    """Returns what a page tells of a machine that draws too slowly, with the way out.
+    """Returns the note to a page about a machine that draws too slowly, with the ways out.
 
     Args:
         fps: pictures drawn a second.

@@ -1,4 +1,4 @@
-"""Where the time of each frame went, for telemetry and metrics."""
+"""Stage timestamps of the last ticks and frames, for telemetry and metrics."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import threading
 from collections import deque
 from dataclasses import dataclass
 
+from models.time_base import FRAME_RATE_HZ
+
 _KEPT_TICKS = 256
-_KEPT_FRAMES = 50  # two seconds: telemetry takes them five times a second
+_KEPT_FRAMES = 2 * FRAME_RATE_HZ  # telemetry takes them five times a second
 
 
 @dataclass(frozen=True, kw_only=True)
 class TickRecord:
-    """Where the sound of one tick came from; seconds of the monotonic clock."""
+    """Origin of one tick's sound; seconds of the monotonic clock."""
 
     timestamp: int | None  # RTP timestamp of its first sample
     arrived_s: float | None

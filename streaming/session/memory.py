@@ -1,4 +1,4 @@
-"""Memory that a long-running server holds: what a session took is given back when it ends."""
+"""Memory of a long-running server: few malloc arenas, and trimming after a session ends."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def _libc() -> ctypes.CDLL | None:
 
 
 def keep_few_arenas() -> None:
-    """Lets all threads share two heaps, where the C library is glibc.
+    """Limits glibc's malloc to two arenas for all threads.
 
-    It would give each new thread a heap of its own, up to eight for each core, and keep what ended threads
+    It would give each new thread an arena of its own, up to eight for each core, and keep what ended threads
     left in theirs: two megabytes for each session that comes and goes.
     """
     library = _libc()
@@ -33,13 +33,13 @@ def keep_few_arenas() -> None:
 
 
 def settle() -> None:
-    """Tells the garbage collector that all there is now stays; `reclaim` need not look at it again."""
+    """Freezes the garbage collector's present objects: `reclaim` need not traverse them again."""
     gc.collect()
     gc.freeze()
 
 
 def reclaim() -> None:
-    """Frees what an ended session held in cycles, and gives free pages back to the system."""
+    """Collects reference cycles of ended sessions, and returns free pages to the system (malloc_trim)."""
     gc.collect()
     library = _libc()
     if library is not None:

@@ -1,11 +1,10 @@
-"""What the server measures of itself, for Prometheus: base units, `geneface_` in front."""
+"""The server's Prometheus metrics: base units, prefix `geneface_`."""
 
 from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-STAGES = ("jitter_buffer", "lookahead", "render", "encode", "wait")
 _STAGE_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.16, 0.2, 0.3, 0.5, 1.0)
 _GLASS_BUCKETS_S = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.8, 1.0, 1.5, 2.0)
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 24, 32)
@@ -14,7 +13,7 @@ _SKEW_BUCKETS_S = (-0.2, -0.1, -0.06, -0.04, -0.02, 0.0, 0.02, 0.04, 0.06, 0.1, 
 
 
 class Metrics:
-    """One server's metrics, in a registry of their own; every thread may add."""
+    """One server's metrics in a registry of their own; thread-safe."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -92,7 +91,27 @@ class Metrics:
         )
         self.microphone_concealed = Counter(
             "geneface_microphone_concealed_seconds_total",
-            "Sound made up for what was lost.",
+            "Audio synthesised by packet loss concealment.",
+            registry=registry,
+        )
+        self.microphone_late = Counter(
+            "geneface_microphone_packets_late_total",
+            "Packets that came when their place was over.",
+            registry=registry,
+        )
+        self.microphone_recovered = Counter(
+            "geneface_microphone_packets_recovered_total",
+            "Lost packets that were decoded from the in-band FEC of the next one.",
+            registry=registry,
+        )
+        self.microphone_accelerated = Counter(
+            "geneface_microphone_accelerated_seconds_total",
+            "Sound left out to make the delay shorter.",
+            registry=registry,
+        )
+        self.microphone_expanded = Counter(
+            "geneface_microphone_expanded_seconds_total",
+            "Sound put in to make the delay longer.",
             registry=registry,
         )
         self.malformed_packets = Counter(
@@ -118,12 +137,12 @@ class Metrics:
         )
 
     def gpu_drew(self, frames: int, kernel_ms: float) -> None:
-        """Takes how many frames a launch drew, and what its kernels took."""
+        """Observes a launch: its batch size and the time of its kernels."""
         self.gpu_batch.observe(frames)
         self.gpu_kernel.observe(kernel_ms / 1000)
 
     def forget(self, session: str) -> None:
-        """Removes what was said of one session."""
+        """Removes one session's gauges."""
         for gauge in (self.render_size_px, self.microphone_depth, self.round_trip):
             try:
                 gauge.remove(session)

@@ -1,4 +1,4 @@
-"""Who is in: sessions opened, watched and ended; speakers opened when first asked for."""
+"""All sessions of a server: admitted, watched, ended; speakers opened on first request."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from models.speaker import UnknownSpeakerError
+from models.speaker_folders import UnknownSpeakerError
+from models.time_base import FRAME_RATE_HZ
 
-from ..pipeline.clock import FRAME_RATE_HZ, CpuClock, MonotonicClock, SystemClock, SystemCpuClock
+from ..pipeline.clock import CpuClock, MonotonicClock, SystemClock, SystemCpuClock
 from ..pipeline.frame_cost import MEAN_OVER_FRAMES, RunningCost
 from ..pipeline.loaded_speaker import LoadedSpeaker
 from ..pipeline.onnx_engine import EngineTimeoutError
@@ -27,17 +28,17 @@ from .speaker_list import SpeakerEntry, SpeakerList
 
 log = logging.getLogger(__name__)
 
-LOOK_AGAIN_S = 60.0  # a speaker that is refused is measured, or opened, anew at most so often
+LOOK_AGAIN_S = 60.0  # between two measurements or openings of a speaker that was refused
 _WATCH_S = 0.5
-MAX_OPENING = 3  # speakers at once: one that hangs holds up no other, and many would take the cores
+MAX_OPENING = 3  # speakers at once: one that hangs blocks no other, and many would take the cores
 # A stopped server is gone within five seconds; one more is the HTTP server's.
 _CLOSE_S = 3.0  # of all sessions together
-_CLOSE_HOSTS_S = 0.5
+_CLOSE_SPEAKERS_S = 0.5
 _STOPPING = Refusal(reason="the server is stopping", retry_after_s=30)
 
 
 class FullError(Exception):
-    """No room for one more session now, or none any more."""
+    """Admission refused a session."""
 
     def __init__(self, refusal: Refusal) -> None:
         """Keeps the refusal."""
@@ -46,21 +47,21 @@ class FullError(Exception):
 
 
 class EndedError(Exception):
-    """A session was over before its offer was answered; the log says why."""
+    """A session ended before its offer was answered; the log says why."""
 
 
-def _close_all(hosts: Sequence[LoadedSpeaker]) -> None:
-    for host in hosts:
-        host.close()
+def _close_all(speakers: Sequence[LoadedSpeaker]) -> None:
+    for loaded in speakers:
+        loaded.close()
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Load:
-    """What the process and its sessions have taken at a moment."""
+    """CPU time of the process and of its sessions up to a moment."""
 
     at_s: float
     process_s: float  # CPU time
-    work: dict[str, tuple[int, Work]]  # by session: the size that it drew at, and what its stages did
+    work: dict[str, tuple[int, Work]]  # by session: its render size, and what its stages did
 
 
 class Sessions:
@@ -68,7 +69,7 @@ class Sessions:
 
     def __init__(
         self,
-        open_host: Callable[[str], LoadedSpeaker],
+        open_bundle: Callable[[str], LoadedSpeaker],
         default_speaker: LoadedSpeaker,
         settings: SessionSettings,
         admission: Admission,
@@ -79,25 +80,25 @@ class Sessions:
         cpu: CpuClock | None = None,
         on_cpu: Callable[[LoadedSpeaker], LoadedSpeaker] | None = None,
     ) -> None:
-        """Begins with nobody; `start` begins to watch.
+        """Begins without a session; `start` begins to watch.
 
         Args:
-            open_host: opens a speaker by the path of its bundle; called in a thread.
+            open_bundle: opens a speaker by the path of its bundle; called in a thread.
             default_speaker: open already.
             settings: what every session is made with.
-            admission: decides who may come in.
+            admission: control of CPU and GPU time.
             metrics: where figures go.
             speakers: those that can be asked for.
-            clock: tells when a peer has been silent for long.
-            cpu: tells what the process takes.
+            clock: of the peers' timeouts.
+            cpu: of the process's CPU time.
             on_cpu: opens a speaker anew that the CPU draws; called in a thread, where the GPU failed;
                 None: its sessions end.
         """
         self.default_speaker = default_speaker.name
         self._default = default_speaker
         self.metrics = metrics
-        self._open_host = open_host
-        self._hosts = {default_speaker.name: default_speaker}
+        self._open_bundle = open_bundle
+        self._loaded = {default_speaker.name: default_speaker}
         self._opening_places = asyncio.Semaphore(MAX_OPENING)
         self._opening: dict[str, asyncio.Task[LoadedSpeaker]] = {}
         self._settings = settings
@@ -112,14 +113,14 @@ class Sessions:
         self._falling_back: asyncio.Task[None] | None = None
         self.gpu_failure = ""
         """Why the GPU draws no more; empty while it does, or where there is none."""
-        self._reclaim = False  # whether a session ended whose memory was not given back yet
+        self._reclaim = False  # whether a session ended since memory was reclaimed
         self._cpu = cpu or SystemCpuClock()
         self._running: dict[tuple[str, str], RunningCost] = {}  # by speaker and what draws it
-        self._opened_since = False  # whether a speaker was being opened since the sessions were weighed
-        self._looked_s: dict[tuple[str, str], float] = {}  # when a speaker was measured anew
+        self._opened_since = False  # whether a speaker was opened since CPU time was last apportioned
+        self._remeasured_s: dict[tuple[str, str], float] = {}  # when a speaker was measured anew
         self._endless: dict[str, tuple[EngineTimeoutError, float]] = {}  # until when it is not tried
-        self._looking: set[asyncio.Task[None]] = set()
-        self._beside_ms: float | None = None  # CPU time beside the stages, for each session's frame
+        self._remeasuring: set[asyncio.Task[None]] = set()
+        self._overhead_ms: float | None = None  # CPU time outside the stages, for each session's frame
         self._load = _Load(at_s=self._clock.now_s(), process_s=self._cpu.process_s(), work={})
         metrics.room_core_s.set(admission.room_ms / 1000)
 
@@ -129,7 +130,7 @@ class Sessions:
 
     @property
     def closed(self) -> bool:
-        """Whether nobody is let in any more."""
+        """Whether no session is admitted any more."""
         return self._closed
 
     @property
@@ -140,12 +141,12 @@ class Sessions:
     @property
     def drawable(self) -> bool:
         """Whether the default speaker can be drawn; no more where the GPU failed and the CPU cannot."""
-        return self.default_speaker in self._hosts
+        return self.default_speaker in self._loaded
 
     @property
     def device(self) -> str:
-        """What draws the default speaker, fit to be shown."""
-        return self._hosts.get(self.default_speaker, self._default).device
+        """The rendering device of the default speaker, for display."""
+        return self._loaded.get(self.default_speaker, self._default).device
 
     def start(self) -> None:
         """Begins to watch the sessions."""
@@ -170,10 +171,10 @@ class Sessions:
             EndedError: it was over as it began.
             OfferError, OSError: see `Session.answer`.
         """
-        host = await self._host(speaker)
+        loaded = await self._loaded_speaker(speaker)
         if self._closed:
             raise FullError(_STOPPING)
-        session = self._admit(host)
+        session = self._admit(loaded)
         try:
             answer = await session.answer(offer)
         except BaseException as failure:
@@ -211,7 +212,7 @@ class Sessions:
         watcher, self._watcher = self._watcher, None
         opening = [
             *self._opening.values(),
-            *self._looking,
+            *self._remeasuring,
             *([self._falling_back] if self._falling_back else []),
         ]
         for task in [*opening, *([watcher] if watcher is not None else [])]:
@@ -223,20 +224,20 @@ class Sessions:
             _, late = await asyncio.wait(self._ending, timeout=_CLOSE_S)
             if late:
                 log.error("%d sessions did not end within %.0f s", len(late), _CLOSE_S)
-        hosts, self._hosts = list(self._hosts.values()), {}
-        if hosts:
-            closing = in_background("close-speakers", lambda: _close_all(hosts))
-            await asyncio.wait([closing], timeout=_CLOSE_HOSTS_S)
+        speakers, self._loaded = list(self._loaded.values()), {}
+        if speakers:
+            closing = in_background("close-speakers", lambda: _close_all(speakers))
+            await asyncio.wait([closing], timeout=_CLOSE_SPEAKERS_S)
 
     # Speakers -----------------------------------------------------------------------------------------
 
-    async def _host(self, name: str) -> LoadedSpeaker:
+    async def _loaded_speaker(self, name: str) -> LoadedSpeaker:
         if self._falling_back is not None:
             await asyncio.wait([self._falling_back])
         if self._closed:
             raise FullError(_STOPPING)
-        if name in self._hosts:
-            return self._hosts[name]
+        if name in self._loaded:
+            return self._loaded[name]
         error, until_s = self._endless.get(name, (None, 0.0))
         if error is not None and self._clock.now_s() < until_s:  # it took a core, and would again
             raise error.with_traceback(None)
@@ -244,9 +245,9 @@ class Sessions:
             task = asyncio.create_task(self._open_speaker(name), name="open-speaker")
             self._opening[name] = task
             task.add_done_callback(lambda _: self._opening.pop(name, None))
-        # Whoever asks may go away; who asked as well still wants the speaker.
-        host = await asyncio.shield(self._opening[name])
-        return self._hosts.get(name, host)  # the CPU may draw it by now
+        # A caller may be cancelled; the others still await the speaker.
+        loaded = await asyncio.shield(self._opening[name])
+        return self._loaded.get(name, loaded)  # the CPU may draw it by now
 
     async def _open_speaker(self, name: str) -> LoadedSpeaker:
         try:
@@ -255,17 +256,17 @@ class Sessions:
                 raise await self._unknown(name)
             async with self._opening_places:
                 self._opened_since = True
-                host = await in_background("open-speaker", lambda: self._open_host(str(path)))
+                loaded = await in_background("open-speaker", lambda: self._open_bundle(str(path)))
         except asyncio.CancelledError:  # by `aclose` alone
             raise FullError(_STOPPING) from None
         except EngineTimeoutError as error:
             self._endless[name] = (error, self._clock.now_s() + LOOK_AGAIN_S)
             raise
-        self._hosts[name] = host
-        log.info("speaker %s is ready, %d px to begin with", name, host.start_px)
-        if host.on_gpu and self.gpu_failure:  # meanwhile
+        self._loaded[name] = loaded
+        log.info("speaker %s is ready, %d px to begin with", name, loaded.start_px)
+        if loaded.on_gpu and self.gpu_failure:  # meanwhile
             self.gpu_lost(self.gpu_failure)
-        return host
+        return loaded
 
     async def _unknown(self, name: str) -> UnknownSpeakerError:
         names = ", ".join(entry.name for entry in await self.speakers())
@@ -274,7 +275,7 @@ class Sessions:
     # Without the GPU ----------------------------------------------------------------------------------
 
     def gpu_lost(self, reason: str) -> None:
-        """Begins to let the CPU draw what the GPU drew; frames are left out meanwhile.
+        """Begins to move sessions from the GPU to the CPU; frames are dropped meanwhile.
 
         Sessions go on at the smallest size while the CPU has room for them, the oldest first; the others end.
         """
@@ -284,7 +285,7 @@ class Sessions:
             self._falling_back = asyncio.create_task(self._fall_back(), name="fall-back")
 
     async def _fall_back(self) -> None:
-        while lost := next((item for item in self._hosts.items() if item[1].on_gpu), None):
+        while lost := next((item for item in self._loaded.items() if item[1].on_gpu), None):
             name, old = lost
             try:
                 async with self._opening_places:
@@ -292,20 +293,20 @@ class Sessions:
                     new = await in_background(f"cpu-{name}", functools.partial(self._open_on_cpu, old))
             except Exception:  # whatever it is, the other speakers and the server live on
                 log.exception("the GPU failed, and the CPU cannot draw %s", name)
-                del self._hosts[name]
+                del self._loaded[name]
                 self._move(old, None)
             else:
-                self._hosts[name] = new
+                self._loaded[name] = new
                 self._move(old, new)
             await in_background(f"close-{name}", old.close)
 
-    def _open_on_cpu(self, host: LoadedSpeaker) -> LoadedSpeaker:
+    def _open_on_cpu(self, loaded: LoadedSpeaker) -> LoadedSpeaker:
         if self._on_cpu is None:
             raise RuntimeError("no way to draw on the CPU was given")
-        return self._on_cpu(host)
+        return self._on_cpu(loaded)
 
     def _move(self, old: LoadedSpeaker, new: LoadedSpeaker | None) -> None:
-        for session in [session for session in self._sessions.values() if session.host is old]:
+        for session in [session for session in self._sessions.values() if session.loaded is old]:
             if new is None:
                 self.end_soon(session, "the GPU failed, and the CPU cannot draw this speaker")
                 continue
@@ -317,15 +318,17 @@ class Sessions:
 
     # Sessions -----------------------------------------------------------------------------------------
 
-    def _admit(self, host: LoadedSpeaker) -> Session:
+    def _admit(self, loaded: LoadedSpeaker) -> Session:
         session_id = secrets.token_urlsafe(18)
-        refusal = self._admission.admit(session=session_id, floor_ms=self._floor_ms(host), gpu_ms=host.gpu_ms)
+        refusal = self._admission.admit(
+            session=session_id, floor_ms=self._floor_ms(loaded), gpu_ms=loaded.gpu_ms
+        )
         if refusal is not None:
-            self._look_again(host)
+            self._remeasure(loaded)
             raise FullError(refusal)
         try:
             session = Session(
-                session_id, host, self._settings, self.metrics, on_end=self.end_soon, clock=self._clock
+                session_id, loaded, self._settings, self.metrics, on_end=self.end_soon, clock=self._clock
             )
         except BaseException:
             self._admission.leave(session_id)
@@ -369,10 +372,10 @@ class Sessions:
                 log.exception("watching the sessions failed")
 
     def reap_and_measure(self, *, apportion_cpu: bool) -> None:
-        """Ends the sessions whose peers have gone.
+        """Ends sessions that have lost their peers.
 
         Args:
-            apportion_cpu: also bring metrics and what each session takes up to date.
+            apportion_cpu: also update metrics, and apportion CPU time to sessions.
         """
         for session in list(self._sessions.values()):
             try:
@@ -388,10 +391,10 @@ class Sessions:
             self._apportion_cpu()
 
     def _apportion_cpu(self) -> None:
-        """Tells admission what each session takes: its stages' own mean, and a share of all beside them.
+        """Tells admission the cost of each session: the mean of its stages, and a share of the overhead.
 
-        What a frame takes counts by frame, and what is beside the stages (WebRTC, encoding, sound) by time:
-        a session that leaves out frames does not look cheaper than it is.
+        The stages count by frame, the overhead (WebRTC, encoding, sound) by time: a session that drops frames
+        does not look cheaper than it is.
         """
         before, self._load = self._load, self._load_now()
         now = self._load
@@ -402,45 +405,45 @@ class Sessions:
             core_s, frames = work.core_s - work_before.core_s, work.frames - work_before.frames
             spent_s -= core_s
             if frames > 0 and size_before == size_px:
-                host = self._sessions[session_id].host
-                self._running_cost(host).add(size_px, frames=frames, core_ms=core_s * 1000 / frames)
-        # What opening a speaker takes, or a session that has come or gone since, is nobody else's.
+                loaded = self._sessions[session_id].loaded
+                self._running_cost(loaded).add(size_px, frames=frames, core_ms=core_s * 1000 / frames)
+        # Speakers that were opened, and sessions that came or went meanwhile, are not overhead of the others.
         if now.work and now.work.keys() == before.work.keys() and media_frames > 0 and not self._opened_since:
-            beside_ms = max(spent_s, 0.0) * 1000 / (media_frames * len(now.work))
-            mean_ms = beside_ms if self._beside_ms is None else self._beside_ms
-            self._beside_ms = mean_ms + (beside_ms - mean_ms) * min(media_frames / MEAN_OVER_FRAMES, 1.0)
-        self._opened_since = bool(self._opening or self._looking or self.falling_back)
+            overhead_ms = max(spent_s, 0.0) * 1000 / (media_frames * len(now.work))
+            mean_ms = overhead_ms if self._overhead_ms is None else self._overhead_ms
+            self._overhead_ms = mean_ms + (overhead_ms - mean_ms) * min(media_frames / MEAN_OVER_FRAMES, 1.0)
+        self._opened_since = bool(self._opening or self._remeasuring or self.falling_back)
         for session_id, (size_px, _) in now.work.items():
-            host = self._sessions[session_id].host
+            loaded = self._sessions[session_id].loaded
             self._admission.measured(
-                session_id, core_ms=self._core_ms(host, size_px), at_floor_ms=self._floor_ms(host)
+                session_id, core_ms=self._core_ms(loaded, size_px), at_floor_ms=self._floor_ms(loaded)
             )
         self.metrics.taken_core_s.set(self._admission.floor_ms / 1000)
 
-    def _look_again(self, host: LoadedSpeaker) -> None:
-        """Begins to measure anew a speaker that was refused and never ran: the first look may err."""
-        key = (host.name, host.device)
-        looked_s = self._looked_s.get(key, float("-inf"))
-        if self._running_cost(host).known or self._closed or self._clock.now_s() - looked_s < LOOK_AGAIN_S:
+    def _remeasure(self, loaded: LoadedSpeaker) -> None:
+        """Begins to measure anew a speaker that was refused and never ran: the first measurement may err."""
+        key = (loaded.name, loaded.device)
+        last_s = self._remeasured_s.get(key, float("-inf"))
+        if self._running_cost(loaded).known or self._closed or self._clock.now_s() - last_s < LOOK_AGAIN_S:
             return
-        self._looked_s[key] = self._clock.now_s()
-        looking = asyncio.create_task(self._measure_anew(host), name=f"measure-{host.name}")
-        self._looking.add(looking)
-        looking.add_done_callback(self._looking.discard)
+        self._remeasured_s[key] = self._clock.now_s()
+        task = asyncio.create_task(self._measure_anew(loaded), name=f"measure-{loaded.name}")
+        self._remeasuring.add(task)
+        task.add_done_callback(self._remeasuring.discard)
 
-    async def _measure_anew(self, host: LoadedSpeaker) -> None:
+    async def _measure_anew(self, loaded: LoadedSpeaker) -> None:
         try:
             async with self._opening_places:  # it takes the cores, too
                 self._opened_since = True
-                core_ms = await in_background(f"measure-{host.name}", host.look_again_ms)
-        except Exception:  # a task's outermost frame: the first look stands
-            log.exception("measuring %s anew failed", host.name)
+                core_ms = await in_background(f"measure-{loaded.name}", loaded.remeasure_ms)
+        except Exception:  # a task's outermost frame: the first measurement stands
+            log.exception("measuring %s anew failed", loaded.name)
             return
-        floor_px = host.sizes_px[-1]
-        if self._running_cost(host).known:  # it runs by now, which says more
+        floor_px = loaded.sizes_px[-1]
+        if self._running_cost(loaded).known:  # it has run meanwhile, which is more accurate
             return
-        if core_ms < host.core_ms(floor_px):  # what disturbs a look makes it larger, never smaller
-            self._running_cost(host).add(floor_px, frames=1, core_ms=core_ms)
+        if core_ms < loaded.core_ms(floor_px):  # a disturbed measurement is larger, never smaller
+            self._running_cost(loaded).add(floor_px, frames=1, core_ms=core_ms)
 
     def _load_now(self) -> _Load:
         return _Load(
@@ -449,12 +452,12 @@ class Sessions:
             work={session_id: (s.render_px, s.work()) for session_id, s in self._sessions.items()},
         )
 
-    def _running_cost(self, host: LoadedSpeaker) -> RunningCost:
-        return self._running.setdefault((host.name, host.device), RunningCost())
+    def _running_cost(self, loaded: LoadedSpeaker) -> RunningCost:
+        return self._running.setdefault((loaded.name, loaded.device), RunningCost())
 
-    def _core_ms(self, host: LoadedSpeaker, size_px: int) -> float:
+    def _core_ms(self, loaded: LoadedSpeaker, size_px: int) -> float:
         """Returns the core-milliseconds of a session's frame: as it ran lately, else as measured."""
-        return self._running_cost(host).core_ms(size_px, host.core_ms) + (self._beside_ms or 0.0)
+        return self._running_cost(loaded).core_ms(size_px, loaded.core_ms) + (self._overhead_ms or 0.0)
 
-    def _floor_ms(self, host: LoadedSpeaker) -> float:
-        return self._core_ms(host, host.sizes_px[-1])
+    def _floor_ms(self, loaded: LoadedSpeaker) -> float:
+        return self._core_ms(loaded, loaded.sizes_px[-1])

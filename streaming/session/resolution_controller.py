@@ -1,4 +1,4 @@
-"""The size that a machine can draw at: given up before frames are, taken back with patience."""
+"""Adaptive render resolution: stepped down before frames are dropped, stepped up with hysteresis."""
 
 from __future__ import annotations
 
@@ -6,23 +6,25 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-RECENT_S = 1.0  # stepping down looks at this much
-EASY_S = 5.0  # stepping up asks for this much without strain
+from models.time_base import FRAME_MS
+
+RECENT_S = 1.0  # window of stepping down
+EASY_S = 5.0  # window of stepping up: all of it without overload
 SETTLE_S = 0.6  # after a change the pipeline still gives out frames of the old size
-FIRST_HOLD_S, MAX_HOLD_S = 10.0, 160.0  # a size that failed is not tried again for so long
-LONG_SUCCESS_S = 120.0  # a size that held this long begins with the first hold again
+FIRST_HOLD_S, MAX_HOLD_S = 10.0, 160.0  # exponential backoff before a size that failed is tried again
+LONG_SUCCESS_S = 120.0  # a size that held this long begins with the first backoff again
 
 FULL_SHARE = 0.85  # of the budget: frames that take more leave no room for a busier moment
 TARGET_SHARE = 0.70  # where a step down means to land
-BACK_SHARE = 0.75  # where a step back up to the wanted size must land by forecast
+BACK_SHARE = 0.75  # where a step back up to the wanted size must land, as predicted
 BEYOND_SHARE = 0.60  # where a step beyond it must
-DEAR_SHARE = 0.60  # below it, a frame that was lost was hardly lost to drawing
+EXPENSIVE_SHARE = 0.60  # below it, a frame that was lost was hardly lost to drawing
 
 TIGHT_MS, EASY_MS = 4.0, 10.0  # slack before the deadline
 _TIGHT_FRAMES = 5
 _ENOUGH_FRAMES = 8
 _LOSS_GAP_S = 0.5  # frames lost closer together than this went in one moment
-_LOSSES, _LOSSES_WITHIN_S = 3, 10.0  # so many moments cost size even where drawing is cheap
+_LOSSES, _LOSSES_WITHIN_S = 3, 10.0  # moments of loss that cost size even where drawing is cheap
 _MAX_MEASURED = 512
 
 
@@ -34,15 +36,15 @@ class _Measured:
 
 
 class ResolutionController:
-    """Chooses the size to draw at from what frames took. For one thread; time is the caller's.
+    """Chooses the render size from frame times. For one thread; time is the caller's.
 
-    A frame is taken to cost a fixed part and a part that grows with its pixels. How the two compare is learnt
+    The cost model of a frame is a fixed part and a part proportional to its pixels. Their ratio is estimated
     from the sizes seen, so that a deep overload is left in one step and a larger size is tried only where it
-    is foretold to fit. The gap between the shares for going down and up, and the growing time before a size
-    that failed is tried again, keep it from swinging.
+    is predicted to fit. Hysteresis between the shares for going down and up, and exponential backoff before a
+    size that failed is tried again, keep it from oscillating.
     """
 
-    def __init__(self, *, sizes_px: Sequence[int], start_px: int, budget_ms: float = 40.0) -> None:
+    def __init__(self, *, sizes_px: Sequence[int], start_px: int, budget_ms: float = FRAME_MS) -> None:
         """Begins at a size.
 
         Args:
@@ -53,23 +55,21 @@ class ResolutionController:
         self.size_px = start_px
         self.note = ""
         """Why the size is smaller than wanted; empty when it is not."""
-        self.steps_down = 0
-        self.steps_up = 0
         self._reason = ""
         self._start_px = start_px
         self._sizes_px = sorted({*sizes_px, start_px})  # smallest first
         self._budget_ms = budget_ms
-        self._frames: deque[_Measured] = deque(maxlen=_MAX_MEASURED)  # of this size, the last EASY_S
+        self._frames: deque[_Measured] = deque(maxlen=_MAX_MEASURED)  # of this size, in the last EASY_S
         self._losses_s: deque[float] = deque(maxlen=_LOSSES)  # when frames were lost, a moment once
         self._settled_s = float("-inf")
-        self._since_s: float | None = None  # when this size was first heard of
+        self._since_s: float | None = None  # when the first frame of this size came
         self._hold_s: dict[int, float] = {}
         self._held_until_s: dict[int, float] = {}
         self._fixed_px2 = 0.0  # the fixed part of a frame's cost, in pixels that cost as much
-        self._before: tuple[int, float] | None = None  # the last size and what its frames took, to learn from
+        self._before: tuple[int, float] | None = None  # the last size and its median frame time
 
     def frame_done(self, *, now_s: float, draw_ms: float, slack_ms: float) -> bool:
-        """Takes what a frame took and returns whether `size_px` changed.
+        """Takes a frame's times and returns whether `size_px` changed.
 
         Args:
             now_s: monotonic time.
@@ -86,16 +86,16 @@ class ResolutionController:
         return self._step_down_if_overloaded(now_s, slack_ms) or self._enlarge_if_easy(now_s)
 
     def frame_lost(self, *, now_s: float) -> bool:
-        """Takes that a frame came too late or was skipped undrawn; returns whether `size_px` changed."""
+        """Takes that a frame was late or skipped; returns whether `size_px` changed."""
         self._begin(now_s)
         if now_s < self._settled_s:
             return False
         if not self._losses_s or now_s - self._losses_s[-1] >= _LOSS_GAP_S:
             self._losses_s.append(now_s)
         recent = self._recent(now_s)
-        dear = bool(recent) and _quantile(_draws(recent), 0.5) >= DEAR_SHARE * self._budget_ms
+        expensive = bool(recent) and _quantile(_draws(recent), 0.5) >= EXPENSIVE_SHARE * self._budget_ms
         moments = sum(at_s > now_s - _LOSSES_WITHIN_S for at_s in self._losses_s)
-        if dear or moments >= _LOSSES:  # a hiccup of the machine would cost a frame at any size
+        if expensive or moments >= _LOSSES:  # a hiccup of the machine would cost a frame at any size
             return self._shrink(now_s, recent, "frames were lost")
         return False
 
@@ -123,11 +123,10 @@ class ResolutionController:
             return False
         draw_ms = _quantile(_draws(recent), 0.9) if recent else 0.0
         fitting = [
-            size for size in smaller if self._foretold_ms(draw_ms, size) <= TARGET_SHARE * self._budget_ms
+            size for size in smaller if self._predicted_ms(draw_ms, size) <= TARGET_SHARE * self._budget_ms
         ]
         self._hold(now_s)
         self._change(now_s, fitting[-1] if fitting else smaller[0])
-        self.steps_down += 1
         self._reason = reason
         self._say()
         return True
@@ -153,10 +152,9 @@ class ResolutionController:
             return False
         draw_ms = _quantile(_draws(self._frames), 0.9)
         share = BACK_SHARE if larger <= self._start_px else BEYOND_SHARE
-        if self._foretold_ms(draw_ms, larger) > share * self._budget_ms:
+        if self._predicted_ms(draw_ms, larger) > share * self._budget_ms:
             return False
         self._change(now_s, larger)
-        self.steps_up += 1
         self._say()
         return True
 
@@ -175,7 +173,7 @@ class ResolutionController:
 
     # The cost of a frame: b (fixed_px2 + px^2), with b from the frames of the moment ---------------------
 
-    def _foretold_ms(self, draw_ms: float, size_px: int) -> float:
+    def _predicted_ms(self, draw_ms: float, size_px: int) -> float:
         return draw_ms * (self._fixed_px2 + size_px**2) / (self._fixed_px2 + self.size_px**2)
 
     def _learn(self) -> None:

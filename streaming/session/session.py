@@ -1,7 +1,7 @@
-"""One peer's stay: its microphone in, its speaker's sound and pictures out, all by one media clock.
+"""A session: one peer's microphone in, delayed sound and pictures out, by one media clock.
 
     packets -> `uplink` -> pipeline -> `downlink` -> packets
-                  | sound, kept until its frame is due -> packets
+                  | delayed sound -> packets
 
 The event loop moves packets and nothing else; what computes has a thread of its own.
 """
@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import secrets
-import threading
 import time
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import Stopped
+from models.time_base import FRAME_S
+
 from ..pipeline.clock import MonotonicClock, SystemClock
 from ..pipeline.loaded_speaker import LoadedSpeaker
 from ..pipeline.pipeline import Pipeline, QueueBounds
@@ -27,24 +28,24 @@ from ..pipeline.stage_times import Work
 from ..webrtc.media_schedule import MediaSchedule
 from ..webrtc.peer import Peer, PeerSettings
 from ..webrtc.sdp_offer import Offer
-from .background import in_background
-from .downlink import FRAME_S, Downlink
+from .background import call_on_loop, in_background
+from .downlink import Downlink
 from .liveness import Liveness
 from .metrics import Metrics
-from .playout_delay import Allowance
+from .playout_delay import PlayoutDelay
 from .telemetry import Telemetry
+from .threads import SessionThreads
 from .uplink import Uplink
 
 log = logging.getLogger(__name__)
 
-_JOIN_S = 2.0
 # What waits is late: two frames are enough to keep every stage busy.
 LIVE_BOUNDS = QueueBounds(audio_ms=400, conditions_ms=80, drawings_ms=80, frames_ms=80)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SessionSettings:
-    """What every session of a server is made with."""
+    """Settings of every session of a server."""
 
     peer: PeerSettings
     bitrate: int  # of the video, bit/s, at most
@@ -56,43 +57,45 @@ class _SessionLog(logging.LoggerAdapter[logging.Logger]):
 
 
 class Session:
-    """One peer and everything that serves it: its life. Its methods belong to the event loop."""
+    """Life of one session: it opens, watches and ends what serves a peer. For the event loop."""
 
     def __init__(
         self,
         session_id: str,
-        host: LoadedSpeaker,
+        loaded: LoadedSpeaker,
         settings: SessionSettings,
         metrics: Metrics,
         *,
         on_end: Callable[[Session, str], None],
         clock: MonotonicClock | None = None,
+        open_peer: Callable[..., Peer] = Peer,
     ) -> None:
         """Prepares a session; `answer` starts it.
 
         Args:
             session_id: unguessable: knowing it is the permission to watch the session.
-            host: who speaks.
+            loaded: the speaker.
             settings: what every session is made with.
             metrics: where figures go.
             on_end: told once, on the event loop, that the session wants to end, and why; must call `aclose`.
             clock: paces everything.
+            open_peer: makes the connection.
         """
         self.id = session_id
-        self.host = host
+        self.loaded = loaded
         self.label = self.id[:6]  # for logs and metrics: the id itself is a permission
         self.ended = ""  # why, once it has
-        self._settings, self._metrics, self._on_end = settings, metrics, on_end
+        self._metrics, self._on_end = metrics, on_end
         self._clock = clock or SystemClock()
         self._log = _SessionLog(log, {"session": self.label})
-        self._loop = asyncio.get_running_loop()
+        self._call_on_loop = functools.partial(call_on_loop, asyncio.get_running_loop())
         self.liveness = Liveness(self._clock)
-        allowance = Allowance.at_start(host.frame_latency_ms)
+        playout_delay = PlayoutDelay.at_start(loaded.frame_latency_ms)
         self.schedule = MediaSchedule(
             start_s=self._clock.now_s(),
             start_unix_s=time.time(),
-            lookahead_frames=host.speaker.lookahead_frames,
-            allowance_ticks=allowance.ticks,
+            lookahead_frames=loaded.speaker.lookahead_frames,
+            playout_delay_ticks=playout_delay.ticks,
         )
         self.uplink = Uplink(
             self.schedule,
@@ -102,9 +105,10 @@ class Session:
             clock=self._clock,
         )
         self.downlink = Downlink(
-            host,
+            loaded,
             self.schedule,
-            allowance,
+            playout_delay,
+            bitrate=settings.bitrate,
             ticks=self.uplink.ticks,
             sender=lambda: self.peer.video,
             on_loop=self._call_on_loop,
@@ -113,7 +117,7 @@ class Session:
             clock=self._clock,
         )
         self.telemetry = Telemetry(
-            host,
+            loaded,
             self.schedule,
             self.uplink,
             self.downlink,
@@ -124,30 +128,29 @@ class Session:
             clock=self._clock,
         )
         self.pipeline = self.downlink.pipeline = self.telemetry.pipeline = Pipeline(
-            host.speaker,
-            self.downlink.renderer(host.start_px),
-            networks=host.networks,
+            loaded.speaker,
+            self.downlink.renderer(loaded.start_px),
+            networks=loaded.networks,
             overflow=Overflow.DROP_OLDEST,
             bounds=LIVE_BOUNDS,
             seed=secrets.randbits(32),
             clock=self._clock,
             outlives_gpu=True,
-            # Half of what makes a frame late is left for a drawing that takes longer than foretold.
+            # Half of the frame that is tolerated is left for a drawing that takes longer than predicted.
             deadline_s=lambda frame: self.schedule.frame_due_s(frame) + FRAME_S / 2,
             on_network_failure=self.telemetry.network_failed,
         )
-        self.peer = self.telemetry.peer = Peer(
+        self.peer = self.telemetry.peer = open_peer(
             settings.peer,
             self.schedule,
-            on_packet=self._take_packet,
+            on_packet=self.uplink.take_packet,
             on_keyframe_wanted=self.downlink.want_keyframe,
             on_bandwidth=self.downlink.limit_bitrate,
             on_state=self._peer_state,
             on_malformed=self.telemetry.packet_malformed,
         )
-        self._stopping = threading.Event()  # for the threads; the event loop waits for `_over`
+        self._threads = SessionThreads(self.label, on_failure=self._thread_failed, log=self._log)
         self._over = asyncio.Event()
-        self._threads: list[threading.Thread] = []
         self._end_asked = False
         self._closing: asyncio.Task[None] | None = None
 
@@ -158,15 +161,15 @@ class Session:
             OfferError: the offer cannot be answered; close the session.
             OSError: no port.
         """
-        self._spawn("media", lambda: self.uplink.run(self._stopping))
+        self._threads.start("media", self.uplink.run)
         self.pipeline.start()
         sdp = await self.peer.answer(offer)
         if self.ended:
             return sdp
-        self._spawn("video", self._run_video)
+        self._threads.start("video", lambda stopping: self.downlink.run(stopping, self.peer.codec))
         self._log.info(
             "%s for a new peer, %s, %d px, delay %.0f ms",
-            self.host.name,
+            self.loaded.name,
             self.peer.codec.name,
             self.render_px,
             self.schedule.delay_ms,
@@ -181,11 +184,11 @@ class Session:
         """
         return self.liveness.end_reason(now_s, packets=self.peer.packets_received)
 
-    def move_to(self, host: LoadedSpeaker) -> None:
-        """Goes on with a host of the same speaker that the CPU draws, at its smallest size."""
-        self.host = self.telemetry.host = host
-        self.downlink.move_to(host)
-        self._log.info("drawn by %s from now on, %d px", host.device, self.render_px)
+    def move_to(self, loaded: LoadedSpeaker) -> None:
+        """Goes on with the same speaker drawn by the CPU, at its smallest size."""
+        self.loaded = self.telemetry.loaded = loaded
+        self.downlink.move_to(loaded)
+        self._log.info("drawn by %s from now on, %d px", loaded.device, self.render_px)
 
     async def wait_ended(self, timeout_s: float) -> bool:
         """Returns whether the session is over; waits for that, but no longer than `timeout_s`."""
@@ -196,22 +199,22 @@ class Session:
 
     @property
     def render_px(self) -> int:
-        """Side of what the raymarcher draws now."""
+        """The render size of the moment."""
         return self.downlink.resolution.size_px
 
     def work(self) -> Work:
-        """Returns what the stages of its frames did so far."""
+        """Returns frames and CPU time of its stages so far."""
         return self.pipeline.times.work()
 
     async def aclose(self, reason: str) -> None:
-        """Ends the session and waits until nothing of it is left; a second time, or unstarted, it is safe.
+        """Ends the session and waits until its threads and its connection have; safe twice and unstarted.
 
-        Who waits may be cancelled: it is ended all the same.
+        The caller may be cancelled: it is ended all the same.
         """
         if self._closing is None:
             self.ended = reason
             self._over.set()
-            self._stopping.set()
+            self._threads.stopping.set()
             self._closing = asyncio.create_task(self._close(reason), name=f"close-{self.label}")
         await asyncio.shield(self._closing)
 
@@ -230,11 +233,7 @@ class Session:
 
     def _join(self) -> None:
         self.pipeline.close()
-        for thread in self._threads:
-            thread.join(_JOIN_S)
-            if thread.is_alive():
-                self._log.error("thread %s did not end within %.0f s", thread.name, _JOIN_S)
-        self._threads.clear()
+        self._threads.join()
         self.uplink.close()
 
     def _peer_state(self, state: str) -> None:
@@ -244,34 +243,10 @@ class Session:
         elif state in ("failed", "closed"):
             self._ask_end("the connection failed" if state == "failed" else "the peer left")
 
+    def _thread_failed(self, name: str) -> None:
+        self._call_on_loop(self._ask_end, f"the {name} thread failed")
+
     def _ask_end(self, reason: str) -> None:
         if not self._end_asked and not self.ended:
             self._end_asked = True
             self._on_end(self, reason)
-
-    def _take_packet(self, sequence: int, timestamp: int, payload: bytes, arrived_s: float) -> None:
-        self.uplink.microphone.put(
-            sequence=sequence, timestamp=timestamp, payload=payload, arrived_s=arrived_s
-        )
-
-    def _run_video(self) -> None:
-        size_px, bitrate = self.host.speaker.image_size_px, self._settings.bitrate
-        self.downlink.run(self._stopping, lambda: self.peer.codec.open(size_px=size_px, bitrate=bitrate))
-
-    def _spawn(self, name: str, work: Callable[[], None]) -> None:
-        def guarded() -> None:
-            try:
-                work()
-            except Stopped:
-                pass
-            except Exception:  # noqa: BLE001 - a thread's outermost frame
-                self._log.exception("the %s thread failed", name)
-                self._call_on_loop(self._ask_end, f"the {name} thread failed")
-
-        thread = threading.Thread(target=guarded, name=f"geneface-{name}-{self.label}", daemon=True)
-        self._threads.append(thread)
-        thread.start()
-
-    def _call_on_loop(self, call: Callable[..., None], *arguments: object) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the program ends
-            self._loop.call_soon_threadsafe(call, *arguments)

@@ -1,4 +1,4 @@
-"""The speakers that a server offers, with what a page wants to know of each before it asks for one."""
+"""The speakers that a server offers, with what a page shows of each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.speaker import SETTINGS_FILE, BundleError, FoundSpeaker, list_speakers, read_settings
+from models.bundle_files import SETTINGS_FILE, BundleError
+from models.speaker_folders import FoundSpeaker, list_speakers
+from models.speaker_settings import read_settings
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +24,7 @@ class SpeakerEntry:
 
 
 class SpeakerList:
-    """Looks bundles up by name and remembers what it read of them. Its methods read the disk."""
+    """Finds bundles by name and caches their settings. Its methods read the disk."""
 
     def __init__(self, find: Callable[[], list[FoundSpeaker]] = list_speakers) -> None:
         """Reads nothing yet.
@@ -38,7 +40,7 @@ class SpeakerList:
         return next((found.path for found in self._find() if found.name == name), None)
 
     def entries(self) -> list[SpeakerEntry]:
-        """Returns what can be asked for; a broken bundle is left out, and said once in the log."""
+        """Returns the speakers that can be opened; a broken bundle is left out and logged once."""
         entries = (self._entry(found) for found in self._find())
         return [entry for entry in entries if entry is not None]
 

@@ -1,12 +1,16 @@
-"""What a page and the metrics are told of a session."""
+"""A session's telemetry messages, metrics and notes."""
 
 from __future__ import annotations
 
 import logging
 from typing import Any
 
+from prometheus_client import Counter
+
+from models.time_base import FRAME_RATE_HZ
+
 from ..errors import NetworkFailureError
-from ..pipeline.clock import FRAME_RATE_HZ, MonotonicClock
+from ..pipeline.clock import MonotonicClock
 from ..pipeline.loaded_speaker import LoadedSpeaker
 from ..pipeline.pipeline import Pipeline
 from ..pipeline.render_size import MIN_RENDER_PX
@@ -20,11 +24,11 @@ from .uplink import Uplink
 
 
 class Telemetry:
-    """Puts a session's figures into messages, and what is not as it should be into words."""
+    """Reports of one session: to its page, to Prometheus, to the log."""
 
     def __init__(
         self,
-        host: LoadedSpeaker,
+        loaded: LoadedSpeaker,
         schedule: MediaSchedule,
         uplink: Uplink,
         downlink: Downlink,
@@ -35,10 +39,10 @@ class Telemetry:
         log: logging.Logger | logging.LoggerAdapter[logging.Logger],
         clock: MonotonicClock,
     ) -> None:
-        """Takes what it tells of; `pipeline` and `peer` are to be set before it is asked.
+        """Prepares it; `pipeline` and `peer` are to be set before it is asked.
 
         Args:
-            host: who is drawn; changes when the GPU fails.
+            loaded: the speaker; changes when the GPU fails.
             schedule: of the session.
             uplink: of the session.
             downlink: of the session.
@@ -48,36 +52,35 @@ class Telemetry:
             log: of the session.
             clock: of the session.
         """
-        self.host = host
+        self.loaded = loaded
         self.pipeline: Pipeline
         self.peer: Peer
         self._schedule, self._uplink, self._downlink = schedule, uplink, downlink
         self._id, self._label, self._clock = session_id, label, clock
         self._metrics, self._log = metrics, log
         self._was_slow = False
-        self._networks_told: set[str] = set()  # whose failure the log has
+        self._networks_told: set[str] = set()  # whose failure is logged
         self._malformed_told = False
-        self._lost_told = 0
-        self._concealed_told_ms = 0.0
+        self._counted: dict[Counter, float] = {}  # what of the microphone's figures the metrics have
 
     def hello(self) -> dict[str, Any]:
-        """Returns what a page is told first."""
+        """Returns the first message to a page."""
         return {
             "type": "hello",
             "session_id": self._id,
-            "speaker": self.host.name,
+            "speaker": self.loaded.name,
             "server_ms": self.now_unix_ms(),
             "fps": FRAME_RATE_HZ,
-            "image_size_px": self.host.speaker.image_size_px,
+            "image_size_px": self.loaded.speaker.image_size_px,
             "render_px": self._downlink.resolution.size_px,
-            "render_sizes_px": list(self.host.sizes_px),
-            "lookahead_ms": self.host.speaker.lookahead_frames * 1000 / FRAME_RATE_HZ,
+            "render_sizes_px": list(self.loaded.sizes_px),
+            "lookahead_ms": self.loaded.speaker.lookahead_frames * 1000 / FRAME_RATE_HZ,
             "delay_ms": self._schedule.delay_ms,
             "codec": self.peer.codec.name,
         }
 
     def message(self, after_frame: int) -> tuple[dict[str, Any], int]:
-        """Returns what a page is told five times a second, and the last frame in it."""
+        """Returns the telemetry message, sent five times a second, and the number of its last frame."""
         now_s = self._clock.now_s()
         downlink, microphone = self._downlink, self._uplink.microphone
         records = downlink.frames.after(after_frame)
@@ -103,11 +106,11 @@ class Telemetry:
         return message, records[-1].index if records else after_frame
 
     def now_unix_ms(self) -> float:
-        """Returns the wall time by the session's clock, which all its times are told by."""
+        """Returns the wall time in ms by the session's clock, as all times in messages."""
         return self._unix_ms(self._clock.now_s())
 
     def notes(self, now_s: float) -> list[str]:
-        """Returns what a page tells of a session that is not as it should be; the log has it, too."""
+        """Returns the warnings that a page shows, and logs each when it begins and ends."""
         notes = []
         size_px, slow_fps = self._downlink.resolution.size_px, self._downlink.pace.slow_fps(now_s)
         if (slow_fps is not None) != self._was_slow:
@@ -122,22 +125,22 @@ class Telemetry:
             else:
                 self._log.info("draws every picture again, at %d px", size_px)
         if slow_fps is not None:
-            smallest = size_px <= MIN_RENDER_PX or len(self.host.sizes_px) > 1
-            notes.append(slow_note(slow_fps, on_gpu=self.host.on_gpu, can_draw_smaller=not smallest))
+            smallest = size_px <= MIN_RENDER_PX or len(self.loaded.sizes_px) > 1
+            notes.append(slow_note(slow_fps, on_gpu=self.loaded.on_gpu, can_draw_smaller=not smallest))
         if self.pipeline.network_failures:
             files = " and ".join(sorted(self.pipeline.network_failures))
-            notes.append(f"{self.host.name}'s {files} fails; the last face that it gave is held.")
+            notes.append(f"{self.loaded.name}'s {files} fails; the last face that it gave is held.")
         return notes
 
     def network_failed(self, failure: NetworkFailureError) -> None:
-        """Takes that a network gave nothing usable; for the motion thread."""
-        self._metrics.network_failures.labels(self.host.name, failure.network).inc()
+        """Counts a failed run of a network and logs the first; for the motion thread."""
+        self._metrics.network_failures.labels(self.loaded.name, failure.network).inc()
         if failure.network not in self._networks_told:
             self._networks_told.add(failure.network)
             self._log.error("%s; the last good face holds, the sound goes on", failure)
 
     def packet_malformed(self, kind: str, what: str) -> None:
-        """Takes that a packet of the peer was dropped."""
+        """Counts a dropped packet of the peer and logs the first."""
         self._metrics.malformed_packets.labels(kind).inc()
         if not self._malformed_told:
             self._malformed_told = True
@@ -146,17 +149,24 @@ class Telemetry:
             )
 
     def update_metrics(self) -> None:
-        """Brings gauges and counters up to date; ask about once a second."""
+        """Updates gauges and counters; to be called about once a second."""
         metrics, microphone = self._metrics, self._uplink.microphone
         self.notes(self._clock.now_s())
         metrics.render_size_px.labels(self._label).set(self._downlink.resolution.size_px)
         metrics.microphone_depth.labels(self._label).set(microphone.depth_ms / 1000)
         if self.peer.video is not None and self.peer.video.round_trip_s is not None:
             metrics.round_trip.labels(self._label).set(self.peer.video.round_trip_s)
-        lost, concealed_ms = microphone.packets_lost, microphone.concealed_ms
-        metrics.microphone_lost.inc(max(lost - self._lost_told, 0))  # a late packet was not lost after all
-        metrics.microphone_concealed.inc(max(concealed_ms - self._concealed_told_ms, 0) / 1000)
-        self._lost_told, self._concealed_told_ms = lost, concealed_ms
+        for counter, counted in (
+            (metrics.microphone_lost, microphone.packets_lost),
+            (metrics.microphone_late, microphone.packets_late),
+            (metrics.microphone_recovered, microphone.fec_packets),
+            (metrics.microphone_concealed, microphone.concealed_ms / 1000),
+            (metrics.microphone_accelerated, microphone.shortened_ms / 1000),
+            (metrics.microphone_expanded, microphone.lengthened_ms / 1000),
+        ):
+            # A late packet was not lost after all: that figure falls.
+            counter.inc(max(counted - self._counted.get(counter, 0), 0))
+            self._counted[counter] = counted
 
     def _described(self, record: FrameRecord) -> dict[str, Any]:
         def unix_ms(at_s: float | None) -> float | None:

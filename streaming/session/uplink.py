@@ -1,7 +1,9 @@
-"""A peer's microphone to the pipeline, and its sound, as late as the pictures, back to the peer.
+"""A peer's microphone to the pipeline, and its sound, delayed by as much as the pictures, back to the peer.
 
+```
 packets -> jitter buffer -> [media thread, every 20 ms] -> pipeline
                                   | sound, kept until its frame is due -> Opus -> packets
+```
 """
 
 from __future__ import annotations
@@ -24,11 +26,11 @@ from .frame_log import TickLog, TickRecord
 
 _TICK_SOUND_SAMPLES = round(SOUND_RATE_HZ * TICK_S)
 _QUIETEST_DB = -100.0
-_LEVEL_TICKS = 10  # of sound whose loudest is told: as much as passes between two telemetries
+_LEVEL_TICKS = 10  # of the loudness meter: as many as between two telemetry messages
 
 
 class Uplink:
-    """What happens in each 20 ms tick of the media clock."""
+    """Reads the jitter buffer, feeds the pipeline and sends delayed sound, at each 20 ms tick."""
 
     def __init__(
         self,
@@ -42,7 +44,7 @@ class Uplink:
         """Prepares it at tick 0.
 
         Args:
-            schedule: says when ticks are, and how long sound waits.
+            schedule: of the ticks and of the sound's delay.
             push_audio: takes (320,) float32 at 16 kHz for the pipeline.
             sender: of the sound; None while there is none.
             on_loop: calls a function with arguments on the event loop.
@@ -57,7 +59,7 @@ class Uplink:
         self._levels_db: deque[float] = deque(maxlen=_LEVEL_TICKS)
 
     def run(self, stopping: threading.Event) -> None:
-        """Takes one tick after the other until `stopping` is set."""
+        """Takes each tick when it is due, until `stopping` is set."""
         tick = 0
         while True:
             due_s = self._schedule.tick_s(tick)
@@ -66,8 +68,12 @@ class Uplink:
             self.take_tick(tick, due_s)
             tick += 1
 
+    def take_packet(self, sequence: int, timestamp: int, payload: bytes, arrived_s: float) -> None:
+        """Puts an RTP packet of the microphone into the jitter buffer; for the event loop."""
+        self.microphone.put(sequence=sequence, timestamp=timestamp, payload=payload, arrived_s=arrived_s)
+
     def take_tick(self, tick: int, due_s: float) -> None:
-        """Takes the sound of a tick out of the jitter buffer, and sends what has waited long enough."""
+        """Takes a tick's 20 ms out of the jitter buffer, and sends the block whose delay is over."""
         block = self.microphone.read(due_s)
         self.ticks.add(
             TickRecord(timestamp=block.timestamp, arrived_s=block.arrived_s, buffered_s=self._clock.now_s())
@@ -84,11 +90,11 @@ class Uplink:
 
     @property
     def level_db(self) -> float:
-        """The loudest of the last ticks, in dBFS; -100 for silence."""
+        """Peak loudness of the last ticks, dBFS; -100 for silence."""
         return max(list(self._levels_db), default=_QUIETEST_DB)
 
     def close(self) -> None:
-        """Lets go of the decoder; its thread must have ended."""
+        """Frees the decoder; its thread must have ended."""
         self.microphone.close()
 
     def _send(self, sound: F32, tick: int) -> None:

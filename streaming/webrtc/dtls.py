@@ -1,4 +1,4 @@
-"""DTLS with every certificate that WebRTC's peers have: ECDSA or RSA, whatever its other fields say."""
+"""DTLS with peers' ECDSA and RSA certificates, authenticated by fingerprint alone."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ class Certificate(RTCCertificate):
 
 
 def replace_certificate(connection: RTCPeerConnection) -> None:
-    """Gives a connection that has no transceiver yet a certificate of ours."""
+    """Replaces the certificate of a connection that has no transceiver yet."""
     connection._RTCPeerConnection__certificates = [  # type: ignore[attr-defined]
         Certificate.generateCertificate()
     ]
 
 
 def replace_identity_check(transport: RTCDtlsTransport) -> None:
-    """Lets a transport hash the peer's certificate as it came.
+    """Makes a transport check the fingerprint of the peer's certificate without parsing it.
 
     aiortc has it parsed first, and `cryptography` refuses what does not matter here: the fingerprint alone
     says who the peer is (RFC 8827, 5.6), whatever version, serial number or dates stand in its certificate.

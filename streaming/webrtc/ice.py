@@ -1,4 +1,4 @@
-"""ICE as a server needs it: ports of a given range, several STUN and TURN servers, nobody asked unasked."""
+"""ICE for a server: a UDP port range, several STUN and TURN servers, bounded connectivity checks."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from ..errors import InputError
 log = logging.getLogger(__name__)
 
 _RECEIVE_BUFFER_BYTES = 1 << 20  # a burst of packets must survive a moment in which the loop is busy
-_MAX_WAITING = 1024  # datagrams, seconds of a call, that nobody has taken yet; what comes then is lost
-_GATHER_S = 3.0  # a STUN or TURN server that does not answer holds the answer back no longer
+_MAX_WAITING = 1024  # datagrams in the receive queue, seconds of a call; later ones are dropped
+_GATHER_S = 3.0  # timeout of STUN and TURN servers while candidates are gathered
 LOOPBACK = "127.0.0.1"
 MAX_CHECKS_PER_ADDRESS = 5
-"""Connectivity checks that an address gets which has neither answered one nor sent one of its own."""
-_MAX_LEARNT = 16  # remote addresses that only the peer's checks told
+"""Connectivity checks sent to an address that has neither answered one nor sent one of its own."""
+_MAX_LEARNT = 16  # peer-reflexive candidates
 
 
 def is_reachable(host: str) -> bool:
@@ -117,7 +117,7 @@ def _is_supported(url: str) -> bool:
 
 
 class _Socket(ice.StunProtocol):
-    """One UDP port; what strangers send to it does no harm."""
+    """One UDP socket; datagrams of strangers are dropped."""
 
     def datagram_received(self, data: bytes | str, addr: tuple[Any, ...]) -> None:
         """Takes a STUN message from anyone, all else from the peer alone.
@@ -133,7 +133,7 @@ class _Socket(ice.StunProtocol):
             log.debug("a datagram from %s was no STUN message", addr)
 
     def send_stun(self, message: stun.Message, addr: tuple[str, int]) -> None:
-        """Sends a message, unless it is a check of an address that has had its share."""
+        """Sends a message, unless it is a check of an address that has used up its budget."""
         is_check = message.message_class == stun.Class.REQUEST and "USERNAME" in message.attributes
         connection = self.receiver
         if is_check and isinstance(connection, IceConnection) and not connection.take_check(addr):
@@ -142,7 +142,7 @@ class _Socket(ice.StunProtocol):
 
 
 class IceConnection(ice.Connection):
-    """aioice's connection, but for how local candidates come about and how much may wait to be taken."""
+    """aioice's connection with its own candidate gathering, check budget and bounded receive queue."""
 
     def __init__(
         self, *, servers: tuple[IceServer, ...] = (), port_range: tuple[int, int] | None = None
@@ -157,17 +157,19 @@ class IceConnection(ice.Connection):
         self._servers = servers
         self._port_range = port_range
         self.checks_received = 0
-        """Connectivity checks of the peer, which it repeats as long as it lives (RFC 7675)."""
+        """Connectivity checks received from the peer, which repeats them for consent (RFC 7675)."""
         self._asked: list[asyncio.Task[tuple[Candidate, ice.StunProtocol | None]]] = []
         self._checked = asyncio.Event()  # set while no `connect` is under way
         self._checked.set()
         self._checks_left: dict[tuple[str, int], int] = {}  # by remote address
-        self._proved: dict[tuple[str, int], None] = {}  # who knew the password, oldest first
+        self._proved: dict[
+            tuple[str, int], None
+        ] = {}  # addresses that sent an authenticated check, oldest first
 
     async def get_component_candidates(
         self, component: int, addresses: list[str], timeout: int = 5
     ) -> list[Candidate]:
-        """Returns host candidates within the port range, then what the servers say in time."""
+        """Returns host candidates within the port range, then the servers' candidates that came in time."""
         hosts = []
         for address in addresses or [LOOPBACK]:
             protocol = await self._listen(component, address)
@@ -197,13 +199,13 @@ class IceConnection(ice.Connection):
                 log.warning("an ICE server gave no candidate: %s", str(answer) or type(answer).__name__)
             else:
                 candidates.append(answer[0])
-        places: dict[tuple[str, int], Candidate] = {}  # the same one said twice is one (RFC 8445, 5.1.3)
+        places: dict[tuple[str, int], Candidate] = {}  # redundant ones are left out (RFC 8445, 5.1.3)
         for candidate in candidates:
             places.setdefault((candidate.host, candidate.port), candidate)
         return list(places.values())
 
     async def connect(self) -> None:
-        """Finds a way to the peer.
+        """Nominates a candidate pair.
 
         Raises:
             ConnectionError: there is none, or closed meanwhile.
@@ -212,7 +214,7 @@ class IceConnection(ice.Connection):
         try:
             await super().connect()
             if self._closing and self._query_consent_task is not None:
-                # Begun after `close` looked for it, it would go on without end.
+                # Begun after `close` cancelled it, it would never end.
                 self._query_consent_task.cancel()
                 raise ConnectionError("closed while it connected")
         finally:
@@ -228,7 +230,7 @@ class IceConnection(ice.Connection):
     def check_incoming(
         self, message: stun.Message, addr: tuple[str, int], protocol: ice.StunProtocol
     ) -> None:
-        """Takes a check that has proved to be the peer's; its sender may forge where it comes from."""
+        """Takes an authenticated check of the peer; its source address may be forged."""
         if "PRIORITY" not in message.attributes:
             return  # it has to be there (RFC 8445, 7.1.1)
         self.checks_received += 1
@@ -252,7 +254,7 @@ class IceConnection(ice.Connection):
         return place in self._proved or self._has_succeeded(place)
 
     def take_check(self, addr: tuple[str, int]) -> bool:
-        """Returns whether an address may get another check, and counts it.
+        """Returns whether another check may be sent to an address, and counts it.
 
         Addresses come from whoever wrote the offer, and may be a third party's: without an answer each gets
         `MAX_CHECKS_PER_ADDRESS`, from all our sockets together, and one more for each check of its own.
@@ -268,7 +270,7 @@ class IceConnection(ice.Connection):
         return any(pair.state == succeeded and pair.remote_addr == addr for pair in self._check_list)
 
     def _make_room(self, addr: tuple[str, int]) -> None:
-        """Forgets the oldest address that only a check told where there are too many, and a new one comes."""
+        """Forgets the oldest peer-reflexive candidate where there are too many, before a new one."""
         if any((c._network_host, c.port) == addr for c in self._remote_candidates):
             return
         in_use = [pair.remote_candidate for pair in self._nominated.values()]
@@ -285,14 +287,14 @@ class IceConnection(ice.Connection):
         address = ipaddress.ip_address(remote_candidate._network_host)
         hosts = (ipaddress.ip_address(protocol.local_candidate.host) for protocol in self._protocols)
         if address.is_loopback and not any(host.is_loopback for host in hosts):
-            return  # who is on this machine checks us, and is known by that
+            return  # a peer on this machine checks us, which gives its peer-reflexive candidate
         if remote_candidate.type != "prflx":
             place = (remote_candidate._network_host, remote_candidate.port)
             self._checks_left.setdefault(place, MAX_CHECKS_PER_ADDRESS)
         super()._pair_remote_candidate(remote_candidate)
 
     def data_received(self, data: bytes, component: int) -> None:
-        """Keeps a datagram that is no STUN message, for who reads the connection."""
+        """Queues a datagram that is no STUN message."""
         if not data:
             return  # aiortc looks at the first byte, and would end the connection
         if self._queue.qsize() < _MAX_WAITING:
@@ -367,7 +369,7 @@ class IceConnection(ice.Connection):
 
 
 def replace_connection(transport: RTCIceTransport, connection: IceConnection) -> None:
-    """Lets a transport of aiortc that has not started use another connection."""
+    """Replaces the ICE connection of a transport of aiortc that has not started."""
     transport.iceGatherer._connection = connection
     transport._connection = connection
     transport._recv, transport._send = connection.recv, connection.send

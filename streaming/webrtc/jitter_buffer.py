@@ -1,9 +1,8 @@
-"""Packets on their way from the network to the decoder: put in order, counted, and timed.
+"""Jitter buffer of RTP audio: packets reordered, losses counted, target delay estimated.
 
-How long to wait is learnt from the transit of each packet, its time of arrival less its place in the media:
-the least of the last two seconds is the network at rest, and what nearly every packet stays below is what a
-player has to wait. Sequence numbers and timestamps are unwrapped (RFC 3550, appendix A.1); what the player
-goes by is the place that `packet_placement` finds.
+The target delay is the 95th percentile of relative one-way delay over two seconds. A packet's one-way delay
+is its time of arrival less its media time, relative to the least of the window. Sequence numbers and
+timestamps are unwrapped (RFC 3550, appendix A.1); media time is what `packet_placement` finds.
 """
 
 from __future__ import annotations
@@ -18,19 +17,19 @@ from .packet_placement import PacketPlacement
 START_TARGET_S = 0.040  # until enough packets were seen
 MIN_TARGET_S = 0.010
 MAX_TARGET_S = 0.120
-BOUND_S = 2.0  # media that may wait; then the oldest is dropped
+BOUND_S = 2.0  # media in the buffer, at most; then the oldest is dropped
 
 _WINDOW_S = 2.0
-_FEWEST_EVENTS = 10  # what is learnt from less is chance
-_IN_TIME = 0.95  # so many arrivals of a hundred are waited for
+_MIN_EVENTS = 10  # of an estimate
+_IN_TIME = 0.95  # the percentile of delay that is waited for
 _MARGIN_S = 0.003
-_BURST = 0.75  # packets that come quicker than this share of their playing time belong to one stall
+_BURST = 0.75  # packets at shorter intervals than this share of their duration belong to one stall
 _PAUSE_S = 1.0
 _FALLING_S = 0.060
 _MAX_AHEAD = 3000  # RFC 3550's MAX_DROPOUT and MAX_MISORDER, in packets
 _MAX_BEHIND = 100
 _SAME_CLOCK_S = 1.0
-_REMEMBERED_LOSSES = 512
+_MAX_REMEMBERED_LOSSES = 512
 
 
 def unwrap(wire: int, *, near: int, bits: int) -> int:
@@ -44,7 +43,7 @@ class AudioPacket:
     """One packet of Opus."""
 
     sequence: int  # unwrapped
-    timestamp: int  # unwrapped, 48 kHz, of the first sample; once placed: its place in the media
+    timestamp: int  # unwrapped, 48 kHz, of the first sample; once placed: its media time
     payload: bytes
     samples: int  # at 48 kHz, as the payload's head says
     arrived_s: float
@@ -56,22 +55,22 @@ class AudioPacket:
 
     @property
     def transit_s(self) -> float:
-        """Arrival less place in the media; only differences mean something."""
+        """One-way delay: arrival less media time; only differences mean something."""
         return self.arrived_s - self.timestamp / OPUS_RATE_HZ
 
 
 @dataclass(kw_only=True, slots=True)
 class _Event:
-    least_s: float
-    most_s: float
+    min_s: float
+    max_s: float
     arrived_s: float
 
 
 class TransitWindow:
-    """How late packets came in the last two seconds.
+    """One-way delays of the last two seconds, and the target delay that they ask for.
 
-    What counts is events: packets that come in a rush after a stall are one, so that a single stall of the
-    network, however many packets it held up, does not make everyone wait from then on.
+    Packets that come in a burst after a stall count as one event, so that a single stall of the network,
+    however many packets it held up, does not raise the target delay.
     """
 
     def __init__(self) -> None:
@@ -87,50 +86,50 @@ class TransitWindow:
 
     @property
     def base_s(self) -> float:
-        """The least transit: the network at rest."""
+        """The least one-way delay: the network at rest."""
         return self._base_s
 
     @property
     def wait_s(self) -> float:
-        """The transit that a player has to allow for."""
+        """The one-way delay that playout allows for."""
         return self._base_s + self.target_s
 
     def forget(self) -> None:
-        """Starts anew, as after a pause; the target stays until more is known."""
+        """Forgets all delays, as after a pause; the target delay stays until there are enough new ones."""
         self._events.clear()
         self._last = None
 
     def add(self, packet: AudioPacket) -> None:
-        """Takes note of one arrival."""
+        """Takes one arrival."""
         transit_s = packet.transit_s
         last, self._last = self._last, packet
         if last is not None and packet.arrived_s - last.arrived_s > _PAUSE_S:
             self._events.clear()  # clocks drift and routes change; a pause may also stop the sender's clock
         if self._events and last is not None and _same_stall(last, packet):
             event = self._events[-1]
-            event.least_s = min(event.least_s, transit_s)
-            event.most_s = max(event.most_s, transit_s)
+            event.min_s = min(event.min_s, transit_s)
+            event.max_s = max(event.max_s, transit_s)
         else:
-            self._events.append(_Event(least_s=transit_s, most_s=transit_s, arrived_s=packet.arrived_s))
+            self._events.append(_Event(min_s=transit_s, max_s=transit_s, arrived_s=packet.arrived_s))
             self._follow_shift()
         oldest_s = packet.arrived_s - _WINDOW_S
-        while len(self._events) > _FEWEST_EVENTS and self._events[0].arrived_s < oldest_s:
+        while len(self._events) > _MIN_EVENTS and self._events[0].arrived_s < oldest_s:
             self._events.popleft()
-        self._base_s = min(event.least_s for event in self._events)
-        if len(self._events) >= _FEWEST_EVENTS:
-            ordered = sorted(event.most_s for event in self._events)
+        self._base_s = min(event.min_s for event in self._events)
+        if len(self._events) >= _MIN_EVENTS:
+            ordered = sorted(event.max_s for event in self._events)
             late_s = ordered[int(_IN_TIME * (len(ordered) - 1))] - self._base_s + _MARGIN_S
             self.target_s = min(max(late_s, MIN_TARGET_S), MAX_TARGET_S)
 
     def _follow_shift(self) -> None:
         # A route that became longer than any target: without this nothing would be in time until the window
         # has moved on. A queue that empties looks the same at first, but its transits fall.
-        if len(self._events) <= _FEWEST_EVENTS:
+        if len(self._events) <= _MIN_EVENTS:
             return
-        newest = list(self._events)[-_FEWEST_EVENTS:]
+        newest = list(self._events)[-_MIN_EVENTS:]
         if (
-            min(event.least_s for event in newest) > self._base_s + MAX_TARGET_S
-            and newest[-1].least_s > newest[0].least_s - _FALLING_S
+            min(event.min_s for event in newest) > self._base_s + MAX_TARGET_S
+            and newest[-1].min_s > newest[0].min_s - _FALLING_S
         ):
             self._events = deque(newest)
 
@@ -141,16 +140,16 @@ def _same_stall(last: AudioPacket, packet: AudioPacket) -> bool:
 
 
 class JitterBuffer:
-    """The packets that wait, by sequence number, at most two seconds of them: then the oldest is dropped.
+    """Packets by sequence number, at most two seconds of them: then the oldest is dropped.
 
-    Not safe for several threads by itself: its owner holds a lock around each call.
+    Not thread-safe: its owner holds a lock around each call.
     """
 
     def __init__(self) -> None:
         self.transit = TransitWindow()
-        self.generation = 0  # goes up when the sender began anew with other numbers
-        self.lost = 0  # given up when later ones were played, or not decodable; never goes back
-        self.late = 0  # came when its place had been played, given up before or not
+        self.generation = 0  # counts restarts of the sender with other sequence numbers
+        self.lost = 0  # given up when later ones were played, or not decodable; never decreases
+        self.late = 0  # came after their playout time, given up before or not
         self._packets: list[AudioPacket] = []
         self._placement = PacketPlacement()
         self._newest: AudioPacket | None = None  # by sequence; as it came, not placed
@@ -160,13 +159,13 @@ class JitterBuffer:
 
     @property
     def missing(self) -> int:
-        """How many numbers lie between the packet that was taken last and the oldest that waits."""
+        """Sequence numbers missing between the packet taken last and the oldest in the buffer."""
         if self._next_sequence is None or not self._packets:
             return 0
         return max(self._packets[0].sequence - self._next_sequence, 0)
 
     def put(self, *, sequence: int, timestamp: int, payload: bytes, arrived_s: float) -> None:
-        """Takes a packet as it came: `sequence` of 16 bits, `timestamp` of 32. What is no Opus is lost."""
+        """Inserts a packet as it came: `sequence` of 16 bits, `timestamp` of 32. What is no Opus is lost."""
         samples = packet_samples(payload)
         if not samples:
             return
@@ -184,7 +183,7 @@ class JitterBuffer:
         if self._newest is None or _belongs(self._newest, arrived):
             self._accept(arrived)
         elif self._stray is not None and _follows(self._stray, follower := packet(self._stray)):
-            self._begin_anew(self._stray, follower)
+            self._restart(self._stray, follower)
         else:
             self._stray = arrived  # believed when a second one follows it (RFC 3550, appendix A.1)
 
@@ -215,7 +214,7 @@ class JitterBuffer:
         return samples
 
     def clear(self) -> None:
-        """Throws away what waits."""
+        """Empties the buffer."""
         self._packets.clear()
 
     def _accept(self, packet: AudioPacket) -> None:
@@ -241,13 +240,13 @@ class JitterBuffer:
     def _placed(self, packet: AudioPacket) -> AudioPacket:
         return replace(packet, timestamp=self._placement.place(packet))
 
-    def _begin_anew(self, *packets: AudioPacket) -> None:
+    def _restart(self, *packets: AudioPacket) -> None:
         self.generation += 1
         self._packets.clear()
         self._missing.clear()
         self._newest = None
         self._next_sequence = None
-        self._placement.begin_anew()
+        self._placement.restart()
         self.transit.forget()
         for packet in packets:
             self._accept(packet)
@@ -255,9 +254,9 @@ class JitterBuffer:
     def _pass(self, sequence: int) -> None:
         if self._next_sequence is not None and sequence > self._next_sequence:
             self.lost += sequence - self._next_sequence
-            for missing in range(max(self._next_sequence, sequence - _REMEMBERED_LOSSES), sequence):
+            for missing in range(max(self._next_sequence, sequence - _MAX_REMEMBERED_LOSSES), sequence):
                 self._missing[missing] = None
-            while len(self._missing) > _REMEMBERED_LOSSES:
+            while len(self._missing) > _MAX_REMEMBERED_LOSSES:
                 self._missing.popitem(last=False)
         self._next_sequence = sequence + 1
 

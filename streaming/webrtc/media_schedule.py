@@ -1,10 +1,10 @@
-"""When each sample and frame of a live stream is due: one clock for ticks, sound, pictures and reports."""
+"""Media clock of a live stream: deadlines of ticks, sound and frames, and the NTP time of sender reports."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..pipeline.clock import FRAME_RATE_HZ, FRAME_SAMPLES, SAMPLE_RATE_HZ
+from models.time_base import FRAME_RATE_HZ, FRAME_SAMPLES, SAMPLE_RATE_HZ
 
 TICK_S = 0.02
 TICK_SAMPLES = SAMPLE_RATE_HZ // 50  # 320: what one tick takes from the microphone, at 16 kHz
@@ -12,43 +12,44 @@ TICKS_PER_FRAME = FRAME_SAMPLES // TICK_SAMPLES
 SOUND_RATE_HZ = 48_000  # RTP clock of Opus, RFC 7587
 VIDEO_CLOCK_HZ = 90_000  # RTP clock of video, RFC 3551
 NTP_EPOCH_S = 2_208_988_800  # from 1900, where NTP counts from, to 1970
-# Receivers hold sound back longer than pictures that they were told to show at once (Chromium, measured on
-# one machine: by 24 ms and more). Sound that leaves a little earlier is heard when its frame is seen.
+# A receiver's jitter buffer delays sound more than pictures of playout-delay 0 (Chromium, measured on one
+# machine: by 24 ms and more). Sound that leaves a little earlier is in sync with its frame.
 SOUND_LEAD_TICKS = 2
-SPARE_MS = 6.0  # by which packets are there before their tick, beyond what the network's jitter asks for
+SPARE_MS = 6.0  # by which packets come before their tick, beyond the target delay
 _SLEW_GAIN = 1e-3  # a tick: settles within half a minute
 _MAX_SLEW_S = 20e-6  # a tick: 0.1 %, ten times what sound cards are off
-MIN_ALLOWANCE_TICKS, MAX_ALLOWANCE_TICKS = 2, 8
+MIN_PLAYOUT_DELAY_TICKS, MAX_PLAYOUT_DELAY_TICKS = 2, 8
 
 
 @dataclass(kw_only=True)
 class MediaSchedule:
     """Maps media time to the machine's monotonic clock and to wall time.
 
-    A change of `allowance_ticks` moves sound, pictures and reports alike; `slew` moves the ticks as well.
+    A change of `playout_delay_ticks` moves sound, pictures and reports alike; `slew` moves the ticks as well.
 
     Tick k takes the samples [320 k, 320 (k + 1)) from the microphone. Frame i can be drawn once its
-    look-ahead was taken; it is due `allowance_ticks` later, and the sound of its samples at about that time.
+    look-ahead was taken; it is due `playout_delay_ticks` later, and the sound of its samples at about that
+    time.
     """
 
     start_s: float  # monotonic clock at tick 0
     start_unix_s: float  # wall time at the same moment
     lookahead_frames: int
-    allowance_ticks: int  # time for networks, raymarcher and encoder; one thread may change it
+    playout_delay_ticks: int  # for networks, raymarcher and encoder; one thread may change it
 
     def slew(self, by_s: float) -> None:
-        """Moves all that is to come, by so little that nobody notices; the wall time of a moment stays."""
+        """Slews all deadlines to come, imperceptibly; the wall time of a moment stays."""
         self.start_s += by_s
         self.start_unix_s += by_s
 
     @property
     def delay_ticks(self) -> int:
-        """From a tick that takes sound to the tick at which the frame that begins with it is due."""
-        return TICKS_PER_FRAME * (1 + self.lookahead_frames) - 1 + self.allowance_ticks
+        """Ticks from the one that takes sound to the one at which the frame that begins with it is due."""
+        return TICKS_PER_FRAME * (1 + self.lookahead_frames) - 1 + self.playout_delay_ticks
 
     @property
     def sound_delay_ticks(self) -> int:
-        """From a tick that takes sound to the tick at which the sound leaves."""
+        """Ticks from the one that takes sound to the one at which it is sent."""
         return self.delay_ticks - SOUND_LEAD_TICKS
 
     @property
@@ -69,7 +70,7 @@ class MediaSchedule:
         return self.start_unix_s + monotonic_s - self.start_s
 
     def ntp_at(self, media_s: float) -> int:
-        """Returns the 64-bit NTP time at which media of this time is due: what sender reports carry.
+        """Returns the 64-bit NTP timestamp of sender reports: when media of this time is due.
 
         RFC 3550, 6.4.1: the receiver aligns streams by it, so it must be media time, not sending time.
         """
@@ -79,10 +80,10 @@ class MediaSchedule:
 
 
 def slew_towards(spare_ms: float) -> float:
-    """Returns by how many seconds to slew after a tick at which a packet had waited `spare_ms` for nothing.
+    """Returns the slew in seconds after a tick whose packet came `spare_ms` before the target delay needs it.
 
-    The microphone's clock is another than this machine's. Left alone, packets would wait ever longer for
-    their tick, or ever shorter, until a whole tick has to be left out or put in; so the ticks follow.
+    The microphone's clock drifts against this machine's. Without slew the delay of packets would grow or
+    shrink until a whole tick has to be removed or added.
     """
     wanted_s = (SPARE_MS - spare_ms) / 1000 * _SLEW_GAIN
     return min(max(wanted_s, -_MAX_SLEW_S), _MAX_SLEW_S)

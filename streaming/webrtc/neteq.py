@@ -1,9 +1,9 @@
-"""The microphone's way in: packets from the network, 20 ms of sound for every tick.
+"""NetEQ for the microphone: jitter buffer, packet loss concealment and time stretching, 20 ms a tick.
 
-Playing is driven by time. A packet that is missing at its tick is concealed and its place is over: the delay
-never grows with what the network loses or holds up. The delay changes only to follow what packets need, in
-steps of whole ticks (less would protect no more packets, because they are read by the tick), and by leaving
-out or putting in periods of the sound.
+Playout is driven by time. A packet that is missing at its tick is concealed and its time is over: loss and
+stalls of the network never lengthen the delay. It follows the target delay alone, in steps of whole ticks
+(less would protect no more packets, because they are read by the tick), by accelerate and expand: pitch
+periods are removed or repeated.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ log = logging.getLogger(__name__)
 
 TICK_S = BLOCK_SAMPLES / OPUS_RATE_HZ
 
-_HOLD_SAMPLES = 4_800  # concealed at full loudness for 100 ms, then faded out within as much
+_HOLD_SAMPLES = 4_800  # 100 ms of concealment at full loudness, then a fade-out as long
 _SILENT_SAMPLES = 9_600
 _IDLE_SAMPLES = 48_000  # after a second without sound the stream starts anew with its next packet
 _HYSTERESIS_S = 0.005
-_STEADY_TICKS = 10  # so long the delay must be too long before anything is left out
-_PATIENCE_TICKS = 25  # so long a good place for it is waited for
+_STEADY_TICKS = 10  # for which the delay must be too long before it is shortened
+_PATIENCE_TICKS = 25  # for which a place of high correlation is waited for
 _ALIKE = 0.5
-_JUMP_DOWN_S = 0.250  # what is further off than this is jumped over: no ear follows it
+_JUMP_DOWN_S = 0.250  # further from the target delay than this, playout jumps
 _JUMP_UP_S = 0.130
 
 
@@ -51,23 +51,22 @@ class MicrophoneBlock:
     """The sound of one tick."""
 
     samples: F32  # (960,) 48 kHz mono, [-1, 1]
-    timestamp: (
-        int | None
-    )  # RTP timestamp (48 kHz) of the first sample, unwrapped; None where nothing is known
+    # RTP timestamp (48 kHz) of the first sample, unwrapped; None where nothing is known.
+    timestamp: int | None
     arrived_s: float | None  # when the last sample's packet arrived, on the caller's clock; None if concealed
     concealed: bool  # whether any of it is
 
 
 @dataclass(slots=True)
 class _Run:
-    """Samples that wait to be read and have their origin in common."""
+    """Decoded samples of one origin."""
 
     samples: int
     arrived_s: float | None  # None: concealed
 
 
 class MicrophoneStream:
-    """A sender's packets as an endless stream of blocks. One thread puts, another one reads."""
+    """An endless stream of 20 ms blocks from RTP packets; one thread puts, another reads."""
 
     def __init__(self, *, decoder: OpusDecoder | None = None) -> None:
         self._decoder = decoder or OpusDecoder()
@@ -75,19 +74,19 @@ class MicrophoneStream:
         self._buffer = JitterBuffer()
         self._closed = False
         # From here on: the reader's alone.
-        self._told_anew = False
+        self._restart_logged = False
         self._generation = 0
         self._waiting = np.zeros(0, np.float32)  # decoded, not read
         self._runs: deque[_Run] = deque()  # where `_waiting` comes from
         self._position: int | None = None  # timestamp of what is decoded next; None while nothing plays
         self._packet_samples = BLOCK_SAMPLES
-        self._cut = True  # the next packet has nothing to do with what was decoded last
+        self._cut = True  # the next packet does not continue what was decoded last
         self._concealed_run = _SILENT_SAMPLES
-        self._missing_samples = 0  # to put in
-        self._surplus_samples = 0  # to leave out
+        self._missing_samples = 0  # to expand by
+        self._surplus_samples = 0  # to accelerate by
         self._surplus_ticks = 0
         self._depth_s = 0.0
-        self._made_up_samples = 0  # while no packet was there: whether one was lost, the next one tells
+        self._unclassified_samples = 0  # concealed; the next packet tells whether of a loss or of a pause
         self._concealed_samples = 0
         self._shortened_samples = 0
         self._lengthened_samples = 0
@@ -95,46 +94,46 @@ class MicrophoneStream:
 
     @property
     def depth_ms(self) -> float:
-        """How long a packet waits that the network did not hold up at all."""
+        """The delay of a packet of least one-way delay from its arrival to its playout."""
         return self._depth_s * 1000
 
     @property
     def target_ms(self) -> float:
-        """How much of a packet's delay in the network is allowed for."""
+        """The target delay of the jitter buffer."""
         return self._buffer.transit.target_s * 1000
 
     @property
     def packets_lost(self) -> int:
-        """Packets given up as missing or no Opus; one that comes late after all is counted there too."""
+        """Packets that were missing at playout or not decodable; one that came late is in both counts."""
         return self._buffer.lost
 
     @property
     def packets_late(self) -> int:
-        """Packets that came when their place was over."""
+        """Packets that came after their playout time."""
         return self._buffer.late
 
     @property
     def fec_packets(self) -> int:
-        """Lost packets that were taken from the copy in the one after."""
+        """Lost packets that were recovered by in-band FEC (LBRR) of their successors."""
         return self._fec_packets
 
     @property
     def concealed_ms(self) -> float:
-        """Sound made up for packets that were lost or late; a sender's pauses are none of it."""
+        """Sound synthesised by packet loss concealment, a sender's pauses (DTX) left out."""
         return self._concealed_samples * 1000 / OPUS_RATE_HZ
 
     @property
     def shortened_ms(self) -> float:
-        """Sound left out to make the delay shorter."""
+        """Sound removed by accelerate."""
         return self._shortened_samples * 1000 / OPUS_RATE_HZ
 
     @property
     def lengthened_ms(self) -> float:
-        """Sound put in to make the delay longer."""
+        """Sound added by expand."""
         return self._lengthened_samples * 1000 / OPUS_RATE_HZ
 
     def put(self, *, sequence: int, timestamp: int, payload: bytes, arrived_s: float) -> None:
-        """Takes a packet as it came from the network.
+        """Puts an RTP packet into the jitter buffer.
 
         Args:
             sequence: RTP sequence number, 16 bits.
@@ -147,7 +146,7 @@ class MicrophoneStream:
                 self._buffer.put(sequence=sequence, timestamp=timestamp, payload=payload, arrived_s=arrived_s)
 
     def read(self, now_s: float) -> MicrophoneBlock:
-        """Returns the next 20 ms; never waits, never raises for what came from the network.
+        """Returns the next 20 ms; never blocks, never raises for what came from the network.
 
         Args:
             now_s: when the tick was due, not when the machine got to it.
@@ -157,11 +156,13 @@ class MicrophoneStream:
                 return _silence()
             if self._generation != self._buffer.generation:
                 self._generation = self._buffer.generation
-                level = logging.DEBUG if self._told_anew else logging.INFO  # two at once would fill the log
+                level = (
+                    logging.DEBUG if self._restart_logged else logging.INFO
+                )  # two at once would fill the log
                 log.log(level, "the microphone's sender began anew")
-                self._told_anew = True
+                self._restart_logged = True
                 self._stop()
-                self._made_up_samples = 0
+                self._unclassified_samples = 0
             self._update_target_delay(now_s)
             if self._position is None:
                 self._start(now_s)
@@ -175,7 +176,7 @@ class MicrophoneStream:
         return self._give(timestamp)
 
     def close(self) -> None:
-        """Throws away what waits; from then on `read` gives silence. A second time it does nothing."""
+        """Empties the jitter buffer; from then on `read` gives silence. Safe twice."""
         with self._lock:
             self._closed = True
             self._buffer.clear()
@@ -186,7 +187,7 @@ class MicrophoneStream:
         return self._buffer.transit.wait_s + read_offset_s(self._packet_samples)
 
     def _update_target_delay(self, now_s: float) -> None:
-        """Decides how much to leave out or put in; the lock is held."""
+        """Sets by how much to accelerate or expand; the lock is held."""
         self._surplus_samples = self._missing_samples = 0
         transit = self._buffer.transit
         if self._position is None or not transit.known:
@@ -216,7 +217,7 @@ class MicrophoneStream:
         self._surplus_samples = self._missing_samples = self._surplus_ticks = 0
 
     def _start(self, now_s: float) -> None:
-        """Begins to play as soon as the oldest packet has waited long enough; the lock is held."""
+        """Begins playout once the oldest packet has waited for the target delay; the lock is held."""
         first = self._buffer.peek()
         if first is None:
             return
@@ -228,7 +229,7 @@ class MicrophoneStream:
         first = self._buffer.peek()
         if first is not None and first.timestamp <= newest_start_s * OPUS_RATE_HZ:
             self._count_concealed(self._buffer.missing * first.samples)
-            self._made_up_samples = 0
+            self._unclassified_samples = 0
             self._position = first.timestamp
 
     # Sound --------------------------------------------------------------------------------------------
@@ -252,16 +253,16 @@ class MicrophoneStream:
             self._decode_nothing(position)
             return
         self._count_concealed(missing * packet.samples + position - packet.timestamp)
-        self._made_up_samples = 0
+        self._unclassified_samples = 0
         if packet.timestamp <= position:
             self._decode_packet(packet, position)
         else:
             self._decode_gap(packet, packet.timestamp - position, missing=missing)
 
     def _count_concealed(self, samples: int) -> None:
-        """Counts as concealed what was made up where packets should have been, now that they are known of."""
-        samples = min(max(samples, 0), self._made_up_samples)
-        self._made_up_samples -= samples
+        """Counts concealed samples as loss, once a later packet shows that there were packets."""
+        samples = min(max(samples, 0), self._unclassified_samples)
+        self._unclassified_samples -= samples
         self._concealed_samples += samples
 
     def _decode_nothing(self, position: int) -> None:
@@ -274,7 +275,7 @@ class MicrophoneStream:
             self._lengthened_samples += samples
         else:
             self._position = position + samples
-            self._made_up_samples += samples
+            self._unclassified_samples += samples
         self._append(self._conceal(samples), None)
 
     def _decode_gap(self, packet: AudioPacket, gap_samples: int, *, missing: int) -> None:
@@ -321,7 +322,7 @@ class MicrophoneStream:
         self._cut = False
 
     def _tail(self) -> F32 | None:
-        """Returns how the sound so far would go on, to be faded into what is not its continuation."""
+        """Returns concealment to cross-fade from into a packet that does not continue the sound so far."""
         if not self._cut and self._concealed_run <= _HOLD_SAMPLES:
             return None  # the decoder joins by itself
         return self._conceal(SEAM_SAMPLES)
@@ -334,7 +335,7 @@ class MicrophoneStream:
         return np.concatenate([cross_fade(tail[:seam], samples[:seam]), samples[seam:]])
 
     def _conceal(self, samples: int) -> F32:
-        """Returns (samples,) that go on from the sound so far, silent 200 ms after its end."""
+        """Returns (samples,) of packet loss concealment, faded to silence 200 ms after the last packet."""
         first = self._concealed_run
         self._concealed_run = min(first + samples, _IDLE_SAMPLES)
         if first >= _SILENT_SAMPLES:
@@ -380,7 +381,7 @@ class MicrophoneStream:
         self._runs[0].samples += period
 
     def _reach(self, samples: int) -> bool:
-        """Returns whether that many samples wait, decoding what is here already but making nothing up."""
+        """Returns whether so many samples are decoded, after decoding what has arrived; conceals nothing."""
         while len(self._waiting) < max(samples, 2 * MAX_SAMPLES):
             with self._lock:
                 packet = self._buffer.peek()

@@ -1,8 +1,7 @@
 """Opus at 48 kHz mono, packet by packet: decoding with concealment and in-band repair, and encoding.
 
 libopus is driven directly, because PyAV's wrapper offers neither concealment nor forward error correction
-(RFC 6716, section 2.1.7). PyAV's wheels bring libopus along; where it cannot be loaded, PyAV's codec stands
-in.
+(RFC 6716, section 2.1.7). PyAV's wheels bring libopus along; PyAV built otherwise needs the system's.
 """
 
 from __future__ import annotations
@@ -10,26 +9,17 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import functools
-import logging
-import sys
 import weakref
-from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import av
-import av.audio
-import av.error
 import numpy as np
 
 from cuda_kernels.arrays import F32
 
+from ..errors import InputError
 from ..pipeline.downmix import Downmix
-from .time_stretch import SEAM_SAMPLES, cross_fade, find_period
-
-Application = Literal["voip", "audio"]
-
-log = logging.getLogger(__name__)
 
 OPUS_RATE_HZ = 48_000
 BLOCK_SAMPLES = 960  # 20 ms
@@ -38,13 +28,15 @@ MAX_PACKET_SAMPLES = 5760  # 120 ms, RFC 6716, section 3.2.5
 _CHANNELS = 2
 _GRAIN_SAMPLES = 120  # libopus conceals in multiples of 2.5 ms
 _MAX_PACKET_BYTES = 1500
-_APPLICATIONS = {"voip": 2048, "audio": 2049}
+_BITRATE_BPS = 48_000  # average; the packets' sizes vary
+_COMPLEXITY = 5  # of 0 (quick) to 10 (best)
+_EXPECTED_LOSS_PERCENT = 5  # how much of the packets is spent on repair
+_VOIP = 2048  # OPUS_APPLICATION_VOIP
 _RESET_STATE = 4028
 _SET_BITRATE = 4002
 _SET_COMPLEXITY = 4010
 _SET_INBAND_FEC = 4012
 _SET_PACKET_LOSS_PERC = 4014
-_GET_LOOKAHEAD = 4027
 
 
 class OpusError(ValueError):
@@ -111,8 +103,8 @@ class Libopus:
             self._has_lbrr = None
 
     def has_inband_fec(self, payload: bytes) -> bool:
-        """Returns whether a packet carries a coarse copy of the one before it."""
-        if payload[0] & 0x80:  # CELT only: it has none
+        """Returns whether a packet carries LBRR (in-band FEC) for its predecessor."""
+        if payload[0] & 0x80:  # CELT only: it has no LBRR
             return False
         return self._has_lbrr is None or self._has_lbrr(payload, len(payload)) == 1
 
@@ -136,22 +128,21 @@ def _libopus_paths() -> list[str]:
 
 
 @functools.cache
-def find_libopus() -> Libopus | None:
-    """Returns libopus from beside PyAV or from the system, None if there is none."""
+def load_libopus() -> Libopus:
+    """Returns libopus from beside PyAV or from the system.
+
+    Raises:
+        InputError: there is none.
+    """
     for path in _libopus_paths():
         try:
             return Libopus(path)
         except (OSError, AttributeError):
             continue
-    log.info("libopus was not found on %s: lost sound is faded out instead of concealed", sys.platform)
-    return None
-
-
-class _Decoder(Protocol):
-    def decode(self, payload: bytes) -> F32: ...
-    def conceal(self, samples: int) -> F32: ...
-    def recover(self, next_payload: bytes, samples: int) -> F32 | None: ...
-    def reset(self) -> None: ...
+    raise InputError(
+        "libopus: expected it beside PyAV or on this system, got none; "
+        "install it (on Debian: apt-get install libopus0)"
+    )
 
 
 class OpusDecoder:
@@ -161,49 +152,12 @@ class OpusDecoder:
     """
 
     def __init__(self) -> None:
-        library = find_libopus()
-        self._decoder: _Decoder = _PyavDecoder() if library is None else _LibopusDecoder(library)
-
-    def decode(self, payload: bytes) -> F32:
-        """Returns (n,) float32 in [-1, 1], as many samples as the packet holds.
+        """Sets the decoder up.
 
         Raises:
-            OpusError: the payload is no Opus packet.
+            InputError: there is no libopus.
         """
-        expected = packet_samples(payload)
-        if not expected:
-            raise OpusError(f"opus: expected a packet, got {len(payload)} bytes that are none")
-        samples = _bounded(self._decoder.decode(payload))
-        if len(samples) != expected:
-            raise OpusError(f"opus: expected {expected} samples by the packet's head, got {len(samples)}")
-        return samples
-
-    def conceal(self, samples: int) -> F32:
-        """Returns (samples,) float32 that go on from what was decoded last, for a packet that is missing."""
-        return _bounded(self._decoder.conceal(samples))
-
-    def recover(self, next_payload: bytes, samples: int) -> F32 | None:
-        """Returns the (samples,) float32 before `next_payload` from the copy in it, None if it has none.
-
-        Call it before `next_payload` itself is decoded; `samples` is the length of that packet.
-        """
-        recovered = self._decoder.recover(next_payload, samples)
-        return None if recovered is None else _bounded(recovered)
-
-    def reset(self) -> None:
-        """Forgets what was decoded: the next packet is the first of another stream."""
-        self._decoder.reset()
-
-
-def _bounded(samples: F32) -> F32:
-    if not np.isfinite(samples).all():
-        samples = np.nan_to_num(samples, nan=0.0, posinf=1.0, neginf=-1.0)
-    return np.clip(samples, -1.0, 1.0)
-
-
-class _LibopusDecoder:
-    def __init__(self, library: Libopus) -> None:
-        self._library = library
+        self._library = library = load_libopus()
         code = ctypes.c_int()
         # Opened as mono, libopus would mix by itself, and sides that cancel would be silence.
         self._state = library.decoder_create(OPUS_RATE_HZ, _CHANNELS, ctypes.byref(code))
@@ -215,9 +169,21 @@ class _LibopusDecoder:
         self._pcm_at = self._pcm.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
 
     def decode(self, payload: bytes) -> F32:
-        return self._run(payload, MAX_PACKET_SAMPLES, repair=False)
+        """Returns (n,) float32 in [-1, 1], as many samples as the packet holds.
+
+        Raises:
+            OpusError: the payload is no Opus packet.
+        """
+        expected = packet_samples(payload)
+        if not expected:
+            raise OpusError(f"opus: expected a packet, got {len(payload)} bytes that are none")
+        samples = self._run(payload, MAX_PACKET_SAMPLES, repair=False)
+        if len(samples) != expected:
+            raise OpusError(f"opus: expected {expected} samples by the packet's head, got {len(samples)}")
+        return samples
 
     def conceal(self, samples: int) -> F32:
+        """Returns (samples,) float32 of packet loss concealment for a missing packet."""
         pieces: list[F32] = []
         left = samples
         while left > 0:
@@ -227,6 +193,10 @@ class _LibopusDecoder:
         return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
 
     def recover(self, next_payload: bytes, samples: int) -> F32 | None:
+        """Returns the (samples,) float32 before `next_payload` from its in-band FEC, None if it has none.
+
+        Call it before `next_payload` itself is decoded; `samples` is the length of that packet.
+        """
         if packet_samples(next_payload) != samples or not self._library.has_inband_fec(next_payload):
             return None
         try:
@@ -235,6 +205,7 @@ class _LibopusDecoder:
             return None
 
     def reset(self) -> None:
+        """Resets the decoder: the next packet is the first of another stream."""
         self._library.decoder_ctl(self._state, _RESET_STATE)
 
     def _run(self, payload: bytes | None, room_samples: int, *, repair: bool) -> F32:
@@ -243,56 +214,13 @@ class _LibopusDecoder:
         )
         if count < 0:
             raise OpusError(f"opus: {self._library.reason(count)}, {len(payload or b'')} bytes")
-        return _mono(self._pcm[:count].T, self._downmix)
+        return _bounded(_mono(self._pcm[:count].T, self._downmix))
 
 
-class _PyavDecoder:
-    """Without libopus' own concealment: the last period is repeated and faded out within 40 ms."""
-
-    _FADE_SAMPLES = 1920
-
-    def __init__(self) -> None:
-        self._downmix = Downmix(OPUS_RATE_HZ)
-        self.reset()
-
-    def reset(self) -> None:
-        name = "libopus" if "libopus" in av.codecs_available else "opus"
-        codec = av.CodecContext.create(name, "r")
-        assert isinstance(codec, av.AudioCodecContext)
-        codec.sample_rate = OPUS_RATE_HZ
-        codec.layout = "stereo"
-        self._codec = codec
-        self._last = np.zeros(0, np.float32)  # what was decoded last, at most 40 ms
-        self._concealed_samples = 0
-
-    def decode(self, payload: bytes) -> F32:
-        try:
-            frames = self._codec.decode(av.Packet(payload))
-        except av.error.FFmpegError as error:
-            raise OpusError(f"opus: {error.strerror}, {len(payload)} bytes") from None
-        pieces = [_mono(_channels(frame), self._downmix) for frame in frames]
-        samples = np.concatenate(pieces or [np.zeros(0, np.float32)])
-        heard = samples
-        if self._concealed_samples and len(samples):
-            seam = min(SEAM_SAMPLES, len(samples))
-            heard = np.concatenate([cross_fade(self.conceal(seam), samples[:seam]), samples[seam:]])
-        self._last = np.concatenate([self._last, samples])[-2 * BLOCK_SAMPLES :]
-        self._concealed_samples = 0
-        return heard
-
-    def conceal(self, samples: int) -> F32:
-        first = self._concealed_samples
-        self._concealed_samples += samples
-        if len(self._last) < BLOCK_SAMPLES or first >= self._FADE_SAMPLES:
-            return np.zeros(samples, np.float32)
-        # Reversed, the sound's end is where the search looks for what repeats.
-        period, _ = find_period(self._last[::-1], longest=BLOCK_SAMPLES // 2)
-        at = np.arange(first, first + samples)
-        gain = np.clip(1.0 - at / self._FADE_SAMPLES, 0.0, 1.0)
-        return np.asarray(self._last[-period:][at % period] * gain, np.float32)
-
-    def recover(self, next_payload: bytes, samples: int) -> F32 | None:
-        return None
+def _bounded(samples: F32) -> F32:
+    if not np.isfinite(samples).all():
+        samples = np.nan_to_num(samples, nan=0.0, posinf=1.0, neginf=-1.0)
+    return np.clip(samples, -1.0, 1.0)
 
 
 def _mono(channels: F32, downmix: Downmix) -> F32:
@@ -302,83 +230,38 @@ def _mono(channels: F32, downmix: Downmix) -> F32:
     return downmix.step(channels)
 
 
-def _channels(frame: av.AudioFrame) -> F32:
-    values = frame.to_ndarray()
-    if not frame.format.is_planar:
-        values = values.reshape(-1, frame.layout.nb_channels).T
-    scale = 1.0 if values.dtype.kind == "f" else 1.0 / 32768
-    return np.asarray(values * scale, np.float32)
-
-
-class _Encoder(Protocol):
-    lookahead_samples: int
-
-    def encode(self, samples: F32) -> bytes: ...
-
-
 class OpusEncoder:
     """48 kHz mono in blocks of 20 ms, one packet out for each; each repairs the loss of the one before it."""
 
-    def __init__(
-        self,
-        *,
-        application: Application = "voip",
-        bitrate_bps: int = 48_000,
-        complexity: int = 5,
-        expected_loss_percent: int = 5,
-    ) -> None:
+    def __init__(self) -> None:
         """Sets the encoder up.
 
-        Args:
-            application: `voip` for speech, `audio` for everything.
-            bitrate_bps: average; the packets' sizes vary.
-            complexity: 0 (quick) to 10 (best).
-            expected_loss_percent: how much of the packets is spent on repair.
-
         Raises:
+            InputError: there is no libopus.
             OpusError: the codec refuses a setting.
         """
-        library = find_libopus()
-        told = (application, bitrate_bps, complexity, expected_loss_percent)
-        self._encoder: _Encoder = _PyavEncoder(*told) if library is None else _LibopusEncoder(library, *told)
-
-    @property
-    def lookahead_samples(self) -> int:
-        """By how many samples at 48 kHz the decoded sound is later than what went in."""
-        return self._encoder.lookahead_samples
+        self._library = library = load_libopus()
+        code = ctypes.c_int()
+        self._state = library.encoder_create(OPUS_RATE_HZ, 1, _VOIP, ctypes.byref(code))
+        if not self._state:
+            raise OpusError(f"opus: no encoder: {library.reason(code.value)}")
+        weakref.finalize(self, library.encoder_destroy, self._state)
+        for request, value in (
+            (_SET_BITRATE, _BITRATE_BPS),
+            (_SET_COMPLEXITY, _COMPLEXITY),
+            (_SET_INBAND_FEC, 1),
+            (_SET_PACKET_LOSS_PERC, _EXPECTED_LOSS_PERCENT),
+        ):
+            answer = library.encoder_ctl(self._state, request, ctypes.c_int32(value))
+            if answer < 0:
+                raise OpusError(f"opus: setting {request} to {value}: {library.reason(answer)}")
+        self._packet = ctypes.create_string_buffer(_MAX_PACKET_BYTES)
 
     def encode(self, samples: F32) -> bytes:
         """Returns the packet for (960,) float32 in [-1, 1]."""
         if samples.shape != (BLOCK_SAMPLES,):
             raise ValueError(f"opus: expected ({BLOCK_SAMPLES},) samples, got {samples.shape}")
-        return self._encoder.encode(np.ascontiguousarray(samples, np.float32))
-
-
-class _LibopusEncoder:
-    def __init__(
-        self, library: Libopus, application: Application, bitrate_bps: int, complexity: int, loss: int
-    ) -> None:
-        self._library = library
-        code = ctypes.c_int()
-        self._state = library.encoder_create(OPUS_RATE_HZ, 1, _APPLICATIONS[application], ctypes.byref(code))
-        if not self._state:
-            raise OpusError(f"opus: no encoder: {library.reason(code.value)}")
-        weakref.finalize(self, library.encoder_destroy, self._state)
-        for request, value in (
-            (_SET_BITRATE, bitrate_bps),
-            (_SET_COMPLEXITY, complexity),
-            (_SET_INBAND_FEC, 1),
-            (_SET_PACKET_LOSS_PERC, loss),
-        ):
-            answer = library.encoder_ctl(self._state, request, ctypes.c_int32(value))
-            if answer < 0:
-                raise OpusError(f"opus: setting {request} to {value}: {library.reason(answer)}")
-        lookahead = ctypes.c_int32()
-        library.encoder_ctl(self._state, _GET_LOOKAHEAD, ctypes.byref(lookahead))
-        self.lookahead_samples = lookahead.value
-        self._packet = ctypes.create_string_buffer(_MAX_PACKET_BYTES)
-
-    def encode(self, samples: F32) -> bytes:
+        samples = np.ascontiguousarray(samples, np.float32)
         count = self._library.encode_float(
             self._state,
             samples.ctypes.data_as(ctypes.POINTER(ctypes.c_float)),
@@ -389,35 +272,3 @@ class _LibopusEncoder:
         if count < 0:
             raise OpusError(f"opus: {self._library.reason(count)}")
         return self._packet.raw[:count]
-
-
-class _PyavEncoder:
-    def __init__(self, application: Application, bitrate_bps: int, complexity: int, loss: int) -> None:
-        codec = av.CodecContext.create("libopus", "w")
-        assert isinstance(codec, av.AudioCodecContext)
-        codec.bit_rate = bitrate_bps
-        codec.format = "flt"
-        codec.layout = "mono"
-        codec.sample_rate = OPUS_RATE_HZ
-        codec.time_base = Fraction(1, OPUS_RATE_HZ)
-        codec.options = {
-            "application": application,
-            "compression_level": str(complexity),
-            "fec": "1",
-            "frame_duration": "20",
-            "packet_loss": str(loss),
-        }
-        self.lookahead_samples = 312  # libopus' own at 48 kHz; PyAV does not tell
-        self._codec = codec
-        self._position = 0
-
-    def encode(self, samples: F32) -> bytes:
-        frame = av.AudioFrame.from_ndarray(samples[None], format="flt", layout="mono")
-        frame.sample_rate = OPUS_RATE_HZ
-        frame.time_base = Fraction(1, OPUS_RATE_HZ)
-        frame.pts = self._position
-        self._position += BLOCK_SAMPLES
-        packets = self._codec.encode(frame)
-        if len(packets) != 1:
-            raise OpusError(f"opus: expected one packet for a block, got {len(packets)}")
-        return bytes(packets[0])

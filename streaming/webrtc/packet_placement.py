@@ -1,4 +1,4 @@
-"""Where each packet of Opus belongs in the media: by its length, and by timestamps where those tell more.
+"""The media time of each Opus packet: by its duration, and by RTP timestamps where those tell more.
 
 The timestamps of Opus count samples at 48 kHz (RFC 7587, section 4.1). Some senders count at the rate of
 their encoder, in milliseconds, or not at all, others are a few samples off; the packets tell how long they
@@ -21,9 +21,9 @@ from .opus import OPUS_RATE_HZ
 log = logging.getLogger(__name__)
 
 MIN_PAUSE_SAMPLES = 120  # 2.5 ms, the shortest packet: fewer samples are neither a packet nor a pause
-MAX_EARLY_S = 0.5  # a pause that ends so much before it can have ended is none
+MAX_EARLY_S = 0.5  # a timestamp this far ahead of arrival is no pause
 MAX_JITTER_SAMPLES = 1920  # of timestamps that are too early and too late by turns
-LEARNT_STEPS = 6  # so many steps in a row that do not fit are no chance
+LEARNT_STEPS = 6  # steps in a row that do not fit, before another rate is believed
 
 _TOLERANCE = Fraction(1, 50)
 _MAX_LEARNT_NUMBERS = 4  # more than that are missing in between: nothing is learnt
@@ -70,7 +70,7 @@ class _Step:
 
 
 class PacketPlacement:
-    """Places a stream's packets as they come, in whatever order."""
+    """Finds the media time of a stream's packets as they come, in whatever order."""
 
     def __init__(self) -> None:
         self._recent: list[_Placed] = []  # by sequence number
@@ -84,7 +84,7 @@ class PacketPlacement:
         """Timestamp ticks for a sample at 48 kHz, 1 as it should be; None where they mean nothing."""
         return self._ticks_per_sample
 
-    def begin_anew(self) -> None:
+    def restart(self) -> None:
         """Forgets the packets: the next one is placed by its timestamp."""
         self._recent.clear()
         self._steps.clear()
@@ -92,9 +92,9 @@ class PacketPlacement:
         self._ahead_samples = 0
 
     def place(self, packet: Packet) -> int:
-        """Returns the place of the packet's first sample in the media, at 48 kHz.
+        """Returns the media time of the packet's first sample, at 48 kHz.
 
-        The first packet's place is its timestamp; from there on places go with the sound.
+        Of the first packet it is its timestamp; from there on it counts the sound.
         """
         at = bisect.bisect_left(self._recent, packet.sequence, key=lambda placed: placed.sequence)
         if not self._recent:

@@ -1,4 +1,4 @@
-"""One peer's connection: the seam behind which aiortc stands, and the parts of it that are ours."""
+"""A peer connection: aiortc's, with our ICE, DTLS check, RTP sender and receiver in its place."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class PeerSettings:
 
 
 class Peer:
-    """A WebRTC connection that takes a microphone and gives sound and pictures. Lives on the event loop."""
+    """A WebRTC connection that receives a microphone and sends sound and video; for the event loop."""
 
     def __init__(
         self,
@@ -59,8 +59,8 @@ class Peer:
             settings: how peers are connected.
             schedule: the session's clock, for sender reports.
             on_packet: told each packet of the microphone, see `MicrophoneReceiver`.
-            on_keyframe_wanted: the peer lost a picture, or sees its first.
-            on_bandwidth: the peer's estimate of what it can take, bit/s.
+            on_keyframe_wanted: the peer lost a frame, or begins to receive.
+            on_bandwidth: told the peer's bandwidth estimate (REMB), bit/s.
             on_state: told "connecting", "connected", "failed", "closed".
             on_malformed: told each packet that was dropped, see `drop_malformed`.
         """
@@ -91,7 +91,7 @@ class Peer:
 
     @property
     def packets_received(self) -> int:
-        """Packets of any kind that came from the peer so far: its sign of life."""
+        """Packets of any kind received from the peer so far."""
         checks = self._ice.checks_received if self._ice is not None else 0
         for transceiver in self._connection.getTransceivers():
             for report in transceiver.receiver.transport._get_stats().values():
@@ -199,7 +199,7 @@ class Peer:
                 RTCRtpHeaderExtensionParameters(id=delay_id, uri=PLAYOUT_DELAY_URI)
             )
         if "audio" in transceivers:
-            # Asks the peer to send what repairs a lost packet along with the next, RFC 7587, 6.1.
+            # Asks the peer for in-band FEC, RFC 7587, 6.1.
             transceivers["audio"]._codecs[0].parameters.update(minptime=10, useinbandfec=1)
 
 

@@ -1,4 +1,4 @@
-"""48 kHz made 16 kHz, block by block, with a fixed delay."""
+"""Decimation from 48 kHz to 16 kHz, block by block, by a linear-phase FIR filter."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ FACTOR = 3
 DELAY_SAMPLES = 72  # at 48 kHz, 1.5 ms: sample i that comes out is sample 3 i - 72 of what went in
 _TAPS = 2 * DELAY_SAMPLES + 1
 _CUTOFF = 8_000 / 48_000
-_KAISER_BETA = 7.0  # 70 dB; with 145 taps the band between pass and stop is 1.45 kHz wide
+_KAISER_BETA = 7.0  # 70 dB; with 145 taps the transition band is 1.45 kHz wide
 
 
 def low_pass() -> F32:
-    """Returns (145,) the filter: linear phase, flat to 7.2 kHz, silent from 8.8 kHz."""
+    """Returns (145,) float32 FIR taps: linear phase, passband to 7.2 kHz, stopband from 8.8 kHz."""
     at = np.arange(_TAPS) - DELAY_SAMPLES
     taps = np.sinc(2 * _CUTOFF * at) * np.kaiser(_TAPS, _KAISER_BETA)
     return np.asarray(taps / taps.sum(), np.float32)
 
 
 class Decimator:
-    """A stream from 48 kHz to 16 kHz; where it is cut into blocks changes nothing."""
+    """Decimates a stream from 48 kHz to 16 kHz; block boundaries change nothing."""
 
     def __init__(self) -> None:
         self._low_pass = low_pass()

@@ -7,24 +7,24 @@ from aiortc.rtcrtpparameters import RTCRtpParameters
 
 PLAYOUT_DELAY_URI = "http://www.webrtc.org/experiments/rtp-hdrext/playout-delay"
 _UNIT_MS = 10
-_MOST = (1 << 12) - 1
+_MAX_VALUE = (1 << 12) - 1
 
 
 class ExtensionsMap(rtp.HeaderExtensionsMap):
-    """aiortc's map of extensions, and how long the receiver may hold a picture back.
+    """aiortc's map of header extensions, with the playout-delay limits of the receiver.
 
     A smallest delay of zero asks Chromium to show pictures as they come. Source: libwebrtc,
     docs/native-code/rtp-hdrext/playout-delay.
     """
 
-    def __init__(self, *, largest_delay_ms: int) -> None:
+    def __init__(self, *, max_delay_ms: int) -> None:
         super().__init__()
-        most = min(largest_delay_ms // _UNIT_MS, _MOST)
-        self._value = most.to_bytes(3, "big")  # 12 bits smallest, here 0, and 12 bits largest
+        largest = min(max_delay_ms // _UNIT_MS, _MAX_VALUE)
+        self._value = largest.to_bytes(3, "big")  # 12 bits smallest, here 0, and 12 bits largest
         self._playout_delay_id: int | None = None
 
     def configure(self, parameters: RTCRtpParameters) -> None:
-        """Takes the ids that were agreed on."""
+        """Takes the ids that were negotiated."""
         super().configure(parameters)
         for extension in parameters.headerExtensions:
             if extension.uri == PLAYOUT_DELAY_URI:

@@ -1,4 +1,4 @@
-"""What comes in: the microphone's RTP packets, and receiver reports back."""
+"""RTP receiver of the microphone: packets handed on undecoded, receiver reports sent back."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ OnPacket = Callable[[int, int, bytes, float], None]
 
 
 class MicrophoneReceiver:
-    """Stands where aiortc has its `RTCRtpReceiver`; packets go on undecoded, as they come.
+    """Replaces aiortc's `RTCRtpReceiver`: packets are handed on undecoded, as they come.
 
-    aiortc's own holds 80 ms of sound, and 280 ms after the first lost packet; it has a thread for decoding
+    aiortc's jitter buffer holds 80 ms, and 280 ms after the first lost packet; it has a thread for decoding
     and an unbounded queue behind it. Everything here runs on the event loop.
     """
 
@@ -55,14 +55,14 @@ class MicrophoneReceiver:
         self._report_ssrc = report_ssrc
         self._payload_types: frozenset[int] = frozenset()
         self._sources: dict[int, StreamStatistics] = {}
-        self._reports: dict[int, tuple[int, float]] = {}  # of the peer, by SSRC: middle of NTP time, arrival
+        self._reports: dict[int, tuple[int, float]] = {}  # by SSRC: middle of a report's NTP, arrival
         self._capture: tuple[int, float] | None = None  # an RTP timestamp and its time on the peer's clock
         self._capture_ssrc: int | None = None
         self._report_task: asyncio.Task[None] | None = None
         self._stopped = False
 
     def captured_unix_s(self, timestamp: int) -> float | None:
-        """Returns when the peer, by its own clock, sent off the sound of an RTP timestamp; None if unknown.
+        """Returns the capture time of an RTP timestamp by the peer's clock; None if unknown.
 
         From its last sender report: no clock of ours is in it.
         """

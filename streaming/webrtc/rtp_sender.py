@@ -1,4 +1,4 @@
-"""What goes out: encoded pictures and sound in, RTP packets and sender reports of media time out."""
+"""RTP sender: encoded frames in, packets, retransmissions and sender reports of media time out."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 MAX_PLAYOUT_DELAY_MS = 200
 _RTT_WEIGHT = 0.15
-MIN_RESEND_S = 0.02  # between two times that a packet is sent again; a round trip, where that is longer
+MIN_RESEND_S = 0.02  # between two retransmissions of a packet; a round trip, where that is longer
 MAX_RESENT_PER_S = 400  # packets: more than a whole stream of ours has
 
 
@@ -58,7 +58,7 @@ class _Frame:
 
 
 class MediaSender:
-    """Stands where aiortc has its `RTCRtpSender`; frames are pushed when they are due instead of pulled.
+    """Replaces aiortc's `RTCRtpSender`: frames are pushed when they are due instead of pulled from a track.
 
     Its sender reports say when media is due by the media clock, whatever the encoder or the event loop did;
     aiortc's say when the last packet was sent. Everything here runs on the event loop.
@@ -85,13 +85,13 @@ class MediaSender:
             stream_id: the same for sound and pictures that belong together.
             clock_rate_hz: of the RTP timestamps.
             ntp_at: the NTP time at which media of a time in seconds is due.
-            bound_ms: how much may wait to be sent; the oldest makes room, and is lost as if on the way.
-            on_keyframe_wanted: the receiver lost a picture, or will.
-            on_bandwidth: the receiver's estimate of what it can take, bit/s.
+            bound_ms: of media in the send queue; the oldest is dropped, and counts as lost on the network.
+            on_keyframe_wanted: the receiver asks for a keyframe (PLI, FIR), or will need one.
+            on_bandwidth: told the receiver's bandwidth estimate (REMB), bit/s.
             on_failure: nothing more will be sent, for a fault of ours that the log tells.
         """
         self.kind = kind
-        self.track: MediaStreamTrack | None = None  # aiortc looks at it; nothing is pulled from here
+        self.track: MediaStreamTrack | None = None  # aiortc reads it; nothing is pulled from here
         self.transport = transport
         self.connected = False
         self.dropped = 0
@@ -109,7 +109,7 @@ class MediaSender:
         self._on_keyframe_wanted = on_keyframe_wanted
         self._on_bandwidth = on_bandwidth
         self._on_failure = on_failure
-        self._extensions = ExtensionsMap(largest_delay_ms=MAX_PLAYOUT_DELAY_MS)
+        self._extensions = ExtensionsMap(max_delay_ms=MAX_PLAYOUT_DELAY_MS)
         self._mid = ""
         self._cname = ""
         self._rtx_payload_type: int | None = None
@@ -133,7 +133,7 @@ class MediaSender:
     def push(
         self, payloads: list[bytes], timestamp: int, duration_ms: float, level_db: float | None = None
     ) -> None:
-        """Sends a picture or a block of sound as soon as may be; before the connection is up it is dropped.
+        """Queues a frame or block of sound for sending; before the connection is up it is dropped.
 
         Args:
             payloads: what goes into one RTP packet each.
@@ -157,7 +157,7 @@ class MediaSender:
         self._wake.set()
 
     def wire_timestamp(self, timestamp: int) -> int:
-        """Returns the 32 bits that media time `timestamp` has on the wire."""
+        """Returns the 32-bit RTP timestamp of media time `timestamp`."""
         wire: int = uint32_add(self._origin, timestamp & 0xFFFFFFFF)
         return wire
 
@@ -281,14 +281,14 @@ class MediaSender:
                 sequence_number=self._rtx_sequence,
                 ssrc=self._rtx_ssrc,
             )
-            # Its own time: by the old one the line would look slow. Only here: the same packet sent again
-            # with other bytes would reuse a nonce of AES-GCM.
+            # Its own time: by the old one the bandwidth estimate would fall. Only here: the same packet sent
+            # again with other bytes would reuse a nonce of AES-GCM.
             packet.extensions = replace(packet.extensions, abs_send_time=_abs_send_time())
             self._rtx_sequence = uint16_add(self._rtx_sequence, 1)
         await self.transport._send_rtp(packet.serialize(self._extensions))
 
     def _may_resend(self, sequence: int) -> bool:
-        """Returns whether a packet that is missed may be sent again now, and counts it."""
+        """Returns whether a packet that was NACKed may be retransmitted now, and counts it."""
         now_s = time.monotonic()
         again_s = max(self.round_trip_s or 0.0, MIN_RESEND_S)  # sooner, the last one is still on its way
         if now_s - self._resent_s.get(sequence, float("-inf")) < again_s:
@@ -330,5 +330,5 @@ class MediaSender:
 
 
 def _abs_send_time() -> int:
-    """Returns now as the header extension says it: 24 bits, 6 of them whole seconds."""
+    """Returns the present time as of the header extension abs-send-time: 24 bits, 6 of them whole seconds."""
     return (int(clock.current_ntp_time()) >> 14) & 0x00FFFFFF

@@ -1,6 +1,6 @@
-"""Malformed packets of a peer are dropped and told: aiortc raises on many, and ends the connection by it.
+"""Validation of incoming RTP and RTCP: malformed packets are dropped, on which aiortc ends the connection.
 
-So are packets of more streams than a peer has, of which libsrtp keeps the state of each; and all of SCTP.
+So are packets of more SSRCs than a peer has, since libsrtp keeps the state of each; and all of SCTP.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from aiortc.rtp import AnyRtcpPacket, RtcpPacket, RtcpPsfbPacket, RtpPacket, is_
 log = logging.getLogger(__name__)
 
 MAX_DATAGRAM_BYTES = 1500  # libsrtp's buffer at aiortc
-MAX_STREAMS = 16  # SSRCs of one peer: a microphone, perhaps a camera, their repairs, all of them begun anew
+MAX_STREAMS = 16  # SSRCs of one peer: microphone, perhaps camera, their retransmissions, each restarted
 _REMB = b"REMB"
 # What aiortc's parsers and the unpacking in them raise: UnicodeDecodeError is a ValueError.
 _PARSE_ERRORS = (ValueError, IndexError, struct.error)
@@ -25,7 +25,7 @@ OnMalformed = Callable[[str, str], None]
 
 
 def drop_malformed(transport: RTCDtlsTransport, on_malformed: OnMalformed) -> None:
-    """Lets a transport of aiortc that has not started go on where a packet is malformed.
+    """Makes a transport of aiortc, before it starts, drop malformed packets.
 
     Args:
         transport: of the peer's packets.
@@ -84,14 +84,14 @@ def drop_malformed(transport: RTCDtlsTransport, on_malformed: OnMalformed) -> No
                     on_malformed("rtcp", f"{type(error).__name__}: {error}")
 
     ice_transport._recv = receive_bounded
-    # Nobody here uses data channels: aiortc's SCTP, which raises on much and takes any amount, hears nothing.
+    # Data channels are not used: aiortc's SCTP, which raises on much and takes any amount, gets no packet.
     transport._register_data_receiver = lambda receiver: None  # type: ignore[method-assign]
     transport._handle_rtp_data = handle_rtp_data  # type: ignore[method-assign]
     transport._handle_rtcp_data = handle_rtcp_data  # type: ignore[method-assign]
 
 
 def _ssrc_of(data: bytes) -> bytes | None:
-    """Returns whose an SRTP or SRTCP packet is, which is not encrypted; None of what is neither."""
+    """Returns the SSRC of an SRTP or SRTCP packet, which is not encrypted; None of any other datagram."""
     if len(data) < 12 or not 127 < data[0] < 192:
         return None
     return data[4:8] if is_rtcp(data) else data[8:12]

@@ -1,4 +1,4 @@
-"""What a peer offers, read line by line and made fit for aiortc. Source: RFC 8866, RFC 8843, RFC 9429."""
+"""SDP offers, parsed, checked and reduced to what aiortc takes. Source: RFC 8866, RFC 8843, RFC 9429."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from aiortc.rtcpeerconnection import is_codec_compatible
 from aiortc.rtcrtpparameters import RTCRtpCodecParameters
 from aiortc.sdp import DIRECTIONS, candidate_from_sdp, grouplines
 
+from ..errors import InputError
 from .dtls import FINGERPRINT_BYTES
 from .ice import is_reachable
 
@@ -19,7 +20,7 @@ MAX_OFFER_BYTES = 64 * 1024
 MAX_FORMATS = 128  # of a section: RTP has no more payload types
 MAX_SECTIONS = 32
 MAX_CANDIDATES = 16
-_MAX_SSRCS = 3  # a stream, its retransmission, and one that tells that there are more
+_MAX_SSRCS = 3  # a stream, its retransmission, and one more that shows an excess
 _OUR_CODECS = {"audio": ("opus",), "video": ("H264", "VP8")}
 _WANTED = {
     "opus": "opus/48000/2",
@@ -69,17 +70,17 @@ _ATTRIBUTES = {
 }
 
 
-class OfferError(ValueError):
+class OfferError(InputError):
     """An offer that cannot be answered; the message is one line for the peer."""
 
 
 class NotAcceptableError(OfferError):
-    """An offer that is sound, but has nothing that both sides can do."""
+    """A valid offer without a codec or direction in common."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A section as the answer has to repeat it."""
+    """A media section as the answer has to repeat it."""
 
     kind: str
     profile: str
@@ -157,7 +158,7 @@ class Offer:
         return offer
 
     def check_codecs(self, names: Iterable[str]) -> None:
-        """Sees whether there is a codec in common.
+        """Refuses an offer without a codec in common.
 
         Args:
             names: of video, those that we may send.
@@ -243,7 +244,7 @@ class _Codecs:
 
 @dataclass(eq=False, kw_only=True)
 class _OfferedSection:
-    """One section, and what of the session's attributes goes for it."""
+    """One media section, with the session-level attributes that apply to it."""
 
     line: int
     kind: str
@@ -267,7 +268,7 @@ class _OfferedSection:
         return None
 
     def error(self, message: str) -> OfferError:
-        """Returns what to raise about the section as a whole."""
+        """Returns an error about the section as a whole."""
         return OfferError(f"sdp: line {self.line}, {_shown(self.kind, 20)}: {message}")
 
     @property
@@ -310,7 +311,7 @@ class _OfferedSection:
 
     @property
     def codecs(self) -> _Codecs:
-        """What it offers, and what of it is ours."""
+        """The codecs that it offers, and those in common."""
         if self._codecs is None:
             self._codecs = _read_codecs(self)
         return self._codecs
@@ -365,7 +366,7 @@ class _OfferedSection:
 
 
 def _shown(text: str, length: int = 60) -> str:
-    """Returns the beginning of a text with what is not visible ASCII escaped."""
+    """Returns the beginning of a text, escaped to visible ASCII."""
     escaped = ascii(text[:length])[1:-1]
     return escaped[: 2 * length] + ("..." if len(text) > length else "")
 

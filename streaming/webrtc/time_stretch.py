@@ -1,7 +1,7 @@
-"""Sound made a little shorter or longer without a change of pitch, by whole periods.
+"""Time stretching of sound without a change of pitch: WSOLA by whole pitch periods.
 
-What is left out or put in is one period of the sound, joined over its own length: pitch-synchronous overlap
-and add, as in the WSOLA family (Verhelst and Roelands, 1993). Samples are 48 kHz mono.
+One period is removed or repeated, cross-faded over its own length: pitch-synchronous overlap-add (Verhelst
+and Roelands, 1993). Samples are 48 kHz mono.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ def _ramp(samples: int) -> F32:
 
 
 def cross_fade(old: F32, new: F32) -> F32:
-    """Returns (n,) that begins as `old` (n,) and ends as `new` (n,)."""
+    """Returns (n,) float32: `old` (n,) cross-faded to `new` (n,)."""
     return np.asarray(old + (new - old) * _ramp(len(new)), np.float32)
 
 
 def is_quiet(samples: F32) -> bool:
-    """Returns whether the loudness is below -50 dBFS, so that a cut anywhere goes unheard."""
+    """Returns whether the loudness is below -50 dBFS, where a cut is inaudible."""
     return bool(np.dot(samples, samples) <= len(samples) * _QUIET_RMS**2)
 
 
 def find_period(samples: F32, *, longest: int = MAX_SAMPLES) -> tuple[int, float]:
-    """Returns after how many samples the beginning comes again, and how alike the two are, up to 1.
+    """Returns the pitch period in samples, and the normalised correlation at that lag, up to 1.
 
     Of periods about as good the longest is taken: fewer joins for the same time.
 

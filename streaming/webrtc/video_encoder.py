@@ -1,4 +1,4 @@
-"""Pictures into RTP payloads: H.264 or VP8, made for a face at a true 25 frames a second."""
+"""Video encoders: I420 frames to RTP payloads of H.264 or VP8, with rate control for a face at 25 fps."""
 
 from __future__ import annotations
 
@@ -14,62 +14,62 @@ from aiortc.codecs.vpx import Vp8Encoder
 from av.video.frame import PictureType
 
 from cuda_kernels.arrays import U8
+from models.time_base import FRAME_RATE_HZ
 
-from ..pipeline.clock import FRAME_RATE_HZ
 from ..pipeline.i420 import BT601, LIMITED_RANGE, video_frame
 
-KEYFRAME_FLOOR_FRAMES = 8  # 320 ms: a lossy line asks for keyframes faster than they help
-_NO_KEYFRAME_BY_ITSELF = 25 * 3600
+KEYFRAME_FLOOR_FRAMES = 8  # 320 ms, between keyframes: a lossy network asks for more than help
+_NO_KEYFRAME_BY_ITSELF = FRAME_RATE_HZ * 3600
 _BITRATE_STEP = 0.15  # a smaller change of the receiver's estimate is noise
 MIN_BITRATE = 150_000
-MAX_BURST_S = 0.5  # of the line: sent ahead of it before pictures are left out
-MAX_BACKLOG_S = 2.0  # what a line did not take in this time is waited for no longer
-MAX_GAP_FRAMES = FRAME_RATE_HZ  # a picture a second is sent on any line
-_FALLEN = 0.9  # an estimate below this share of what was sent: the line takes no more
-_SENT_FRAMES = FRAME_RATE_HZ  # what was sent lately
+MAX_BURST_S = 0.5  # of the bandwidth: sent ahead before frames are dropped
+MAX_BACKLOG_S = 2.0  # of the bandwidth: older excess is forgotten
+MAX_GAP_FRAMES = FRAME_RATE_HZ  # a frame a second is sent at any bandwidth
+_FALLEN = 0.9  # an estimate below this share of what was sent shows a bottleneck
+_SENT_FRAMES = FRAME_RATE_HZ  # window of the sent bitrate
 _UNRAISED_FRAMES = 2 * FRAME_RATE_HZ  # a receiver reports each second: one that takes more has said so
 _VP8_TICKS = 1000  # of libvpx's clock in a frame
-_VP8_HEADROOM = 0.95  # it spends a little more than it is told
+_VP8_HEADROOM = 0.95  # it overshoots its target a little
 
 
 class VideoEncoder(Protocol):
-    """Encodes one session's pictures; used by one thread, asked for keyframes by any."""
+    """Encodes one session's frames in one thread; any thread may ask for keyframes."""
 
     name: str
 
     def encode(self, picture: U8, number: int) -> list[bytes]:
-        """Returns the RTP payloads of a picture (size * 3 / 2, size) uint8 I420; none if it was left out.
+        """Returns the RTP payloads of a picture (size * 3 / 2, size) uint8 I420; none if it was dropped.
 
         The numbers rise, 25 a second: they are the encoder's clock.
         """
 
     def want_keyframe(self) -> None:
-        """Asks that a picture soon stands on its own."""
+        """Requests a keyframe, no sooner than `KEYFRAME_FLOOR_FRAMES` after the last."""
 
     def limit_bitrate(self, bitrate: int) -> None:
-        """Tells what the receiver can take, bit/s."""
+        """Takes the receiver's bandwidth estimate (REMB), bit/s."""
 
 
-class LineLimit:
-    """What the line takes, by what the receiver estimates and what it was sent.
+class BandwidthLimit:
+    """Bandwidth limit from the receiver's estimate (REMB) and the bitrate that was sent.
 
-    An estimate follows what is received: up to half as much again in libwebrtc, a little more each second.
-    While a sender has less to send it says nothing, and whoever sent in proportion to it would shrink both
-    for good. It says that a line is narrow where it falls below what was sent lately, or is not raised
-    although more is sent; from then on it holds, until it allows for the whole bitrate.
+    The estimate follows the received bitrate: up to half as much again in libwebrtc, a little more each
+    second. While a sender is limited by its content it says nothing, and a bitrate in proportion to it would
+    shrink both for good. It shows a bottleneck where it falls below what was sent lately, or is not raised
+    although more is sent; from then on it is the limit, until it allows for the whole bitrate.
     """
 
     def __init__(self, bitrate: int) -> None:
-        """Starts with a line that takes all.
+        """Begins without a bottleneck.
 
         Args:
             bitrate: what is sent at most, bit/s.
         """
         self._bitrate = bitrate
         self._least = min(MIN_BITRATE, bitrate)
-        self._told: int | None = None  # by the receiver, in any thread
+        self._told: int | None = None  # the newest estimate, from any thread
         self._estimate: int | None = None
-        self._narrow = False
+        self._is_bottleneck = False
         self._exceeded_since: int | None = None
         self._sent: deque[tuple[int, int]] = deque()  # number and bits of each picture
         self._backlog_bits = 0.0
@@ -81,16 +81,16 @@ class LineLimit:
 
     @property
     def bitrate(self) -> int:
-        """What may be sent, bit/s."""
-        if not self._narrow or self._estimate is None:
+        """The target bitrate, bit/s."""
+        if not self._is_bottleneck or self._estimate is None:
             return self._bitrate
         return min(max(self._estimate, self._least), self._bitrate)
 
     def admits(self, number: int) -> bool:
-        """Returns whether frame `number` may be sent; otherwise it has to be left out."""
+        """Returns whether frame `number` may be sent; otherwise it has to be dropped."""
         since_frames, self._number = number - (self._number if self._number is not None else number), number
         self._judge(number)
-        if not self._narrow:
+        if not self._is_bottleneck:
             self._backlog_bits = 0.0
             return True
         per_frame = self.bitrate / FRAME_RATE_HZ
@@ -113,24 +113,24 @@ class LineLimit:
         sent_bits = sum(bits for at, bits in self._sent if number - at <= _SENT_FRAMES)
         self._estimate = told
         if before is None:
-            self._narrow = not self._sent or told < _FALLEN * sent_bits
+            self._is_bottleneck = not self._sent or told < _FALLEN * sent_bits
         elif told < before and told < _FALLEN * sent_bits:
-            self._narrow = True
+            self._is_bottleneck = True
         if sent_bits <= told or (before is not None and told > before):
             self._exceeded_since = None
         elif self._exceeded_since is None:
             self._exceeded_since = number
         elif number - self._exceeded_since >= _UNRAISED_FRAMES:
-            self._narrow = True
+            self._is_bottleneck = True
         if told >= self._bitrate:
-            self._narrow = False
+            self._is_bottleneck = False
 
 
 class _Encoder:
-    """What both codecs share: one context for the session's life, a floor between keyframes, the line.
+    """What both codecs share: one context for the session's life, a floor between keyframes, rate control.
 
-    A line that takes less than the bitrate first lowers the quality. Only where even the worst is too much
-    for it are pictures left out.
+    Less bandwidth than the bitrate first lowers the quality. Only where even the lowest is too much are
+    frames dropped.
     """
 
     name = ""
@@ -144,8 +144,8 @@ class _Encoder:
             bitrate: at most this many bit/s.
         """
         self._bitrate = bitrate
-        self._line = LineLimit(bitrate)
-        self._left_out = 0
+        self._bandwidth = BandwidthLimit(bitrate)
+        self._dropped = 0
         self._keyframe_wanted = True
         self._last_keyframe: int | None = None
         context = av.CodecContext.create(self._codec, "w")
@@ -167,19 +167,19 @@ class _Encoder:
         raise NotImplementedError
 
     def _pts(self, frame: int) -> int:
-        """Returns a picture's time for the codec, whose rate is set to what is wanted."""
+        """Returns a frame's PTS, and sets the codec's bitrate."""
         raise NotImplementedError
 
     def _packetize(self, data: bytes) -> list[bytes]:
         raise NotImplementedError
 
     def encode(self, picture: U8, number: int) -> list[bytes]:
-        """Returns the RTP payloads of a picture; none if even the worst is too much for the line."""
-        if not self._line.admits(number):
-            self._left_out += 1
+        """Returns the RTP payloads of a frame; none if even the lowest quality exceeds the bandwidth."""
+        if not self._bandwidth.admits(number):
+            self._dropped += 1
             return []
-        # In the codec's time nothing was left out: it would spend what was saved on the next picture.
-        frame = video_frame(picture, self._pts(number - self._left_out))
+        # In the codec's time there were no dropped frames: it would spend their bits on the next one.
+        frame = video_frame(picture, self._pts(number - self._dropped))
         frame.time_base = self._context.time_base
         if self._keyframe_due(number):
             self._keyframe_wanted = False
@@ -187,16 +187,16 @@ class _Encoder:
             frame.pict_type = PictureType.I
         data = b"".join(bytes(packet) for packet in self._context.encode(frame))
         payloads = self._packetize(data)
-        self._line.add(number, 8 * sum(map(len, payloads)))
+        self._bandwidth.add(number, 8 * sum(map(len, payloads)))
         return payloads
 
     def want_keyframe(self) -> None:
-        """Asks that a picture soon stands on its own."""
+        """Requests a keyframe, no sooner than `KEYFRAME_FLOOR_FRAMES` after the last."""
         self._keyframe_wanted = True
 
     def limit_bitrate(self, bitrate: int) -> None:
-        """Tells what the receiver can take, bit/s."""
-        self._line.tell(bitrate)
+        """Takes the receiver's bandwidth estimate (REMB), bit/s."""
+        self._bandwidth.tell(bitrate)
 
     def _keyframe_due(self, number: int) -> bool:
         last = self._last_keyframe
@@ -216,13 +216,13 @@ class H264VideoEncoder(_Encoder):
             "tune": "zerolatency",
             "level": "31",
             "maxrate": str(bitrate),
-            "bufsize": str(bitrate // 4),  # a quarter of a second: no picture blocks the line for long
+            "bufsize": str(bitrate // 4),  # 250 ms: no frame fills the network's queue
             "forced-idr": "1",
             "sc_threshold": "0",  # no keyframe by itself at a cut, either
         }
 
     def _pts(self, frame: int) -> int:
-        wanted, given = self._line.bitrate, self._context.bit_rate or 0
+        wanted, given = self._bandwidth.bitrate, self._context.bit_rate or 0
         if abs(wanted - given) > _BITRATE_STEP * given:
             self._context.bit_rate = wanted  # ffmpeg's wrapper reconfigures x264 by itself
         return frame
@@ -234,11 +234,11 @@ class H264VideoEncoder(_Encoder):
 
 
 class Vp8VideoEncoder(_Encoder):
-    """libvpx in real time, its denoiser off: there is no noise in what is drawn.
+    """libvpx in real-time mode, without denoiser: rendered frames have no noise.
 
     ffmpeg's wrapper cannot change the bitrate of a running encoder, and a new one would begin with a keyframe
-    just when the line is narrow. But libvpx shares its bits out by the pictures' times: told that half the
-    time has passed, it spends half the bits.
+    just when bandwidth is short. But libvpx budgets its bits by timestamps: told that half the time has
+    passed, it spends half the bits.
     """
 
     name = "VP8"
@@ -269,7 +269,7 @@ class Vp8VideoEncoder(_Encoder):
         }
 
     def _pts(self, frame: int) -> int:
-        wanted = self._line.bitrate
+        wanted = self._bandwidth.bitrate
         share = _VP8_HEADROOM * wanted / self._bitrate if wanted < self._bitrate else 1.0
         if self._last_frame is not None:
             self._last_pts += max(round(share * _VP8_TICKS * (frame - self._last_frame)), 1)
@@ -285,14 +285,14 @@ class Vp8VideoEncoder(_Encoder):
 
 @dataclass(frozen=True, kw_only=True)
 class VideoCodec:
-    """A codec that can be agreed on."""
+    """A codec that can be negotiated."""
 
     name: str  # as SDP writes it
     open: Callable[..., VideoEncoder]
 
 
-# The first that both sides know is taken. Measured at 512 x 512 on May (docs/benchmarks.md): x264 takes two
-# thirds of libvpx's time and its picture is 1 dB better at the same bitrate.
+# The first that both sides have is negotiated. Measured at 512 x 512 on May (docs/benchmarks.md): x264 takes
+# two thirds of libvpx's time and its picture is 1 dB better at the same bitrate.
 CODECS = (
     VideoCodec(name="H264", open=H264VideoEncoder),
     VideoCodec(name="VP8", open=Vp8VideoEncoder),

@@ -7,7 +7,7 @@ from playwright.sync_api import expect
 from quick_server import QuickServer
 
 AFTER, DELAY_S = 100, 0.25
-# From a picture on, each takes longer than any allowance.
+# From a picture on, each takes longer than any playout delay.
 SLOW = f"""
 import time
 import quick_server

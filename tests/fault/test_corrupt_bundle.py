@@ -18,8 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
-from models import speaker as speaker_module
-from models.speaker import MAX_FILE_BYTES, BundleError, checksum, load_speaker
+from models import bundle_files
+from models.bundle_files import MAX_FILE_BYTES, BundleError
+from models.speaker import load_speaker
+from models.speaker_settings import checksum
 
 FILES = (
     "speaker.json",
@@ -433,11 +435,9 @@ def test_only_header_and_pixels_reach_the_decoder(bundle, monkeypatch):
     ]
     (bundle / "background.png").write_bytes(with_chunks(png(image[:, :, ::-1]), *chunks))
     reseal(bundle)
-    decode, seen = speaker_module._decode_png, []
-    monkeypatch.setattr(
-        speaker_module, "_decode_png", lambda content: seen.append(content) or decode(content)
-    )
-    np.testing.assert_array_equal(load_speaker(bundle).drawn.background, image)
+    decode, seen = bundle_files._decode_png, []
+    monkeypatch.setattr(bundle_files, "_decode_png", lambda content: seen.append(content) or decode(content))
+    np.testing.assert_array_equal(load_speaker(bundle).scene.background, image)
     (content,) = seen
     kinds, at = [], 8
     while at < len(content):
@@ -466,14 +466,14 @@ def test_each_kind_of_file_has_a_limit_checked_before_it_is_read(bundle, name, m
     limit_bytes = MAX_FILE_BYTES[name]
     with (bundle / name).open("r+b") as file:
         file.truncate(limit_bytes + 1)  # a hole: it takes no place
-    real = speaker_module._pieces
+    real = bundle_files._pieces
 
     def pieces(file, limit_bytes):
         for piece in real(file, limit_bytes):
             assert file.name != name, "it was read"
             yield piece
 
-    monkeypatch.setattr(speaker_module, "_pieces", pieces)
+    monkeypatch.setattr(bundle_files, "_pieces", pieces)
     said = f"/{name}: size: expected at most {limit_bytes} bytes, got {limit_bytes + 1} bytes"
     assert said in refused(bundle)
 
@@ -492,15 +492,15 @@ def test_a_size_beyond_its_kind_is_refused_as_it_stands_in_the_table(bundle):
 def test_what_is_only_hashed_is_not_kept(bundle, monkeypatch):
     (bundle / "MODEL_CARD.md").write_bytes(b"x" * 1_000_000)
     reseal(bundle)
-    pieces, read = [], speaker_module._pieces
+    pieces, read = [], bundle_files._pieces
 
     def counted(file, limit_bytes):
         for piece in read(file, limit_bytes):
             pieces.append((file.name, len(piece)))
             yield piece
 
-    monkeypatch.setattr(speaker_module, "_PIECE_BYTES", 1000)
-    monkeypatch.setattr(speaker_module, "_pieces", counted)
+    monkeypatch.setattr(bundle_files, "_PIECE_BYTES", 1000)
+    monkeypatch.setattr(bundle_files, "_pieces", counted)
     load_speaker(bundle)
     card = [size for name, size in pieces if name == "MODEL_CARD.md"]
     assert card == [1000] * 1000
@@ -530,7 +530,7 @@ def test_a_file_that_grows_while_it_is_read(bundle, monkeypatch):
         status[6] = 10  # its size
         return os.stat_result(status)
 
-    monkeypatch.setattr(speaker_module.os, "fstat", before)
+    monkeypatch.setattr(bundle_files.os, "fstat", before)
     assert "expected 10 bytes, got more: it grew while it was read" in refused(bundle)
 
 

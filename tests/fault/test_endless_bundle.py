@@ -19,14 +19,14 @@ from export.bundle.writer import write_bundle
 LIMIT = (
     OWN_PLATES
     + """
-from streaming.pipeline import onnx_engine as engine
-engine.MAX_FIRST_RUN_S = {limit_s}
-run = engine.OnnxEngine.run
+from streaming.pipeline import onnx_engine
+onnx_engine.MAX_FIRST_RUN_S = {limit_s}
+run = onnx_engine.OnnxEngine.run
 def told(self, inputs):
     if "Endless" in self._name:
         print("opening Endless", flush=True)
     return run(self, inputs)
-engine.OnnxEngine.run = told
+onnx_engine.OnnxEngine.run = told
 """
 )
 

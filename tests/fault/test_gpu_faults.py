@@ -67,7 +67,7 @@ class Setup:
 
         self.sessions = Sessions(
             lambda _: pytest.fail("no other speaker is asked for"),
-            host(GpuRaymarcher(self.gpu, speaker.scene()), 128),
+            host(GpuRaymarcher(self.gpu, speaker.scene), 128),
             SessionSettings(peer=PeerSettings(), bitrate=600_000),
             Admission(cores=8),
             self.metrics,
@@ -125,13 +125,13 @@ async def test_sessions_go_on_with_the_cpu(setup, fault):
         await until(lambda: it.cpu.drawn > 0, what="the CPU draws")
         await pictures(first, 10)
         await pictures(second, 10)
-        assert session.host.device == "CPU, 1 thread"
+        assert session.loaded.device == "CPU, 1 thread"
         assert it.cpu.sizes[0] == 96
         assert it.sessions.gpu_failure == (LOST if fault == "fails" else "it gave no picture within 0.3 s")
         assert (session.ended, other.ended) == ("", "")
         third, late = await it.connect()
         await pictures(third, 5)
-        assert not late.host.on_gpu
+        assert not late.loaded.on_gpu
 
 
 @on_loop
@@ -173,7 +173,7 @@ FAILING_GPU = """
 from cuda_kernels import cuda_raymarcher
 from cuda_kernels.cuda_module import CudaError
 from stand_in_gpu import StandInRenderer
-from streaming.pipeline import gpu_renderer as gpu_rendering
+from streaming.pipeline import gpu_renderer
 from streaming.pipeline.cuda_device import CudaDevice
 def submit(requests, renderer=StandInRenderer(condition_size={condition_size})):
     if len(renderer.batches) >= 80:
@@ -181,7 +181,7 @@ def submit(requests, renderer=StandInRenderer(condition_size={condition_size})):
     return StandInRenderer.submit(renderer, requests)
 renderer = submit.__defaults__[0]
 renderer.submit = submit
-gpu_rendering.find_cuda_device = lambda: CudaDevice(name="A GPU", capability=(9, 0))
+gpu_renderer.find_cuda_device = lambda: CudaDevice(name="A GPU", capability=(9, 0))
 cuda_raymarcher.CudaRenderer = lambda: renderer
 """
 

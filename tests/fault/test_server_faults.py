@@ -26,7 +26,7 @@ IMPATIENT = f"""
 {OWN_PLATES}
 app._BODY_S = 0.5
 limit = app.RateLimit
-app.RateLimit = lambda **_: limit(at_once=1000)
+app.RateLimit = lambda **_: limit(burst=1000)
 """
 # `Other` takes longer to open than a stopped server may take to end.
 SLOW_OTHER = """

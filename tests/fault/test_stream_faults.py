@@ -19,7 +19,7 @@ from streaming import cli
 from streaming.files import run as file_run
 from streaming.files.audio_file import AudioFile
 from streaming.files.video_writer import VideoOutput
-from streaming.pipeline import gpu_renderer as gpu_rendering
+from streaming.pipeline import gpu_renderer
 from streaming.pipeline.renderers import make_renderer
 from streaming.settings import options, variable
 
@@ -35,7 +35,7 @@ def speakers(tmp_path_factory):
 @pytest.fixture
 def run(monkeypatch, speakers, tmp_path, capsys):
     """Runs the program on a recording in this process; returns exit code, stdout, stderr."""
-    monkeypatch.setattr(gpu_rendering, "find_cuda_device", lambda: None)
+    monkeypatch.setattr(gpu_renderer, "find_cuda_device", lambda: None)
     for name in options():
         monkeypatch.delenv(variable(name), raising=False)
 
@@ -231,12 +231,12 @@ def test_a_full_disk(speakers, tmp_path, limit_bytes):
 
 
 def test_a_full_disk_under_the_landmarks(run, speakers, tmp_path, capsys, monkeypatch):
-    from streaming.files import landmark_writer as landmark_output
+    from streaming.files import landmark_writer
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(landmark_output.shutil, "copyfileobj", full)
+    monkeypatch.setattr(landmark_writer.shutil, "copyfileobj", full)
     recording = stand_ins.write_wav(tmp_path / "speech.wav", stand_ins.speech_like(0.5))
     more = ("--landmarks", str(tmp_path / "out.npz"))
     code = cli.main(arguments(speakers, recording, tmp_path / "out.mp4", *more))

@@ -224,12 +224,12 @@ def test_the_picture_is_the_trained_heads(sources, made):
 
     head, torso = load_head(sources / "head"), load_torso(sources / "torso")
     scene = dataclasses.replace(
-        speaker.scene(), head=head.head.field(), torso=torso.torso.field(), camera=head.camera
+        speaker.scene, head=head.head.field(), torso=torso.torso.field(), camera=head.camera
     )
     condition = np.random.default_rng(1).normal(size=8).astype(np.float32)
     for c2w in speaker.poses[::200]:
         expected = render_scene(scene, c2w=c2w, condition=condition, size_px=64).numpy()
-        got = render_scene(speaker.scene(), c2w=c2w, condition=condition, size_px=64).numpy()
+        got = render_scene(speaker.scene, c2w=c2w, condition=condition, size_px=64).numpy()
         assert -10 * np.log10(np.mean((got - expected) ** 2)) > 45  # grids are float16 in the bundle
         assert got.std() > 0.05  # a picture, not a plain
 

@@ -5,6 +5,8 @@ The kernel rounds to bytes, which alone leaves 58.9 dB; all else that differs is
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 from types import SimpleNamespace
 
@@ -16,7 +18,7 @@ from geneface_checkpoint import read_checkpoint
 
 from benchmarks.synthetic_scene import make_condition, make_pose, make_scene
 from cuda_kernels.cpu_raymarcher import CpuRaymarcher
-from cuda_kernels.scene import Camera, Scene
+from cuda_kernels.scene import Camera, Grid, Scene
 from cuda_kernels.torch_reference import render_scene
 from models.head import Head, HeadConfig
 from models.torso import Torso, TorsoConfig
@@ -80,18 +82,12 @@ def test_tables_whose_length_is_no_power_of_two():
     scene = make_scene(**SMALL)
     grids = []
     for grid in (scene.head.position_grid, scene.head.ambient_grid):
-        rows = np.minimum(np.diff(grid.offsets), 1000)
-        offsets = np.concatenate([[0], np.cumsum(rows)]).astype(np.int32)
-        parts = [grid.table[a : a + n] for a, n in zip(grid.offsets[:-1], rows, strict=True)]
-        grids.append(_replaced(grid, table=np.concatenate(parts), offsets=offsets))
-    head = _replaced(scene.head, position_grid=grids[0], ambient_grid=grids[1])
-    compare(_replaced(scene, head=head), 96)
-
-
-def _replaced(record, **changes):
-    return type(record)(
-        **{**{name: getattr(record, name) for name in record.__dataclass_fields__}, **changes}
-    )
+        rows = [min(rows, 1000) for rows in grid.layout.rows]
+        layout = dataclasses.replace(grid.layout, offsets=(0, *itertools.accumulate(rows)))
+        parts = [grid.table[a : a + n] for a, n in zip(grid.layout.offsets, rows, strict=False)]
+        grids.append(Grid(table=np.concatenate(parts), layout=layout))
+    head = dataclasses.replace(scene.head, position_grid=grids[0], ambient_grid=grids[1])
+    compare(dataclasses.replace(scene, head=head), 96)
 
 
 @pytest.mark.parametrize("size_px", [96, 100, 127, 128, 256])
@@ -130,16 +126,16 @@ def test_a_camera_that_looks_away_sees_torso_and_background():
 
 def test_an_empty_grid_shows_no_head():
     scene = make_scene(**SMALL)
-    empty = _replaced(scene.head, density_bitfield=np.zeros_like(scene.head.density_bitfield))
-    raymarcher = CpuRaymarcher(_replaced(scene, head=empty))
+    empty = dataclasses.replace(scene.head, density_bitfield=np.zeros_like(scene.head.density_bitfield))
+    raymarcher = CpuRaymarcher(dataclasses.replace(scene, head=empty))
     raymarcher.render(c2w=make_pose(), condition=make_condition(scene), size_px=64)
     assert raymarcher.samples == 0
 
 
 def test_a_full_grid_gives_every_ray_its_samples():
     scene = make_scene(**{**SMALL, "density": -20.0, "max_steps": 5})
-    full = _replaced(scene.head, density_bitfield=np.full_like(scene.head.density_bitfield, 255))
-    scene = _replaced(scene, head=full)
+    full = dataclasses.replace(scene.head, density_bitfield=np.full_like(scene.head.density_bitfield, 255))
+    scene = dataclasses.replace(scene, head=full)
     raymarcher = CpuRaymarcher(scene)
     got = raymarcher.render(c2w=make_pose(), condition=make_condition(scene), size_px=64)
     assert raymarcher.samples == 5 * 64 * 64

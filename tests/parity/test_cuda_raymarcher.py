@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import math
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from geneface_checkpoint import read_checkpoint
 
 from benchmarks.synthetic_scene import make_condition, make_pose, make_scene
 from cuda_kernels.cpu_raymarcher import rgb_to_i420
-from cuda_kernels.cuda_raymarcher import CudaRaymarcher, CudaRenderer, FrameRequest
+from cuda_kernels.cuda_raymarcher import CudaRenderer, FrameRequest
 from cuda_kernels.scene import Camera, Scene
 from cuda_kernels.torch_reference import render_scene
 from models.head import Head, HeadConfig
@@ -50,6 +49,10 @@ def renderer(gpu):
     renderer.close()
 
 
+def draw(renderer, loaded, **arguments):
+    return renderer.render([FrameRequest(scene=loaded, **arguments)])[0]
+
+
 def twin(scene, device, **arguments):
     return render_scene(scene, device=device, **arguments).cpu().numpy()
 
@@ -59,10 +62,10 @@ def compare(renderer, scene, size_px, *, gpu, c2w=None, condition=None, share=MA
     c2w = make_pose(0.15, -0.1) if c2w is None else c2w
     condition = make_condition(scene) if condition is None else condition
     expected = twin(scene, gpu, c2w=c2w, condition=condition, size_px=size_px)
-    raymarcher = CudaRaymarcher(scene, renderer=renderer)
+    loaded = renderer.load(scene)
     out = np.full((size_px, size_px, 3), POISON, np.uint8)
-    got = raymarcher.render(c2w=c2w, condition=condition, size_px=size_px, out=out)
-    raymarcher.close()
+    got = draw(renderer, loaded, c2w=c2w, condition=condition, size_px=size_px, out=out)
+    renderer.unload(loaded)
     assert got is out
     assert psnr_db(got, expected) >= PSNR_DB
     apart = np.abs(got / 255.0 - expected).max(axis=-1)
@@ -134,14 +137,12 @@ def test_weights_that_overflow_a_half_in_between_give_no_nan(renderer):
     scene = make_scene(hidden=64, **WIDE)
     huge = tuple(weight * np.float32(3e3) for weight in scene.head.ambient_net)
     sigma_net = tuple(weight * np.float32(300) for weight in scene.head.sigma_net)
-    raymarcher = CudaRaymarcher(
-        replace(scene, head=replace(scene.head, ambient_net=huge, sigma_net=sigma_net)), renderer=renderer
-    )
+    loaded = renderer.load(replace(scene, head=replace(scene.head, ambient_net=huge, sigma_net=sigma_net)))
     arguments = {"c2w": make_pose(), "condition": make_condition(scene), "size_px": 128}
-    first = raymarcher.render(**arguments)
-    np.testing.assert_array_equal(first, raymarcher.render(**arguments))
+    first = draw(renderer, loaded, **arguments)
+    np.testing.assert_array_equal(first, draw(renderer, loaded, **arguments))
     assert len(np.unique(first)) > 2
-    raymarcher.close()
+    renderer.unload(loaded)
 
 
 # --------------------------------------------------------------------------------------- GeneFace's sizes
@@ -180,14 +181,15 @@ def test_may(renderer, gpu):
     pytest.importorskip("av", reason="a bundle's background is read with PyAV")
     from onnxruntime import InferenceSession
 
-    from models.speaker import find_speaker, load_speaker
+    from models.speaker import load_speaker
+    from models.speaker_folders import find_speaker
 
     speaker = load_speaker(find_speaker("May", speakers_dir=None))
     session = InferenceSession(str(speaker.condition_onnx), providers=["CPUExecutionProvider"])
     landmarks = np.random.default_rng(0).normal(size=session.get_inputs()[0].shape).astype(np.float32)
     condition = session.run(None, {session.get_inputs()[0].name: landmarks * np.float32(0.5)})[0].reshape(-1)
     for pose in speaker.poses[:: len(speaker.poses) // 3]:
-        compare(renderer, speaker.scene(), 512, gpu=gpu, c2w=pose, condition=condition)
+        compare(renderer, speaker.scene, 512, gpu=gpu, c2w=pose, condition=condition)
 
 
 # --------------------------------------------------------------------------------------- launches
@@ -292,15 +294,15 @@ def test_an_unloaded_scene_is_refused_and_the_renderer_lives_on(gpu):
     from cuda_kernels.cpu_raymarcher import RenderInputError
 
     renderer = CudaRenderer()
-    first, second = (CudaRaymarcher(make_scene(**SMALL, seed=s), renderer=renderer) for s in range(2))
-    arguments = SimpleNamespace(c2w=make_pose(), condition=make_condition(first.scene), size_px=64)
-    before = second.render(**vars(arguments))
-    first.close()
-    first.close()
+    first, second = (renderer.load(make_scene(**SMALL, seed=s)) for s in range(2))
+    arguments = {"c2w": make_pose(), "condition": make_condition(first.scene), "size_px": 64}
+    before = draw(renderer, second, **arguments)
+    renderer.unload(first)
+    renderer.unload(first)
     with pytest.raises(RenderInputError, match="scene: expected one that is loaded"):
-        first.render(**vars(arguments))
-    np.testing.assert_array_equal(second.render(**vars(arguments)), before)
+        draw(renderer, first, **arguments)
+    np.testing.assert_array_equal(draw(renderer, second, **arguments), before)
     renderer.close()
     renderer.close()
     with pytest.raises(RuntimeError, match="closed"):
-        second.render(**vars(arguments))
+        draw(renderer, second, **arguments)

@@ -14,6 +14,7 @@ from feature_bundle import feature_parts
 from tiny_corpus import opening_of, sound_of, write_wav
 from tiny_teacher import LoudnessTeacher, write_speech
 
+from cuda_kernels.errors import InputError
 from export.bundle.writer import write_bundle
 from export.requests import DistillationRequest
 from export.students import distillation
@@ -22,8 +23,9 @@ from export.students.distillation import DistillationError, StoppedError, distil
 from export.students.offline_motion import OfflineMotion
 from export.verification import verify_bundle
 from models.audio2motion import Audio2Motion, Audio2MotionConfig
+from models.bundle_files import RECORDED_CASES_FILE
 from models.features import LogMel
-from models.speaker import RECORDED_CASES_FILE, load_speaker
+from models.speaker import load_speaker
 from training.audio2motion import Audio2MotionSettings
 from training.loop import checkpoints, load_checkpoint
 
@@ -100,7 +102,7 @@ def test_the_bundle_hears_sound_and_keeps_all_but_the_motion(place, report):
     assert np.array_equal(student.motion.landmark_std, teacher.motion.landmark_std)
     for name in ("condition.onnx", "head.safetensors", "torso.safetensors", "poses.safetensors"):
         assert (student.path / name).read_bytes() == (teacher.path / name).read_bytes()
-    assert np.array_equal(student.scene().background, teacher.scene().background)
+    assert np.array_equal(student.scene.background, teacher.scene.background)
     assert (student.name, student.licence) == (teacher.name, teacher.licence)
     assert student.origin.consent == teacher.origin.consent
     assert "40 steps of `geneface-export distil`" in student.origin.recipe
@@ -174,7 +176,7 @@ def test_bad_inputs_are_refused_before_any_work(place, tmp_path):
     teacher = LoudnessTeacher()
     with pytest.raises(DistillationError, match="got one that is no bundle"):
         distil(request(place, occupied), teacher=teacher)
-    with pytest.raises(DistillationError, match="device: expected cpu or cuda, got 'abacus'"):
+    with pytest.raises(InputError, match="--device: expected cpu or cuda, got 'abacus'"):
         distil(request(place, tmp_path / "a", device="abacus"), teacher=teacher)
     with pytest.raises(ValueError, match="expected a folder of recordings"):
         distil(request(place, tmp_path / "b", speech=tmp_path / "nowhere"), teacher=teacher)

@@ -18,7 +18,7 @@ from export.geneface.hubert import (
 from export.onnx.graphs import open_graph
 from export.onnx.torch_graph import ExportError
 from models.hubert import HubertConfig
-from models.speaker import feature_count
+from models.speaker_settings import feature_count
 from preparation.media import read_pcm
 
 TINY = HubertConfig(

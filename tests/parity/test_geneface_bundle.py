@@ -76,8 +76,8 @@ def test_what_the_bundle_says_of_itself(speaker, sources):
     assert speaker.condition.window_frames == 5
     assert not speaker.synthetic
     assert "nobody stated" in speaker.origin.consent
-    assert speaker.drawn.torso is not None
-    np.testing.assert_array_equal(speaker.drawn.background, data.background)
+    assert speaker.scene.torso is not None
+    np.testing.assert_array_equal(speaker.scene.background, data.background)
     assert "the only one" in (speaker.path / "MODEL_CARD.md").read_text()
 
 
@@ -87,7 +87,7 @@ def test_the_head_s_path_is_the_video_s_in_decimetres_there_and_back(speaker, so
     assert len(speaker.poses) == 2 * frames - 2
     np.testing.assert_array_equal(speaker.poses[frames], speaker.poses[frames - 2])
     np.testing.assert_allclose(speaker.poses[:frames, :3, 3], 10 * data.poses_smoothed[:, :3, 3], rtol=1e-6)
-    assert speaker.drawn.camera.scale == pytest.approx(0.4)
+    assert speaker.scene.camera.scale == pytest.approx(0.4)
 
 
 def test_it_streams_through_the_pipeline(speaker, speech):
@@ -125,7 +125,7 @@ def test_verify_sees_a_network_that_answers_otherwise(speaker, sources, tmp_path
         features_onnx=speaker.features_onnx,
         motion_onnx=speaker.motion_onnx,
         condition_onnx=speaker.condition_onnx,
-        scene=speaker.scene(),
+        scene=speaker.scene,
     )
     wrong = dataclasses.replace(
         cases,
@@ -161,7 +161,7 @@ def test_the_command_imports_a_head_alone_and_prints_the_table(sources, tmp_path
     printed = capsys.readouterr().out
     assert code == 0
     made = load_speaker(out)
-    assert made.drawn.torso is None
+    assert made.scene.torso is None
     assert made.name == "Head only"
     assert (made.origin.subject, made.licence, made.synthetic) == ("a made-up face", "CC0", True)
     assert "recorded_picture_psnr_db, at export" in printed

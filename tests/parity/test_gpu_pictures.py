@@ -14,10 +14,13 @@ import pytest
 
 from cuda_kernels.cpu_raymarcher import CpuRaymarcher, rgb_to_i420
 from cuda_kernels.cuda_raymarcher import FrameRequest
-from models import speaker as speaker_module
-from models.speaker import find_speaker, load_speaker
+from models import bundle_files
+from models.speaker import load_speaker
+from models.speaker_folders import find_speaker
+from models.speaker_settings import read_settings
 from streaming.errors import GpuLostError
-from streaming.pipeline.gpu_renderer import MAX_FRAMES, GpuRaymarcher, open_gpu
+from streaming.pipeline.gpu_batching import MAX_FRAMES
+from streaming.pipeline.gpu_renderer import GpuRaymarcher, open_gpu
 from streaming.pipeline.networks import network_specs
 from streaming.pipeline.onnx_engine import OnnxEngine
 
@@ -32,10 +35,10 @@ def may():
         try:
             import av  # noqa: F401
         except ImportError:  # any plate will do: both draw the same one
-            side = speaker_module.read_settings(find_speaker("May", speakers_dir=None)).image_size_px
+            side = read_settings(find_speaker("May", speakers_dir=None)).image_size_px
             ramp = np.linspace(0, 255, side)
             plate = np.stack([*np.meshgrid(ramp, ramp), np.full((side, side), 90.0)], -1).astype(np.uint8)
-            patch.setattr(speaker_module, "_decode_png", lambda content: plate)
+            patch.setattr(bundle_files, "_decode_png", lambda content: plate)
         yield load_speaker(find_speaker("May", speakers_dir=None))
 
 
@@ -68,7 +71,7 @@ def psnr_db(got, expected):
 
 def test_each_session_gets_its_own_pictures_of_may(may, conditions, gpu_renderer, batches, capsys):
     """Sessions ask as fast as they are answered, half of them by a speaker of their own."""
-    speakers = [GpuRaymarcher(gpu_renderer, may.scene()) for _ in range(2)]
+    speakers = [GpuRaymarcher(gpu_renderer, may.scene) for _ in range(2)]
     size_px = may.image_size_px
     eighth_ms = speakers[0].frame_ms(poses=may.poses, condition=conditions[0], size_px=size_px)
     pictures, failures = {}, []
@@ -102,7 +105,7 @@ def test_each_session_gets_its_own_pictures_of_may(may, conditions, gpu_renderer
     assert len(pictures) == SESSIONS * FRAMES == sum(frames for frames, _ in batches)
     assert max(frames for frames, _ in batches) > 1  # sessions of both speakers shared launches
 
-    cpu = CpuRaymarcher(may.scene(), threads=8)
+    cpu = CpuRaymarcher(may.scene, threads=8)
     worst_db = min(
         psnr_db(
             pictures[session, frame],
@@ -132,7 +135,7 @@ def test_each_session_gets_its_own_pictures_of_may(may, conditions, gpu_renderer
 
 
 def test_a_region_and_a_smaller_picture_come_out_as_on_the_cpu(may, conditions, gpu_renderer):
-    raymarcher, cpu = GpuRaymarcher(gpu_renderer, may.scene()), CpuRaymarcher(may.scene(), threads=8)
+    raymarcher, cpu = GpuRaymarcher(gpu_renderer, may.scene), CpuRaymarcher(may.scene, threads=8)
     for place in ({"size_px": 256}, {"size_px": may.image_size_px, "region_px": (180, 300, 340, 420)}):
         given = {"c2w": may.poses[3], "condition": conditions[0], **place}
         assert psnr_db(raymarcher.render(**given), cpu.render(**given)) >= PSNR_DB
@@ -141,7 +144,7 @@ def test_a_region_and_a_smaller_picture_come_out_as_on_the_cpu(may, conditions, 
 
 
 def test_more_frames_than_one_launch_takes_are_drawn_in_order(may, conditions, gpu_renderer, batches):
-    scene = gpu_renderer.load(may.scene())
+    scene = gpu_renderer.load(may.scene)
     requests = [
         FrameRequest(scene=scene, c2w=may.poses[number], condition=conditions[0], size_px=64)
         for number in range(MAX_FRAMES + 5)
@@ -154,7 +157,7 @@ def test_more_frames_than_one_launch_takes_are_drawn_in_order(may, conditions, g
 
 def test_a_device_that_was_broken_is_lost_and_closes(may, conditions, gpu_renderer):
     """The driver itself refuses a launch: no block has a million threads."""
-    raymarcher = GpuRaymarcher(gpu_renderer, may.scene())
+    raymarcher = GpuRaymarcher(gpu_renderer, may.scene)
     device = gpu_renderer._renderer.device
     whole = device.kernel
     device.kernel = lambda width: dataclasses.replace(whole(width), threads=1 << 20)

@@ -90,7 +90,7 @@ def test_validation_reports_regions_and_pictures(trained):
 
 def test_a_trained_head_can_be_gone_on_from(trained, folder):
     _, _, out = trained
-    settings = head_task.HeadTraining(
+    settings = head_task.HeadTrainingSettings(
         **{**vars(SMALL_HEAD), "start": out, "net_rate": 1e-4, "grid_rate": 1e-4}
     )
     again = head_task.make_task(folder, settings, CPU)
@@ -99,7 +99,7 @@ def test_a_trained_head_can_be_gone_on_from(trained, folder):
     for step in range(20):
         again.training_step(step)
     assert again.validate(20).scalars["psnr_whole_db"] > before - 0.5
-    other = head_task.HeadTraining(**{**vars(SMALL_HEAD), "start": out, "hidden": 8})
+    other = head_task.HeadTrainingSettings(**{**vars(SMALL_HEAD), "start": out, "hidden": 8})
     with pytest.raises(ValueError, match="config: expected"):
         head_task.make_task(folder, other, CPU)
 
@@ -107,7 +107,7 @@ def test_a_trained_head_can_be_gone_on_from(trained, folder):
 def test_measuring_writes_figures_and_a_slim_checkpoint(trained, folder):
     _, _, out = trained
     assert head_task.run(folder, out, SMALL_HEAD, CPU) is False
-    measure = head_task.HeadTraining(**{**vars(SMALL_HEAD), "validate_only": True})
+    measure = head_task.HeadTrainingSettings(**{**vars(SMALL_HEAD), "validate_only": True})
     assert head_task.run(folder, out, measure, CPU) is True
     figures = json.loads((out / "figures.json").read_text())
     assert figures["psnr_whole_db"] > 18
@@ -135,14 +135,14 @@ def test_a_torso_is_learnt_and_goes_on_under_the_head(folder, trained, tmp_path)
     assert torso.torso.field().occupancy.max() > 0
 
     _, _, head_out = trained
-    over = torso_task.TorsoTraining(**{**vars(SMALL_TORSO), "head": head_out})
+    over = torso_task.TorsoTrainingSettings(**{**vars(SMALL_TORSO), "head": head_out})
     joint = torso_task.make_task(folder, over, CPU)
     joint.load_state_dict(task.state_dict())
     scalars = [joint.training_step(step) for step in range(100, 110)]
     assert all(np.isfinite(float(step["whole_mse"])) for step in scalars)
     whole = joint.validate(110)
     assert whole.scalars["psnr_whole_db"] > 18
-    behind = head_task.HeadTraining(**{**vars(SMALL_HEAD), "torso": tmp_path / "torso"})
+    behind = head_task.HeadTrainingSettings(**{**vars(SMALL_HEAD), "torso": tmp_path / "torso"})
     shown = head_task.make_task(folder, behind, CPU)
     shown.load_state_dict(trained[0].state_dict())
     assert shown.validate(1).scalars["psnr_torso_db"] > 20

@@ -11,7 +11,8 @@ import pytest
 from stand_ins import StandInRaymarcher, write_wav
 
 from export.bundle.pose_loop import rotation_vectors
-from models.speaker import load_speaker, packaged_speakers_dir
+from models.speaker import load_speaker
+from models.speaker_folders import packaged_speakers_dir
 from streaming import cli
 from streaming.files.audio_file import AudioFile
 from streaming.pipeline.frame_renderer import FrameRenderer

@@ -18,9 +18,10 @@ from export.bundle.motion import (
     motion_window_frames,
 )
 from models.audio2motion import Audio2Motion, Audio2MotionConfig
-from models.features import FRAME_SAMPLES, LogMel, LogMelConfig
+from models.features import LogMel, LogMelConfig
 from models.postnet import PostNet, PostNetConfig
 from models.syncnet import SyncNet, SyncNetConfig
+from models.time_base import FRAME_SAMPLES
 from preparation.media import read_pcm
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from geneface_checkpoint import read_checkpoint
 
-from cuda_kernels.torch_reference import frequency_encode, pose_vector, torso_over
+from cuda_kernels.torch_encodings import frequency_encode
+from cuda_kernels.torch_reference import pose_vector, torso_over
 from models.head import Head, HeadConfig
 from models.torso import Torso, TorsoConfig
 
@@ -59,7 +60,7 @@ def test_point_queries(torso, folder):
     case = load(folder / "point_queries.npz")
     close(frequency_encode(case.pose6, 4), case.pose_embed)
     close(frequency_encode(case.x * 0.8, 10), case.pos_embed)
-    alpha, color, deform = torso.look(case.x, case.pose6, case.code[None])
+    alpha, color, deform = torso.query(case.x, case.pose6, case.code[None])
     close(alpha, case.alpha)
     close(color, case.color)
     close(deform, case.dx)

@@ -53,14 +53,14 @@ def test_the_slim_bundle_loads_and_draws(made):
     assert speaker.settings.head.color_net == (16 + 32 + 4, 32, 3)
     wide = load_speaker(request.bundle)
     drawn = []
-    for scene in (speaker.scene(), wide.scene()):
+    for scene in (speaker.scene, wide.scene):
         raymarcher = CpuRaymarcher(scene)
         try:
             picture = raymarcher.render(c2w=speaker.poses[3], condition=np.zeros(8, np.float32), size_px=64)
         finally:
             raymarcher.close()
         drawn.append(picture.astype(np.float64) / 255)
-    plain = wide.scene().background / 255
+    plain = wide.scene.background / 255
     assert np.mean((drawn[0] - drawn[1]) ** 2) < 0.3 * np.mean((plain - drawn[1]) ** 2)
     assert [check.name for check in verify_bundle(request.out, size_px=64) if not check.holds] == []
     assert report.speaker.path == request.out
@@ -75,9 +75,9 @@ def test_all_but_the_head_stays(made):
     for name in ("motion", "camera", "condition", "torso", "origin", "name", "licence"):
         one, other = getattr(narrow.settings, name), getattr(wide.settings, name)
         assert str(one) == str(other), name
-    np.testing.assert_array_equal(narrow.scene().head.density_bitfield, wide.scene().head.density_bitfield)
+    np.testing.assert_array_equal(narrow.scene.head.density_bitfield, wide.scene.head.density_bitfield)
     for name in ("aabb", "max_steps", "grid_size", "stop_transmittance"):
-        np.testing.assert_array_equal(getattr(narrow.scene().head, name), getattr(wide.scene().head, name))
+        np.testing.assert_array_equal(getattr(narrow.scene.head, name), getattr(wide.scene.head, name))
 
 
 def test_figures_card_and_table_say_how_close_it_comes(made):
@@ -100,7 +100,7 @@ def test_figures_card_and_table_say_how_close_it_comes(made):
     assert "48 to 32" in table
     assert "PSNR against the wide head, mouth" in table
     assert "times as fast" in table
-    twice = slimming._with_note(card, load_speaker(request.bundle).settings.head, speaker.scene().head)
+    twice = slimming._with_note(card, load_speaker(request.bundle).settings.head, speaker.scene.head)
     assert twice.count("## Slim head") == 1
     assert twice.count("slim.psnr_mouth_db") == 1
 
@@ -108,14 +108,14 @@ def test_figures_card_and_table_say_how_close_it_comes(made):
 def test_figures_are_those_of_the_written_bundle(made):
     request, report = made
     wide, narrow = load_speaker(request.bundle), load_speaker(request.out)
-    same = compare(wide.scene(), wide.scene(), wide.poses[:2], np.zeros((2, 8), np.float32), np.zeros((0, 3)))
+    same = compare(wide.scene, wide.scene, wide.poses[:2], np.zeros((2, 8), np.float32), np.zeros((0, 3)))
     assert same == {"psnr_whole_db": 120.0, "psnr_head_db": 120.0, "largest_error_of_255": 0.0}
     lessons = slimming.load_lessons(request.work_folder / slimming.LESSONS_FILE)
     poses, driven = slimming._held_out(wide.poses, lessons.conditions)
     assert len(poses) == len(driven) == MEASURED_FRAMES
     seen = wide.poses[: int(len(wide.poses) * (1 - HELD_OUT))]
     assert not any((pose == seen).all((1, 2)).any() for pose in poses)
-    again = compare(wide.scene(), narrow.scene(), poses, driven, lessons.mouth)
+    again = compare(wide.scene, narrow.scene, poses, driven, lessons.mouth)
     assert again == {
         name.removeprefix("slim."): value
         for name, value in report.figures.items()

@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from geneface_checkpoint import read_checkpoint
 
-from models.syncnet import SyncNet, sync_loss
+from models.syncnet import SyncNet
 
 TOLERANCE = 1e-4
 """The same float32 operators in the same order; see test_audio2motion."""
 
 
-def test_embeddings_and_loss(shared_fixtures):
+def test_embeddings(shared_fixtures):
     state = read_checkpoint(shared_fixtures / "syncnet" / "model_ckpt_steps_40000.ckpt.xz")["model"]
     model = SyncNet().eval()
     assert list(model.state_dict()) == list(state)
@@ -22,12 +22,10 @@ def test_embeddings_and_loss(shared_fixtures):
         case = {key: torch.from_numpy(file[key]) for key in file}
     with torch.no_grad():
         audio, mouth = model(case["hubert"], case["mouth_lm"])
-        loss = sync_loss(audio, mouth, case["label"])
     expected = {
         "audio_embedding": audio,
         "mouth_embedding": mouth,
         "cosine": (audio * mouth).sum(dim=1),
-        "bce_loss": loss,
     }
     for name, got in expected.items():
         torch.testing.assert_close(got, case[name], rtol=0, atol=TOLERANCE)

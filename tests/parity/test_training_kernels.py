@@ -24,7 +24,7 @@ from training_cases import (
     some_values,
 )
 
-from cuda_kernels import torch_kernels, torch_reference
+from cuda_kernels import torch_encodings, torch_kernels, torch_launcher, torch_reference
 from models.encodings import GridConfig
 
 COUNTS = [3, 0, 7, 1, 0, 7, 5, 2, 6, 7, 7, 4, 0] * 200
@@ -36,7 +36,7 @@ WHOLE = 2e-3
 
 @pytest.fixture(autouse=True)
 def _usable(gpu):
-    assert torch_kernels.usable(gpu), "the reason stands in the log"
+    assert torch_launcher.usable(gpu), "the reason stands in the log"
 
 
 # --- grid encoding
@@ -78,7 +78,7 @@ def test_what_is_not_contiguous(gpu):
     layout = GridConfig(levels=5).layout(2)
     x, table = points_in(64, 2, 1.0, gpu)[:32], torch.rand(2, layout.offsets[-1], device=gpu).T
     got = torch_kernels.grid_encode(x.T.contiguous().T, table, layout)
-    close(got, torch_reference.grid_encode(x, table.contiguous(), layout), MANY)
+    close(got, torch_encodings.grid_encode(x, table.contiguous(), layout), MANY)
 
 
 # --- marching and compositing
@@ -89,7 +89,7 @@ def test_what_is_not_contiguous(gpu):
 def test_march(gpu, capacity, phase):
     marched = compare_march(gpu, capacity=capacity, rays=5_000, phase=phase)
     assert marched.samples.mask.any()
-    assert bool(marched.fits.all()) == (capacity is None or capacity >= int(marched.wanted))
+    assert bool(marched.fits.all()) == (capacity is None or capacity >= int(marched.n_samples_needed))
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
@@ -104,7 +104,7 @@ def test_march_of_few_rays(gpu, rays):
         return
     places, settings = rays_at(0, gpu)
     marched = torch_kernels.march(*places, **settings, max_steps=4, bound=1.0, capacity=7)
-    assert int(marched.wanted) == 0
+    assert int(marched.n_samples_needed) == 0
     assert not marched.packed.valid.any()
     assert (marched.positions == 0).all()
 

@@ -9,7 +9,7 @@ import torch
 from tiny_fields import SMALL_HEAD, SMALL_TORSO
 
 from benchmarks.gpu_training import ball_speaker, prepare_head
-from cuda_kernels import torch_kernels
+from cuda_kernels import torch_launcher
 from training.head import HeadTask
 from training.torso import TorsoTask
 
@@ -19,7 +19,7 @@ HEAD = dataclasses.replace(SMALL_HEAD, window_frames=5, lookahead_frames=2)
 @pytest.fixture(scope="module")
 def device(gpu):
     device = torch.device("cuda", torch.cuda.current_device())
-    assert torch_kernels.usable(device)
+    assert torch_launcher.usable(device)
     return device
 
 

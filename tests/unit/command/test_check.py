@@ -15,17 +15,16 @@ from stand_in_gpu import StandInRenderer
 
 from cuda_kernels import cuda_raymarcher
 from cuda_kernels.cuda_module import CudaUnavailableError
-from models.speaker import read_settings
+from models.speaker_settings import read_settings
 from streaming import check
 from streaming.check import CheckResult, exit_code, free_memory_bytes, run_checks, table
 from streaming.errors import InputError
-from streaming.pipeline import compute_settings, loaded_speaker, networks
-from streaming.pipeline import gpu_renderer as gpu_rendering
-from streaming.pipeline import onnx_engine as engine
+from streaming.pipeline import compute_settings, engine_choice, gpu_renderer, loaded_speaker, networks
 from streaming.pipeline.cuda_device import CudaDevice
 from streaming.pipeline.onnx_engine import EngineUnavailableError
 from streaming.server import tls
 from streaming.settings import StreamSettings
+from streaming.webrtc import opus
 
 
 @pytest.fixture
@@ -36,7 +35,7 @@ def settings(tmp_path, monkeypatch):
         monkeypatch.setattr(module, "usable_cores", lambda limit=0: min(limit or 2, 2))
     monkeypatch.setattr(check, "free_memory_bytes", lambda: 3 << 30)
     monkeypatch.setattr(check, "find_cuda_device", lambda: None)
-    monkeypatch.setattr(gpu_rendering, "find_cuda_device", lambda: None)
+    monkeypatch.setattr(gpu_renderer, "find_cuda_device", lambda: None)
     monkeypatch.setitem(sys.modules, "sounddevice", FakePortAudio(WEBCAM, default=0))
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     return StreamSettings(speaker="Tiny", speakers_dir=tmp_path, port=0)
@@ -202,10 +201,11 @@ def test_a_python_that_is_too_old_is_a_failure(settings, monkeypatch):
     assert found.detail.endswith("expected 4.0 or newer")
 
 
-def test_opus_without_its_library_is_a_warning(settings, monkeypatch):
-    monkeypatch.setattr(check, "find_libopus", lambda: None)
+def test_opus_without_its_library_is_a_failure(settings, monkeypatch):
+    monkeypatch.setattr(opus, "_libopus_paths", list)
+    monkeypatch.setattr(opus, "load_libopus", opus.load_libopus.__wrapped__)
     found = results_of(settings)["sound Opus"]
-    assert found.status == "warn"
+    assert found.status == "fail"
     assert "libopus0" in found.way_out
 
 
@@ -216,7 +216,7 @@ def test_opus_without_its_library_is_a_warning(settings, monkeypatch):
 def drawing_gpu(settings, monkeypatch):
     """A GPU that a stand-in plays."""
     renderer = StandInRenderer(condition_size=read_settings(settings.speakers_dir / "Tiny").condition.size)
-    for module in (check, gpu_rendering):
+    for module in (check, gpu_renderer):
         monkeypatch.setattr(module, "find_cuda_device", lambda: GPU)
     monkeypatch.setattr(cuda_raymarcher, "CudaRenderer", lambda: renderer)
     return renderer
@@ -316,7 +316,7 @@ def test_the_engines_are_named(settings, monkeypatch, machine, status, detail):
 
 
 def test_an_engine_that_was_asked_for_and_is_not_there_is_a_failure(settings, monkeypatch):
-    monkeypatch.setattr(engine, "find_cuda_device", lambda: None)
+    monkeypatch.setattr(engine_choice, "find_cuda_device", lambda: None)
     found = results_of(replace(settings, engine="tensorrt"))
     assert (found["networks"].status, found["networks"].detail) == (
         "fail",

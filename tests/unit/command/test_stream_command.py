@@ -17,19 +17,18 @@ from cuda_kernels import cuda_raymarcher
 from cuda_kernels.cuda_module import CudaError
 from cuda_kernels.folding import SceneError
 from export.bundle.writer import write_bundle
-from models.speaker import load_speaker, read_settings
+from models.speaker import load_speaker
+from models.speaker_settings import read_settings
 from streaming import cli
 from streaming.errors import InputError
 from streaming.files import run as file_run
 from streaming.files.landmark_video import LandmarkDrawing, plain_face
 from streaming.files.progress import Progress
-from streaming.pipeline import gpu_renderer as gpu_rendering
-from streaming.pipeline import loaded_speaker, networks
-from streaming.pipeline import onnx_engine as engine
+from streaming.pipeline import engine_choice, gpu_renderer, loaded_speaker, networks
 from streaming.pipeline.compute_settings import ComputeSettings
 from streaming.pipeline.cuda_device import CudaDevice
+from streaming.pipeline.engine_choice import EngineSettings
 from streaming.pipeline.loaded_speaker import SpeakerOpening, size_that_keeps_up
-from streaming.pipeline.onnx_engine import EngineSettings
 from streaming.pipeline.render_size import FrameCost, RenderSize
 from streaming.pipeline.renderers import describe
 from streaming.settings import StreamSettings, options, resolve_settings, variable
@@ -46,7 +45,7 @@ def speakers(tmp_path_factory):
 @pytest.fixture
 def quick(monkeypatch):
     """The stand-in draws, and no variable of the machine interferes."""
-    monkeypatch.setattr(gpu_rendering, "find_cuda_device", lambda: None)
+    monkeypatch.setattr(gpu_renderer, "find_cuda_device", lambda: None)
     for name in options():
         monkeypatch.delenv(variable(name), raising=False)
 
@@ -85,12 +84,12 @@ def test_flag_over_environment_over_default():
 
 
 def test_texts_become_values():
-    settings = StreamSettings.from_mapping({"render_size": "auto", "quiet": "yes", "speakers_dir": "a/b"})
+    settings = resolve_settings({"render_size": "auto", "quiet": "yes", "speakers_dir": "a/b"}, {})
     assert settings.render_size is None
     assert settings.quiet is True
     assert settings.speakers_dir is not None
     assert settings.speakers_dir.parts == ("a", "b")
-    assert StreamSettings.from_mapping({"render_size": "256"}).render_size == 256
+    assert resolve_settings({"render_size": "256"}, {}).render_size == 256
 
 
 @pytest.mark.parametrize(
@@ -109,12 +108,12 @@ def test_texts_become_values():
         ({"speaker": ""}, "--list-speakers"),
         ({"mic": "default", "preview": "1", "landmark_video": "lm.mp4"}, "--mic: expected no --input"),
         ({"quiet": "maybe"}, "true or false"),
-        ({"sead": "1"}, "sead: no such setting; expected one of speaker, "),
+        ({"sead": "1"}, "sead: expected speaker, .* preview, got an unknown setting"),
     ],
 )
 def test_what_makes_no_sense_is_refused(values, said):
     with pytest.raises(InputError, match=said):
-        StreamSettings.from_mapping(values)
+        resolve_settings(values, {})
 
 
 def test_the_networks_are_told_what_runs_them():
@@ -251,7 +250,7 @@ def gpu(quick, speakers, monkeypatch):
     """A GPU that a stand-in plays; the CPU's raymarcher is not to be opened."""
     renderer = StandInRenderer(condition_size=read_settings(speakers / "Tiny").condition.size)
     found = CudaDevice(name="NVIDIA H100 80GB HBM3", capability=(9, 0))
-    monkeypatch.setattr(gpu_rendering, "find_cuda_device", lambda: found)
+    monkeypatch.setattr(gpu_renderer, "find_cuda_device", lambda: found)
     monkeypatch.setattr(cuda_raymarcher, "CudaRenderer", lambda: renderer)
     yield renderer
     assert not [thread for thread in threading.enumerate() if thread.name == "geneface-gpu"]
@@ -303,7 +302,7 @@ def test_a_gpu_that_was_asked_for_and_is_not_there_is_bad_input(quick, speakers,
 
 
 def test_an_engine_that_cannot_run_here_is_bad_input(quick, speakers, wav, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(engine, "find_cuda_device", lambda: None)
+    monkeypatch.setattr(engine_choice, "find_cuda_device", lambda: None)
     assert run(arguments(speakers, wav, tmp_path / "out.mp4", "--engine", "tensorrt")) == 2
     assert "expected a CUDA device, got none; check nvidia-smi" in one_line(capsys)
 

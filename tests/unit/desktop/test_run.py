@@ -11,7 +11,7 @@ from manual_clock import ManualClock
 from streaming.desktop import run as local_run
 from streaming.desktop.run import LiveReport, LiveRun, PlayoutClock, show_frames
 from streaming.errors import InputError
-from streaming.pipeline import gpu_renderer as gpu_rendering
+from streaming.pipeline import gpu_renderer
 from streaming.pipeline.pipeline import Frame
 from streaming.session.resolution_controller import ResolutionController
 from streaming.settings import StreamSettings
@@ -79,7 +79,7 @@ def show(frames, *, resolution=None, stopped=lambda clock: False, **window):
         name="May",
         resolution=resolution or ResolutionController(sizes_px=(256, 128), start_px=256),
         renderer_of=lambda size_px: f"renderer of {size_px}",
-        allowance_s=0.08,
+        playout_delay_s=0.08,
         stopped=lambda: stopped(clock),
         clock=clock,
     )
@@ -227,7 +227,7 @@ class TalkingPortAudio(FakePortAudio):
 @pytest.fixture
 def settings(tmp_path, monkeypatch):
     bundle_factory.write_tiny_bundle(tmp_path / "Tiny", image_size_px=128)
-    monkeypatch.setattr(gpu_rendering, "find_cuda_device", lambda: None)
+    monkeypatch.setattr(gpu_renderer, "find_cuda_device", lambda: None)
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     return StreamSettings(speaker="Tiny", speakers_dir=tmp_path, mic="web", preview=True, render_size=96)
 

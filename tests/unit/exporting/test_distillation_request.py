@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from export.requests import DistillationRequest, SlimRequest
+from export.requests import BundleRequest, DistillationRequest, GenefaceRequest, SlimRequest
+from models.settings import flags_of
 
 FOLDERS = {"bundle": Path("a/May"), "speech": Path("b"), "out": Path("c/Small")}
 
@@ -23,8 +24,9 @@ def test_a_lookahead_is_whole_frames():
     assert DistillationRequest(**FOLDERS, lookahead_ms=0).lookahead_frames == 0
 
 
-def test_every_field_has_its_help():
-    assert all(entry.metadata["help"] for entry in dataclasses.fields(DistillationRequest))
+@pytest.mark.parametrize("request_type", [BundleRequest, DistillationRequest, GenefaceRequest, SlimRequest])
+def test_every_field_of_a_request_is_a_flag(request_type):
+    assert list(flags_of(request_type)) == [entry.name for entry in dataclasses.fields(request_type)]
 
 
 @pytest.mark.parametrize(

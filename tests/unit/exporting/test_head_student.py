@@ -17,7 +17,7 @@ from training.head_student import (
     Lessons,
     LessonsError,
     StudentTask,
-    StudentTraining,
+    StudentTrainingSettings,
     head_of,
     load_lessons,
     narrow_head,
@@ -27,7 +27,7 @@ from training.head_student import (
 from training.loop import CheckpointError, LoopSettings
 
 CPU = torch.device("cpu")
-SMALL = StudentTraining(
+SMALL = StudentTrainingSettings(
     hidden=32,
     frames_per_step=4,
     pixels_per_frame=48,
@@ -72,7 +72,7 @@ def test_the_teacher_is_the_bundle_s_head(lessons, parts):
     for entry in dataclasses.fields(again):
         one, other = getattr(again, entry.name), getattr(parts.scene.head, entry.name)
         if entry.name.endswith("_grid"):
-            assert one.log2_growth == other.log2_growth
+            assert one.layout == other.layout
             one, other = one.table, other.table
         if isinstance(one, tuple):
             for a, b in zip(one, other, strict=True):

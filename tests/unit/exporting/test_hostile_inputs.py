@@ -11,15 +11,16 @@ import time
 import bundle_factory
 import pytest
 
-from export.bundle import writer as bundle
+from export.bundle import writer
 from export.geneface.checkpoints import read_config
 from export.geneface.hubert import HubertError, load_hubert
 from export.geneface.pickles import GenefaceFileError, read_npy, read_torch
 from export.regular_file import open_regular
 from models import partial_files
+from models.bundle_files import BundleError
 from models.settings import escaped
-from models.speaker import BundleError, load_speaker
-from streaming.files import video_writer as video_output
+from models.speaker import load_speaker
+from streaming.files import video_writer
 
 # Files that are none --------------------------------------------------------------------------------
 
@@ -267,9 +268,38 @@ def test_what_a_killed_run_left_is_swept_and_nothing_else(tmp_path, dead):
         ),
     ]
     assert named(out, process=os.getpid()) == partial_files.partial_path(out)
-    video_output.check_writable(tmp_path / "new.mp4", "--output")
+    video_writer.check_writable(tmp_path / "new.mp4", "--output")
     assert [file for file in swept if file.exists()] == []
     assert [file for file in kept if not file.exists()] == []
+
+
+def test_a_write_is_whole_or_not_at_all(tmp_path, dead):
+    path = tmp_path / "figures.json"
+    path.write_text("before")
+    written_before(named(tmp_path / "old.json", process=dead), 3600)
+
+    def fail():
+        with partial_files.atomic_write(path) as part:
+            part.write_text("half")
+            raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        fail()
+    assert path.read_text() == "before"
+    assert [*tmp_path.iterdir()] == [path]
+    with partial_files.atomic_write(path, flush=True) as part:
+        part.write_text("after")
+        assert path.read_text() == "before"
+    assert path.read_text() == "after"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_of_nothing_is_an_error(tmp_path):
+    path = tmp_path / "figures.json"
+    path.write_text("before")
+    with pytest.raises(FileNotFoundError), partial_files.atomic_write(path):
+        pass
+    assert path.read_text() == "before"
 
 
 def test_a_folder_in_which_something_is_still_written_stays(tmp_path, dead):
@@ -295,7 +325,7 @@ def test_a_bundle_that_stepped_aside_for_a_killed_program_comes_back(tmp_path, m
     out = bundle_factory.write_tiny_bundle(tmp_path / "Tiny", image_size_px=64)
     out.rename(named(out, kind="old", process=dead))
     refusal = BundleError(str(out), "head", "another", "this one")
-    monkeypatch.setattr(bundle, "load_speaker", lambda _: (_ for _ in ()).throw(refusal))
+    monkeypatch.setattr(writer, "load_speaker", lambda _: (_ for _ in ()).throw(refusal))
     with pytest.raises(BundleError):  # the new one is no good: the old one is there all the same
         bundle_factory.write_tiny_bundle(out, image_size_px=128)
     assert load_speaker(out).image_size_px == 64

@@ -36,7 +36,7 @@ def refused(request):
     with pytest.raises(ValueError) as caught:  # noqa: PT011 -- the callers look at the text
         prepare(request, open_motion=wide_speaker.loudness_motion)
     assert "\n" not in str(caught.value)
-    assert not request.work_folder.exists() or not list(request.work_folder.glob("*.partial"))
+    assert not request.work_folder.exists() or not list(request.work_folder.glob(".*"))
     return str(caught.value)
 
 
@@ -78,8 +78,8 @@ def test_the_mouth_s_reach_holds_an_open_mouth(bundle):
     reach = mouth_reach(speaker)
     face = speaker.motion.mean_face + wide_speaker.bundle_factory.open_mouth() / 10
     for c2w in speaker.poses[::10]:
-        box = project(reach, c2w, speaker.scene().camera)
-        lips = project(face[48:68], c2w, speaker.scene().camera)
+        box = project(reach, c2w, speaker.scene.camera)
+        lips = project(face[48:68], c2w, speaker.scene.camera)
         assert (lips >= box.min(0)).all()
         assert (lips <= box.max(0)).all()
     without = dataclasses.replace(speaker, motion=dataclasses.replace(speaker.motion, mean_face=None))

@@ -80,7 +80,7 @@ def test_a_recording_is_said_once(speech, tmp_path):
     made.train[0].said.unlink()  # as if the first run had been stopped before it
     make(speech, tmp_path, again)
     assert again.said == 1
-    assert not list(tmp_path.rglob("*.partial*"))
+    assert not list(tmp_path.rglob(".*"))
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,9 @@ def test_the_video_shows_the_points_and_carries_the_sound(tmp_path, audio):
         for landmarks in (rest, rest, up, rest):
             video.write(landmarks)
         assert not path.exists()
-        assert video.commit() == path.stat().st_size
+        size_bytes = video.complete()
+        video.publish()
+        assert size_bytes == path.stat().st_size
     with av.open(str(path)) as container:
         frames = list(container.decode(video=0))
     assert [frame.time for frame in frames] == [0, 0.04, 0.08, 0.12]
@@ -193,7 +195,8 @@ def test_without_a_mean_face_the_plain_one_moves(tmp_path, audio):
     for name, face in (("a.mkv", None), ("b.mkv", plain_face())):
         with LandmarkVideo(tmp_path / name, mean_face=face, audio=audio, crf=20) as video:
             video.write(moved(STILL, (0.1, 0, 0)))
-            video.commit()
+            video.complete()
+            video.publish()
         with av.open(str(tmp_path / name)) as container:
             shown.append(next(container.decode(video=0)).to_ndarray(format="rgb24"))
     np.testing.assert_array_equal(shown[0], shown[1])

@@ -38,7 +38,9 @@ def test_picture_and_sound_begin_together(tmp_path, ending, sound):
         video.write_sound(block)
         for i in range(50):
             video.write_picture(picture(255 if i == 30 else 0))
-        assert video.commit() == path.stat().st_size
+        size_bytes = video.complete()
+        video.publish()
+        assert size_bytes == path.stat().st_size
     flashes = [frame.time for frame in decoded(path, "video") if frame.to_ndarray(format="gray").mean() > 128]
     assert flashes == [pytest.approx(30 / 25, abs=1e-3)]
     blocks = decoded(path, "audio")
@@ -55,7 +57,8 @@ def test_the_stream_is_what_players_expect(tmp_path):
         video.write_sound(np.zeros((2, 48000), np.float32))
         for _ in range(25):
             video.write_picture(picture(100))
-        video.commit()
+        video.complete()
+        video.publish()
     with av.open(str(path)) as container:
         video, audio = container.streams.video[0], container.streams.audio[0]
         assert (video.codec_context.name, video.pix_fmt, video.average_rate) == ("h264", "yuv420p", 25)
@@ -74,7 +77,8 @@ def test_colours_come_back(tmp_path):
     with output(path, crf=5) as video:
         video.write_picture(picture(*colour))
         video.write_sound(np.zeros((2, 1920), np.float32))
-        video.commit()
+        video.complete()
+        video.publish()
     assert np.abs(decoded(path, "video")[0].to_ndarray(format="rgb24").astype(int) - colour).max() <= 3
 
 
@@ -85,7 +89,8 @@ def test_nothing_has_the_name_before_it_is_whole(tmp_path):
         video.write_picture(picture(0))
         assert path.read_text() == "the video of last time"
         video.write_sound(np.zeros((2, 1920), np.float32))
-        video.commit()
+        video.complete()
+        video.publish()
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.mp4"]
     assert len(decoded(path, "video")) == 1
 
@@ -105,7 +110,7 @@ def test_a_video_without_a_picture_is_refused(tmp_path):
     def empty():
         with output(tmp_path / "out.mp4") as video:
             video.write_sound(np.zeros((2, 10), np.float32))
-            video.commit()
+            video.complete()
 
     with pytest.raises(InputError, match=r"out\.mp4: expected sound for a picture"):
         empty()
@@ -130,7 +135,8 @@ def test_landmarks_are_written_whole(tmp_path):
         for row in rows:
             landmarks.write(row)
         assert not path.exists()
-        landmarks.commit()
+        landmarks.complete()
+        landmarks.publish()
     with np.load(path, allow_pickle=False) as archive:
         assert archive["landmarks"].dtype == np.float32
         assert np.array_equal(archive["landmarks"], rows)
@@ -141,7 +147,8 @@ def test_landmarks_are_written_whole(tmp_path):
 
 def test_landmarks_without_a_mean_face_say_so_by_its_absence(tmp_path):
     with LandmarkOutput(tmp_path / "motion.npz", mean_face=None) as landmarks:
-        landmarks.commit()
+        landmarks.complete()
+        landmarks.publish()
     with np.load(tmp_path / "motion.npz") as archive:
         assert sorted(archive) == ["fps", "landmarks"]
         assert archive["landmarks"].shape == (0, 68, 3)
@@ -160,6 +167,7 @@ def test_a_long_sound_is_written_in_its_own_time(tmp_path):
         video.write_picture(picture(0))
         for at in range(0, pcm.shape[1], 777):
             video.write_sound(pcm[:, at : at + 777])
-        video.commit()
+        video.complete()
+        video.publish()
     heard = np.concatenate([b.to_ndarray()[0] for b in decoded(path, "audio")])[: pcm.shape[1]]
     assert np.corrcoef(heard, pcm[0, : len(heard)])[0, 1] > 0.98

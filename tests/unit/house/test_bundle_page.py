@@ -7,7 +7,7 @@ import re
 import typing
 from pathlib import Path
 
-from models import speaker
+from models import bundle_files, speaker_settings
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "bundle.md").read_text()
 
@@ -25,10 +25,10 @@ def fields_of(settings: type) -> set[str]:
 
 def test_every_field_and_file_is_described():
     described = set(re.findall(r"`([\w.]+)`", PAGE))
-    files = {speaker.SETTINGS_FILE, *speaker.REQUIRED_FILES, *speaker.OPTIONAL_FILES}
-    assert (fields_of(speaker.SpeakerSettings) | files | {"checksum"}) - described == set()
+    files = {bundle_files.SETTINGS_FILE, *bundle_files.REQUIRED_FILES, *bundle_files.OPTIONAL_FILES}
+    assert (fields_of(speaker_settings.SpeakerSettings) | files | {"checksum"}) - described == set()
 
 
 def test_the_numbers_are_the_code_s():
-    assert f"| `schema_version` | {speaker.SCHEMA_VERSION};" in PAGE
-    assert f"640 `motion.window_frames` + {speaker.MEL_HISTORY_SAMPLES} samples" in PAGE
+    assert f"| `schema_version` | {speaker_settings.SCHEMA_VERSION};" in PAGE
+    assert f"640 `motion.window_frames` + {speaker_settings.MEL_HISTORY_SAMPLES} samples" in PAGE

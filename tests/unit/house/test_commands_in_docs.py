@@ -14,7 +14,8 @@ import pytest
 
 import export.cli
 import streaming.cli
-from training.cli import TASKS, fields_of, settings_type_of
+from models.settings import flags_of
+from training.cli import TASKS, settings_type_of
 from training.loop import LoopSettings
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -37,11 +38,9 @@ def flags(words: list[str]) -> set[str]:
 def test_a_training_command_is_understood(command):
     _, task, *rest = shlex.split(command)
     assert task in TASKS
-    known = {
-        *fields_of(LoopSettings),
-        *fields_of(settings_type_of(importlib.import_module(f"training.{task}"))),
-    }
-    assert flags(rest) <= {"--data", "--out"} | {"--" + name.replace("_", "-") for name in known}
+    settings_type = settings_type_of(importlib.import_module(f"training.{task}"))
+    known = flags_of(LoopSettings) | flags_of(settings_type)
+    assert flags(rest) <= {"--data", "--out"} | {str(flag) for flag in known.values()}
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if c.startswith("geneface-export ")])

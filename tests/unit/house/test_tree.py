@@ -75,6 +75,29 @@ def test_the_tree_in_the_readme_exists():
     assert [f for f in folders if not (ROOT / f).is_dir()] == []
 
 
+def guides() -> list[Path]:
+    """The pages that describe the tree as it is; the change log names what was."""
+    return [
+        p for p in pages() if p.relative_to(ROOT).parts[0] in ("docs", p.name) and p.name != "CHANGELOG.md"
+    ]
+
+
+@pytest.mark.parametrize("page", guides(), ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_files_that_a_page_names_exist(page):
+    """Of all names in code spans those that begin with a folder of ours, or end like a source file."""
+    files = [file.relative_to(ROOT) for file in files_of_the_tree()]
+    paths = {path.as_posix() for file in files for path in (file, *file.parents)}
+    folders, names = {file.parts[0] for file in files}, {file.name for file in files}
+    missing = set()
+    for span in re.findall(r"`([^`\n]+)`", prose(page)):
+        for name in (word.rstrip("/.") for word in re.findall(r"[\w./-]+", span)):
+            if "/" in name and name.split("/")[0] in folders:
+                missing |= {name} - paths
+            elif re.fullmatch(r"\w+\.(py|js|cuh?)", name):
+                missing |= {name} - names
+    assert not missing
+
+
 @pytest.mark.parametrize(
     ("page", "lines"), [("README.md", 150), ("AGENTS.md", 100), ("CONTRIBUTING.md", 100)]
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import lzma
+from pathlib import Path
 
 import pytest
 
@@ -117,10 +118,24 @@ def test_without_a_place_for_the_cache_it_compiles_each_time(cubins, compiled, m
     assert len(compiled) == 2
 
 
+def test_a_kernel_that_cannot_be_kept_leaves_nothing(cubins, compiled, monkeypatch):
+    def full(path, content):
+        path.touch()
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert machine_code(32, 90) == machine_code(32, 90)
+    assert len(compiled) == 2
+    assert not list(cache_directory().iterdir())
+
+
 def test_the_cache_lies_in_the_users_cache_directory(monkeypatch, tmp_path):
     monkeypatch.delenv("GENEFACE_KERNEL_CACHE", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_directory() == tmp_path / "geneface-stream" / "kernels"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert cache_directory() == tmp_path / "cache" / "geneface-stream" / "kernels"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative/is/ignored")
+    assert cache_directory() == tmp_path / ".cache" / "geneface-stream" / "kernels"
 
 
 def test_without_the_extra_the_error_names_it(cubins, monkeypatch):

@@ -65,7 +65,7 @@ def test_each_cell_holds_its_four_rows():
     cells = halves(packed.arrays["position_cells"]).reshape(-1, 4, 2)
     table = scene.head.position_grid.table.astype(np.float16)
     for number in range(5):
-        first, rows = scene.head.position_grid.offsets[number], int(grid.rows[number])
+        first, rows = scene.head.position_grid.layout.offsets[number], int(grid.rows[number])
         stride, mask = int(grid.stride_y[number]), int(grid.mask[number])
         for row in range(0, rows - 1 - (stride if mask == 0xFFFFFFFF else 0), 7):
             cell = cells[level[number]["start"] + row]

@@ -98,6 +98,6 @@ def test_the_march_gives_the_row_of_what_each_ray_met(capacity):
         assert marched.packed.valid[own].all()
         torch.testing.assert_close(marched.positions[own], everywhere[n, :room], rtol=0, atol=0)
         place = end
-    assert int(marched.wanted) == place
+    assert int(marched.n_samples_needed) == place
     assert len(marched.packed.slots) == (place if capacity is None else capacity)
     assert not marched.packed.valid[place:].any()

@@ -14,7 +14,7 @@ from emulated_training import EmulatedTraining
 from tiny_fields import SMALL_HEAD, SMALL_TORSO
 from torch.nn import functional
 
-from cuda_kernels import torch_kernels
+from cuda_kernels import torch_launcher
 from cuda_kernels.torch_reference import composite, march, near_far, pack, unpack
 from models.encodings import shared_rows
 from training import head as head_task
@@ -52,7 +52,7 @@ def built(tmp_path_factory):
 
 @pytest.fixture
 def kernels(built, monkeypatch):
-    monkeypatch.setitem(torch_kernels._launchers, CPU, built)
+    monkeypatch.setitem(torch_launcher._launchers, CPU, built)
     built.names.clear()
     return built
 
@@ -66,7 +66,7 @@ def head_in(folder, trained, **changes):
 
 
 def test_auto_takes_the_kernels_where_they_run(monkeypatch, caplog):
-    monkeypatch.setattr(torch_kernels, "usable", lambda device: True)
+    monkeypatch.setattr(torch_launcher, "usable", lambda device: True)
     with caplog.at_level("INFO"):
         assert kernels_wanted("auto", GPU) is True
     assert "CUDA kernels" in caplog.text
@@ -76,7 +76,7 @@ def test_auto_takes_the_kernels_where_they_run(monkeypatch, caplog):
 
 
 def test_auto_takes_the_twin_where_the_kernels_do_not_run(monkeypatch, caplog):
-    monkeypatch.setattr(torch_kernels, "usable", lambda device: False)
+    monkeypatch.setattr(torch_launcher, "usable", lambda device: False)
     with caplog.at_level("INFO"):
         assert kernels_wanted("auto", GPU) is False
     assert "plain torch" in caplog.text
@@ -84,7 +84,7 @@ def test_auto_takes_the_twin_where_the_kernels_do_not_run(monkeypatch, caplog):
 
 @pytest.mark.parametrize(("device", "why"), [(CPU, "--device cuda"), (GPU, "the log says why")])
 def test_kernels_that_do_not_run_are_refused_in_one_line(monkeypatch, device, why):
-    monkeypatch.setattr(torch_kernels, "usable", lambda device: False)
+    monkeypatch.setattr(torch_launcher, "usable", lambda device: False)
     with pytest.raises(ValueError, match=why) as refused:
         kernels_wanted("cuda", device)
     assert "\n" not in str(refused.value)
@@ -215,7 +215,7 @@ def loss_from_padded_samples(task, step):
     t = samples.t.reshape(-1)[packed.slots]
     positions = (rays_o[ray] + t[:, None] * rays_d[ray]).clamp(-1, 1)
     sigma, geometry, moved = head.density(positions, condition, frame[ray])
-    color = head.color(geometry, head.look(rays_d, head.individual_embeddings[:1])[ray])
+    color = head.color(geometry, head.view_features(rays_d, head.individual_embeddings[:1])[ray])
     values = torch.cat((sigma[:, None], color, moved.abs().sum(-1, keepdim=True)), 1)
     values = unpack(values, packed, (len(rays_o), most))  # (N, S, 5)
     drawn = composite(values[..., 0], values[..., 1:4], samples, step=head.step)
@@ -340,6 +340,6 @@ def test_look_and_colour_are_the_same_of_rays_and_of_samples(trained):
     geometry = torch.randn(200, head.config.geometry_features, generator=random)
     code = head.individual_embeddings[:1]
     torch.testing.assert_close(
-        head.color(geometry, head.look(directions[ray], code)),
-        head.color(geometry, head.look(directions, code)[ray]),
+        head.color(geometry, head.view_features(directions[ray], code)),
+        head.color(geometry, head.view_features(directions, code)[ray]),
     )

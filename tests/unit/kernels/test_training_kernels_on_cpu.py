@@ -26,7 +26,7 @@ from training_cases import (
     some_values,
 )
 
-from cuda_kernels import cuda_module, torch_kernels, torch_reference
+from cuda_kernels import cuda_module, torch_encodings, torch_kernels, torch_launcher
 from cuda_kernels.cuda_module import ARCHITECTURES, CudaUnavailableError
 from models.encodings import GridConfig
 
@@ -44,7 +44,7 @@ def built(tmp_path_factory):
 @pytest.fixture
 def kernels(built, monkeypatch):
     """The emulated kernels in the CPU's place."""
-    monkeypatch.setitem(torch_kernels._launchers, CPU, built)
+    monkeypatch.setitem(torch_launcher._launchers, CPU, built)
     built.names.clear()
     return built
 
@@ -100,14 +100,14 @@ def test_a_grid_that_the_kernels_do_not_know_is_the_twins(kernels, features, lev
     layout = GridConfig(features=features, levels=levels).layout(2)
     x, table = points_in(20, 2, 1.0, CPU)[:10], torch.rand(layout.offsets[-1], features)
     got = torch_kernels.grid_encode(x, table, layout)
-    torch.testing.assert_close(got, torch_reference.grid_encode(x, table, layout))
+    torch.testing.assert_close(got, torch_encodings.grid_encode(x, table, layout))
     assert not kernels.names
 
 
 def test_halves_are_encoded_in_float(kernels):
     x, table = points_in(40, 2, 1.0, CPU)[:20], torch.rand(LAYOUT.offsets[-1], 2)
     got = torch_kernels.grid_encode(x.bfloat16(), table.half(), LAYOUT)
-    close(got, torch_reference.grid_encode(x.bfloat16().float(), table.half().float(), LAYOUT), 1e-6)
+    close(got, torch_encodings.grid_encode(x.bfloat16().float(), table.half().float(), LAYOUT), 1e-6)
 
 
 # --- marching
@@ -126,13 +126,13 @@ def test_march(kernels, capacity, phase):
 @pytest.mark.parametrize("capacity", [1, 100, 300])
 def test_march_with_too_little_room(kernels, capacity):
     marched = compare_march(CPU, capacity=capacity)
-    assert int(marched.wanted) > capacity
+    assert int(marched.n_samples_needed) > capacity
     assert marched.packed.valid.all()
     assert not marched.fits[-1]
 
 
 def test_march_with_exactly_enough_room(kernels):
-    wanted = int(compare_march(CPU, capacity=None).wanted)
+    wanted = int(compare_march(CPU, capacity=None).n_samples_needed)
     marched = compare_march(CPU, capacity=wanted)
     assert marched.fits.all()
     assert not compare_march(CPU, capacity=wanted - 1).fits.all()
@@ -141,7 +141,7 @@ def test_march_with_exactly_enough_room(kernels):
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_march_through_nothing_and_through_everything(kernels, share):
     marched = compare_march(CPU, capacity=2000, share=share, max_steps=40)
-    assert (int(marched.wanted) == 0) == (share == 0.0)
+    assert (int(marched.n_samples_needed) == 0) == (share == 0.0)
 
 
 def test_march_in_a_smaller_cube(kernels):
@@ -153,7 +153,7 @@ def test_march_of_no_rays(kernels):
     settings |= {"max_steps": 4, "bound": 1.0}
     for capacity in (7, None):
         marched = torch_kernels.march(*places, **settings, capacity=capacity)
-        assert int(marched.wanted) == 0
+        assert int(marched.n_samples_needed) == 0
         assert marched.packed.slots.shape == (capacity or 0,)
         assert not marched.packed.valid.any()
         values = torch.rand(capacity or 0, 5, requires_grad=True)
@@ -287,8 +287,8 @@ def test_operators_keep_torchs_rules(kernels):
 
 
 def test_the_cpu_is_refused(monkeypatch):
-    monkeypatch.setattr(torch_kernels, "_launchers", {})
-    assert not torch_kernels.usable(CPU)
+    monkeypatch.setattr(torch_launcher, "_launchers", {})
+    assert not torch_launcher.usable(CPU)
     with pytest.raises(CudaUnavailableError, match="expected a CUDA device; train with the torch kernels"):
         torch_kernels.grid_encode(torch.rand(3, 2), torch.rand(LAYOUT.offsets[-1], 2), LAYOUT)
 
@@ -297,12 +297,12 @@ def test_a_gpu_without_kernels_is_said_once(monkeypatch, caplog):
     def fails(number):
         raise CudaUnavailableError(f"GPU {number} is of another time")
 
-    monkeypatch.setattr(torch_kernels, "_launchers", {})
-    monkeypatch.setattr(torch_kernels, "_GpuLauncher", fails)
+    monkeypatch.setattr(torch_launcher, "_launchers", {})
+    monkeypatch.setattr(torch_launcher, "_GpuLauncher", fails)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with caplog.at_level(logging.WARNING):
-        assert not torch_kernels.usable(torch.device("cuda", 3))
-        assert not torch_kernels.usable(torch.device("cuda", 3))
+        assert not torch_launcher.usable(torch.device("cuda", 3))
+        assert not torch_launcher.usable(torch.device("cuda", 3))
     assert [record.getMessage() for record in caplog.records] == [
         "the training kernels cannot run on cuda:3: GPU 3 is of another time"
     ]

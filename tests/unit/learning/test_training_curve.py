@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from training import cli
-from training.course import FieldTraining
+from training.course import FieldTrainingSettings
 from training.curve import curve_table, write_curve
 from training.loop import LoopSettings, Validation, fit, read_validations
 
@@ -102,7 +102,7 @@ def test_heads_and_torsos_are_validated_where_time_stops_them():
 def test_the_command_line_prints_the_curve(tmp_path, monkeypatch, capsys):
     module = types.ModuleType("training.syncnet")
 
-    def make_task(data: Path, settings: FieldTraining, device: torch.device) -> Closer:
+    def make_task(data: Path, settings: FieldTrainingSettings, device: torch.device) -> Closer:
         return Closer()
 
     module.make_task = make_task

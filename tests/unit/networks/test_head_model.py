@@ -91,7 +91,7 @@ def test_every_parameter_learns(head, config):
         phase=torch.rand(len(rays_o)),
         capacity=len(rays_o) * 10,
     )
-    assert int(drawn.wanted) > 500
+    assert int(drawn.n_samples_needed) > 500
     (drawn.image.square().mean() + drawn.ambient.mean()).backward()
     for name, parameter in head.named_parameters():
         assert parameter.grad is not None, name
@@ -104,10 +104,10 @@ def test_a_fixed_capacity_changes_nothing_while_it_suffices(head, config):
     rays_o, rays_d = rays_of(config, 0.1)
     condition, background = torch.randn(1, 32), torch.rand(len(rays_o), 3)
     free = head(rays_o, rays_d, condition, background)
-    fixed = head(rays_o, rays_d, condition, background, capacity=int(free.wanted) + 5)
+    fixed = head(rays_o, rays_d, condition, background, capacity=int(free.n_samples_needed) + 5)
     torch.testing.assert_close(free.image, fixed.image, rtol=0, atol=1e-4)
-    short = head(rays_o, rays_d, condition, background, capacity=int(free.wanted) // 2)
-    assert int(short.wanted) == int(free.wanted)
+    short = head(rays_o, rays_d, condition, background, capacity=int(free.n_samples_needed) // 2)
+    assert int(short.n_samples_needed) == int(free.n_samples_needed)
     first = len(rays_o) // 4
     torch.testing.assert_close(short.image[:first], free.image[:first], rtol=0, atol=1e-4)
     assert torch.equal(short.image[-1], background[-1])
@@ -118,7 +118,7 @@ def test_an_empty_head_shows_the_background(config):
     background = torch.rand(len(rays_o), 3)
     drawn = Head(config)(rays_o, rays_d, torch.randn(1, 32), background)
     assert torch.equal(drawn.image, background)
-    assert int(drawn.wanted) == 0
+    assert int(drawn.n_samples_needed) == 0
 
 
 def test_occupancy_follows_a_loaded_state(head, config):

@@ -14,7 +14,7 @@ from models.hubert import (
     HubertError,
     hubert_from_state,
 )
-from models.speaker import feature_count
+from models.speaker_settings import feature_count
 
 TINY = HubertConfig(
     conv_channels=8, dimension=32, layers=2, heads=4, feed_forward=24, position_kernel=16, position_groups=4

@@ -15,7 +15,7 @@ from small_hubert import hugging_face_config, hugging_face_state, random_hubert
 from export.geneface.hubert import clips, load_hubert, normalised, offline_features
 from export.geneface.pickles import GenefaceFileError
 from models.hubert import HubertConfig, HubertError
-from models.speaker import feature_count
+from models.speaker_settings import feature_count
 
 TINY = HubertConfig(
     conv_channels=8,

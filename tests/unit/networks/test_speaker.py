@@ -9,16 +9,11 @@ import numpy as np
 import pytest
 
 from export.bundle.writer import seal, write_bundle
-from models import speaker
+from models import speaker_folders
+from models.bundle_files import BundleError
 from models.settings import to_mapping
-from models.speaker import (
-    BundleError,
-    UnknownSpeakerError,
-    find_speaker,
-    list_speakers,
-    load_speaker,
-    user_speakers_dir,
-)
+from models.speaker import load_speaker
+from models.speaker_folders import UnknownSpeakerError, find_speaker, list_speakers, user_speakers_dir
 
 
 def fields_of(scene):
@@ -45,7 +40,7 @@ def test_what_was_written_is_read_back(tmp_path):
     )
     read = write_bundle(tmp_path / "Tiny", parts)
 
-    written, again = fields_of(parts.scene), fields_of(read.scene())
+    written, again = fields_of(parts.scene), fields_of(read.scene)
     assert written.keys() == again.keys()
     for name, value in written.items():
         # Grids are stored as float16; the factory's grids are exact in it.
@@ -70,14 +65,14 @@ def test_the_same_parts_give_the_same_bytes(tmp_path):
 
 def test_a_bundle_without_torso(tmp_path):
     read = load_speaker(bundle_factory.write_tiny_bundle(tmp_path / "Bust", torso=False))
-    assert read.scene().torso is None
+    assert read.scene.torso is None
     assert not (tmp_path / "Bust" / "torso.safetensors").exists()
 
 
 def test_arrays_are_as_torch_and_compiled_kernels_want_them(tiny_bundle):
     # torch warns of arrays that cannot be written, and a kernel would be compiled again for them.
     read = load_speaker(tiny_bundle)
-    for name, value in {**fields_of(read.scene()), "poses": read.poses, "blinks": read.blinks}.items():
+    for name, value in {**fields_of(read.scene), "poses": read.poses, "blinks": read.blinks}.items():
         if isinstance(value, np.ndarray):
             assert value.flags.writeable, name
             assert value.flags.c_contiguous, name
@@ -162,8 +157,8 @@ def places(tmp_path, monkeypatch, tiny_bundle):
     folders = {name: tmp_path / name for name in ("flag", "user", "packaged")}
     for folder in folders.values():
         folder.mkdir()
-    monkeypatch.setattr(speaker, "user_speakers_dir", lambda: folders["user"])
-    monkeypatch.setattr(speaker, "packaged_speakers_dir", lambda: folders["packaged"])
+    monkeypatch.setattr(speaker_folders, "user_speakers_dir", lambda: folders["user"])
+    monkeypatch.setattr(speaker_folders, "packaged_speakers_dir", lambda: folders["packaged"])
     monkeypatch.chdir(tmp_path)
 
     def put(place, name):
@@ -218,17 +213,10 @@ def test_a_folder_that_is_no_bundle_says_what_it_lacks(places, tmp_path):
         find_speaker("some/folder")
 
 
-def test_the_users_folder_follows_the_platform(monkeypatch, tmp_path):
-    monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    monkeypatch.setattr(speaker.sys, "platform", "linux")
+def test_the_users_folder_is_where_the_desktop_s_standard_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     assert user_speakers_dir() == tmp_path / "data" / "geneface-stream" / "speakers"
-    monkeypatch.setenv("XDG_DATA_HOME", "relative/is/ignored")
-    assert user_speakers_dir() == tmp_path / ".local" / "share" / "geneface-stream" / "speakers"
-    monkeypatch.setattr(speaker.sys, "platform", "darwin")
-    assert (
-        user_speakers_dir() == tmp_path / "Library" / "Application Support" / "geneface-stream" / "speakers"
-    )
-    monkeypatch.setattr(speaker.sys, "platform", "win32")
-    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "Local"))
-    assert user_speakers_dir() == tmp_path / "Local" / "geneface-stream" / "speakers"
+    for ignored in ("", "relative/is/ignored"):
+        monkeypatch.setenv("XDG_DATA_HOME", ignored)
+        assert user_speakers_dir() == tmp_path / ".local" / "share" / "geneface-stream" / "speakers"

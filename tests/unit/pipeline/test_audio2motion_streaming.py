@@ -9,9 +9,10 @@ import torch
 from causal_networks import unsettled
 
 from models.audio2motion import Audio2Motion, Audio2MotionConfig, Audio2MotionOutput
-from models.features import FRAME_SAMPLES, LogMel
+from models.features import LogMel
 from models.latent_noise import latent_noise
 from models.postnet import PostNet, PostNetConfig
+from models.time_base import FRAME_SAMPLES
 from models.time_convolution import WeightNormConv1d, plain_copy, without_padding
 
 TOLERANCE = 1e-5

@@ -11,20 +11,17 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from models.speaker import BundleError, FileRecord
+from models.bundle_files import BundleError, FileRecord
 from streaming.errors import InputError
-from streaming.pipeline import onnx_engine as engine
-from streaming.pipeline import run_watch, tensorrt
+from streaming.pipeline import engine_choice, onnx_engine, run_watch, tensorrt
 from streaming.pipeline.cuda_device import CudaDevice
+from streaming.pipeline.engine_choice import EngineSettings, describe_devices, open_engine
 from streaming.pipeline.onnx_engine import (
     EngineError,
-    EngineSettings,
     EngineTimeoutError,
     EngineUnavailableError,
     NetworkSpec,
     OnnxEngine,
-    describe_devices,
-    open_engine,
 )
 from streaming.pipeline.run_watch import RUN_WATCH, RunWatch
 
@@ -209,13 +206,13 @@ def endless(path):
 
 
 def test_a_network_that_never_returns_is_ended(tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "MAX_FIRST_RUN_S", 0.2)
+    monkeypatch.setattr(onnx_engine, "MAX_FIRST_RUN_S", 0.2)
     with pytest.raises(EngineTimeoutError, match=r"endless\.onnx: expected an answer within 0 s, got none"):
         open_engine(endless(tmp_path / "endless.onnx"))
 
 
 def test_runs_end_with_the_program(tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "MAX_FIRST_RUN_S", 3600.0)
+    monkeypatch.setattr(onnx_engine, "MAX_FIRST_RUN_S", 3600.0)
     network, raised = endless(tmp_path / "endless.onnx"), []
 
     def opens():
@@ -244,8 +241,8 @@ def test_a_runtime_that_itself_never_returns_is_left_alone(network, monkeypatch,
             "InferenceSession",
             lambda *given, **named: Deaf(real(*given, **named), gate),
         )
-    monkeypatch.setattr(engine, "MAX_FIRST_RUN_S", 0.1)
-    monkeypatch.setattr(engine, "_GRACE_S", 0.1)
+    monkeypatch.setattr(onnx_engine, "MAX_FIRST_RUN_S", 0.1)
+    monkeypatch.setattr(onnx_engine, "_GRACE_S", 0.1)
     try:
         with pytest.raises(EngineTimeoutError, match=r"sum\.onnx: expected an answer within 0 s, got none"):
             open_engine(network)
@@ -313,16 +310,26 @@ class FakeRuntime(SimpleNamespace):
     def preload_dlls(self):
         self.preloaded += 1
 
-    def InferenceSession(self, path, *, sess_options, providers):  # noqa: N802 - its own name
+    def InferenceSession(self, path, *, sess_options, providers, enable_fallback):  # noqa: N802 - its own name
+        assert enable_fallback == 0  # with it, it prints and goes on without the provider
         self.asked.append(providers)
+        if providers[0][0] == "TensorrtExecutionProvider" and not self.tensorrt_works:
+            raise RuntimeError(
+                "onnxruntime_pybind_state.cc:729 Please install TensorRT libraries as mentioned"
+            )
         self.threads.append(sess_options.intra_op_num_threads)
         real = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         on_cuda = len(providers) > 1 and self._cuda_works
-        on_tensorrt = providers[0][0] == "TensorrtExecutionProvider" and self.tensorrt_works
+        on_tensorrt = providers[0][0] == "TensorrtExecutionProvider"
         error = self.errors[providers[0][1]["trt_fp16_enable"]] if on_tensorrt else 0.0
         found = ["TensorrtExecutionProvider"] * on_tensorrt + ["CUDAExecutionProvider"] * on_cuda
+
+        def run(*given):
+            with np.errstate(invalid="ignore"):  # 0 times infinity
+                return [answer * np.float32(1 + error) for answer in real.run(*given)]
+
         return SimpleNamespace(
-            run=lambda *given: [answer * np.float32(1 + error) for answer in real.run(*given)],
+            run=run,
             get_inputs=real.get_inputs,
             get_outputs=real.get_outputs,
             get_providers=lambda: [*found, "CPUExecutionProvider"],
@@ -337,14 +344,14 @@ class FakeRuntime(SimpleNamespace):
 @pytest.fixture
 def machine(monkeypatch):
     """A machine with a GPU, on which everything works."""
-    monkeypatch.setattr(engine, "find_cuda_device", lambda: GPU)
-    monkeypatch.setattr(engine, "usable_cores", lambda limit: min(limit or 6, 6))
+    monkeypatch.setattr(engine_choice, "find_cuda_device", lambda: GPU)
+    monkeypatch.setattr(onnx_engine, "usable_cores", lambda limit: min(limit or 6, 6))
     return GPU
 
 
 @pytest.fixture
 def large(monkeypatch):
-    monkeypatch.setattr(engine, "LARGE_BYTES", 10)
+    monkeypatch.setattr(onnx_engine, "LARGE_BYTES", 10)
 
 
 @pytest.fixture
@@ -354,7 +361,7 @@ def cache(tmp_path):
 
 def runtime(monkeypatch, **changes):
     fake = FakeRuntime(**changes)
-    for module in (engine, tensorrt):
+    for module in (onnx_engine, tensorrt):
         monkeypatch.setattr(module, "load_onnxruntime", lambda: fake)
     return fake
 
@@ -376,7 +383,7 @@ def test_large_ones_go_to_tensorrt_in_half_precision(opened, monkeypatch, said, 
     np.testing.assert_array_equal(took.run(ones()), [[3, 4]] * 3)
     assert {options["trt_fp16_enable"] for options in fake.tensorrt_asked} == {"True"}
     assert {options["trt_engine_cache_path"] for options in fake.tensorrt_asked} == {str(cache["cache_dir"])}
-    assert said == ["sum.onnx: TensorRT builds an engine for NVIDIA H100 (once on this GPU; minutes) ..."]
+    assert said == ["sum.onnx: trying TensorRT on NVIDIA H100; a build takes minutes, once ..."]
     assert not any("trt_profile_opt_shapes" in options for options in fake.tensorrt_asked)
     opened(**cache)  # at a later start it is known
     assert len(said) == 1
@@ -467,7 +474,7 @@ def test_where_neither_can_the_cpu_does_on_all_cores(opened, monkeypatch, said, 
 
 @pytest.mark.usefixtures("large")
 def test_without_a_gpu_one_line_says_that_it_is_slow(opened, monkeypatch, said):
-    monkeypatch.setattr(engine, "find_cuda_device", lambda: None)
+    monkeypatch.setattr(engine_choice, "find_cuda_device", lambda: None)
     assert opened().device == "CPU"
     assert said == ["sum.onnx runs on the CPU, where it is slow: there is no CUDA device"]
     opened(device="cpu")
@@ -483,7 +490,7 @@ def test_what_was_asked_for_is_used_for_small_ones_too(opened, machine, monkeypa
 
 @pytest.mark.parametrize("settings", [{"engine": "tensorrt"}, {"device": "cuda"}])
 def test_a_gpu_that_was_asked_for_must_be_there(opened, monkeypatch, settings):
-    monkeypatch.setattr(engine, "find_cuda_device", lambda: None)
+    monkeypatch.setattr(engine_choice, "find_cuda_device", lambda: None)
     with pytest.raises(EngineUnavailableError, match="expected a CUDA device, got none; check nvidia-smi"):
         opened(**settings)
 
@@ -517,7 +524,7 @@ def test_the_tiny_bundle_is_small(tmp_path):
     spec = NetworkSpec(model=model, inputs={}, output="", output_shape=())
     assert not spec.is_large
     with model.open("r+b") as file:
-        file.truncate(engine.LARGE_BYTES + 1)
+        file.truncate(onnx_engine.LARGE_BYTES + 1)
     assert spec.is_large
 
 
@@ -526,6 +533,6 @@ def test_a_large_network_has_no_more_cores_than_are_counted_on(opened, monkeypat
     fake = runtime(monkeypatch)
     opened(device="cpu", cores=2)
     opened(device="cpu", cores=0)
-    monkeypatch.setattr(engine, "find_cuda_device", lambda: None)
+    monkeypatch.setattr(engine_choice, "find_cuda_device", lambda: None)
     opened(cores=3)
     assert fake.threads == [2, 6, 3]

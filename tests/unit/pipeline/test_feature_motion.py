@@ -91,7 +91,7 @@ def by_hand(voice, pcm):
         return last - WINDOW, voice.networks.motion.run(inputs)[0]
 
     for end in range(hop, hop * hops + 1, hop):
-        level.hear(pcm[640 * (end - hop) : 640 * end])
+        level.update(pcm[640 * (end - hop) : 640 * end])
         heard = padded[640 * (space + end - HEARD) : 640 * (space + end)]
         new = voice.networks.features.run({"pcm": level.apply(heard)[None]})[0]
         new_pitch = f0_hz(heard)

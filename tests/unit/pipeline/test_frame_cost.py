@@ -11,8 +11,7 @@ import pytest
 import stand_ins
 
 from models.speaker import load_speaker
-from streaming.pipeline import frame_cost
-from streaming.pipeline import onnx_engine as engine
+from streaming.pipeline import frame_cost, onnx_engine
 from streaming.pipeline.frame_cost import MEAN_OVER_FRAMES, FrameCostMeter, RunningCost
 from streaming.pipeline.networks import SpeakerNetworks, open_networks
 from streaming.pipeline.render_size import choose_render_size
@@ -305,7 +304,7 @@ def test_networks_on_a_gpu_are_timed_by_the_clock(speaker, encoded):
 
 @pytest.mark.parametrize("busy", [1.0, 8.0])
 def test_a_large_network_takes_all_cores_and_is_counted_by_all_of_them(speaker, encoded, monkeypatch, busy):
-    monkeypatch.setattr(engine, "LARGE_BYTES", 0)
+    monkeypatch.setattr(onnx_engine, "LARGE_BYTES", 0)
     clock = Clock(busy=busy)
     real = open_networks(speaker)
     networks = SpeakerNetworks(

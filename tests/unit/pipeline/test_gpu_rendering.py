@@ -18,22 +18,16 @@ from cuda_kernels.cpu_raymarcher import RenderInputError
 from cuda_kernels.cuda_module import CudaError, CudaUnavailableError
 from cuda_kernels.cuda_raymarcher import FrameRequest
 from streaming.errors import GpuLostError, InputError, Stopped
-from streaming.pipeline import gpu_renderer as gpu_rendering
+from streaming.pipeline import gpu_renderer
 from streaming.pipeline.cuda_device import CudaDevice
-from streaming.pipeline.gpu_renderer import (
-    MAX_FRAMES,
-    RECENT_S,
-    BatchPolicy,
-    GpuRaymarcher,
-    GpuRenderer,
-    open_gpu,
-)
+from streaming.pipeline.gpu_batching import MAX_FRAMES, RECENT_S, BatchPolicy
+from streaming.pipeline.gpu_renderer import GpuRaymarcher, GpuRenderer, open_gpu
 
 POSE = np.eye(4, dtype=np.float32)
 GPU = CudaDevice(name="NVIDIA H100", capability=(9, 0))
 
 
-class CountedGathering(BatchPolicy):
+class CountedPolicy(BatchPolicy):
     """Says when someone asked."""
 
     def __init__(self, **options):
@@ -100,108 +94,108 @@ def opened():
 
 
 def test_who_is_alone_does_not_wait():
-    gathering = BatchPolicy(gather_s=60)
-    assert gathering.wait_s([], now_s=0.0) is None
-    gathering.asked(1, now_s=5.0)
-    assert gathering.wait_s([(1, 5.0)], now_s=5.0) == 0.0
+    policy = BatchPolicy(gather_s=60)
+    assert policy.wait_s([], now_s=0.0) is None
+    policy.asked(1, now_s=5.0)
+    assert policy.wait_s([(1, 5.0)], now_s=5.0) == 0.0
 
 
 def test_a_frame_waits_for_others_that_asked_lately_and_no_longer_than_it_may():
-    gathering = BatchPolicy(gather_s=0.0025)
-    gathering.asked(1, now_s=0.00)
-    gathering.asked(2, now_s=0.02)
-    gathering.asked(1, now_s=0.04)
-    assert gathering.wait_s([(1, 0.04)], now_s=0.04) == pytest.approx(0.0025)
-    assert gathering.wait_s([(1, 0.04)], now_s=0.042) == pytest.approx(0.0005)
-    assert gathering.wait_s([(1, 0.04)], now_s=0.0426) == 0.0
-    gathering.asked(2, now_s=0.041)
-    assert gathering.wait_s([(1, 0.04), (2, 0.041)], now_s=0.041) == 0.0
+    policy = BatchPolicy(gather_s=0.0025)
+    policy.asked(1, now_s=0.00)
+    policy.asked(2, now_s=0.02)
+    policy.asked(1, now_s=0.04)
+    assert policy.wait_s([(1, 0.04)], now_s=0.04) == pytest.approx(0.0025)
+    assert policy.wait_s([(1, 0.04)], now_s=0.042) == pytest.approx(0.0005)
+    assert policy.wait_s([(1, 0.04)], now_s=0.0426) == 0.0
+    policy.asked(2, now_s=0.041)
+    assert policy.wait_s([(1, 0.04), (2, 0.041)], now_s=0.041) == 0.0
 
 
 def test_who_has_not_asked_for_two_frames_is_not_waited_for():
-    gathering = BatchPolicy(gather_s=60)
-    gathering.asked(1, now_s=0.0)
+    policy = BatchPolicy(gather_s=60)
+    policy.asked(1, now_s=0.0)
     later_s = RECENT_S + 0.01
-    gathering.asked(2, now_s=later_s)
-    assert gathering.wait_s([(2, later_s)], now_s=later_s) == 0.0
+    policy.asked(2, now_s=later_s)
+    assert policy.wait_s([(2, later_s)], now_s=later_s) == 0.0
 
 
 def test_a_full_launch_waits_for_nobody():
-    gathering = BatchPolicy(gather_s=60, most_frames=2)
+    policy = BatchPolicy(gather_s=60, max_frames=2)
     for asker in range(3):
-        gathering.asked(asker, now_s=0.0)
-    assert gathering.wait_s([(0, 0.0)], now_s=0.0) > 0
-    assert gathering.wait_s([(0, 0.0), (1, 0.0)], now_s=0.0) == 0.0
+        policy.asked(asker, now_s=0.0)
+    assert policy.wait_s([(0, 0.0)], now_s=0.0) > 0
+    assert policy.wait_s([(0, 0.0), (1, 0.0)], now_s=0.0) == 0.0
 
 
 def flying(count, *, frames=1, kernel_ms=8.0, at_s=0.0, **options):
-    """A gathering that knows what a frame takes and has launches under way."""
-    gathering = BatchPolicy(gather_s=0.0025, lead_s=0.001, **options)
-    gathering.submitted(1, now_s=at_s)
-    gathering.collected(kernel_ms, now_s=at_s)
+    """A policy that knows what a frame takes and has launches under way."""
+    policy = BatchPolicy(gather_s=0.0025, lead_s=0.001, **options)
+    policy.submitted(1, now_s=at_s)
+    policy.collected(kernel_ms, now_s=at_s)
     for asker in range(100, 110):
-        gathering.asked(asker, now_s=at_s)
+        policy.asked(asker, now_s=at_s)
     for _ in range(count):
-        gathering.submitted(frames, now_s=at_s)
-    return gathering
+        policy.submitted(frames, now_s=at_s)
+    return policy
 
 
 def test_while_the_gpu_draws_frames_gather_until_shortly_before_it_ends():
-    gathering = flying(1, frames=2, kernel_ms=8.0)
-    assert gathering.wait_s([(100, 0.0)], now_s=0.0) == pytest.approx(0.015)
-    assert gathering.wait_s([(100, 0.0)], now_s=0.014) == pytest.approx(0.001)
-    assert gathering.wait_s([(100, 0.0)], now_s=0.016) == 0.0
-    assert gathering.wait_s([(who, 0.0) for who in range(100, 110)], now_s=0.0) == 0.0  # nobody is missing
+    policy = flying(1, frames=2, kernel_ms=8.0)
+    assert policy.wait_s([(100, 0.0)], now_s=0.0) == pytest.approx(0.015)
+    assert policy.wait_s([(100, 0.0)], now_s=0.014) == pytest.approx(0.001)
+    assert policy.wait_s([(100, 0.0)], now_s=0.016) == 0.0
+    assert policy.wait_s([(who, 0.0) for who in range(100, 110)], now_s=0.0) == 0.0  # nobody is missing
 
 
 def test_what_has_waited_behind_a_launch_that_ended_does_not_wait_again():
-    gathering = flying(1, kernel_ms=40.0)
-    assert gathering.wait_s([(100, 0.001)], now_s=0.002) > 0.03
-    gathering.collected(10.0, now_s=0.01)  # sooner than was expected
-    assert gathering.wait_s([(100, 0.001)], now_s=0.01) == 0.0
+    policy = flying(1, kernel_ms=40.0)
+    assert policy.wait_s([(100, 0.001)], now_s=0.002) > 0.03
+    policy.collected(10.0, now_s=0.01)  # sooner than was expected
+    assert policy.wait_s([(100, 0.001)], now_s=0.01) == 0.0
 
 
 def test_behind_two_launches_all_wait_for_one_to_end():
-    gathering = flying(2, kernel_ms=8.0)
+    policy = flying(2, kernel_ms=8.0)
     everyone = [(who, 0.0) for who in range(100, 200)]
-    assert gathering.wait_s(everyone, now_s=0.0) is None
-    assert not gathering.should_wake(1000)
-    gathering.collected(8.0, now_s=0.009)
-    assert gathering.wait_s(everyone[:3], now_s=0.009) == pytest.approx(0.007)  # the other began just now
+    assert policy.wait_s(everyone, now_s=0.0) is None
+    assert not policy.should_wake(1000)
+    policy.collected(8.0, now_s=0.009)
+    assert policy.wait_s(everyone[:3], now_s=0.009) == pytest.approx(0.007)  # the other began just now
 
 
 def test_a_first_launch_of_which_nothing_is_known_holds_up_nobody():
-    gathering = BatchPolicy(gather_s=60)
+    policy = BatchPolicy(gather_s=60)
     for asker in (1, 2, 3):
-        gathering.asked(asker, now_s=0.0)
-    gathering.submitted(1, now_s=0.0)
-    assert gathering.wait_s([(2, 0.0)], now_s=0.0) == 0.0
+        policy.asked(asker, now_s=0.0)
+    policy.submitted(1, now_s=0.0)
+    assert policy.wait_s([(2, 0.0)], now_s=0.0) == 0.0
 
 
 def test_a_launch_that_failed_says_nothing_of_what_a_frame_takes():
-    gathering = flying(2, kernel_ms=8.0)
-    gathering.collected(0.0, now_s=0.0)
-    assert gathering.wait_s([(100, 0.0)], now_s=0.0) == pytest.approx(0.007)
+    policy = flying(2, kernel_ms=8.0)
+    policy.collected(0.0, now_s=0.0)
+    assert policy.wait_s([(100, 0.0)], now_s=0.0) == pytest.approx(0.007)
 
 
 def test_who_asks_is_heeded_only_where_that_may_change_anything():
-    gathering = flying(0, most_frames=4)
-    assert gathering.wait_s([], now_s=0.0) is None
-    assert gathering.should_wake(1)
-    assert gathering.wait_s([(100, 0.0)], now_s=0.0) > 0
-    assert [gathering.should_wake(waiting) for waiting in (2, 3, 4)] == [False, False, True]
+    policy = flying(0, max_frames=4)
+    assert policy.wait_s([], now_s=0.0) is None
+    assert policy.should_wake(1)
+    assert policy.wait_s([(100, 0.0)], now_s=0.0) > 0
+    assert [policy.should_wake(waiting) for waiting in (2, 3, 4)] == [False, False, True]
 
 
 def test_what_sessions_of_all_speakers_ask_for_meanwhile_is_one_launch_and_each_gets_its_own(opened):
-    gathering, told = CountedGathering(most_flying=1), []
-    gpu, renderer = opened(gathering=gathering, observe=lambda *seen: told.append(seen))
+    policy, told = CountedPolicy(max_flying=1), []
+    gpu, renderer = opened(policy=policy, observe=lambda *seen: told.append(seen))
     speakers = [StandInScene(0), StandInScene(100)]
     renderer.may_draw.clear()
     first = Asker(gpu, speakers[0], 1)
     assert renderer.drawing.acquire(timeout=WAIT_S)
     others = [Asker(gpu, speakers[number % 2], number) for number in range(2, 12)]
     for _ in range(11):
-        assert gathering.counted.acquire(timeout=WAIT_S)
+        assert policy.counted.acquire(timeout=WAIT_S)
     renderer.may_draw.set()
     assert first.result() == {1}
     assert [asker.result() for asker in others] == [{number + 100 * (number % 2)} for number in range(2, 12)]
@@ -213,14 +207,14 @@ def test_what_sessions_of_all_speakers_ask_for_meanwhile_is_one_launch_and_each_
 
 def test_sessions_that_are_known_are_waited_for(opened):
     """Were they not, or were the last not enough, this would take an hour."""
-    gathering = CountedGathering(gather_s=3600, most_flying=1)
-    gpu, renderer = opened(gathering=gathering, clock=ManualClock())
+    policy = CountedPolicy(gather_s=3600, max_flying=1)
+    gpu, renderer = opened(policy=policy, clock=ManualClock())
     renderer.may_draw.clear()
     first = Asker(gpu, StandInScene(), 1, frames=3)
     assert renderer.drawing.acquire(timeout=WAIT_S)
     second = Asker(gpu, StandInScene(), 2, frames=3)
     for _ in range(2):
-        assert gathering.counted.acquire(timeout=WAIT_S)
+        assert policy.counted.acquire(timeout=WAIT_S)
     # The second's first frame waits until the first asks again; its last one has nobody left to wait for.
     renderer.may_draw.set()
     assert first.result() == {1}
@@ -231,15 +225,15 @@ def test_sessions_that_are_known_are_waited_for(opened):
 
 
 def test_the_oldest_go_first_where_one_launch_has_no_room_for_all(opened):
-    gathering = CountedGathering(most_frames=3, most_flying=1)
-    gpu, renderer = opened(gathering=gathering)
+    policy = CountedPolicy(max_frames=3, max_flying=1)
+    gpu, renderer = opened(policy=policy)
     renderer.may_draw.clear()
     askers = [Asker(gpu, StandInScene(), 1)]
     assert renderer.drawing.acquire(timeout=WAIT_S)
-    assert gathering.counted.acquire(timeout=WAIT_S)
+    assert policy.counted.acquire(timeout=WAIT_S)
     for number in range(2, 10):
         askers.append(Asker(gpu, StandInScene(), number))
-        assert gathering.counted.acquire(timeout=WAIT_S)
+        assert policy.counted.acquire(timeout=WAIT_S)
     renderer.may_draw.set()
     assert [asker.result() for asker in askers] == [{number} for number in range(1, 10)]
     assert renderer.batches == [[1], [2, 3, 4], [5, 6, 7], [8, 9]]
@@ -248,24 +242,24 @@ def test_the_oldest_go_first_where_one_launch_has_no_room_for_all(opened):
 # Two launches at once ---------------------------------------------------------------------------------
 
 
-def two_flying(gpu, renderer, gathering, *, third=False):
+def two_flying(gpu, renderer, policy, *, third=False):
     """Askers whose launches the GPU has, and one who waits behind them."""
     renderer.may_draw.clear()
     askers = []
     for number in (1, 2):
         askers.append(Asker(gpu, StandInScene(), number))
         assert renderer.drawing.acquire(timeout=WAIT_S)
-        assert gathering.counted.acquire(timeout=WAIT_S)
+        assert policy.counted.acquire(timeout=WAIT_S)
     if third:
         askers.append(Asker(gpu, StandInScene(), 3))
-        assert gathering.counted.acquire(timeout=WAIT_S)
+        assert policy.counted.acquire(timeout=WAIT_S)
     return askers
 
 
 def test_a_second_launch_is_submitted_before_the_first_has_ended_and_no_third(opened):
-    gathering = CountedGathering()
-    gpu, renderer = opened(gathering=gathering)
-    askers = two_flying(gpu, renderer, gathering, third=True)
+    policy = CountedPolicy()
+    gpu, renderer = opened(policy=policy)
+    askers = two_flying(gpu, renderer, policy, third=True)
     assert (renderer.batches, renderer.collected) == ([[1], [2]], [])
     renderer.may_draw.set()
     assert [asker.result() for asker in askers] == [{1}, {2}, {3}]
@@ -273,9 +267,9 @@ def test_a_second_launch_is_submitted_before_the_first_has_ended_and_no_third(op
 
 
 def test_a_gpu_that_fails_at_the_first_of_two_launches_is_lost_to_both_and_to_who_waits(opened):
-    gathering = CountedGathering()
-    gpu, renderer = opened(gathering=gathering)
-    askers = two_flying(gpu, renderer, gathering, third=True)
+    policy = CountedPolicy()
+    gpu, renderer = opened(policy=policy)
+    askers = two_flying(gpu, renderer, policy, third=True)
     renderer.failure = CudaError("cuEventSynchronize: expected success, got CUDA_ERROR_ILLEGAL_ADDRESS")
     renderer.may_draw.set()
     errors = [asker.result() for asker in askers]
@@ -286,8 +280,8 @@ def test_a_gpu_that_fails_at_the_first_of_two_launches_is_lost_to_both_and_to_wh
 
 
 def test_a_gpu_that_refuses_the_second_launch_is_lost_to_the_first_too(opened):
-    gathering = CountedGathering()
-    gpu, renderer = opened(gathering=gathering)
+    policy = CountedPolicy()
+    gpu, renderer = opened(policy=policy)
     renderer.may_draw.clear()
     first = Asker(gpu, StandInScene(), 1)
     assert renderer.drawing.acquire(timeout=WAIT_S)
@@ -307,9 +301,9 @@ def test_a_fault_of_the_program_in_the_first_of_two_launches_leaves_the_second_a
                 raise ValueError("no such scene")
             return pictures
 
-    gathering = CountedGathering()
-    gpu, renderer = opened(FailsOnce(), gathering=gathering)
-    askers = two_flying(gpu, renderer, gathering)
+    policy = CountedPolicy()
+    gpu, renderer = opened(FailsOnce(), policy=policy)
+    askers = two_flying(gpu, renderer, policy)
     renderer.may_draw.set()
     assert str(askers[0].result()) == "drawing on the GPU failed: no such scene"
     assert askers[1].result() == {2}
@@ -317,9 +311,9 @@ def test_a_fault_of_the_program_in_the_first_of_two_launches_leaves_the_second_a
 
 
 def test_a_close_hands_out_what_the_gpu_has_and_stops_who_waits(opened):
-    gathering = CountedGathering()
-    gpu, renderer = opened(gathering=gathering)
-    askers = two_flying(gpu, renderer, gathering, third=True)
+    policy = CountedPolicy()
+    gpu, renderer = opened(policy=policy)
+    askers = two_flying(gpu, renderer, policy, third=True)
     closing = threading.Thread(target=gpu.close)
     closing.start()
     assert isinstance(askers[2].result(), Stopped)
@@ -331,10 +325,10 @@ def test_a_close_hands_out_what_the_gpu_has_and_stops_who_waits(opened):
 
 
 def test_both_launches_of_a_gpu_that_hangs_hear_of_the_close(opened, monkeypatch):
-    monkeypatch.setattr(gpu_rendering, "_JOIN_S", 0.01)
-    gathering = CountedGathering()
-    gpu, renderer = opened(gathering=gathering, hang_s=3600)
-    askers = two_flying(gpu, renderer, gathering, third=True)
+    monkeypatch.setattr(gpu_renderer, "_JOIN_S", 0.01)
+    policy = CountedPolicy()
+    gpu, renderer = opened(policy=policy, hang_s=3600)
+    askers = two_flying(gpu, renderer, policy, third=True)
     gpu.close()
     assert [type(asker.result()) for asker in askers] == [Stopped] * 3
     assert renderer.closed == 0
@@ -388,8 +382,8 @@ def test_a_request_that_cannot_be_drawn_never_reaches_the_gpu(opened):
     ],
 )
 def test_a_gpu_that_fails_is_lost_to_all_who_ask_and_told_once(opened, caplog, text):
-    gathering = CountedGathering()
-    gpu, renderer = opened(gathering=gathering)
+    policy = CountedPolicy()
+    gpu, renderer = opened(policy=policy)
     lost = []
     gpu.when_lost(lost.append)
     raymarcher = GpuRaymarcher(gpu, StandInScene())
@@ -398,7 +392,7 @@ def test_a_gpu_that_fails_is_lost_to_all_who_ask_and_told_once(opened, caplog, t
     assert renderer.drawing.acquire(timeout=WAIT_S)
     askers += [Asker(gpu, StandInScene(), number) for number in (2, 3)]
     for _ in range(3):
-        assert gathering.counted.acquire(timeout=WAIT_S)
+        assert policy.counted.acquire(timeout=WAIT_S)
     renderer.failure = CudaError(text)
     renderer.may_draw.set()
     errors = [asker.result() for asker in askers]
@@ -418,7 +412,7 @@ def test_a_gpu_that_fails_is_lost_to_all_who_ask_and_told_once(opened, caplog, t
 
 
 def test_a_gpu_that_hangs_is_lost_and_holds_up_nobody_s_end(opened, monkeypatch, caplog):
-    monkeypatch.setattr(gpu_rendering, "_JOIN_S", 0.01)
+    monkeypatch.setattr(gpu_renderer, "_JOIN_S", 0.01)
     gpu, renderer = opened(hang_s=0.05)
     renderer.may_draw.clear()
     with pytest.raises(GpuLostError, match=r"it gave no picture within 0\.05 s"):
@@ -432,7 +426,7 @@ def test_a_gpu_that_hangs_is_lost_and_holds_up_nobody_s_end(opened, monkeypatch,
 
 
 def test_who_waits_for_a_gpu_that_hangs_hears_of_the_close(opened, monkeypatch):
-    monkeypatch.setattr(gpu_rendering, "_JOIN_S", 0.01)
+    monkeypatch.setattr(gpu_renderer, "_JOIN_S", 0.01)
     gpu, renderer = opened(hang_s=3600)
     renderer.may_draw.clear()
     asker = Asker(gpu, StandInScene(), 1)
@@ -542,7 +536,7 @@ def no_renderer(error):
 
 
 def test_without_a_gpu_the_cpu_draws_and_nothing_is_said(monkeypatch):
-    monkeypatch.setattr(gpu_rendering, "find_cuda_device", lambda: None)
+    monkeypatch.setattr(gpu_renderer, "find_cuda_device", lambda: None)
     said = []
     assert open_gpu("auto", say=said.append) is None
     assert said == []
@@ -551,7 +545,7 @@ def test_without_a_gpu_the_cpu_draws_and_nothing_is_said(monkeypatch):
 
 
 def test_cpu_never_looks_for_one(monkeypatch):
-    monkeypatch.setattr(gpu_rendering, "find_cuda_device", lambda: pytest.fail("it looked"))
+    monkeypatch.setattr(gpu_renderer, "find_cuda_device", lambda: pytest.fail("it looked"))
     assert open_gpu("cpu", say=print) is None
 
 
@@ -563,7 +557,7 @@ def test_cpu_never_looks_for_one(monkeypatch):
     ],
 )
 def test_a_gpu_that_cannot_draw_is_said_in_a_line_or_refused(monkeypatch, error):
-    monkeypatch.setattr(gpu_rendering, "find_cuda_device", lambda: GPU)
+    monkeypatch.setattr(gpu_renderer, "find_cuda_device", lambda: GPU)
     monkeypatch.setattr(cuda_raymarcher, "CudaRenderer", no_renderer(error))
     said = []
     assert open_gpu("auto", say=said.append) is None
@@ -577,7 +571,7 @@ def test_a_gpu_that_cannot_draw_is_said_in_a_line_or_refused(monkeypatch, error)
 @pytest.mark.parametrize("device", ["auto", "cuda"])
 def test_a_gpu_that_can_draws(monkeypatch, device):
     renderer, told = StandInRenderer(), []
-    monkeypatch.setattr(gpu_rendering, "find_cuda_device", lambda: GPU)
+    monkeypatch.setattr(gpu_renderer, "find_cuda_device", lambda: GPU)
     monkeypatch.setattr(cuda_raymarcher, "CudaRenderer", lambda: renderer)
     gpu = open_gpu(device, say=pytest.fail, observe=lambda *seen: told.append(seen))
     gpu.draw([request(StandInScene(), 1)])
@@ -588,11 +582,11 @@ def test_a_gpu_that_can_draws(monkeypatch, device):
 def test_where_the_cpu_draws_nothing_of_cuda_is_imported():
     program = """
 import sys
-from streaming.pipeline import gpu_renderer as gpu_rendering
-gpu_rendering.find_cuda_device = lambda: None
-assert gpu_rendering.open_gpu("auto", say=print) is None
+from streaming.pipeline import gpu_renderer
+gpu_renderer.find_cuda_device = lambda: None
+assert gpu_renderer.open_gpu("auto", say=print) is None
 for name in ("cuda", "cuda_kernels.cuda_raymarcher", "cuda_kernels.cuda_module", "av", "numba"):
     assert name not in sys.modules, name
 """
-    root = Path(gpu_rendering.__file__).parents[2]
+    root = Path(gpu_renderer.__file__).parents[2]
     subprocess.run([sys.executable, "-c", program], cwd=root, check=True)

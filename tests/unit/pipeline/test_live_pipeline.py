@@ -16,7 +16,7 @@ from streaming.pipeline.queues import Overflow
 from streaming.pipeline.renderers import make_renderer
 from streaming.session.session import LIVE_BOUNDS
 from streaming.webrtc.media_schedule import (
-    MIN_ALLOWANCE_TICKS,
+    MIN_PLAYOUT_DELAY_TICKS,
     TICK_SAMPLES,
     TICKS_PER_FRAME,
     MediaSchedule,
@@ -174,7 +174,7 @@ def test_live_frames_that_come_at_once_are_all_drawn_when_they_are_due(hearing_s
         start_s=clock.time_s,
         start_unix_s=0.0,
         lookahead_frames=speaker.lookahead_frames,
-        allowance_ticks=MIN_ALLOWANCE_TICKS,
+        playout_delay_ticks=MIN_PLAYOUT_DELAY_TICKS,
     )
     pcm, ticks = sound(3), 2 * 74
     # The sound's own queue would drop what this test pushes faster than the clock goes.

@@ -14,17 +14,20 @@ from stand_in_gpu import StandInRenderer
 
 from cuda_kernels.cuda_module import CudaError, CudaUnavailableError
 from cuda_kernels.folding import SceneError
-from models.speaker import BundleError, UnknownSpeakerError, find_speaker, read_settings
+from models.bundle_files import BundleError
+from models.speaker_folders import UnknownSpeakerError, find_speaker
+from models.speaker_settings import read_settings
 from streaming.errors import InputError
 from streaming.pipeline import compute_settings, loaded_speaker
 from streaming.pipeline.compute_settings import ComputeSettings
-from streaming.pipeline.gpu_renderer import MAX_FRAMES, GpuRenderer
+from streaming.pipeline.gpu_batching import MAX_FRAMES
+from streaming.pipeline.gpu_renderer import GpuRenderer
 from streaming.pipeline.loaded_speaker import LoadedSpeaker, SpeakerOpening
 from streaming.pipeline.networks import SharedFeatures, SpeakerNetworks
 from streaming.pipeline.render_size import FrameCost
 from streaming.pipeline.renderers import choose_raymarcher
-from streaming.session.playout_delay import allowance_ticks_for
-from streaming.webrtc.media_schedule import MAX_ALLOWANCE_TICKS, MIN_ALLOWANCE_TICKS
+from streaming.session.playout_delay import playout_delay_ticks_for
+from streaming.webrtc.media_schedule import MAX_PLAYOUT_DELAY_TICKS, MIN_PLAYOUT_DELAY_TICKS
 
 OTHER_MS = 3.0
 
@@ -132,13 +135,15 @@ def test_a_busy_moment_is_not_what_a_frame_costs(monkeypatch, speakers, raymarch
         assert host.frame_latency_ms == quiet.frame_latency_ms
 
 
-@pytest.mark.parametrize(("ns_per_pixel", "ticks"), [(1, MIN_ALLOWANCE_TICKS), (9000, MAX_ALLOWANCE_TICKS)])
+@pytest.mark.parametrize(
+    ("ns_per_pixel", "ticks"), [(1, MIN_PLAYOUT_DELAY_TICKS), (9000, MAX_PLAYOUT_DELAY_TICKS)]
+)
 def test_the_allowance_follows_the_stages_of_the_first_size(
     monkeypatch, speakers, raymarchers, ns_per_pixel, ticks
 ):
     host = opened_on(monkeypatch, Machine(ns_per_pixel), speakers, raymarchers)
     assert host.frame_latency_ms == host.costs[host.start_px].render_ms + OTHER_MS
-    assert allowance_ticks_for(host.frame_latency_ms) == ticks
+    assert playout_delay_ticks_for(host.frame_latency_ms) == ticks
 
 
 def test_frames_that_come_at_once_are_allowed_to_wait_for_one_another(monkeypatch, speakers, raymarchers):
@@ -204,7 +209,7 @@ def test_a_second_look_draws_at_the_smallest_size(monkeypatch, speakers, raymarc
     machine = Machine(100)
     host = opened_on(monkeypatch, machine, speakers, raymarchers)
     machine.looked.clear()
-    assert host.look_again_ms() == pytest.approx(host.core_ms(host.sizes_px[-1]))
+    assert host.remeasure_ms() == pytest.approx(host.core_ms(host.sizes_px[-1]))
     assert set(machine.looked) == {host.sizes_px[-1]}
 
 
@@ -300,7 +305,6 @@ def test_a_gpu_draws_the_bundle_s_size_finished_and_costs_one_thread(speakers, r
     assert 0 < host.core_ms(512) == pytest.approx(cost.render_core_ms + cost.other_core_ms)
     assert max(len(batch) for batch in renderer.batches) == MAX_FRAMES  # it was measured in company
     drawing = host.make_renderer(512)
-    assert drawing.draws_finished
     assert not drawing.draws_mouth_apart
     scene_condition = np.full(host.speaker.condition.size, 7, np.float32)
     whole = drawing.draw_whole(c2w=host.speaker.poses[0], condition=scene_condition)
@@ -315,7 +319,6 @@ def test_a_smaller_size_on_a_gpu_is_drawn_as_on_the_cpu(speakers, raymarchers, g
     host = on_gpu(speakers, raymarchers, gpu, render_px=256)
     assert (host.sizes_px, host.start_px) == ((256,), 256)
     drawing = host.make_renderer(256)
-    assert not drawing.draws_finished
     condition = np.zeros(host.speaker.condition.size, np.float32)
     whole = drawing.draw_whole(c2w=host.speaker.poses[0], condition=condition)
     assert whole.shape == (256, 256, 3)

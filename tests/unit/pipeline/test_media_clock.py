@@ -1,13 +1,7 @@
 import pytest
 
-from streaming.pipeline.clock import (
-    FRAME_SAMPLES,
-    MediaClock,
-    SystemClock,
-    first_sample,
-    frames_covering,
-    samples_to_ms,
-)
+from models.time_base import FRAME_SAMPLES
+from streaming.pipeline.clock import MediaClock, SystemClock, first_sample, frames_covering, samples_to_ms
 
 
 @pytest.mark.parametrize(("samples", "frames"), [(0, 0), (1, 1), (640, 1), (641, 2), (16000, 25)])

@@ -24,7 +24,6 @@ from streaming.pipeline.pipeline import Pipeline, QueueBounds
 from streaming.pipeline.queues import Overflow
 from streaming.pipeline.render_size import FrameCost
 from streaming.pipeline.renderers import make_renderer
-from streaming.session import session as session_module
 from streaming.session.metrics import Metrics
 from streaming.session.session import Session, SessionSettings
 from streaming.webrtc.peer import PeerSettings
@@ -203,8 +202,7 @@ def test_a_failure_says_what_was_given_and_no_more_than_a_line(tiny):
     assert "from pcm" in failure_of(lambda _: nan, {"pcm": np.full((1, 4), np.inf, np.float32)}).got
 
 
-def test_a_session_says_it_once_counts_each_and_takes_it_back(tiny, monkeypatch, caplog):
-    monkeypatch.setattr(session_module, "Peer", lambda *_, **__: types.SimpleNamespace(video=None))
+def test_a_session_says_it_once_counts_each_and_takes_it_back(tiny, caplog):
     networks = networks_of(tiny, network="motion", runs=range(5, 30))
     host = LoadedSpeaker(
         speaker=tiny,
@@ -219,7 +217,14 @@ def test_a_session_says_it_once_counts_each_and_takes_it_back(tiny, monkeypatch,
 
     async def run():
         settings = SessionSettings(peer=PeerSettings(), bitrate=600_000)
-        session = Session("abcdefgh", host, settings, metrics, on_end=lambda *_: None)
+        session = Session(
+            "abcdefgh",
+            host,
+            settings,
+            metrics,
+            on_end=lambda *_: None,
+            open_peer=lambda *_, **__: types.SimpleNamespace(video=None),
+        )
         pipeline, pcm = session.pipeline, sound(2.0)
         notes = []
         pipeline._network_failed = noting(pipeline._network_failed, notes, session)

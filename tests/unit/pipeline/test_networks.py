@@ -12,9 +12,10 @@ import pytest
 
 from models.speaker import load_speaker
 from streaming.pipeline import networks
+from streaming.pipeline.engine_choice import EngineSettings
 from streaming.pipeline.feature_motion import FeatureMotion
 from streaming.pipeline.networks import SharedFeatures, SpeakerNetworks, network_specs, open_networks
-from streaming.pipeline.onnx_engine import EngineError, EngineSettings
+from streaming.pipeline.onnx_engine import EngineError
 from streaming.pipeline.pcm_motion import PcmMotion, frames_at_once
 
 

@@ -19,7 +19,7 @@ def after(*sounds):
     level = RunningNormalisation()
     for sound in sounds:
         for at in range(0, len(sound), HOP):
-            level.hear(sound[at : at + HOP])
+            level.update(sound[at : at + HOP])
     return level
 
 
@@ -30,7 +30,7 @@ def db(level, deviation):
 def test_before_any_sound_the_prior_stands():
     level = RunningNormalisation()
     assert (level.mean, level.deviation) == (0.0, pytest.approx(PRIOR_DEVIATION))
-    level.hear(np.zeros(0, np.float32))
+    level.update(np.zeros(0, np.float32))
     assert level.deviation == pytest.approx(PRIOR_DEVIATION)
 
 

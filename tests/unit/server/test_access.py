@@ -161,7 +161,7 @@ def test_tokens_are_compared_in_constant_time(monkeypatch):
 
 def test_some_offers_at_once_then_a_steady_rate():
     clock = ManualClock(100.0)
-    limit = RateLimit(at_once=3, per_s=0.5, clock=clock)
+    limit = RateLimit(burst=3, rate_per_s=0.5, clock=clock)
     assert [limit.take("a") for _ in range(3)] == [0, 0, 0]
     assert limit.take("a") == pytest.approx(2.0)
     clock.time_s += 1.0
@@ -173,7 +173,7 @@ def test_some_offers_at_once_then_a_steady_rate():
 
 def test_an_offer_that_was_refused_does_not_count():
     clock = ManualClock(100.0)
-    limit = RateLimit(at_once=1, per_s=1.0, clock=clock)
+    limit = RateLimit(burst=1, rate_per_s=1.0, clock=clock)
     assert limit.take("a") == 0
     assert all(limit.take("a") > 0 for _ in range(100))
     clock.time_s += 1.0
@@ -182,14 +182,14 @@ def test_an_offer_that_was_refused_does_not_count():
 
 def test_no_more_gathers_than_may_come_at_once():
     clock = ManualClock(100.0)
-    limit = RateLimit(at_once=2, per_s=1.0, clock=clock)
+    limit = RateLimit(burst=2, rate_per_s=1.0, clock=clock)
     limit.take("a")
     clock.time_s += 1e6
     assert [limit.take("a") > 0 for _ in range(3)] == [False, False, True]
 
 
 def test_addresses_do_not_share():
-    limit = RateLimit(at_once=1, per_s=1.0, clock=ManualClock(100.0))
+    limit = RateLimit(burst=1, rate_per_s=1.0, clock=ManualClock(100.0))
     assert limit.take("a") == 0
     assert limit.take("b") == 0
     assert limit.take("a") > 0
@@ -197,7 +197,7 @@ def test_addresses_do_not_share():
 
 def test_only_so_many_addresses_are_remembered(monkeypatch):
     monkeypatch.setattr(access, "_ADDRESSES_KEPT", 2)
-    limit = RateLimit(at_once=1, per_s=1.0, clock=ManualClock(100.0))
+    limit = RateLimit(burst=1, rate_per_s=1.0, clock=ManualClock(100.0))
     for address in ("a", "b", "a", "c"):  # `a` was seen after `b`: `b` is forgotten
         limit.take(address)
     assert limit.take("a") > 0

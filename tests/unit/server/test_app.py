@@ -14,11 +14,12 @@ from manual_clock import ManualClock
 from on_loop import on_loop, until
 
 from cuda_kernels.folding import SceneError
-from models.speaker import BundleError, UnknownSpeakerError
+from models.bundle_files import BundleError
+from models.speaker_folders import UnknownSpeakerError
 from streaming.addresses import TrustedProxies
 from streaming.errors import InputError
 from streaming.pipeline.onnx_engine import EngineError
-from streaming.server import app as app_module
+from streaming.server import app
 from streaming.server.access import Access, RateLimit
 from streaming.server.app import AppSettings, AvatarApp
 from streaming.session.admission import Refusal
@@ -124,8 +125,8 @@ class Setup:
 
     def __init__(self, monkeypatch, *, offers=1000, proxies=(), **access):
         # What is an offer is tested with `Offer` itself.
-        monkeypatch.setattr(app_module.Offer, "parse", self._parse)
-        monkeypatch.setattr(app_module, "RateLimit", lambda **_: RateLimit(at_once=offers))
+        monkeypatch.setattr(app.Offer, "parse", self._parse)
+        monkeypatch.setattr(app, "RateLimit", lambda **_: RateLimit(burst=offers))
         given = {"token": None, "origins": frozenset({SITE}), "loopback_only": True} | access
         self.sessions = StandInSessions()
         self.metrics = Metrics()
@@ -483,7 +484,7 @@ async def test_the_largest_offer_is_taken(setup):
 
 @on_loop
 async def test_a_body_that_does_not_come_is_408(setup, monkeypatch):
-    monkeypatch.setattr(app_module, "_BODY_S", 0.05)
+    monkeypatch.setattr(app, "_BODY_S", 0.05)
     it = setup()
     gate = asyncio.Event()
 
@@ -775,7 +776,7 @@ PATH = "/ws/unguessable-id"
 
 @pytest.fixture
 def quick_telemetry(monkeypatch):
-    monkeypatch.setattr(app_module, "TELEMETRY_S", 0.01)
+    monkeypatch.setattr(app, "TELEMETRY_S", 0.01)
 
 
 @on_loop
@@ -810,7 +811,7 @@ async def test_a_strange_ping_breaks_nothing(setup, number):
 
 @on_loop
 async def test_a_page_is_told_at_once_why_it_is_over(setup, monkeypatch):
-    monkeypatch.setattr(app_module, "TELEMETRY_S", 30)
+    monkeypatch.setattr(app, "TELEMETRY_S", 30)
     it = setup()
     async with Socket(it.asgi, PATH) as socket:
         await socket.next("hello")
@@ -938,7 +939,7 @@ async def test_pages_of_an_allowed_site_may_listen(setup):
 
 @on_loop
 async def test_a_page_that_takes_nothing_holds_nothing(setup, quick_telemetry, monkeypatch):
-    monkeypatch.setattr(app_module, "_TAKE_S", 0.05)
+    monkeypatch.setattr(app, "_SEND_TIMEOUT_S", 0.05)
     it = setup()
     async with Socket(it.asgi, PATH) as socket:
         await socket.next("hello")

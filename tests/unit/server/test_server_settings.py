@@ -17,6 +17,7 @@ from streaming.server import server
 from streaming.server.tls import server_ssl_context
 from streaming.session.admission import Admission
 from streaming.settings import StreamSettings, options, resolve_settings, variable
+from streaming.webrtc import opus
 
 TOKEN = "correct-horse-battery"
 
@@ -105,6 +106,12 @@ def test_a_port_in_use_is_said_before_the_slow_part(never_opened, capsys):
         line = refused(capsys, "--port", str(port))
     assert f"could not listen on 127.0.0.1:{port} (address already in use)" in line
     assert "give another --port" in line
+
+
+def test_a_start_without_libopus_is_one_line(never_opened, monkeypatch, capsys):
+    monkeypatch.setattr(opus, "_libopus_paths", list)
+    monkeypatch.setattr(server, "load_libopus", opus.load_libopus.__wrapped__)
+    assert "apt-get install libopus0" in refused(capsys, "--port", "0")
 
 
 def test_two_servers_that_are_getting_ready_do_not_share_a_port():

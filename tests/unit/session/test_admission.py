@@ -98,7 +98,7 @@ def test_a_session_is_weighed_against_the_others_only():
 
 
 def test_a_limit_in_sessions_comes_first():
-    it = admission(most_sessions=2)
+    it = admission(max_sessions=2)
     assert it.admit(session="a", floor_ms=1) is None
     assert it.admit(session="b", floor_ms=1) is None
     refusal = it.admit(session="c", floor_ms=1)
@@ -116,7 +116,7 @@ def test_a_cost_that_is_none_is_refused(floor_ms):
         admission().admit(session="a", floor_ms=floor_ms)
 
 
-@pytest.mark.parametrize("changes", [{"cores": 0}, {"share": 0}, {"share": 1.5}, {"most_sessions": 0}])
+@pytest.mark.parametrize("changes", [{"cores": 0}, {"share": 0}, {"share": 1.5}, {"max_sessions": 0}])
 def test_limits_that_make_no_sense_are_refused(changes):
     with pytest.raises(ValueError, match="admission"):
         admission(**changes)

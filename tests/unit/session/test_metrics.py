@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from streaming.session.metrics import CONTENT_TYPE, STAGES, Metrics
+from streaming.session.metrics import CONTENT_TYPE, Metrics
 
 NAMES = {
     "geneface_sessions_active": "gauge",
@@ -23,7 +23,11 @@ NAMES = {
     "geneface_stage_duration_seconds": "histogram",
     "geneface_microphone_depth_seconds": "gauge",
     "geneface_microphone_packets_lost_total": "counter",
+    "geneface_microphone_packets_late_total": "counter",
+    "geneface_microphone_packets_recovered_total": "counter",
     "geneface_microphone_concealed_seconds_total": "counter",
+    "geneface_microphone_accelerated_seconds_total": "counter",
+    "geneface_microphone_expanded_seconds_total": "counter",
     "geneface_malformed_packets_total": "counter",
     "geneface_mic_to_glass_seconds": "histogram",
     "geneface_av_skew_seconds": "histogram",
@@ -81,13 +85,12 @@ def test_a_session_that_nothing_was_said_of_is_forgotten_without_a_word():
     assert metrics.text() == before
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_stages_are_told_apart_down_to_milliseconds(stage):
+def test_stages_are_told_apart_down_to_milliseconds():
     metrics = Metrics()
-    metrics.stage.labels(stage).observe(0.0015)
+    metrics.stage.labels("encode").observe(0.0015)
     text = metrics.text().decode()
-    assert f'geneface_stage_duration_seconds_bucket{{le="0.001",stage="{stage}"}} 0.0' in text
-    assert f'geneface_stage_duration_seconds_bucket{{le="0.002",stage="{stage}"}} 1.0' in text
+    assert 'geneface_stage_duration_seconds_bucket{le="0.001",stage="encode"} 0.0' in text
+    assert 'geneface_stage_duration_seconds_bucket{le="0.002",stage="encode"} 1.0' in text
 
 
 def test_skew_has_both_signs():

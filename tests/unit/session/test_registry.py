@@ -11,10 +11,11 @@ import pytest
 from manual_clock import ManualClock
 from on_loop import on_loop, until
 
-from models.speaker import BundleError, FoundSpeaker, UnknownSpeakerError
+from models.bundle_files import BundleError
+from models.speaker_folders import FoundSpeaker, UnknownSpeakerError
 from streaming.pipeline.onnx_engine import EngineTimeoutError
 from streaming.pipeline.stage_times import Work
-from streaming.session import registry as sessions_module
+from streaming.session import registry
 from streaming.session.admission import Admission
 from streaming.session.metrics import Metrics
 from streaming.session.registry import LOOK_AGAIN_S, EndedError, FullError, Sessions
@@ -24,7 +25,7 @@ from streaming.webrtc.sdp_offer import OfferError
 FRAME_MS = 20.0  # what a frame of the stand-in takes; two cores have room for three of them
 
 
-class StandInHost:
+class StandInLoaded:
     sizes_px = (256, 128)
     start_px = 256
     on_gpu = False
@@ -44,7 +45,7 @@ class StandInHost:
     def core_ms(self, size_px):
         return self.frame_ms if size_px == 128 else 2 * self.frame_ms
 
-    def look_again_ms(self):
+    def remeasure_ms(self):
         self.looked += 1
         if isinstance(self.second_look_ms, Exception):
             raise self.second_look_ms
@@ -68,8 +69,8 @@ class StandInSession:
     answers: object = "the answer"
     made: list = []  # noqa: RUF012 - set anew by the fixture
 
-    def __init__(self, session_id, host, settings, metrics, *, on_end, clock):
-        self.id, self.host, self.on_end = session_id, host, on_end
+    def __init__(self, session_id, loaded, settings, metrics, *, on_end, clock):
+        self.id, self.loaded, self.on_end = session_id, loaded, on_end
         self.label = session_id[:6]
         self.ended = ""
         self.reason = None  # what `check` says
@@ -79,13 +80,13 @@ class StandInSession:
         self.told = 0
         self.telemetry = self
         self.moved_to = []
-        self.render_px = host.start_px
+        self.render_px = loaded.start_px
         self.worked = Work()
         self.made.append(self)
 
-    def move_to(self, host):
-        self.host = host
-        self.moved_to.append(host)
+    def move_to(self, loaded):
+        self.loaded = loaded
+        self.moved_to.append(loaded)
 
     async def answer(self, offer):
         answer = self.answers(self) if callable(self.answers) else self.answers
@@ -141,7 +142,7 @@ class Setup:
         self.clock = ManualClock()
         self.metrics = Metrics()
         self.admission = Admission(cores=2, **admission)
-        self.default = StandInHost("Tiny")
+        self.default = StandInLoaded("Tiny")
         self.sessions = Sessions(
             self._open,
             self.default,
@@ -157,19 +158,19 @@ class Setup:
         self.may_open_on_cpu = threading.Event()
         self.may_open_on_cpu.set()
 
-    def _open_on_cpu(self, host):
-        self.on_cpu.append(host.name)
+    def _open_on_cpu(self, loaded):
+        self.on_cpu.append(loaded.name)
         self.may_open_on_cpu.wait(10)
         if self.broken is not None:
             raise self.broken
-        return StandInHost(host.name)
+        return StandInLoaded(loaded.name)
 
     def _open(self, path):
         self.opened.append(path)
         self.may_open.wait(10)
         if self.broken is not None:
             raise self.broken
-        return StandInHost(path.rsplit("/", 1)[-1])
+        return StandInLoaded(path.rsplit("/", 1)[-1])
 
     def sample(self, name, **labels):
         return self.metrics.registry.get_sample_value(f"geneface_{name}", labels)
@@ -183,7 +184,7 @@ class Setup:
 
 @pytest.fixture
 def setup(tmp_path, monkeypatch):
-    monkeypatch.setattr(sessions_module, "Session", StandInSession)
+    monkeypatch.setattr(registry, "Session", StandInSession)
     monkeypatch.setattr(StandInSession, "made", [])
     return lambda **admission: Setup(tmp_path, **admission)
 
@@ -213,7 +214,7 @@ async def test_a_session_comes_and_goes(setup):
 
 @on_loop
 async def test_ids_cannot_be_guessed(setup):
-    it = setup(most_sessions=3)
+    it = setup(max_sessions=3)
     ids = [(await it.sessions.open("Tiny", "offer"))[0].id for _ in range(3)]
     assert len({session_id[:6] for session_id in ids}) == 3
     assert all(len(session_id) >= 22 for session_id in ids)  # 128 bits and more
@@ -238,7 +239,7 @@ async def test_it_ends_once(setup):
 
 @on_loop
 async def test_there_is_room_again_only_once_its_threads_are_gone(setup):
-    it = setup(most_sessions=1)
+    it = setup(max_sessions=1)
     session, _ = await it.sessions.open("Tiny", "offer")
     session.may_close.clear()
     ending = asyncio.create_task(it.sessions.end(session.id, "one"))
@@ -296,7 +297,7 @@ async def test_no_room_leaves_nothing_behind(setup):
 
 @on_loop
 async def test_two_offers_at_once_for_one_place(setup, answers):
-    it = setup(most_sessions=1)
+    it = setup(max_sessions=1)
     gate = asyncio.Event()
 
     async def slow(session):
@@ -346,7 +347,7 @@ async def test_a_session_that_cannot_be_made_leaves_nothing_behind(setup, monkey
     def broken(*_, **__):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(sessions_module, "Session", broken)
+    monkeypatch.setattr(registry, "Session", broken)
     with pytest.raises(ZeroDivisionError):
         await it.sessions.open("Tiny", "offer")
     assert it.nothing_is_left()
@@ -380,7 +381,7 @@ async def test_another_speaker_is_opened_when_first_asked_for(setup):
     it = setup()
     for _ in range(2):
         session, _ = await it.sessions.open("Ada", "offer")
-        assert session.host.name == "Ada"
+        assert session.loaded.name == "Ada"
         await it.sessions.end(session.id, "one")
     assert it.opened == [str(it.folder / "Ada")]
     await it.sessions.aclose()
@@ -410,7 +411,7 @@ async def test_a_speaker_asked_for_twice_at_the_same_time_is_opened_once(setup):
     await until(lambda: it.opened)
     it.may_open.set()
     (one, _), (other, _) = await asyncio.gather(*both)
-    assert one.host is other.host
+    assert one.loaded is other.loaded
     assert len(it.opened) == 1
     await it.sessions.aclose()
 
@@ -425,14 +426,14 @@ async def test_who_asked_first_may_go_away(setup):
     await asyncio.gather(first, return_exceptions=True)
     it.may_open.set()
     session, _ = await second
-    assert session.host.name == "Ada"
+    assert session.loaded.name == "Ada"
     assert len(it.opened) == len(it.sessions) == 1
     await it.sessions.aclose()
 
 
 @on_loop
 async def test_speakers_beyond_a_few_are_opened_one_after_the_other(setup, monkeypatch):
-    monkeypatch.setattr(sessions_module, "MAX_OPENING", 1)
+    monkeypatch.setattr(registry, "MAX_OPENING", 1)
     it = setup()
     it.may_open.clear()
     both = [asyncio.create_task(it.sessions.open(name, "offer")) for name in ("Ada", "Ben")]
@@ -491,7 +492,7 @@ async def test_a_broken_speaker_is_said_and_tried_again(setup):
         assert failure is it.broken
     assert it.nothing_is_left()
     it.broken = None
-    assert (await it.sessions.open("Ada", "offer"))[0].host.name == "Ada"
+    assert (await it.sessions.open("Ada", "offer"))[0].loaded.name == "Ada"
     await it.sessions.aclose()
 
 
@@ -523,7 +524,7 @@ async def test_one_that_cannot_be_watched_does_not_blind_the_others(setup, caplo
 
 @on_loop
 async def test_they_are_watched_from_the_start_to_the_end(setup, monkeypatch):
-    monkeypatch.setattr(sessions_module, "_WATCH_S", 0.01)
+    monkeypatch.setattr(registry, "_WATCH_S", 0.01)
     it = setup()
     it.sessions.start()
     session, _ = await it.sessions.open("Tiny", "offer")
@@ -535,7 +536,7 @@ async def test_they_are_watched_from_the_start_to_the_end(setup, monkeypatch):
 
 @on_loop
 async def test_watching_goes_on_after_a_failure(setup, monkeypatch, caplog):
-    monkeypatch.setattr(sessions_module, "_WATCH_S", 0.01)
+    monkeypatch.setattr(registry, "_WATCH_S", 0.01)
     it = setup()
     monkeypatch.setattr(it.admission, "measured", None)
     it.sessions.start()
@@ -677,13 +678,13 @@ async def test_what_costs_nothing_can_be_weighed(setup):
 async def test_a_speaker_that_was_refused_and_never_ran_is_measured_anew(setup):
     it = setup()
     await it.sessions.open("Tiny", "offer")
-    wrong = await it.sessions._host("Ada")
+    wrong = await it.sessions._loaded_speaker("Ada")
     wrong.frame_ms, wrong.second_look_ms = 57.0, 7.0
     with pytest.raises(FullError):
         await it.sessions.open("Ada", "offer")
-    await until(lambda: wrong.looked and not it.sessions._looking)
+    await until(lambda: wrong.looked and not it.sessions._remeasuring)
     session, _ = await it.sessions.open("Ada", "offer")
-    assert session.host is wrong
+    assert session.loaded is wrong
     assert it.admission.floor_ms == pytest.approx(FRAME_MS + 7)
     await it.sessions.aclose()
 
@@ -693,17 +694,17 @@ async def test_a_speaker_that_was_refused_and_never_ran_is_measured_anew(setup):
 async def test_a_second_look_is_rare_and_never_makes_it_worse(setup, second_look_ms):
     it = setup()
     await it.sessions.open("Tiny", "offer")
-    costly = await it.sessions._host("Ada")
+    costly = await it.sessions._loaded_speaker("Ada")
     costly.frame_ms, costly.second_look_ms = 57.0, second_look_ms
     for _ in range(4):
         with pytest.raises(FullError):
             await it.sessions.open("Ada", "offer")
-        await until(lambda: costly.looked == 1 and not it.sessions._looking)
-    it.clock.time_s += sessions_module.LOOK_AGAIN_S
+        await until(lambda: costly.looked == 1 and not it.sessions._remeasuring)
+    it.clock.time_s += registry.LOOK_AGAIN_S
     with pytest.raises(FullError) as refused:
         await it.sessions.open("Ada", "offer")
     assert "one more takes 57" in refused.value.refusal.reason
-    await until(lambda: costly.looked == 2 and not it.sessions._looking)
+    await until(lambda: costly.looked == 2 and not it.sessions._remeasuring)
     await it.sessions.aclose()
 
 
@@ -718,7 +719,7 @@ async def test_the_end_closes_sessions_then_speakers(setup):
     await it.sessions.aclose()
     assert [session.ended for session in ended] == ["server stopping"] * 2
     assert all(session.closed for session in ended)
-    assert all(session.host.closed.is_set() for session in ended)
+    assert all(session.loaded.closed.is_set() for session in ended)
     assert it.nothing_is_left()
     assert it.sessions.closed
     await it.sessions.aclose()
@@ -785,7 +786,7 @@ async def test_the_end_while_an_offer_fails_for_that(setup, answers):
 
 @on_loop
 async def test_the_end_waits_for_those_that_end_already_but_not_for_ever(setup, monkeypatch, caplog):
-    monkeypatch.setattr(sessions_module, "_CLOSE_S", 0.05)
+    monkeypatch.setattr(registry, "_CLOSE_S", 0.05)
     it = setup()
     quick, stuck = [(await it.sessions.open("Tiny", "offer"))[0] for _ in range(2)]
     stuck.may_close.clear()
@@ -801,7 +802,7 @@ async def test_the_end_waits_for_those_that_end_already_but_not_for_ever(setup, 
 
 @on_loop
 async def test_the_end_does_not_wait_for_ever_for_a_speaker_either(setup, monkeypatch):
-    monkeypatch.setattr(sessions_module, "_CLOSE_HOSTS_S", 0.05)
+    monkeypatch.setattr(registry, "_CLOSE_SPEAKERS_S", 0.05)
     it = setup()
     it.default.may_close.clear()
     await it.sessions.aclose()
@@ -833,7 +834,7 @@ async def test_without_the_gpu_the_cpu_draws_the_oldest_sessions_and_the_others_
     await until(lambda: not it.sessions.falling_back)
     assert it.on_cpu == ["Tiny"]
     assert [len(session.moved_to) for session in sessions] == [1, 1, 1, 0, 0]  # two cores draw three
-    assert not sessions[0].host.on_gpu
+    assert not sessions[0].loaded.on_gpu
     await until(lambda: len(it.sessions) == it.admission.sessions == 3)
     assert [session.ended for session in sessions[3:]] == [
         "the GPU failed, and the CPU has no room for this session"
@@ -858,7 +859,7 @@ async def test_who_comes_meanwhile_waits_for_the_cpu(setup):
     assert not coming.done()
     it.may_open_on_cpu.set()
     session, _ = await coming
-    assert not session.host.on_gpu
+    assert not session.loaded.on_gpu
     assert session.moved_to == []
     await it.sessions.aclose()
 
@@ -868,7 +869,7 @@ async def test_all_speakers_of_the_gpu_fall_back_those_of_the_cpu_stay(setup, mo
     it = setup()
     it.default.to_gpu()
     _, ada = await it.sessions.open("Tiny", "offer"), await it.sessions.open("Ada", "offer")
-    it.sessions._hosts["Ada"].to_gpu()
+    it.sessions._loaded["Ada"].to_gpu()
     ben, _ = await it.sessions.open("Ben", "offer")
     it.sessions.gpu_lost(LOST)
     await until(lambda: not it.sessions.falling_back)
@@ -883,7 +884,7 @@ async def test_a_speaker_that_was_being_opened_on_the_gpu_falls_back_too(setup):
     it = setup()
     it.may_open.clear()
     opened = it._open
-    it.sessions._open_host = lambda path: opened(path).to_gpu()
+    it.sessions._open_bundle = lambda path: opened(path).to_gpu()
     coming = asyncio.create_task(it.sessions.open("Ada", "offer"))
     await until(lambda: it.opened)
     it.sessions.gpu_lost(LOST)
@@ -891,7 +892,7 @@ async def test_a_speaker_that_was_being_opened_on_the_gpu_falls_back_too(setup):
     assert it.on_cpu == []  # nothing yet
     it.may_open.set()
     session, _ = await coming
-    await until(lambda: not session.host.on_gpu)
+    await until(lambda: not session.loaded.on_gpu)
     assert it.on_cpu == ["Ada"]
     await it.sessions.aclose()
 
@@ -912,7 +913,7 @@ async def test_where_the_cpu_cannot_draw_sessions_end_with_a_word_and_the_server
     again, _ = await it.sessions.open("Tiny", "offer")  # it is opened anew
     assert it.opened == [str(it.folder / "Tiny")]
     assert it.sessions.drawable
-    assert not again.host.on_gpu
+    assert not again.loaded.on_gpu
     await it.sessions.aclose()
     assert it.nothing_is_left()
 

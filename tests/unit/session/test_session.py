@@ -1,4 +1,4 @@
-"""One session without a network: signs of life, what leaves when, what is told, and the end."""
+"""One session without a network: its connection, its threads, its failures and its end."""
 
 from __future__ import annotations
 
@@ -13,58 +13,21 @@ import stand_ins
 from bundle_factory import write_tiny_bundle
 from manual_clock import ManualClock
 from on_loop import on_loop, until
+from session_parts import SOUND_STEP, VIDEO_STEP, StandInEncoder, StandInSender
 
 from models.speaker import load_speaker
 from streaming.pipeline.loaded_speaker import LoadedSpeaker
 from streaming.pipeline.networks import open_networks
 from streaming.pipeline.render_size import FrameCost
-from streaming.session import session as session_module
-from streaming.session import uplink
-from streaming.session.liveness import CONNECT_TIMEOUT_S, PAGE_LEFT_TIMEOUT_S, PEER_TIMEOUT_S
+from streaming.session.liveness import PEER_TIMEOUT_S
 from streaming.session.metrics import Metrics
 from streaming.session.session import Session, SessionSettings
+from streaming.webrtc.opus import OpusEncoder
 from streaming.webrtc.peer import PeerSettings
 
 ID = "abcdef-unguessable-id"
 LABEL = "abcdef"
-VIDEO_STEP, SOUND_STEP = 3600, 960  # RTP: 40 ms at 90 kHz, 20 ms at 48 kHz
-
-
-class StandInSender:
-    def __init__(self):
-        self.connected = False
-        self.round_trip_s = None
-        self.pushed = []
-
-    def push(self, payloads, timestamp, duration_ms, level_db=None):
-        self.pushed.append(
-            types.SimpleNamespace(
-                payloads=payloads, timestamp=timestamp, duration_ms=duration_ms, level_db=level_db
-            )
-        )
-
-    def wire_timestamp(self, timestamp):
-        return timestamp + 7
-
-
-class StandInEncoder:
-    def __init__(self, **opened):
-        self.opened = opened
-        self.keyframes = 0
-        self.limits = []
-        self.payloads = [b"picture"]
-        self.numbers = []
-        self.thread = threading.current_thread().name
-
-    def encode(self, picture, number):
-        self.numbers.append(number)
-        return self.payloads
-
-    def want_keyframe(self):
-        self.keyframes += 1
-
-    def limit_bitrate(self, bitrate):
-        self.limits.append(bitrate)
+SILENCE = OpusEncoder().encode(np.zeros(960, np.float32))
 
 
 class StandInPeer:
@@ -118,7 +81,7 @@ def networks(speaker):
 class Setup:
     def __init__(self, speaker, networks, *, clock=None, raymarcher=None):
         self.raymarcher = raymarcher or stand_ins.StandInRaymarcher()
-        self.host = LoadedSpeaker(
+        self.loaded = LoadedSpeaker(
             speaker=speaker,
             networks=networks,
             raymarcher=self.raymarcher,
@@ -132,11 +95,12 @@ class Setup:
         self.clock = clock
         self.session = Session(
             ID,
-            self.host,
+            self.loaded,
             SessionSettings(peer=PeerSettings(), bitrate=1_200_000),
             self.metrics,
             on_end=lambda session, reason: self.ends.append((session, reason)),
             clock=clock,
+            open_peer=StandInPeer,
         )
         self.peer = self.session.peer
 
@@ -145,8 +109,7 @@ class Setup:
 
 
 @pytest.fixture
-def setup(speaker, networks, monkeypatch):
-    monkeypatch.setattr(session_module, "Peer", StandInPeer)
+def setup(speaker, networks):
     return lambda **changes: Setup(speaker, networks, **changes)
 
 
@@ -156,77 +119,18 @@ def threads_of_sessions():
     return [name for name in names if name.startswith("geneface-") and name != f"geneface-close-{LABEL}"]
 
 
-# Signs of life ----------------------------------------------------------------------------------------
+# The connection ---------------------------------------------------------------------------------------
 
 
 @on_loop
-async def test_an_offer_that_leads_to_no_connection_holds_its_place_no_longer(setup):
-    it = setup(clock=ManualClock(1000.0))
-    it.peer.packets_received = 5  # of the handshake: still no connection
-    assert it.session.check(1000.0 + CONNECT_TIMEOUT_S) is None
-    assert it.session.check(1000.0 + CONNECT_TIMEOUT_S + 0.1) == "no connection came about"
-    await it.session.aclose("no connection came about")
-
-
-@on_loop
-async def test_a_peer_that_falls_silent_is_ended_after_four_seconds(setup):
-    it = setup(clock=ManualClock(1000.0))
-    it.clock.time_s += 10.0
-    it.peer.connect()
-    assert it.session.check(1010.0 + PEER_TIMEOUT_S) is None
-    assert it.session.check(1010.0 + PEER_TIMEOUT_S + 0.1) == "timed out"
-    await it.session.aclose("timed out")
-
-
-@on_loop
-async def test_each_packet_is_a_sign_of_life(setup):
+async def test_a_session_is_over_when_neither_packets_nor_pings_come(setup):
     it = setup(clock=ManualClock(1000.0))
     it.peer.connect()
-    for now_s in range(1003, 1060, 3):
-        it.peer.packets_received += 1
-        assert it.session.check(float(now_s)) is None
-    assert it.session.check(1057.0 + PEER_TIMEOUT_S + 0.1) == "timed out"
-    await it.session.aclose("timed out")
-
-
-@on_loop
-async def test_so_is_each_word_of_its_page(setup):
-    it = setup(clock=ManualClock(1000.0))
-    it.peer.connect()
-    it.session.liveness.socket_opened()
-    for _ in range(10):
-        it.clock.time_s += 3.0
-        it.session.liveness.heard()
-        assert it.session.check(it.clock.time_s) is None
-    assert it.session.check(it.clock.time_s + PEER_TIMEOUT_S + 0.1) == "timed out"
-    await it.session.aclose("timed out")
-
-
-@on_loop
-async def test_a_page_that_went_leaves_less_time(setup):
-    it = setup(clock=ManualClock(1000.0))
-    it.peer.connect()
-    it.session.liveness.socket_opened()
-    it.session.liveness.socket_closed()
-    assert it.session.check(1000.0 + PAGE_LEFT_TIMEOUT_S) is None
-    assert it.session.check(1000.0 + PAGE_LEFT_TIMEOUT_S + 0.1) == "the peer left"
-    it.session.liveness.socket_opened()  # a reload of the socket alone
-    assert it.session.check(1000.0 + PAGE_LEFT_TIMEOUT_S + 0.1) is None
-    it.session.liveness.socket_closed()
-    it.peer.packets_received += 1  # the page went, but its peer connection lives
+    it.peer.packets_received += 1
     assert it.session.check(1003.0) is None
-    await it.session.aclose("the peer left")
-
-
-@on_loop
-async def test_one_of_two_pages_may_go(setup):
-    it = setup(clock=ManualClock(1000.0))
-    it.peer.connect()
-    it.session.liveness.socket_opened()
-    it.session.liveness.socket_opened()
-    it.session.liveness.socket_closed()
-    assert it.session.check(1000.0 + PAGE_LEFT_TIMEOUT_S + 0.1) is None
-    await it.session.aclose("the peer left")
+    assert it.session.check(1003.0 + PEER_TIMEOUT_S) is None
+    assert it.session.check(1003.0 + PEER_TIMEOUT_S + 0.1) == "timed out"
+    await it.session.aclose("timed out")
 
 
 @pytest.mark.parametrize(
@@ -250,45 +154,6 @@ async def test_the_end_of_its_own_asks_for_no_other(setup):
     await it.session.aclose("server stopping")
     it.peer.on_state("closed")
     assert it.ends == []
-
-
-# What a page is told ----------------------------------------------------------------------------------
-
-
-@on_loop
-async def test_hello(setup, monkeypatch):
-    monkeypatch.setattr(session_module.time, "time", lambda: 1.7e9)
-    it = setup(clock=ManualClock(1000.0))
-    it.clock.time_s += 2.0
-    hello = it.session.telemetry.hello()
-    delay_ms = hello.pop("delay_ms")
-    assert hello == {
-        "type": "hello",
-        "session_id": ID,
-        "speaker": "Tiny",
-        "server_ms": pytest.approx(1.7e12 + 2000),
-        "fps": 25,
-        "image_size_px": 128,
-        "render_px": 128,
-        "render_sizes_px": [128, 96],
-        "lookahead_ms": 160.0,
-        "codec": "VP8",
-    }
-    assert delay_ms == it.session.schedule.delay_ms > 160 + 20
-    await it.session.aclose("done")
-
-
-@on_loop
-async def test_telemetry_of_a_session_that_has_just_begun(setup):
-    it = setup(clock=ManualClock(1000.0))
-    message, last = it.session.telemetry.message(-1)
-    assert last == -1
-    assert message["frames"] == []
-    assert message["fps"] == 0.0
-    assert message["frames_rendered"] == 0
-    assert message["frames_dropped"] == {"skipped": 0, "late": 0, "bandwidth": 0}
-    assert message["microphone"]["level_db"] == -100.0
-    await it.session.aclose("done")
 
 
 # A run ------------------------------------------------------------------------------------------------
@@ -340,80 +205,21 @@ async def test_a_frame_leaves_with_the_sound_of_its_first_samples(setup):
 
 
 @on_loop
-async def test_before_anybody_looks_nothing_is_encoded_sent_or_lost(setup):
+async def test_what_the_connection_tells_reaches_uplink_downlink_and_telemetry(setup, caplog):
     it = setup()
-    await it.session.answer("offer")
-    await until(lambda: it.raymarcher.drawn > 8)
-    assert it.peer.sound.pushed == it.peer.video.pushed == []
-    assert it.session.telemetry.message(-1)[0]["frames_dropped"] == {"skipped": 0, "late": 0, "bandwidth": 0}
-    assert it.peer.encoder.numbers == []
-    await it.session.aclose("done")
-
-
-@on_loop
-async def test_a_picture_that_is_too_much_for_the_line_is_counted_as_that(setup):
-    it = setup()
-    await it.session.answer("offer")
-    await until(lambda: it.peer.encoder)
-    it.peer.encoder.payloads = []
-    it.peer.connect()
-    await until(lambda: it.session.telemetry.message(-1)[0]["frames_dropped"]["bandwidth"] >= 2)
-    message, _ = it.session.telemetry.message(-1)
-    assert message["frames_rendered"] == 0
-    assert message["frames"] == []
-    assert it.peer.video.pushed == []
-    assert it.sample("frames_dropped_total", speaker="Tiny", reason="bandwidth") >= 2
-    await it.session.aclose("done")
-
-
-@on_loop
-async def test_malformed_packets_are_counted_by_kind_and_said_once(setup, caplog):
-    it = setup()
-    with caplog.at_level("WARNING"):
-        for kind in ("rtp", "rtp", "rtcp"):
-            it.peer.on_malformed(kind, "x" * 1000)
-    assert it.sample("malformed_packets_total", kind="rtp") == 2
-    assert it.sample("malformed_packets_total", kind="rtcp") == 1
-    (record,) = caplog.records
-    assert it.session.label in record.getMessage()
-    assert len(record.getMessage()) < 250
-    await it.session.aclose("done")
-
-
-@on_loop
-async def test_keyframes_and_bitrates_reach_the_encoder_once_there_is_one(setup):
-    it = setup()
-    it.peer.on_keyframe_wanted()
-    it.peer.on_bandwidth(300_000)
     await it.session.answer("offer")
     await until(lambda: it.peer.encoder)
     it.peer.on_keyframe_wanted()
     it.peer.on_bandwidth(400_000)
-    assert it.peer.encoder.keyframes == 1
-    assert it.peer.encoder.limits == [400_000]
+    assert (it.peer.encoder.keyframes, it.peer.encoder.limits) == (1, [400_000])
+    it.peer.on_malformed("rtp", "too short")
+    assert it.sample("malformed_packets_total", kind="rtp") == 1
+    assert f"session {LABEL}: a malformed packet" in caplog.text
+    assert it.session.uplink.microphone.packets_lost == 0
+    for sequence in (1, 3, 4, 5, 6, 7, 8, 9):
+        it.peer.on_packet(sequence, 960 * sequence, SILENCE, it.session.schedule.start_s)
+    await until(lambda: it.session.uplink.microphone.packets_lost)
     await it.session.aclose("done")
-    it.peer.on_keyframe_wanted()
-
-
-@on_loop
-async def test_metrics_of_a_session(setup):
-    it = setup()
-    it.peer.video.round_trip_s = 0.03
-    it.session.uplink.microphone = types.SimpleNamespace(
-        depth_ms=25.0, packets_lost=3, concealed_ms=40.0, close=lambda: None
-    )
-    it.session.telemetry.update_metrics()
-    assert it.sample("render_size_pixels", session=LABEL) == 128
-    assert it.sample("microphone_depth_seconds", session=LABEL) == 0.025
-    assert it.sample("round_trip_seconds", session=LABEL) == 0.03
-    it.session.uplink.microphone.packets_lost = 2  # one came late after all
-    it.session.uplink.microphone.concealed_ms = 60.0
-    it.session.telemetry.update_metrics()
-    assert it.sample("microphone_packets_lost_total") == 3
-    assert it.sample("microphone_concealed_seconds_total") == pytest.approx(0.06)
-    assert ID not in it.metrics.text().decode()
-    await it.session.aclose("done")
-    assert LABEL not in it.metrics.text().decode()
 
 
 # Failures ---------------------------------------------------------------------------------------------
@@ -470,7 +276,7 @@ async def test_a_session_goes_on_with_the_cpu_at_its_smallest_size(setup):
     it = setup()
     raymarcher = stand_ins.StandInRaymarcher()
     cpu = dataclasses.replace(
-        it.host,
+        it.loaded,
         raymarcher=raymarcher,
         costs={size: FrameCost(render_ms=25.0, other_ms=5.0) for size in (128, 96)},
     )
@@ -581,25 +387,7 @@ def test_threads_outlive_no_loop_that_ended_without_them(setup):
     on_loop_before = session.uplink._on_loop
     session.uplink._on_loop = lambda *call: (on_loop_before(*call), sent.release())
     assert all(sent.acquire(timeout=10) for _ in range(5))
-    assert all(thread.is_alive() for thread in session._threads)
-    session._stopping.set()
+    assert len(threads_of_sessions()) == 5
+    session._threads.stopping.set()
     session._join()
     assert threads_of_sessions() == []
-
-
-# Loudness ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("samples", "level_db"),
-    [
-        (np.zeros(960, np.float32), -100.0),
-        (np.full(960, 1e-6, np.float32), -100.0),
-        (np.ones(960, np.float32), 0.0),
-        (np.full(960, 0.1, np.float32), -20.0),
-        (np.sin(2 * np.pi * 50 * np.arange(960) / 960).astype(np.float32), -3.01),
-        (np.zeros(0, np.float32), -100.0),
-    ],
-)
-def test_loudness_is_in_decibels_below_full_scale(samples, level_db):
-    assert uplink._level_db(samples) == pytest.approx(level_db, abs=0.01)

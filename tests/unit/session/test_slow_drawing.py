@@ -16,11 +16,10 @@ from models.speaker import load_speaker
 from streaming.pipeline.loaded_speaker import LoadedSpeaker
 from streaming.pipeline.networks import open_networks
 from streaming.pipeline.render_size import FrameCost
-from streaming.session import session as session_module
 from streaming.session.drawing_pace import EASY_FPS, SLOW_FPS, WINDOW_S, DrawingPace, slow_note
 from streaming.session.metrics import Metrics
 from streaming.session.session import Session, SessionSettings
-from streaming.webrtc.media_schedule import MAX_ALLOWANCE_TICKS, TICK_S, TICKS_PER_FRAME
+from streaming.webrtc.media_schedule import MAX_PLAYOUT_DELAY_TICKS, TICK_S, TICKS_PER_FRAME
 from streaming.webrtc.peer import PeerSettings
 
 SETTLE_S, MEASURED_S = 4.0, 4.0
@@ -106,7 +105,7 @@ class Encoder:
 class Simulation:
     """One session at its only size, driven event by event."""
 
-    def __init__(self, speaker, networks, monkeypatch, *, draw_s, encode_s=0.0):
+    def __init__(self, speaker, networks, *, draw_s, encode_s=0.0):
         self.clock = VirtualClock()
         self.drawing, self.encoding = Costly(self.clock, draw_s), Costly(self.clock, encode_s)
         self.encoder = Encoder(self.encoding)
@@ -119,7 +118,6 @@ class Simulation:
             codec=types.SimpleNamespace(name="VP8", open=lambda **_: self.encoder),
             aclose=lambda: asyncio.sleep(0),
         )
-        monkeypatch.setattr(session_module, "Peer", lambda *_, **__: peer)
         host = LoadedSpeaker(
             speaker=speaker,
             networks=networks,
@@ -131,7 +129,13 @@ class Simulation:
         )
         settings = SessionSettings(peer=PeerSettings(), bitrate=1_000_000)
         self.session = Session(
-            "simulated", host, settings, Metrics(), on_end=lambda *_: None, clock=self.clock
+            "simulated",
+            host,
+            settings,
+            Metrics(),
+            on_end=lambda *_: None,
+            clock=self.clock,
+            open_peer=lambda *_, **__: peer,
         )
         self.conditioned = 0
         put = self.session.pipeline._conditions.put
@@ -160,7 +164,7 @@ class Simulation:
 
     async def _settle(self):
         """Waits until each thread has done what it can at this time."""
-        ready = max(0, self.ticks // TICKS_PER_FRAME - self.session.host.speaker.lookahead_frames)
+        ready = max(0, self.ticks // TICKS_PER_FRAME - self.session.loaded.speaker.lookahead_frames)
         queue, late = self.session.pipeline._conditions, lambda: self.session.downlink.dropped["late"]
 
         def settled():
@@ -186,14 +190,14 @@ def networks(speaker):
 
 
 @pytest.fixture
-def simulate(speaker, networks, monkeypatch):
+def simulate(speaker, networks):
     """Runs a session until it has settled, then for a while, and returns what it did in that while."""
 
     async def run(**costs):
-        it = Simulation(speaker, networks, monkeypatch, **costs)
+        it = Simulation(speaker, networks, **costs)
         session = it.session
         session.pipeline.start()
-        session._spawn("video", session._run_video)
+        session._threads.start("video", lambda stopping: session.downlink.run(stopping, session.peer.codec))
         try:
             await it.run(SETTLE_S)
             drawn, shown = it.drawing.done, len(it.encoder.pictures)
@@ -237,21 +241,21 @@ def test_what_the_machine_can_draw_is_seen_and_the_sound_goes_on(simulate, draw_
 def test_pictures_are_in_time_as_long_as_the_longest_allowance_has_room(simulate, draw_ms):
     found = simulate(draw_s=draw_ms / 1000)
     late_s = [at_s - found.schedule.frame_due_s(number) for at_s, number in found.pictures]
-    assert max(late_s) <= 0.04 + TICK_S  # the allowance grows by a tick, once several are late
-    assert found.telemetry["frames_dropped"]["late"] <= 12  # while the allowance grew
+    assert max(late_s) <= 0.04 + TICK_S  # the playout delay grows by a tick, once several are late
+    assert found.telemetry["frames_dropped"]["late"] <= 12  # while the playout delay grew
 
 
 def test_late_pictures_are_as_new_as_they_can_be(simulate):
     found = simulate(draw_s=0.25)
-    assert found.schedule.allowance_ticks == MAX_ALLOWANCE_TICKS
+    assert found.schedule.playout_delay_ticks == MAX_PLAYOUT_DELAY_TICKS
     late_s = [at_s - found.schedule.frame_due_s(number) for at_s, number in found.pictures]
     # A drawing, and the frame's time that the newest may have waited, less what was allowed.
-    assert max(late_s) <= 0.25 + 0.04 - MAX_ALLOWANCE_TICKS * TICK_S + 0.001
+    assert max(late_s) <= 0.25 + 0.04 - MAX_PLAYOUT_DELAY_TICKS * TICK_S + 0.001
 
 
 def test_too_many_pictures_cost_no_delay_that_would_not_help(simulate):
-    """At 60 ms a picture a third has to be skipped, whatever the allowance."""
-    assert simulate(draw_s=0.06).schedule.allowance_ticks <= 6
+    """At 60 ms a picture a third has to be skipped, whatever the playout delay."""
+    assert simulate(draw_s=0.06).schedule.playout_delay_ticks <= 6
 
 
 @pytest.mark.parametrize("encode_ms", [60, 150])

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from models.speaker import FoundSpeaker, list_speakers
+from models.speaker_folders import FoundSpeaker, list_speakers
 from streaming.session.speaker_list import SpeakerEntry, SpeakerList
 
 

@@ -4,11 +4,11 @@ import itertools
 
 import pytest
 
-from streaming.pipeline.clock import FRAME_RATE_HZ, FRAME_SAMPLES
-from streaming.session.playout_delay import allowance_ticks_for
+from models.time_base import FRAME_RATE_HZ, FRAME_SAMPLES
+from streaming.session.playout_delay import playout_delay_ticks_for
 from streaming.webrtc.media_schedule import (
-    MAX_ALLOWANCE_TICKS,
-    MIN_ALLOWANCE_TICKS,
+    MAX_PLAYOUT_DELAY_TICKS,
+    MIN_PLAYOUT_DELAY_TICKS,
     NTP_EPOCH_S,
     SOUND_LEAD_TICKS,
     SOUND_RATE_HZ,
@@ -27,12 +27,12 @@ NTP_UNIT_S = 2.0**-32
 ROUNDING_S = 1e-6  # float64 holds seconds since 1900 to half a microsecond
 
 
-def schedule(*, lookahead_frames=4, allowance_ticks=3):
+def schedule(*, lookahead_frames=4, playout_delay_ticks=3):
     return MediaSchedule(
         start_s=START_S,
         start_unix_s=START_UNIX_S,
         lookahead_frames=lookahead_frames,
-        allowance_ticks=allowance_ticks,
+        playout_delay_ticks=playout_delay_ticks,
     )
 
 
@@ -54,13 +54,15 @@ def test_ticks_are_20_ms_apart():
 
 
 @pytest.mark.parametrize("lookahead_frames", [0, 1, 4, 9])
-@pytest.mark.parametrize("allowance_ticks", [2, 5, 8])
-def test_a_frame_is_due_its_allowance_after_its_last_look_ahead_was_taken(lookahead_frames, allowance_ticks):
-    plan = schedule(lookahead_frames=lookahead_frames, allowance_ticks=allowance_ticks)
+@pytest.mark.parametrize("playout_delay_ticks", [2, 5, 8])
+def test_a_frame_is_due_its_allowance_after_its_last_look_ahead_was_taken(
+    lookahead_frames, playout_delay_ticks
+):
+    plan = schedule(lookahead_frames=lookahead_frames, playout_delay_ticks=playout_delay_ticks)
     for frame in (0, 1, 1000):
         last_sample = FRAME_SAMPLES * (frame + 1 + lookahead_frames) - 1
         taken_s = plan.tick_s(last_sample // TICK_SAMPLES)
-        assert plan.frame_due_s(frame) == pytest.approx(taken_s + allowance_ticks * TICK_S, abs=1e-9)
+        assert plan.frame_due_s(frame) == pytest.approx(taken_s + playout_delay_ticks * TICK_S, abs=1e-9)
 
 
 def test_frames_are_due_25_times_a_second():
@@ -79,12 +81,12 @@ def test_sound_leaves_a_little_before_its_frame():
 
 
 def test_sound_waits_for_a_tick_at_least_however_short_the_delay():
-    plan = schedule(lookahead_frames=0, allowance_ticks=MIN_ALLOWANCE_TICKS)
+    plan = schedule(lookahead_frames=0, playout_delay_ticks=MIN_PLAYOUT_DELAY_TICKS)
     assert plan.sound_delay_ticks >= 1
 
 
 def test_the_delay_that_is_told_is_that_of_a_frame_s_first_sample():
-    plan = schedule(lookahead_frames=4, allowance_ticks=3)
+    plan = schedule(lookahead_frames=4, playout_delay_ticks=3)
     assert plan.delay_ticks == 2 * 5 - 1 + 3
     assert plan.delay_ms == pytest.approx(240)
     assert plan.frame_due_s(0) - START_S == pytest.approx(plan.delay_ms / 1000)
@@ -126,17 +128,17 @@ def test_ntp_never_goes_back():
     [(0, 2), (20, 2), (20.1, 3), (33, 3), (33.4, 4), (46.6, 4), (60, 5), (100, 8), (1e6, 8)],
 )
 def test_the_allowance_is_half_as_much_again_and_half_a_tick_in_whole_ticks(serial_ms, ticks):
-    assert allowance_ticks_for(serial_ms) == ticks
+    assert playout_delay_ticks_for(serial_ms) == ticks
 
 
 def test_a_slower_machine_is_never_allowed_less():
-    allowed = [allowance_ticks_for(tenth_ms / 10) for tenth_ms in range(2000)]
+    allowed = [playout_delay_ticks_for(tenth_ms / 10) for tenth_ms in range(2000)]
     assert allowed == sorted(allowed)
-    assert set(allowed) == set(range(MIN_ALLOWANCE_TICKS, MAX_ALLOWANCE_TICKS + 1))
+    assert set(allowed) == set(range(MIN_PLAYOUT_DELAY_TICKS, MAX_PLAYOUT_DELAY_TICKS + 1))
     assert all(
         ticks * TICK_S * 1000 >= 1.5 * tenth_ms / 10
         for tenth_ms, ticks in enumerate(allowed)
-        if ticks < MAX_ALLOWANCE_TICKS
+        if ticks < MAX_PLAYOUT_DELAY_TICKS
     )
 
 
@@ -146,8 +148,8 @@ def test_video_timestamps_count_90_khz():
 
 
 def test_a_larger_allowance_moves_sound_pictures_and_reports_alike():
-    plan, later = schedule(allowance_ticks=3), schedule(allowance_ticks=3)
-    later.allowance_ticks = 5
+    plan, later = schedule(playout_delay_ticks=3), schedule(playout_delay_ticks=3)
+    later.playout_delay_ticks = 5
     assert later.sound_delay_ticks - plan.sound_delay_ticks == 2
     assert later.frame_due_s(7) - plan.frame_due_s(7) == pytest.approx(2 * TICK_S)
     assert ntp_to_unix_s(later.ntp_at(1.5)) - ntp_to_unix_s(plan.ntp_at(1.5)) == pytest.approx(

@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from packet_patterns import TICK_S, drifting, packets, play, tone_payloads, without
+from packet_patterns import TICK_S, drifting, packets, play, tone_payloads
 
-from streaming.webrtc import opus
 from streaming.webrtc.jitter_buffer import BOUND_S
 from streaming.webrtc.neteq import MicrophoneStream
 from streaming.webrtc.opus import OpusDecoder, OpusError
@@ -218,15 +217,6 @@ def test_a_damaged_packet_counts_as_lost(payload):
     assert stream.packets_lost == 1
     assert stream.concealed_ms + 20 * stream.fec_packets == 20
     assert rough(played.sound) <= 1.1 * rough(play(packets(3.0)).sound)
-
-
-def test_without_libopus_a_lost_packet_is_faded_over(monkeypatch):
-    monkeypatch.setattr(opus, "find_libopus", lambda: None)
-    stream = MicrophoneStream()
-    sent = packets(3.0)
-    played = play(without(sent, 75, 76, 120), stream=stream)
-    assert (stream.packets_lost, stream.fec_packets, stream.concealed_ms) == (3, 0, 60)
-    assert rough(played.sound) <= 1.4 * rough(play(sent).sound)  # the pitch glides, what is repeated does not
 
 
 def rough(sound):

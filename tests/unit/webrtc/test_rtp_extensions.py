@@ -20,8 +20,8 @@ def parameters(**ids):
     )
 
 
-def configured(largest_delay_ms=200, **ids):
-    extensions = ExtensionsMap(largest_delay_ms=largest_delay_ms)
+def configured(max_delay_ms=200, **ids):
+    extensions = ExtensionsMap(max_delay_ms=max_delay_ms)
     extensions.configure(parameters(**ids))
     return extensions
 

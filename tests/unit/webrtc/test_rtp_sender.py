@@ -451,7 +451,7 @@ async def test_losses_are_taken_from_reports_about_this_stream_only():
 
 @on_loop
 async def test_reports_say_media_time_however_late_a_frame_was_pushed(quick_reports):
-    plan = MediaSchedule(start_s=0.0, start_unix_s=1.7e9, lookahead_frames=4, allowance_ticks=3)
+    plan = MediaSchedule(start_s=0.0, start_unix_s=1.7e9, lookahead_frames=4, playout_delay_ticks=3)
     sound = sender_of("audio", ntp_at=plan.ntp_at)
     video = sender_of(ntp_at=plan.ntp_at)
     await sound.send(parameters("audio"))

@@ -10,7 +10,7 @@ import pytest
 from aiortc.sdp import SessionDescription
 from offers import BROWSERS, CHROME, FINGERPRINT, FIREFOX, SAFARI
 
-from streaming.webrtc import sdp_offer as offer_module
+from streaming.webrtc import sdp_offer
 from streaming.webrtc.rtp_extensions import PLAYOUT_DELAY_URI
 from streaming.webrtc.sdp_offer import MAX_CANDIDATES, MAX_SECTIONS, NotAcceptableError, Offer, OfferError
 
@@ -314,9 +314,7 @@ def test_a_line_that_does_not_parse_is_named_with_its_number(change, ending):
 
 
 @pytest.mark.parametrize("ending", ["", ":", ": "])
-@pytest.mark.parametrize(
-    "name", [name for name in sorted(offer_module._ATTRIBUTES) if name != "msid-semantic"]
-)
+@pytest.mark.parametrize("name", [name for name in sorted(sdp_offer._ATTRIBUTES) if name != "msid-semantic"])
 @pytest.mark.parametrize(
     "place", ["a=msid-semantic: WMS 0e6e2b7d\n", "a=rtcp-rsize\n", "a=ssrc:3570614608 cname:"]
 )

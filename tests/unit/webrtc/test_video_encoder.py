@@ -9,13 +9,13 @@ import pytest
 from aiortc.codecs.h264 import h264_depayload
 from aiortc.codecs.vpx import VpxPayloadDescriptor, vp8_depayload
 
-from streaming.pipeline.clock import FRAME_RATE_HZ
+from models.time_base import FRAME_RATE_HZ
 from streaming.webrtc.video_encoder import (
     CODECS,
     KEYFRAME_FLOOR_FRAMES,
     MIN_BITRATE,
+    BandwidthLimit,
     H264VideoEncoder,
-    LineLimit,
     Vp8VideoEncoder,
 )
 
@@ -434,7 +434,7 @@ def test_an_estimate_is_believed_within_bounds(codec, asked, taken):
     encoder = encoder_of(codec, size_px=64)
     encoder.limit_bitrate(asked)
     encoder.encode(pictures(1, size_px=64)[0], 0)
-    assert encoder._line.bitrate == taken
+    assert encoder._bandwidth.bitrate == taken
 
 
 @BOTH
@@ -442,10 +442,10 @@ def test_a_small_bitrate_is_not_raised_by_the_least(codec):
     encoder, (picture, other) = encoder_of(codec, size_px=64, bitrate=80_000), pictures(2, size_px=64)
     encoder.limit_bitrate(1)
     encoder.encode(picture, 0)
-    assert encoder._line.bitrate == 80_000
+    assert encoder._bandwidth.bitrate == 80_000
     encoder.limit_bitrate(10_000_000)
     encoder.encode(other, 1)
-    assert encoder._line.bitrate == 80_000
+    assert encoder._bandwidth.bitrate == 80_000
 
 
 # What an estimate means -----------------------------------------------------------------------------------
@@ -453,7 +453,7 @@ def test_a_small_bitrate_is_not_raised_by_the_least(codec):
 
 def lines_bitrate(*, sent, told, bitrate=1_200_000):
     """Returns what a line is believed to take after `sent` and `told` bit/s, second for second."""
-    line = LineLimit(bitrate)
+    line = BandwidthLimit(bitrate)
     for second, (rate, estimate) in enumerate(zip(sent, told, strict=True)):
         for number in range(second * FRAME_RATE_HZ, (second + 1) * FRAME_RATE_HZ):
             line.admits(number)
@@ -490,7 +490,7 @@ def test_an_estimate_counts_where_the_line_takes_no_more(sent, told, taken):
 
 
 def narrow_line(estimate=200_000):
-    line = LineLimit(1_200_000)
+    line = BandwidthLimit(1_200_000)
     line.tell(estimate)
     return line
 
