@@ -34,24 +34,15 @@ from cuda_kernels import torch_encodings, torch_kernels, torch_launcher
 from cuda_kernels.arrays import F32
 from cuda_kernels.torch_reference import step_length
 from models.encodings import GridConfig
+from preparation.silhouettes import field_box, torso_plate
+from preparation.speaker_set import HEAD, NECK, training_frames
 from training.course import Kernels
 from training.curve import curve_table, write_curve
 from training.fields import rays_of
 from training.head import HeadTask, HeadTrainingSettings
 from training.loop import CHECKPOINT_VERSION, LoopSettings, fit, read_validations, save_checkpoint
 from training.pixel_choice import sample_pixels
-from training.speaker_data import (
-    HEAD,
-    MOUTH,
-    NECK,
-    STD_FLOOR,
-    SpeakerData,
-    field_box,
-    load_speaker_data,
-    torso_plate,
-    training_frames,
-    window_rows,
-)
+from training.speaker_data import MOUTH, STD_FLOOR, SpeakerData, load_speaker_data, window_rows
 from training.torso import TorsoTask, TorsoTrainingSettings
 
 from .json_file import write_json

@@ -24,13 +24,13 @@ from models.onnx_runtime import load_onnxruntime
 from models.speaker import Speaker, load_speaker
 from models.speaker_folders import find_speaker
 from models.time_base import SAMPLE_RATE_HZ
+from preparation.corpus_set import INDEX_FILE
+from preparation.speaker_set import TRUTH_FILE
 from streaming.pipeline.networks import open_networks
 from training.cli import missing_extra
 
 from .json_file import write_json
 
-CORPUS_INDEX = "index.jsonl"
-SPEAKER_TRUTH = "truth.npz"
 MOUTH = slice(3 * 48, 3 * 68)
 _SILENCE_S = 3.0
 
@@ -89,13 +89,14 @@ def motion_rows(
         import torch
 
         from models.features import LogMel
-        from training.corpus import Sound, load_clips
+        from preparation.sounds import Sound
+        from training.corpus import load_clips
         from training.corpus import load_speaker as load_speaker_folder
         from training.measures import compare_motion, measure_motion, measure_sync
     except ImportError as error:
         raise ValueError(missing_extra(error)) from error
 
-    is_corpus = (data / CORPUS_INDEX).is_file()
+    is_corpus = (data / INDEX_FILE).is_file()
     if is_corpus:
         clips = load_clips(data, "val", max_clips=max_clips)
     else:
@@ -224,11 +225,10 @@ def measure(
     Raises:
         ValueError: the folder is neither a corpus nor a speaker.
     """
-    is_corpus = (data / CORPUS_INDEX).is_file()
-    if not is_corpus and not (data / SPEAKER_TRUTH).is_file():
+    is_corpus = (data / INDEX_FILE).is_file()
+    if not is_corpus and not (data / TRUTH_FILE).is_file():
         raise ValueError(
-            f"{data}: expected a corpus ({CORPUS_INDEX}) or a speaker ({SPEAKER_TRUTH}), got neither; "
-            "check --data"
+            f"{data}: expected a corpus ({INDEX_FILE}) or a speaker ({TRUTH_FILE}), got neither; check --data"
         )
     rows, figures = motion_rows(speaker, data, max_clips=max_clips)
     if pictures and not is_corpus:

@@ -7,30 +7,28 @@ belong to predicted landmarks, are left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from cuda_kernels.arrays import F32, I64, U8
+from cuda_kernels.arrays import F32, I64
 from cuda_kernels.cpu_raymarcher import CpuRaymarcher
 from cuda_kernels.errors import InputError
 from models.speaker import Speaker
-from preparation.media import video_frames
+from preparation.speaker_set import read_labels, read_pictures, read_truth, training_frames
 from streaming.pipeline.engine_choice import open_engine
 from streaming.pipeline.frame_renderer import FrameRenderer
 from streaming.pipeline.i420 import to_rgb
 from streaming.pipeline.mouth import FEATHER_SHARE, mouth_boxes
 from streaming.pipeline.networks import network_specs
 from training.pictures import ClosenessMeter, regions_of
-from training.speaker_data import training_frames, window_rows
+from training.speaker_data import window_rows
 
 REGIONS = ("whole", "head", "mouth", "torso")
 
 
 class PictureDataError(InputError):
-    """A folder that holds no video with its truth."""
+    """A bundle that cannot be driven by true landmarks."""
 
 
 def picture_quality(
@@ -43,11 +41,11 @@ def picture_quality(
         up end in `_at_<size>`.
 
     Raises:
-        PictureDataError: a file is absent or does not fit the bundle.
+        PictureDataError: the bundle does not say what its landmarks are offsets from.
+        FileError: a file is absent or broken, or does not fit the others or the bundle.
     """
-    with np.load(_present(data_dir / "truth.npz"), allow_pickle=False) as truth:
-        landmarks, points = truth["landmarks"], truth["landmarks_2d"]
-        c2w = truth["c2w"].astype(np.float32)
+    truth = read_truth(data_dir, "landmarks", "landmarks_2d", "c2w")
+    landmarks, points, c2w = truth["landmarks"], truth["landmarks_2d"], truth["c2w"]
     total = len(landmarks)
     rows = np.unique(np.linspace(training_frames(total), total - 1, frames).astype(np.int64))
     if speaker.motion.mean_face is None:
@@ -68,16 +66,12 @@ def picture_quality(
         for drawn_px in (size_px, half_px)
     }
     meters = {drawn_px: ClosenessMeter() for drawn_px in renderers}
-    pictures = _frames_at(data_dir / "video.mp4", "rgb24", rows)
-    masks = _frames_at(data_dir / "masks.mkv", "gray", rows)
+    pictures = read_pictures(data_dir, rows, frames=total, size_px=size_px)
+    masks = read_labels(data_dir, rows, frames=total, size_px=size_px)
     try:
-        for place, (picture, mask) in enumerate(zip(pictures, masks, strict=True)):
-            if picture.shape != (size_px, size_px, 3):
-                raise PictureDataError(
-                    f"{data_dir / 'video.mp4'}: expected {size_px} x {size_px} pixels, got {picture.shape}"
-                )
+        for place, (picture, labels) in enumerate(zip(pictures, masks, strict=True)):
             i = int(rows[place])
-            regions = regions_of(mask // 80, points[i])
+            regions = regions_of(labels, points[i])
             for drawn_px, renderer in renderers.items():
                 whole = renderer.draw_whole(c2w=c2w[i], condition=conditions[place])
                 mouth, box = renderer.draw_mouth(c2w=c2w[i], condition=conditions[place], pose=place)
@@ -108,21 +102,3 @@ def _conditions(speaker: Speaker, landmarks: F32, rows: I64) -> list[F32]:
     engine = open_engine(network_specs(speaker).condition)
     windows = normalized[window_rows(rows, len(landmarks), window, condition.lookahead_frames)]
     return [engine.run({"window": np.ascontiguousarray(one, np.float32)}) for one in windows]
-
-
-def _frames_at(path: Path, pixel_format: Literal["rgb24", "gray"], rows: I64) -> Iterator[U8]:
-    """Yields the pictures of a video at ascending `rows`."""
-    wanted, first, last = set(rows.tolist()), int(rows[0]), int(rows[-1])
-    pictures = video_frames(_present(path), pixel_format, first_frame=first)
-    for i, picture in enumerate(pictures, start=first):
-        if i in wanted:
-            yield picture
-        if i >= last:
-            return
-    raise PictureDataError(f"{path}: expected frame {last} (truth.npz has it), got the end of the video")
-
-
-def _present(path: Path) -> Path:
-    if not path.is_file():
-        raise PictureDataError(f"{path}: no such file; --data expects a speaker's folder with its video")
-    return path

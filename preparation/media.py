@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal, cast
 
@@ -11,17 +11,20 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.stream import Disposition
+from av.video.stream import VideoStream
 
 from cuda_kernels.arrays import I16, U8
-from cuda_kernels.errors import InputError
 from models.recording import open_recording
-from models.time_base import SAMPLE_RATE_HZ
+from models.time_base import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 
+from .errors import FileError
+
+PixelFormat = Literal["rgb24", "gray"]
 _DECODE_ERRORS = (av.FFmpegError, ValueError, OSError, IndexError)  # all that PyAV raises for a file
 
 
-class MediaError(InputError):
-    """A recording that cannot be read: file, what is wrong, the way out, in one line."""
+class MediaError(FileError):
+    """A recording that cannot be read."""
 
 
 def _open(path: Path) -> InputContainer:
@@ -29,23 +32,20 @@ def _open(path: Path) -> InputContainer:
     try:
         found = path.stat()
     except (OSError, ValueError) as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
-        raise MediaError(f"{path}: {reason}; give the path of a recording") from error
+        got = "no such file" if isinstance(error, FileNotFoundError) else f"one that cannot be read ({error})"
+        raise MediaError(path, "", "a recording", got, "give the path of a recording") from error
     if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for its writer
-        raise MediaError(f"{path}: expected a file, got a folder or a device; give the path of a recording")
+        raise MediaError(path, "", "a recording", "a folder or a device", "give the path of a recording")
     if found.st_size == 0:
-        raise MediaError(f"{path}: the file is empty; expected a recording that ffmpeg can decode")
+        raise MediaError(path, "", "a recording", "an empty file", "give one that ffmpeg can decode")
     try:
         return open_recording(path)
     except av.error.ArgumentError:
-        raise MediaError(
-            f"{path}: expected one recording, got a playlist, a script or a damaged header; "
-            "give the recording itself"
-        ) from None
+        got = "a playlist, a script or a damaged header"
+        raise MediaError(path, "", "one recording", got, "give the recording itself") from None
     except _DECODE_ERRORS as error:
-        raise MediaError(
-            f"{path}: not a recording that ffmpeg can decode ({error}); convert it first"
-        ) from error
+        got = f"something else ({error})"
+        raise MediaError(path, "", "a recording that ffmpeg can decode", got, "convert it first") from error
 
 
 def _sound_track(path: Path) -> int:
@@ -58,7 +58,7 @@ def _sound_track(path: Path) -> int:
         tracks = container.streams.audio
         default = [bool(track.disposition & Disposition.default) for track in tracks]
     if not default:
-        raise MediaError(f"{path}: no audio stream; expected a recording with sound")
+        raise MediaError(path, "sound", "a sound track", "no audio stream", "give a recording with sound")
     without_samples = False
     for track in sorted(range(len(default)), key=lambda number: not default[number]):
         with _open(path) as container:
@@ -72,8 +72,14 @@ def _sound_track(path: Path) -> int:
             except _DECODE_ERRORS:
                 continue
     if without_samples:
-        raise MediaError(f"{path}: the audio stream holds no samples; expected a recording with sound")
-    raise MediaError(f"{path}: no audio stream that ffmpeg can decode; convert it first")
+        raise _no_samples(path)
+    got = "no audio stream that ffmpeg can decode"
+    raise MediaError(path, "sound", "a sound track", got, "convert it first")
+
+
+def _no_samples(path: Path) -> MediaError:
+    got = "an audio stream without samples"
+    return MediaError(path, "sound", "a sound track", got, "give a recording with sound")
 
 
 def read_pcm(path: Path) -> I16:
@@ -92,18 +98,15 @@ def read_pcm(path: Path) -> I16:
                 parts += [piece.to_ndarray()[0] for piece in resampler.resample(frame)]
             parts += [piece.to_ndarray()[0] for piece in resampler.resample(None)]
         except _DECODE_ERRORS as error:
-            raise MediaError(
-                f"{path}: the sound breaks off undecodable ({error}); convert it first"
-            ) from error
+            got = f"one that breaks off undecodable ({error})"
+            raise MediaError(path, "sound", "a whole sound track", got, "convert it first") from error
     if not parts:
-        raise MediaError(f"{path}: the audio stream holds no samples; expected a recording with sound")
+        raise _no_samples(path)
     return np.concatenate(parts)
 
 
-def video_frames(
-    path: Path, pixel_format: Literal["rgb24", "gray"] = "rgb24", *, first_frame: int = 0
-) -> Iterator[U8]:
-    """Yields a video's pictures in order from `first_frame` on, uint8 (H, W, 3) for rgb24, (H, W) for gray.
+def video_frames(path: Path) -> Iterator[av.VideoFrame]:
+    """Yields a video's frames in order, decoded and not yet converted; see `to_picture`.
 
     Raises:
         MediaError: the file is absent, empty, undecodable or has no pictures.
@@ -111,21 +114,59 @@ def video_frames(
     path = Path(path)
     with _open(path) as container:
         if not container.streams.video:
-            raise MediaError(f"{path}: no video stream; expected a video")
+            raise MediaError(path, "pictures", "a video", "no video stream", "give a video")
         stream = container.streams.video[0]
         if stream.codec_context is None:
-            raise MediaError(f"{path}: no video stream that ffmpeg can decode; convert it first")
+            got = "no video stream that ffmpeg can decode"
+            raise MediaError(path, "pictures", "a video", got, "convert it first")
         stream.thread_type = "AUTO"
         empty = True
         try:
-            for i, frame in enumerate(container.decode(stream)):
+            for frame in container.decode(stream):
                 empty = False
-                if i < first_frame:
-                    continue  # decoded, since others are built on it, but not converted, which takes longer
-                yield cast(U8, frame.to_ndarray(format=pixel_format))
+                yield frame
         except _DECODE_ERRORS as error:
-            raise MediaError(
-                f"{path}: the video breaks off undecodable ({error}); convert it first"
-            ) from error
+            got = f"one that breaks off undecodable ({error})"
+            raise MediaError(path, "pictures", "a whole video", got, "convert it first") from error
         if empty:
-            raise MediaError(f"{path}: the video stream holds no pictures; expected a video")
+            raise MediaError(path, "pictures", "a video", "a video stream without pictures", "give a video")
+
+
+def to_picture(path: Path, frame: av.VideoFrame, pixel_format: PixelFormat) -> U8:
+    """Returns a frame of the video `path`: uint8 (H, W, 3) for rgb24, (H, W) for gray.
+
+    Raises:
+        MediaError: it cannot be converted.
+    """
+    try:
+        return cast(U8, frame.to_ndarray(format=pixel_format))
+    except _DECODE_ERRORS as error:
+        got = f"a frame that ffmpeg cannot convert ({error})"
+        raise MediaError(path, "pictures", "a video", got, "convert it first") from error
+
+
+def write_video(
+    path: Path, pictures: Iterable[U8], source: PixelFormat, *, codec: str, pixel_format: str, crf: int = 0
+) -> None:
+    """Writes pictures in the format `source` at 25 fps; `crf` is how much a codec that knows it loses."""
+    options = {"crf": str(crf)}
+    with av.open(str(path), "w") as out:
+        stream: VideoStream | None = None
+        for picture in pictures:
+            if stream is None:
+                stream = cast(VideoStream, out.add_stream(codec, rate=FRAME_RATE_HZ, options=options))
+                stream.height, stream.width = picture.shape[:2]
+                stream.pix_fmt = pixel_format
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format=source)))
+        if stream is not None:
+            out.mux(stream.encode(None))
+
+
+def write_flac(path: Path, pcm: I16) -> None:
+    """Writes 16 kHz mono samples (N,) without loss."""
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("flac", rate=SAMPLE_RATE_HZ, layout="mono", format="s16")
+        frame = av.AudioFrame.from_ndarray(pcm[None], format="s16", layout="mono")
+        frame.sample_rate = SAMPLE_RATE_HZ
+        out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))

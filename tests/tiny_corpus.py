@@ -6,6 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from preparation.corpus_set import Clip, CorpusSet, write_corpus_set
+from preparation.sounds import Phone
+
 FRAMES = 110
 CLIPS = 4  # three of speech in two splits, one silent
 
@@ -35,13 +38,13 @@ def sound_of(opening: np.ndarray, hz: float) -> np.ndarray:
     return np.round(12000 * loudness * tone / 1.5).astype(np.int16)
 
 
-def phones_of(frames: int = FRAMES) -> list[list[object]]:
-    phones: list[list[object]] = [["pau", 0.0, 0.8]]
+def phones_of(frames: int = FRAMES) -> tuple[Phone, ...]:
+    phones: list[Phone] = [("pau", 0.0, 0.8)]
     end_s = 0.8
     for start in range(30, frames - 4, 25):
-        phones += [["aa", end_s, start / 25], ["b", start / 25, (start + 3) / 25]]
+        phones += [("aa", end_s, start / 25), ("b", start / 25, (start + 3) / 25)]
         end_s = (start + 3) / 25
-    return [*phones, ["aa", end_s, frames / 25]]
+    return (*phones, ("aa", end_s, frames / 25))
 
 
 def make_corpus(folder: Path) -> Path:
@@ -54,38 +57,37 @@ def make_corpus(folder: Path) -> Path:
     basis[0].reshape(68, 3)[66, 1] = -1  # the lower lip goes down
     basis[0].reshape(68, 3)[48:60, 1] = -0.5
     basis[1].reshape(68, 3)[[48, 54], 0] = [-1, 1]  # the corners go apart
-    coefficients, sound, rows = [], [], []
+    coefficients, sound, clips = [], [], []
     for clip in range(CLIPS):
         silent = clip == 2
         opening = np.zeros(FRAMES) if silent else opening_of(clip)
         smile = 0.3 * (clip % 2)  # the second identity's own resting mouth
         coefficients.append(np.stack([1000 * opening, 300 * opening + 1000 * smile], axis=1))
-        rows.append(
-            {
-                "id": f"c{clip}",
-                "file": "audio/tones.wav",
-                "start": 640 * FRAMES * clip,
-                "samples": 640 * FRAMES,
-                "frames": FRAMES,
-                "row0": FRAMES * clip,
-                "row1": FRAMES * (clip + 1),
-                "split": "val" if clip == 3 else "train",
-                "kind": "silence" if silent else "speech",
-                "phones": [] if silent else phones_of(),
-            }
+        clips.append(
+            Clip(
+                id=f"c{clip}",
+                file="audio/tones.wav",
+                start=640 * FRAMES * clip,
+                frames=FRAMES,
+                row0=FRAMES * clip,
+                row1=FRAMES * (clip + 1),
+                split="val" if clip == 3 else "train",
+                kind="silence" if silent else "speech",
+                phones=() if silent else phones_of(),
+            )
         )
         sound.append(sound_of(opening, 180.0 + 40 * clip))
     write_wav(folder / "audio" / "tones.wav", np.concatenate(sound))
-    np.savez(
-        folder / "landmarks.npz",
+    corpus = CorpusSet(
+        clips=tuple(clips),
         coeff=np.concatenate(coefficients).astype(np.int16),
         scale=np.array([1e-4, 1e-4], np.float32),
         basis=basis,
         neutral=neutral + face,
-        row_identity=np.repeat(np.arange(CLIPS) % 2, FRAMES).astype(np.uint8),
+        row_identity=np.repeat(np.arange(CLIPS) % 2, FRAMES),
         mean_face=face,
     )
-    (folder / "index.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_corpus_set(folder, corpus)
     return folder
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import av
-import cv2
 import numpy as np
 from bundle_factory import schematic_face, swaying_poses
+
+from preparation.speaker_set import write_speaker_set
 
 FRAMES = 44
 SIZE_PX = 64
@@ -22,26 +22,29 @@ MOUTH_DM = np.array([0.0, -0.4])
 
 def write_tiny_speaker(folder: Path, *, frames: int = FRAMES) -> Path:
     """Returns `folder`, with video, masks, background and truth in it."""
-    folder.mkdir(parents=True, exist_ok=True)
     c2w = swaying_poses(frames)
     opening = 0.5 + 0.5 * np.sin(np.arange(frames))  # 0 closed, 1 open
     landmarks = np.repeat(schematic_face()[None], frames, 0)
     landmarks[:, 55:60, 1] -= 0.15 * opening[:, None]
     landmarks[:, 64:68, 1] -= 0.15 * opening[:, None]
     drawn = [draw(pose, amount) for pose, amount in zip(c2w, opening, strict=True)]
-    write_video(folder / "video.mp4", [picture for picture, _ in drawn], "rgb24", "libx264rgb", "rgb24")
-    write_video(folder / "masks.mkv", [labels * 80 for _, labels in drawn], "gray", "ffv1", "gray")
-    cv2.imwrite(str(folder / "background.png"), background()[..., ::-1])
     seen = np.einsum("fpi,fij->fpj", landmarks - c2w[:, None, :3, 3], c2w[:, :3, :3])
     points = np.stack((seen[..., 0], -seen[..., 1]), -1) / -seen[..., 2:] * FOCAL_PX + SIZE_PX / 2
-    np.savez(
-        folder / "truth.npz",
-        landmarks=landmarks.astype(np.float32),
-        landmarks_2d=points.astype(np.float32),
-        c2w=c2w,
-        focal=np.float32(FOCAL_PX),
-        cx=np.float32(SIZE_PX / 2),
-        cy=np.float32(SIZE_PX / 2),
+    truth = {
+        "landmarks": landmarks.astype(np.float32),
+        "landmarks_2d": points.astype(np.float32),
+        "c2w": c2w,
+        "focal": np.float32(FOCAL_PX),
+        "cx": np.float32(SIZE_PX / 2),
+        "cy": np.float32(SIZE_PX / 2),
+    }
+    write_speaker_set(
+        folder,
+        pictures=(picture for picture, _ in drawn),
+        labels=(labels for _, labels in drawn),
+        background=background(),
+        truth=truth,
+        crf=0,
     )
     return folder
 
@@ -72,20 +75,3 @@ def draw(c2w: np.ndarray, opening: float) -> tuple[np.ndarray, np.ndarray]:
     picture[head] = (skin[head].clip(0, 1) * 255).astype(np.uint8)
     labels[head] = 1
     return picture, labels
-
-
-def write_video(path: Path, pictures: list[np.ndarray], source: str, codec: str, pixel_format: str) -> None:
-    """Writes pictures without loss."""
-    with av.open(str(path), "w") as out:
-        stream = out.add_stream(codec, rate=25)
-        stream.height, stream.width = pictures[0].shape[:2]
-        stream.pix_fmt = pixel_format
-        if codec.startswith("libx264"):
-            stream.options = {"qp": "0"}
-        for picture in pictures:
-            for packet in stream.encode(
-                av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format=source)
-            ):
-                out.mux(packet)
-        for packet in stream.encode(None):
-            out.mux(packet)

@@ -22,12 +22,12 @@ from models.features import LogMel
 from models.settings import BELOW_1, Option, Range, check_ranges
 from models.syncnet import SyncNet
 from models.time_base import FRAME_RATE_HZ
+from preparation.sounds import Sound
 
 from .corpus import (
     Clips,
     CropSettings,
     DegradeSettings,
-    Sound,
     clip_weights,
     crops_at,
     degrade,

@@ -8,11 +8,7 @@ speaker's domain, resting face included.
 
 from __future__ import annotations
 
-import json
-import zipfile
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -22,30 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cuda_kernels.errors import InputError
-from models.time_base import FRAME_RATE_HZ, FRAME_SAMPLES, SAMPLE_RATE_HZ
-from preparation.media import read_pcm
-
-from .speaker_data import training_frames
-
-COORDINATES = 204  # 68 landmarks of 3 coordinates
-BILABIALS = frozenset({"b", "p", "m"})
-PAUSE = "pau"
-_REST_MARGIN_S = 0.1  # a pause's ends still move
-_REST_PAUSE_S = 0.3  # shorter pauses do not reach rest
-
-
-class CorpusError(InputError):
-    """A data folder that is not laid out as expected: where, what, the way out, in one line."""
-
-
-class Sound(IntEnum):
-    """What is being said during a frame, judged at its middle."""
-
-    OTHER = 0
-    BILABIAL = 1
-    PAUSE = 2
-    REST = 3  # well inside a long pause, or no speech in the clip at all
+from models.audio2motion import LANDMARK_DIMENSION
+from models.time_base import FRAME_SAMPLES, SAMPLE_RATE_HZ
+from preparation import speaker_set
+from preparation.corpus_set import INDEX_FILE, CorpusError, read_corpus_set
+from preparation.corpus_set import read_sound as read_clips_sound
+from preparation.sounds import SPEECH, Sound, classify_frames, quiet_frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +86,7 @@ def load_corpus(folder: Path, *, device: str | torch.device = "cpu", max_clips: 
 def load_clips(
     folder: Path, split: str, *, device: str | torch.device = "cpu", max_clips: int | None = None
 ) -> Clips:
-    """One split of a corpus folder: `index.jsonl`, `landmarks.npz` and the sound files that the index names.
+    """One split of a corpus; see `preparation.corpus_set`.
 
     Args:
         folder: The corpus.
@@ -117,30 +95,13 @@ def load_clips(
         max_clips: Keeps at most so many clips, for a quick look.
 
     Raises:
-        CorpusError: a file is missing, or its content is not what the layout says.
+        FileError: a file is missing, or its content is not what the layout says.
     """
-    index_path, landmarks_path = folder / "index.jsonl", folder / "landmarks.npz"
-    for path in (index_path, landmarks_path):
-        if not path.is_file():
-            raise CorpusError(
-                f"{path}: not found; expected a corpus folder with index.jsonl and landmarks.npz"
-            )
-    rows = _read_index(index_path)
-    arrays = _read_arrays(
-        landmarks_path, ("coeff", "scale", "basis", "neutral", "row_identity", "mean_face"), folder
-    )
-    mean_face = arrays["mean_face"].reshape(COORDINATES)
-    motion = 10 * ((arrays["coeff"].astype(np.float32) * arrays["scale"]) @ arrays["basis"])  # (rows, 204)
-    neutral = 10 * (arrays["neutral"].reshape(-1, COORDINATES) - mean_face)  # (identities, 204)
+    corpus = read_corpus_set(folder)
+    motion, neutral, row_identity = corpus.motion(), corpus.neutral_offsets(), corpus.row_identity
     sounds = np.zeros(len(motion), np.uint8)
-    for row in rows:
-        if not 0 <= row["row0"] < row["row1"] <= len(motion):
-            raise CorpusError(
-                f"{index_path}: {row['id']}: row0, row1: expected rows of landmarks.npz (to {len(motion)}), "
-                f"got {row['row0']}, {row['row1']}; the files are not of one corpus"
-            )
-        sounds[row["row0"] : row["row1"]] = classify_frames(row["frames"], row.get("phones", []), row["kind"])
-    row_identity = arrays["row_identity"].astype(np.int64)
+    for clip in corpus.clips:
+        sounds[clip.row0 : clip.row1] = classify_frames(clip.frames, clip.phones, clip.kind)
     rests = neutral.copy()
     at_rest = sounds == Sound.REST
     for identity in np.unique(row_identity):
@@ -148,25 +109,25 @@ def load_clips(
         if chosen.any():
             rests[identity] += motion[chosen].mean(axis=0)
     motion += neutral[row_identity] - rests[row_identity]
-    trained = [row for row in rows if row["split"] == "train"] or rows
-    rest = rests[np.unique([row_identity[row["row0"]] for row in trained])].mean(axis=0)
-    chosen = [row for row in rows if row["split"] == split]
-    if not chosen:
-        raise CorpusError(f"{index_path}: split: expected clips of the split {split}, got none")
+    trained = [clip for clip in corpus.clips if clip.split == "train"] or corpus.clips
+    rest = rests[np.unique([row_identity[clip.row0] for clip in trained])].mean(axis=0)
+    clips = [clip for clip in corpus.clips if clip.split == split]
+    if not clips:
+        way_out = "mark some clips with it"
+        raise CorpusError(folder / INDEX_FILE, "split", f"clips of the split {split}", "none", way_out)
     if max_clips is not None:
-        chosen = [chosen[i] for i in np.linspace(0, len(chosen) - 1, min(max_clips, len(chosen))).astype(int)]
-    kept = np.concatenate([np.arange(row["row0"], row["row1"]) for row in chosen])
-    frames = np.array([row["frames"] for row in chosen])
+        clips = [clips[i] for i in np.linspace(0, len(clips) - 1, min(max_clips, len(clips))).astype(int)]
+    kept = np.concatenate([np.arange(clip.row0, clip.row1) for clip in clips])
     return _clips(
-        pcm=_read_clips(folder, chosen),
+        pcm=read_clips_sound(folder, clips),
         offsets=motion[kept],
         sounds=sounds[kept],
-        frames=frames,
-        identity=row_identity[[row["row0"] for row in chosen]],
-        speech=np.array([row["kind"] == "speech" for row in chosen]),
+        frames=np.array([clip.frames for clip in clips]),
+        identity=row_identity[[clip.row0 for clip in clips]],
+        speech=np.array([clip.kind == SPEECH for clip in clips]),
         rests=rests,
         rest=rest,
-        mean_face=mean_face,
+        mean_face=corpus.mean_face.reshape(LANDMARK_DIMENSION),
         device=device,
     )
 
@@ -180,36 +141,24 @@ def load_speaker(folder: Path, mean_face: Tensor, *, device: str | torch.device 
     domain, ten times the offset from `mean_face` in dm.
 
     Raises:
-        CorpusError: a file is missing, or its content is not what the layout says.
+        FileError: a file is missing, or its content is not what the layout says.
     """
-    sound_path, truth_path, phones_path = (
-        folder / name for name in ("audio.flac", "truth.npz", "phones.json")
-    )
-    for path in (sound_path, truth_path):
-        if not path.is_file():
-            raise CorpusError(f"{path}: not found; expected a speaker folder with audio.flac and truth.npz")
-    landmarks = _read_arrays(truth_path, ("landmarks",), folder)["landmarks"].reshape(-1, COORDINATES)
-    mean = mean_face.cpu().numpy().reshape(COORDINATES)
-    offsets = 10 * (landmarks.astype(np.float32) - mean)
-    pcm = read_pcm(sound_path)
+    landmarks = speaker_set.read_truth(folder, "landmarks")["landmarks"].reshape(-1, LANDMARK_DIMENSION)
+    mean = mean_face.cpu().numpy().reshape(LANDMARK_DIMENSION)
+    offsets = 10 * (landmarks - mean)
     frames = len(offsets)
-    if abs(len(pcm) - FRAME_SAMPLES * frames) > FRAME_SAMPLES:
-        raise CorpusError(
-            f"{sound_path}: expected {FRAME_SAMPLES * frames} samples for the {frames} frames of truth.npz, "
-            f"got {len(pcm)}; sound and landmarks are not of one recording"
-        )
-    pcm = np.pad(pcm, (0, max(0, FRAME_SAMPLES * frames - len(pcm))))[: FRAME_SAMPLES * frames]
-    if phones_path.is_file():
-        try:
-            phones = json.loads(phones_path.read_text())["phones"]
-        except (json.JSONDecodeError, KeyError) as error:
-            raise CorpusError(
-                f"{phones_path}: expected the key phones ({error}); or leave the file out"
-            ) from error
-        sounds = classify_frames(frames, phones, "speech")
+    pcm = speaker_set.read_sound(folder, frames)
+    phones = speaker_set.read_phones(folder)
+    if phones is not None:
+        sounds = classify_frames(frames, phones, SPEECH)
     else:
         sounds = np.where(quiet_frames(pcm), Sound.REST, Sound.OTHER).astype(np.uint8)
-    first_validation = training_frames(frames)
+    first_validation = speaker_set.training_frames(frames)
+    if not first_validation:
+        way_out = "take a longer video"
+        raise speaker_set.SpeakerDataError(
+            folder / speaker_set.TRUTH_FILE, "landmarks", "2 frames or more to split", frames, way_out
+        )
 
     def part(first: int, last: int) -> Clips:
         return _clips(
@@ -219,90 +168,13 @@ def load_speaker(folder: Path, mean_face: Tensor, *, device: str | torch.device 
             frames=np.array([last - first]),
             identity=np.zeros(1, np.int64),
             speech=np.ones(1, bool),
-            rests=np.zeros((1, COORDINATES), np.float32),
-            rest=np.zeros(COORDINATES, np.float32),
+            rests=np.zeros((1, LANDMARK_DIMENSION), np.float32),
+            rest=np.zeros(LANDMARK_DIMENSION, np.float32),
             mean_face=mean,
             device=device,
         )
 
     return Corpus(train=part(0, first_validation), validation=part(first_validation, frames))
-
-
-def classify_frames(frames: int, phones: Sequence[Sequence[Any]], kind: str) -> npt.NDArray[np.uint8]:
-    """`Sound` of each frame (frames,) from `[label, start_s, end_s]` phones; no speech is all rest."""
-    if kind != "speech":
-        return np.full(frames, Sound.REST, np.uint8)
-    sounds = np.full(frames, Sound.OTHER, np.uint8)
-    middle_s = (np.arange(frames) + 0.5) / FRAME_RATE_HZ
-    for label, start_s, end_s in phones:
-        inside = (middle_s >= start_s) & (middle_s < end_s)
-        if label in BILABIALS:
-            sounds[inside] = Sound.BILABIAL
-        elif label == PAUSE:
-            sounds[inside] = Sound.PAUSE
-            if end_s - start_s >= _REST_PAUSE_S:
-                settled = (middle_s >= start_s + _REST_MARGIN_S) & (middle_s < end_s - _REST_MARGIN_S)
-                sounds[settled] = Sound.REST
-    return sounds
-
-
-def quiet_frames(pcm: npt.NDArray[np.int16]) -> npt.NDArray[np.bool_]:
-    """Whether nobody speaks (T,) for 0.2 s around each frame of samples (640 T,): 30 dB below loud ones."""
-    level = np.sqrt(np.square(pcm.astype(np.float32).reshape(-1, FRAME_SAMPLES)).mean(axis=1))  # (T,)
-    around = np.lib.stride_tricks.sliding_window_view(np.pad(level, 2, mode="edge"), 5)  # (T, 5)
-    quiet: npt.NDArray[np.bool_] = around.max(axis=1) < np.percentile(level, 95) * 10 ** (-30 / 20)
-    return quiet
-
-
-def _read_index(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise CorpusError(f"{path}: line {number}: not JSON ({error}); is the file cut short?") from error
-        missing = [
-            key
-            for key in ("id", "file", "start", "samples", "frames", "row0", "row1", "split", "kind")
-            if key not in row
-        ]
-        if missing:
-            raise CorpusError(
-                f"{path}: line {number}: missing {', '.join(missing)}; expected one clip a line"
-            )
-        rows.append(row)
-    return rows
-
-
-def _read_arrays(path: Path, names: Sequence[str], folder: Path) -> dict[str, npt.NDArray[Any]]:
-    try:
-        with path.open("rb") as stream, np.load(stream) as file:
-            there = [*file]
-            arrays = {name: file[name] for name in names if name in there}
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise CorpusError(f"{path}: not a readable npz ({error}); copy {folder} again") from error
-    absent = [name for name in names if name not in arrays]
-    if absent:
-        raise CorpusError(f"{path}: missing {', '.join(absent)}; got {', '.join(there)}")
-    return arrays
-
-
-def _read_clips(folder: Path, rows: Sequence[dict[str, Any]]) -> npt.NDArray[np.int16]:
-    """Samples of the clips, one after another; each file is decoded once."""
-    pieces: list[npt.NDArray[np.int16]] = [np.zeros(0, np.int16)] * len(rows)
-    for name in dict.fromkeys(row["file"] for row in rows):
-        pcm = read_pcm(folder / name)
-        for position, row in enumerate(rows):
-            if row["file"] != name:
-                continue
-            end = row["start"] + FRAME_SAMPLES * row["frames"]
-            if end > len(pcm):
-                raise CorpusError(
-                    f"{folder / name}: expected {end} samples for clip {row['id']}, got {len(pcm)}; "
-                    "the file is cut short"
-                )
-            pieces[position] = pcm[row["start"] : end]
-    return np.concatenate(pieces)
 
 
 def _clips(

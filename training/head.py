@@ -24,6 +24,8 @@ from models.density_grid import cell_positions, dilate, mean_density, pack_bits
 from models.encodings import GridConfig
 from models.head import Head, HeadConfig
 from models.settings import Option
+from preparation.silhouettes import FieldBox, carve
+from preparation.speaker_set import HEAD
 
 from .course import FieldOptimizer, FieldTrainingSettings
 from .field_validation import measure_and_slim, measure_frames, validation_rows
@@ -45,7 +47,7 @@ from .fields import (
 )
 from .loop import LoopSettings, Validation
 from .pixel_choice import Pixels, SamplingShares, backdrop, figure_box, sample_pixels
-from .speaker_data import HEAD, FieldBox, SpeakerData, carve, load_speaker_data
+from .speaker_data import SpeakerData, load_speaker_data
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,7 @@ import numpy.typing as npt
 
 from cuda_kernels.arrays import F32
 from models.time_base import FRAME_RATE_HZ
-
-from .corpus import Sound
+from preparation.sounds import Sound
 
 SYNC_WINDOW_FRAMES = 2 * FRAME_RATE_HZ
 SYNC_LARGEST_OFFSET = 15  # frames, to both sides

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .speaker_data import BACKGROUND, EYES, HEAD, MOUTH, NECK, SpeakerData
+from preparation.speaker_set import BACKGROUND, HEAD, NECK
+
+from .speaker_data import EYES, MOUTH, SpeakerData
 
 EDGE_WEIGHT = 3.0  # how often a pixel at the head's edge is looked at, a pixel inside counting 1
 EMPTY_WEIGHT = 0.1  # and a pixel far from the head

@@ -24,10 +24,11 @@ from models.postnet import MotionDiscriminator, PostNet, PostNetConfig
 from models.settings import Option
 from models.syncnet import MOTION_FRAMES, SyncNet
 from models.time_base import FRAME_RATE_HZ
+from preparation.sounds import Sound
 
 from .audio2motion import draw_track, load_audio2motion, motion_loss, motion_scalars
 from .checkpoint_choice import choose_checkpoint, chosen_checkpoint
-from .corpus import Clips, Corpus, DegradeSettings, Sound, crops_at, degrade, load_corpus, load_speaker
+from .corpus import Clips, Corpus, DegradeSettings, crops_at, degrade, load_corpus, load_speaker
 from .loop import LoopSettings, Validation, load_task_state
 from .measures import MotionTrack, compare_motion, measure_motion
 from .syncnet import MOUTH, audio_windows, load_syncnet, mouth_windows

@@ -21,6 +21,7 @@ from cuda_kernels.torch_reference import field_pose, image_coordinates, pose_vec
 from models.encodings import GridConfig
 from models.settings import Option
 from models.torso import Query, Torso, TorsoConfig
+from preparation.speaker_set import BACKGROUND, HEAD, NECK
 
 from .course import FieldOptimizer, FieldTrainingSettings
 from .field_validation import measure_and_slim, measure_frames, validation_rows
@@ -43,7 +44,7 @@ from .fields import (
 )
 from .loop import LoopSettings, Validation
 from .pixel_choice import Pixels, drawn_by_weight, figure_box, labels_around, look_up, neighbours
-from .speaker_data import BACKGROUND, HEAD, NECK, SpeakerData, load_speaker_data
+from .speaker_data import SpeakerData, load_speaker_data
 
 OCCUPANCY_EVERY = 16
 OCCUPANCY_DECAY = 0.98

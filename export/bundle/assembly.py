@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib
 import json
 import logging
 import math
 import sys
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
-from numpy.lib.npyio import NpzFile
 from torch import nn
 
 from cuda_kernels.arrays import F32, U8
@@ -32,14 +28,14 @@ from models.speaker import Speaker
 from models.speaker_settings import ConditionSettings, MotionSettings, OriginRecord
 from models.syncnet import AUDIO_FRAMES, MOTION_FRAMES, MOUTH_DIMENSION, SyncNet
 from models.time_base import FRAME_MS, FRAME_RATE_HZ, FRAME_S
-from preparation.media import read_pcm
+from preparation.corpus_set import LANDMARKS_FILE, read_mean_face
+from preparation.speaker_set import SOUND_FILE, read_background, read_sound, read_truth, training_frames
 from training.audio2motion import load_audio2motion
 from training.checkpoint_choice import chosen_checkpoint
 from training.cli import settings_type_of
 from training.fields import TrainedHead, load_head, load_torso
 from training.loop import checkpoints, load_checkpoint
 from training.postnet import load_postnet
-from training.speaker_data import training_frames
 from training.syncnet import load_syncnet
 
 from ..onnx.graphs import open_graph, strip_metadata, to_float16_weights
@@ -297,53 +293,25 @@ def _checkpoint_of(path: Path) -> Path:
 
 
 def _read_speaker_files(data: Path) -> _SpeakerFiles:
-    truth_file, plate, sound = data / "truth.npz", data / "background.png", data / "audio.flac"
-    if not truth_file.is_file():
-        raise AssemblyError(f"{truth_file}: no such file; --data expects the folder the head was trained on")
-    with _opened(truth_file) as truth:
-        for key, shape in (("landmarks", (68, 3)), ("c2w", (4, 4))):
-            if key not in truth.files or truth[key].shape[1:] != shape or not np.isfinite(truth[key]).all():
-                expected = f"finite (frames, {', '.join(map(str, shape))})"
-                raise AssemblyError(f"{truth_file}: {key}: expected {expected}; prepare the set anew")
-        frames = training_frames(len(truth["c2w"]))
-        landmarks, c2w = (truth[key][:frames].astype(np.float32) for key in ("landmarks", "c2w"))
-    decoded = cv2.imread(str(plate), cv2.IMREAD_COLOR)
-    if decoded is None or decoded.shape[0] != decoded.shape[1]:
-        raise AssemblyError(f"{plate}: expected the empty background, a square picture, found none")
+    truth = read_truth(data, "landmarks", "c2w")
+    frames = training_frames(len(truth["c2w"]))
     audio: F32 | None = None
-    if sound.is_file():
-        audio = np.multiply(read_pcm(sound), 1 / 32768, dtype=np.float32)
+    if (data / SOUND_FILE).is_file():
+        audio = np.multiply(read_sound(data, len(truth["c2w"])), 1 / 32768, dtype=np.float32)
     return _SpeakerFiles(
-        landmarks=landmarks,
-        c2w=c2w,
-        background=np.ascontiguousarray(decoded[..., ::-1]).astype(np.uint8, copy=False),
+        landmarks=truth["landmarks"][:frames],
+        c2w=truth["c2w"][:frames],
+        background=read_background(data),
         audio=audio,
     )
-
-
-@contextlib.contextmanager
-def _opened(file: Path) -> Iterator[NpzFile]:
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            yield archive
-    except InputError:
-        raise
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        reason = one_line(str(error), 120)
-        raise AssemblyError(
-            f"{file}: expected an archive of arrays, got: {reason}; prepare the set anew"
-        ) from None
 
 
 def _require_same_face(trained: TrainedHead, corpus: Path | None) -> None:
     """Refuses a head whose landmarks are offsets from another face than Audio2Motion's are."""
     if corpus is None:
         return
-    file = corpus / "landmarks.npz"
-    if not file.is_file():
-        raise AssemblyError(f"{file}: no such file; --corpus expects the folder Audio2Motion was trained on")
-    with _opened(file) as archive:
-        face = archive["mean_face"]
+    file = corpus / LANDMARKS_FILE
+    face = read_mean_face(file)
     difference = float(np.abs(face - trained.mean_face).max())
     if not difference < 1e-4:
         raise AssemblyError(

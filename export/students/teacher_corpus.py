@@ -7,6 +7,7 @@ speaks counts as a bilabial: training weighs both.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -14,35 +15,40 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # its stubs are a separate package
 
-from cuda_kernels.arrays import F32, I16
+from cuda_kernels.arrays import BOOL, F32, I16
 from cuda_kernels.errors import InputError
 from models.audio2motion import LANDMARK_DIMENSION
 from models.partial_files import atomic_write
 from models.time_base import FRAME_RATE_HZ, FRAME_SAMPLES
+from preparation.arrays import Kind, read_npy
+from preparation.corpus_set import Clip, CorpusSet, write_corpus_set
+from preparation.errors import FileError
 from preparation.media import MediaError, read_pcm
-from training.corpus import PAUSE, quiet_frames
+from preparation.sounds import PAUSE, SPEECH, Phone, quiet_frames
 from training.measures import aperture_mm
 
 log = logging.getLogger(__name__)
-
-Flags = npt.NDArray[np.bool_]
 
 HELD_OUT_SHARE = 0.1
 MIN_FRAMES = 2 * FRAME_RATE_HZ
 MAX_CLIP_FRAMES = 750  # a validation holds sixteen clips at once
 CUT_REACH_FRAMES = 50  # a recording is cut at its quietest frame within so many of an even cut
 SILENT_RMS = 1e-3  # the loudest frame of a recording without speech, of full scale
+_SAY_AGAIN = "delete it, and the teacher says it again"
 CLOSED_SHARE = 0.1  # of the mouth's usual opening, that still counts as shut
 
 
 class SpeechError(InputError):
     """Speech that nothing can be learnt from, or a teacher that does not say it as it should."""
+
+
+class SavedLandmarksError(FileError):
+    """What the teacher said in an earlier run, broken since."""
 
 
 class Teacher(Protocol):
@@ -61,7 +67,7 @@ class Recording:
     digest: str  # of its sound and its teacher
     said: Path  # .npy of the landmarks, float32 (frames, 204)
     frames: int
-    clips: tuple[dict[str, Any], ...]  # rows of a corpus index, but for split, row0 and row1
+    clips: tuple[Clip, ...]  # their rows count from 0
 
     def pcm(self) -> F32:
         """Returns its sound, (640 * frames,) in [-1, 1]."""
@@ -70,8 +76,7 @@ class Recording:
 
     def landmarks(self) -> F32:
         """Returns what the teacher said, (frames, 204)."""
-        said: F32 = np.load(self.said, allow_pickle=False)
-        return said
+        return read_npy(self.said, Kind((self.frames, LANDMARK_DIMENSION)), SavedLandmarksError, _SAY_AGAIN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,13 +167,9 @@ def make_teacher_corpus(
             rows = landmarks.reshape(frames, LANDMARK_DIMENSION).astype(np.float32)
             with atomic_write(path) as part:
                 np.save(part, rows, allow_pickle=False)
-        found[digest] = Recording(
-            file=file.resolve(),
-            digest=digest,
-            said=path,
-            frames=frames,
-            clips=tuple(_clips(file, digest, pcm, np.load(path, allow_pickle=False), mean_face)),
-        )
+        recording = Recording(file=file.resolve(), digest=digest, said=path, frames=frames, clips=())
+        clips = _clips(recording, pcm, mean_face)
+        found[digest] = dataclasses.replace(recording, clips=tuple(clips))
     recordings = tuple(found.values())
     if len(recordings) < 2:
         raise SpeechError(
@@ -205,8 +206,9 @@ def _level(pcm: I16) -> F32:
     return level
 
 
-def _clips(file: Path, digest: str, pcm: I16, landmarks: F32, mean_face: F32) -> list[dict[str, Any]]:
-    """Returns the rows of the corpus index for one recording, cut where it is quiet."""
+def _clips(recording: Recording, pcm: I16, mean_face: F32) -> list[Clip]:
+    """Returns the clips of one recording, cut where it is quiet."""
+    landmarks = recording.landmarks()
     quiet = quiet_frames(pcm)  # (T,)
     aperture = aperture_mm(landmarks, mean_face)
     low, high = np.percentile(aperture, [5, 95])
@@ -219,24 +221,26 @@ def _clips(file: Path, digest: str, pcm: I16, landmarks: F32, mean_face: F32) ->
         cuts.append(first + int(level[first : even + CUT_REACH_FRAMES].argmin()))
     cuts.append(frames)
     return [
-        {
-            "id": f"{digest}-{number}",
-            "file": str(file.resolve()),
-            "start": FRAME_SAMPLES * first,
-            "samples": FRAME_SAMPLES * (last - first),
-            "frames": last - first,
-            "kind": "speech",
-            "phones": [*_runs(PAUSE, quiet[first:last]), *_runs("b", shut[first:last])],
-        }
+        Clip(
+            id=f"{recording.digest}-{number}",
+            file=str(recording.file),
+            start=FRAME_SAMPLES * first,
+            frames=last - first,
+            row0=first,
+            row1=last,
+            split="train",
+            kind=SPEECH,
+            phones=(*_runs(PAUSE, quiet[first:last]), *_runs("b", shut[first:last])),
+        )
         for number, (first, last) in enumerate(itertools.pairwise(cuts))
     ]
 
 
-def _runs(label: str, where: Flags) -> list[list[Any]]:
-    """Returns `[label, start_s, end_s]` of each run of true frames (T,)."""
+def _runs(label: str, where: BOOL) -> list[Phone]:
+    """Returns the run of true frames (T,) as phones."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], where, [False]]).astype(np.int8)))
     return [
-        [label, int(first) / FRAME_RATE_HZ, int(last) / FRAME_RATE_HZ] for first, last in edges.reshape(-1, 2)
+        (label, int(first) / FRAME_RATE_HZ, int(last) / FRAME_RATE_HZ) for first, last in edges.reshape(-1, 2)
     ]
 
 
@@ -252,31 +256,33 @@ def _held_out(recordings: tuple[Recording, ...]) -> tuple[Recording, ...]:
 
 
 def _write_corpus(corpus: TeacherCorpus, mean_face: F32) -> None:
-    """Writes `index.jsonl` and `landmarks.npz`: each coordinate its own component, 16 bits over its range."""
-    corpus.folder.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
+    """Writes the corpus: each coordinate its own component, 16 bits over its range."""
+    clips: list[Clip] = []
     landmarks = []
     row = 0
     for split, recordings in (("train", corpus.train), ("val", corpus.held_out)):
         for recording in recordings:
             landmarks.append(recording.landmarks())
             for clip in recording.clips:
-                rows.append({**clip, "split": split, "row0": row, "row1": row + clip["frames"]})
-                row += clip["frames"]
+                clips.append(
+                    dataclasses.replace(clip, split=split, row0=row + clip.row0, row1=row + clip.row1)
+                )
+            row += recording.frames
     motion = np.concatenate(landmarks)  # (rows, 204)
     middle = motion.mean(axis=0, dtype=np.float64).astype(np.float32)
     motion -= middle
     scale = np.maximum(np.abs(motion).max(axis=0), 1e-6) / 32767
-    with atomic_write(corpus.folder / "landmarks.npz") as part:
-        np.savez(
-            part,
-            coeff=np.round(motion / scale).astype(np.int16),
+    # Positions are in decimetres, landmarks ten times that.
+    basis = np.divide(np.eye(LANDMARK_DIMENSION), 10, dtype=np.float32)
+    write_corpus_set(
+        corpus.folder,
+        CorpusSet(
+            clips=tuple(clips),
+            coeff=np.round(motion / scale),
             scale=scale,
-            # Positions are in decimetres, landmarks ten times that.
-            basis=np.eye(LANDMARK_DIMENSION, dtype=np.float32) / 10,
+            basis=basis,
             neutral=(mean_face + middle.reshape(68, 3) / 10)[None],
-            row_identity=np.zeros(len(motion), np.uint8),
+            row_identity=np.zeros(len(motion), np.int64),
             mean_face=mean_face,
-        )
-    with atomic_write(corpus.folder / "index.jsonl") as part:
-        part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        ),
+    )

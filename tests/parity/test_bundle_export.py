@@ -281,8 +281,8 @@ def test_figures_go_into_bundle_and_card(made, tmp_path, capsys):
     ("changes", "said"),
     [
         ({"head": "nowhere"}, "nowhere: expected a training folder or a checkpoint"),
-        ({"data": "nowhere"}, "nowhere/truth.npz: no such file"),
-        ({"corpus": "nowhere"}, "nowhere/landmarks.npz: no such file"),
+        ({"data": "nowhere"}, "nowhere/truth.npz: expected an npz with landmarks, c2w, got no such file"),
+        ({"corpus": "nowhere"}, "nowhere/landmarks.npz: expected an npz with mean_face, got no such file"),
         ({"origin": "nowhere.json"}, "nowhere.json: expected a JSON object with subject"),
         ({"figures": "nowhere.json"}, "nowhere.json: expected JSON with measured figures"),
         ({"max_mb": 0.01, "postnet": None, "syncnet": None}, "size: expected at most 10000 bytes"),

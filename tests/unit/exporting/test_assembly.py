@@ -9,10 +9,8 @@ import sys
 import threading
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from export.bundle import assembly
 from export.bundle.assembly import AssemblyError, read_figures, read_origin
 from export.bundle.writer import folder_beside
 
@@ -110,13 +108,3 @@ def test_what_a_killed_export_left_goes_with_the_next_one(tmp_path):
     with folder_beside(out) as folder:
         assert folder != left
         assert list(tmp_path.iterdir()) == [folder]
-
-
-@pytest.mark.parametrize("objects", [False, True])
-def test_a_training_set_that_is_none_is_refused(tmp_path, objects):
-    file = tmp_path / "truth.npz"
-    if objects:
-        np.savez(file, landmarks=np.array([{}]))
-    else:
-        file.write_bytes(b"no archive")
-    assert refused(lambda: assembly._read_speaker_files(tmp_path)).startswith(f"{file}: ")

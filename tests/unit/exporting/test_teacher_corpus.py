@@ -11,8 +11,9 @@ from bundle_factory import schematic_face
 from tiny_corpus import opening_of, sound_of, write_wav
 from tiny_teacher import FRAMES, RECORDINGS, LoudnessTeacher, write_speech
 
-from export.students.teacher_corpus import SpeechError, make_teacher_corpus
-from training.corpus import Sound, load_corpus
+from export.students.teacher_corpus import SavedLandmarksError, SpeechError, make_teacher_corpus
+from preparation.sounds import Sound
+from training.corpus import load_corpus
 
 FACE = schematic_face()
 
@@ -82,6 +83,19 @@ def test_a_recording_is_said_once(speech, tmp_path):
     assert not list(tmp_path.rglob(".*"))
 
 
+@pytest.mark.parametrize(
+    "landmarks",
+    [np.array([None]), np.zeros((FRAMES - 1, 204), np.float32), np.full((FRAMES, 204), np.nan, np.float32)],
+    ids=["an object array", "another length", "not finite"],
+)
+def test_landmarks_broken_since_they_were_said_are_refused(speech, tmp_path, landmarks):
+    file = make(speech, tmp_path).train[0].said
+    np.save(file, landmarks)
+    with pytest.raises(SavedLandmarksError, match="delete it, and the teacher says it again") as caught:
+        make(speech, tmp_path)
+    assert caught.value.file == str(file)
+
+
 def test_nothing_half_said_is_kept(speech, tmp_path):
     class Stopped(LoudnessTeacher):
         def landmarks(self, pcm, *, temperature=None):
@@ -137,7 +151,10 @@ def test_a_folder_with_too_little_is_one_clear_line(speech, tmp_path):
         make(folder, tmp_path / "work")
     shutil.copy(speech / "0.wav", folder)
     (folder / "empty.wav").touch()
-    with pytest.raises(SpeechError, match=r"got 1 of 2 files \(.*empty.wav: the file is empty.*; add some"):
+    with pytest.raises(
+        SpeechError,
+        match=r"got 1 of 2 files \(.*empty.wav: expected a recording, got an empty file.*; add some",
+    ):
         make(folder, tmp_path / "work")
 
 

@@ -1,19 +1,16 @@
 """Clips on a device: layout, re-basing on resting faces, crops by index, degradation."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from tiny_corpus import FRAMES, make_corpus, make_speaker, opening_of, sound_of
 
+from preparation.corpus_set import CorpusError
+from preparation.speaker_set import SpeakerDataError
 from training.corpus import (
     Corpus,
-    CorpusError,
     CropSettings,
     DegradeSettings,
-    Sound,
-    classify_frames,
     clip_weights,
     crops_at,
     degrade,
@@ -51,14 +48,6 @@ def test_every_identity_rests_at_zero_whatever_its_own_smile(corpus):
 
 def test_the_common_resting_face_is_the_mean_of_the_trained_identities(corpus):
     assert torch.allclose(corpus.train.rest, corpus.train.rests.mean(dim=0), atol=1e-6)
-
-
-def test_frames_are_classified_by_their_middle():
-    sounds = classify_frames(25, [["pau", 0.0, 0.39], ["m", 0.39, 0.52], ["aa", 0.52, 1.0]], "speech")
-    assert sounds[:10].tolist() == [2, 2, 3, 3, 3, 3, 3, 2, 2, 2]
-    assert sounds[10:13].tolist() == [Sound.BILABIAL] * 3
-    assert (sounds[13:] == Sound.OTHER).all()
-    assert (classify_frames(4, [], "noise") == Sound.REST).all()
 
 
 def test_a_crop_equals_the_slice_and_is_silent_and_still_beyond_the_clip(corpus):
@@ -168,37 +157,17 @@ def test_a_speaker_is_split_in_time_and_keeps_its_own_rest(folder, corpus, tmp_p
     assert lower_lip.min() < lower_lip[0] - 0.5
 
 
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda folder: (folder / "landmarks.npz").unlink(), "landmarks.npz: not found"),
-        (lambda folder: (folder / "landmarks.npz").write_bytes(b"PK\3\4 torn"), "not a readable npz"),
-        (lambda folder: (folder / "index.jsonl").write_text('{"id": 1'), "line 1: not JSON"),
-        (lambda folder: (folder / "index.jsonl").write_text('{"id": 1}\n'), "line 1: missing file"),
-        (lambda folder: np.savez(folder / "landmarks.npz", coeff=np.zeros(3)), "missing scale"),
-    ],
-)
-def test_a_broken_corpus_is_refused_with_one_line(tmp_path, spoil, message):
+def test_a_split_without_clips_is_refused(tmp_path):
     folder = make_corpus(tmp_path / "corpus")
-    spoil(folder)
-    with pytest.raises(CorpusError, match=message) as error:
+    index = folder / "index.jsonl"
+    index.write_text(index.read_text().replace('"val"', '"train"'))
+    with pytest.raises(CorpusError) as caught:
         load_corpus(folder)
-    assert "\n" not in str(error.value)
+    assert (caught.value.file, caught.value.field) == (str(index), "split")
 
 
-def test_an_index_of_another_corpus_is_refused(tmp_path):
-    folder = make_corpus(tmp_path / "corpus")
-    lines = (folder / "index.jsonl").read_text().splitlines()
-    row = json.loads(lines[0]) | {"row1": 10_000}
-    (folder / "index.jsonl").write_text("\n".join([json.dumps(row), *lines[1:]]))
-    with pytest.raises(CorpusError, match="not of one corpus"):
-        load_corpus(folder)
-
-
-def test_sound_cut_short_is_refused(tmp_path):
-    folder = make_corpus(tmp_path / "corpus")
-    lines = (folder / "index.jsonl").read_text().splitlines()
-    row = json.loads(lines[0]) | {"start": 10**8}
-    (folder / "index.jsonl").write_text("\n".join([json.dumps(row), *lines[1:]]))
-    with pytest.raises(CorpusError, match="cut short"):
-        load_corpus(folder)
+def test_a_speaker_of_too_few_frames_to_split_is_refused(folder, corpus, tmp_path):
+    speaker = make_speaker(tmp_path / "speaker", folder, frames=1)
+    with pytest.raises(SpeakerDataError) as caught:
+        load_speaker(speaker, corpus.train.mean_face)
+    assert (caught.value.file, caught.value.field) == (str(speaker / "truth.npz"), "landmarks")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from training.corpus import Sound
+from preparation.sounds import Sound
 from training.measures import (
     MotionTrack,
     aperture_mm,

@@ -6,9 +6,9 @@ import pytest
 import torch
 from tiny_corpus import make_corpus, make_speaker
 
+from preparation.sounds import Sound
 from training import audio2motion, cli, loop, postnet, syncnet
 from training.audio2motion import MotionWeights, WeightAverage, load_audio2motion, motion_loss
-from training.corpus import Sound
 from training.postnet import load_postnet
 from training.syncnet import audio_windows, load_syncnet, mouth_windows
 
@@ -181,7 +181,7 @@ def test_missing_parts_are_named_in_one_line(corpus, speaker, trained, tmp_path,
     assert train("postnet", speaker, tmp_path / "c", "--steps", "2", *flags) == 2
     assert "run `geneface-train syncnet" in capsys.readouterr().err
     assert train("audio2motion", speaker, tmp_path / "d", "--steps", "2") == 2
-    assert "index.jsonl: not found" in capsys.readouterr().err
+    assert "index.jsonl: expected an index with a clip a line, got no such file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A speaker's folder comes in whole, and the field's box holds the head."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ import tiny_speaker
 import torch
 
 from cuda_kernels.torch_reference import field_pose
+from preparation.corpus_set import CorpusError
+from preparation.speaker_set import HEAD, NECK, SpeakerDataError
 from training.fields import rays_of
 from training.pixel_choice import (
     SamplingShares,
@@ -19,15 +22,7 @@ from training.pixel_choice import (
     true_background,
     visible_behind,
 )
-from training.speaker_data import (
-    HEAD,
-    NECK,
-    STD_FLOOR,
-    SpeakerDataError,
-    load_speaker_data,
-    torso_plate,
-    window_rows,
-)
+from training.speaker_data import STD_FLOOR, load_speaker_data, window_rows
 
 CPU = torch.device("cpu")
 
@@ -72,17 +67,6 @@ def test_windows_hold_the_edge_row():
         window_rows(np.array([0]), 10, 2, 2)
 
 
-def test_the_box_holds_the_ball_and_is_filled_by_it(data):
-    camera, aabb = data.box.camera, data.box.aabb
-    theta = np.linspace(0, 2 * np.pi, 100)
-    rim = np.stack((np.cos(theta), np.sin(theta), np.zeros(100)), -1) * tiny_speaker.RADIUS_DM
-    field = rim[:, [1, 2, 0]] * camera.scale + np.array(camera.offset)
-    assert (field > aabb[:3]).all()
-    assert (field < aabb[3:]).all()
-    assert np.abs(field[:, 0]).max() > 0.7  # the head fills the field
-    assert np.abs(aabb).max() <= 1
-
-
 def test_rays_through_landmarks_meet_them(data):
     # The one convention that must hold: pixel of a landmark -> ray -> passes the landmark in field space.
     poses = field_pose(data.c2w, data.box.camera)
@@ -99,21 +83,6 @@ def test_rays_through_landmarks_meet_them(data):
     distance = (toward - (toward * rays_d).sum(-1, keepdim=True) * rays_d).norm(dim=-1)
     assert frame.tolist() == [0] * 68 + [1] * 68
     assert float(distance.max()) < 2e-3 * data.box.camera.scale
-
-
-def test_the_plate_shows_the_torso_and_goes_on_under_the_head(data):
-    assert (data.plate[60, 32].int() - torch.tensor([40, 60, 150])).abs().max() <= 1
-    assert data.plate_alpha[60, 32] == 1
-    assert (data.plate[40, 32].int() - torch.tensor([40, 60, 150])).abs().max() <= 1  # hidden in every frame
-    assert data.plate_alpha[5, 5] == 0
-    assert (data.plate[5, 5] == data.background[5, 5]).all()
-
-
-def test_the_plate_of_a_bare_head_is_the_background(data):
-    labels = torch.where(data.labels >= NECK, 0, data.labels)
-    plate, alpha = torso_plate(data.pictures, labels, data.background)
-    assert (plate == data.background).all()
-    assert float(alpha.max()) == 0
 
 
 def test_pixels_are_chosen_where_the_picture_is_hard(data):
@@ -174,29 +143,21 @@ def test_a_frame_without_its_head_keeps_its_torso(data):
     assert torch.equal(behind[0, 0], data.background[0, 0].float() / 255)
 
 
-@pytest.mark.parametrize(
-    ("break_it", "words"),
-    [
-        (lambda f: (f / "truth.npz").unlink(), "truth.npz: no such file"),
-        (lambda f: (f / "background.png").unlink(), "background.png: expected the empty background"),
-        (lambda f: (f / "video.mp4").unlink(), "video.mp4: no such file"),
-        (
-            lambda f: np.savez(f / "truth.npz", landmarks=np.zeros((44, 68, 3))),
-            "landmarks_2d: expected an array",
-        ),
-    ],
-)
-def test_a_broken_folder_is_refused_in_one_line(tmp_path, break_it, words):
-    folder = tiny_speaker.write_tiny_speaker(tmp_path / "speaker", frames=22)
-    break_it(folder)
-    with pytest.raises(ValueError, match=words) as caught:
-        load_speaker_data(folder, device=CPU)
-    assert "\n" not in str(caught.value)
+def test_the_mean_face_is_the_one_named_or_the_corpuss_or_the_sets_own(folder, tmp_path):
+    speaker = shutil.copytree(folder, tmp_path / "speaker")
+    own = load_speaker_data(speaker, device=CPU).mean_face
+    (tmp_path / "corpus").mkdir()
+    for path, face in ((tmp_path / "corpus" / "landmarks.npz", own + 1), (tmp_path / "face.npz", own + 2)):
+        np.savez(path, mean_face=face)
+    np.testing.assert_array_equal(load_speaker_data(speaker, device=CPU).mean_face, own + 1)
+    named = load_speaker_data(speaker, device=CPU, mean_face=tmp_path / "face.npz").mean_face
+    np.testing.assert_array_equal(named, own + 2)
+    with pytest.raises(CorpusError) as caught:
+        load_speaker_data(speaker, device=CPU, mean_face=tmp_path / "nowhere.npz")
+    assert (caught.value.file, caught.value.got) == (str(tmp_path / "nowhere.npz"), "no such file")
 
 
-def test_a_video_shorter_than_its_truth_is_refused(tmp_path):
-    folder = tiny_speaker.write_tiny_speaker(tmp_path / "speaker", frames=22)
-    long = tiny_speaker.write_tiny_speaker(tmp_path / "long", frames=44)
-    (long / "truth.npz").replace(folder / "truth.npz")
-    with pytest.raises(SpeakerDataError, match="end of the video"):
-        load_speaker_data(folder, device=CPU)
+def test_too_few_frames_to_split_are_refused(folder):
+    with pytest.raises(SpeakerDataError) as caught:
+        load_speaker_data(folder, device=CPU, frames=1)
+    assert (caught.value.file, caught.value.field, caught.value.got) == (str(folder), "frames", "1")

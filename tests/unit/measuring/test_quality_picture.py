@@ -4,8 +4,10 @@ import bundle_factory
 import pytest
 import tiny_speaker
 
-from benchmarks.quality_picture import PictureDataError, picture_quality
+from benchmarks.quality_picture import picture_quality
 from models.speaker import load_speaker
+from preparation.media import MediaError
+from preparation.speaker_set import SpeakerDataError
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +28,14 @@ def test_every_region_is_measured_at_both_sizes(speaker, tmp_path):
 def test_a_folder_without_its_masks_is_refused(speaker, tmp_path):
     folder = tiny_speaker.write_tiny_speaker(tmp_path / "speaker", frames=22)
     (folder / "masks.mkv").unlink()
-    with pytest.raises(PictureDataError, match=r"masks.mkv: no such file"):
+    with pytest.raises(MediaError) as caught:
         picture_quality(speaker, folder, frames=1, threads=1)
+    assert (caught.value.file, caught.value.got) == (str(folder / "masks.mkv"), "no such file")
 
 
 def test_pictures_of_another_size_are_refused(tmp_path):
     other = load_speaker(bundle_factory.write_tiny_bundle(tmp_path / "Tiny", image_size_px=128))
     folder = tiny_speaker.write_tiny_speaker(tmp_path / "speaker", frames=22)
-    with pytest.raises(PictureDataError, match="expected 128 x 128"):
+    with pytest.raises(SpeakerDataError) as caught:
         picture_quality(other, folder, frames=1, threads=1)
+    assert (caught.value.file, caught.value.expected) == (str(folder / "video.mp4"), "128 x 128 pixels")
