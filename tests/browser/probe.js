@@ -30,7 +30,7 @@ window.probe = (() => {
     };
   }
 
-  /** Returns every frame presented for some seconds: when, which one, and its mouth. */
+  /** Returns every frame presented for some seconds: when, when by its own clock, and its mouth. */
   function frames(avatar, seconds, region, columns, rows) {
     const video = videoOf(avatar);
     const read = reader(region, columns, rows);
@@ -38,9 +38,9 @@ window.probe = (() => {
     const endMs = nowMs() + 1000 * seconds;
     return new Promise((resolve) => {
       const timer = setTimeout(() => resolve(list), 1000 * seconds + 500);
-      const take = (_, { presentedFrames, expectedDisplayTime }) => {
+      const take = (_, { rtpTimestamp, expectedDisplayTime }) => {
         const shownMs = performance.timeOrigin + expectedDisplayTime;
-        list.push({ at_ms: shownMs, count: presentedFrames, pixels: read(video) });
+        list.push({ at_ms: shownMs, rtp: rtpTimestamp, pixels: read(video) });
         if (nowMs() < endMs) {
           video.requestVideoFrameCallback(take);
         } else {

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from aiortc_client import AiortcPeer
 from onnx import TensorProto, helper
+from patience import PATIENCE_S
 from quick_server import OWN_PLATES, QuickServer
 
 from export.bundle.writer import write_bundle
@@ -81,7 +82,7 @@ def offer_to(server, speaker):
             await peer.close()
 
     body = {"sdp": asyncio.run(make()), "type": "offer", "speaker": speaker}
-    return httpx.post(f"{server.url}offer", json=body, timeout=120, trust_env=False)
+    return httpx.post(f"{server.url}offer", json=body, timeout=PATIENCE_S, trust_env=False)
 
 
 def test_it_is_answered_in_time(speakers, tmp_path):
@@ -103,5 +104,5 @@ def test_others_open_meanwhile_and_a_signal_ends_it(speakers, tmp_path):
         assert waiting.is_alive()
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
-        waiting.join(10)
+        waiting.join(PATIENCE_S)
     assert "Traceback" not in server.log()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import stand_ins
 from manual_clock import ManualClock
+from patience import PATIENCE_S
 
 from models.speaker import load_speaker
 from streaming.errors import GpuLostError, Stopped
@@ -163,7 +164,7 @@ class PacedRaymarcher(stand_ins.StandInRaymarcher):
         self.permits = threading.Semaphore(0)
 
     def render(self, **drawn):
-        assert self.permits.acquire(timeout=20)
+        assert self.permits.acquire(timeout=PATIENCE_S)
         return super().render(**drawn)
 
 

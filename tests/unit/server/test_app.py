@@ -12,6 +12,7 @@ import httpx
 import pytest
 from manual_clock import ManualClock
 from on_loop import on_loop, until
+from patience import PATIENCE_S
 
 from cuda_kernels.folding import SceneError
 from models.speaker import BundleError, UnknownSpeakerError
@@ -740,7 +741,7 @@ class Socket:
 
     async def __aexit__(self, *_):
         self.leave()
-        await asyncio.wait_for(self.task, 5)
+        await asyncio.wait_for(self.task, PATIENCE_S)
 
     async def _take(self, message):
         await self.writable.wait()
