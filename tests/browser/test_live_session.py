@@ -65,7 +65,7 @@ def test_words_and_pauses_are_heard_and_the_face_is_seen(tab):
     until_heard(tab)
 
 
-def test_the_panel_fills(tab):
+def test_the_panel_shows_a_figure_for_each_stage(tab):
     tab.start()
     figure_ms = float(tab.until("/^[0-9]+$/.test(p50.textContent) && p50.textContent"))
     assert figure_ms >= LEAST_MS
@@ -77,7 +77,7 @@ def test_the_panel_fills(tab):
     assert all(value.endswith(" ms") for value in values)
 
 
-def test_the_latency_event(tab, server):
+def test_the_latency_event_names_each_stage_in_order(tab, server):
     tab.start()
     tab.avatar("avatar.addEventListener('latency', (event) => { window.last = event; })")
     tab.until("window.last?.detail.samples >= 50")

@@ -25,7 +25,7 @@ def tab(open_page, server, microphones):
     return tab
 
 
-def test_who_finds_the_server_full_waits_and_gets_in(tab, open_page, server, microphones):
+def test_a_visitor_who_finds_the_server_full_waits_and_gets_in(tab, open_page, server, microphones):
     late = open_page(server.url, microphones.speech)
     late.page.get_by_role("button", name="Start").click()
     alert = late.page.get_by_role("alert")
@@ -38,7 +38,7 @@ def test_who_finds_the_server_full_waits_and_gets_in(tab, open_page, server, mic
     assert server.sessions() == 1
 
 
-def test_who_does_not_want_to_wait(tab, open_page, server, microphones):
+def test_a_visitor_of_a_full_server_can_stop_waiting(tab, open_page, server, microphones):
     late = open_page(server.url, microphones.speech)
     late.page.get_by_role("button", name="Start").click()
     late.page.get_by_role("button", name="Do not wait").click()
@@ -47,7 +47,7 @@ def test_who_does_not_want_to_wait(tab, open_page, server, microphones):
     assert late.avatar("avatar.state") == "failed"
 
 
-def test_a_full_server_as_the_element_tells_it(tab, open_page, server, microphones):
+def test_the_element_of_a_full_server_says_when_to_come_again(tab, open_page, server, microphones):
     late = open_page(server.url, microphones.speech)
     told = late.avatar("avatar.connect().catch(({ code, retryAfterS }) => ({ code, retryAfterS }))")
     assert told == {"code": "server-full", "retryAfterS": 10}
@@ -62,7 +62,7 @@ def test_a_reload_frees_the_place_for_itself(tab, server):
     assert server.metric("geneface_offers_refused_total") == refused
 
 
-def test_going_to_another_page_and_back(tab, server):
+def test_going_to_another_page_frees_the_place_and_going_back_can_take_it(tab, server):
     tab.page.goto("about:blank")
     server.until_sessions(0)
     tab.page.go_back()

@@ -32,7 +32,7 @@ def share_of_high(tab):
     return heard["high"] / (heard["low"] + heard["high"])
 
 
-def test_two_people(open_page, server, microphones):
+def test_two_people_each_hear_and_see_only_their_own_speaker(open_page, server, microphones):
     first, first_hello = spoken_to(open_page, server, microphones.low_voice, "Other")
     second, second_hello = spoken_to(open_page, server, microphones.high_voice, "Tiny")
     assert server.sessions() == 2

@@ -489,7 +489,7 @@ def test_a_size_beyond_its_kind_is_refused_as_it_stands_in_the_table(bundle):
     )
 
 
-def test_what_is_only_hashed_is_not_kept(bundle, monkeypatch):
+def test_content_that_is_only_hashed_is_not_kept_in_memory(bundle, monkeypatch):
     (bundle / "MODEL_CARD.md").write_bytes(b"x" * 1_000_000)
     reseal(bundle)
     pieces, read = [], speaker_module._pieces

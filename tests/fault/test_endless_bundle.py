@@ -85,7 +85,7 @@ def offer_to(server, speaker):
     return httpx.post(f"{server.url}offer", json=body, timeout=PATIENCE_S, trust_env=False)
 
 
-def test_it_is_answered_in_time(speakers, tmp_path):
+def test_an_offer_for_a_network_that_never_returns_is_answered_with_504(speakers, tmp_path):
     with QuickServer(tmp_path / "log.txt", speakers, prepare=LIMIT.format(limit_s=1.0)) as server:
         answer = offer_to(server, "Endless")
         assert answer.status_code == 504
@@ -95,7 +95,7 @@ def test_it_is_answered_in_time(speakers, tmp_path):
     assert "Traceback" not in server.log()
 
 
-def test_others_open_meanwhile_and_a_signal_ends_it(speakers, tmp_path):
+def test_other_speakers_open_beside_a_network_that_never_returns_and_a_signal_ends_it(speakers, tmp_path):
     with QuickServer(tmp_path / "log.txt", speakers, prepare=LIMIT.format(limit_s=3600.0)) as server:
         waiting = threading.Thread(target=lambda: offer_to(server, "Endless"), daemon=True)
         waiting.start()

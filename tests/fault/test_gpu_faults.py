@@ -111,7 +111,7 @@ async def pictures(peer, count):
 
 @pytest.mark.parametrize("fault", ["fails", "hangs"])
 @on_loop
-async def test_sessions_go_on_with_the_cpu(setup, fault):
+async def test_sessions_whose_gpu_fails_go_on_with_the_cpu(setup, fault):
     async with setup(hang_s=10.0 if fault == "fails" else 0.3) as it:
         first, session = await it.connect()
         second, other = await it.connect()
@@ -136,7 +136,7 @@ async def test_sessions_go_on_with_the_cpu(setup, fault):
 
 
 @on_loop
-async def test_without_a_cpu_that_draws_sessions_end_with_a_word(setup):
+async def test_sessions_whose_gpu_fails_end_with_a_word_where_the_cpu_cannot_draw(setup):
     async with setup() as it:
         peer, session = await it.connect()
         await pictures(peer, 5)

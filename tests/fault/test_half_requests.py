@@ -65,7 +65,7 @@ def is_refused(sender):
 @pytest.mark.parametrize(
     "part", [b"", b"GET / HTTP/1.1\r\nX: ", b"\r\n", b"GET /ws/x HTTP/1.1\r\nUpgrade: websocket\r\n"]
 )
-def test_more_of_them_than_descriptors_hold_nobody_up(server, part):
+def test_more_half_requests_than_descriptors_hold_nobody_up(server, part):
     held = []
     try:
         for _ in range(300):

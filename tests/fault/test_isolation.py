@@ -61,7 +61,7 @@ def sees_only(client, speaker):
 
 
 @on_loop
-async def test_each_hears_and_sees_its_own(server):
+async def test_each_session_hears_and_sees_only_its_own_speaker(server):
     async with LiveClient(server.url, speaker="Tiny", tone_hz=TONES_HZ["Tiny"]) as tiny:
         async with LiveClient(server.url, speaker="Other", tone_hz=TONES_HZ["Other"]) as other:
             clients = {"Tiny": tiny, "Other": other}
@@ -89,7 +89,7 @@ async def test_each_hears_and_sees_its_own(server):
 
 
 @on_loop
-async def test_one_cannot_end_or_watch_what_it_does_not_know(server):
+async def test_a_session_can_neither_end_nor_watch_another(server):
     async with LiveClient(server.url) as first, LiveClient(server.url) as second:
         await first.goes_on()
         await first.say({"type": "end", "session_id": second.session_id})

@@ -288,7 +288,7 @@ async def goes_on(call):
     ids=lambda value: getattr(value, "name", value),
 )
 @on_loop
-async def test_loss_and_jitter_both_ways_are_survived(host, loss, codec):
+async def test_a_call_survives_loss_and_jitter_both_ways(host, loss, codec):
     async with Call(host, codec=codec) as call:
         call.line.loss, call.line.jitter_s = loss, JITTER_S
         await until(lambda: all(call.line.lost.values()), what="packets lost both ways")
@@ -296,7 +296,7 @@ async def test_loss_and_jitter_both_ways_are_survived(host, loss, codec):
 
 
 @on_loop
-async def test_after_half_a_second_of_nothing_everything_is_back(host):
+async def test_a_call_goes_on_after_a_hole_of_half_a_second(host):
     async with Call(host) as call:
         call.line.jitter_s = JITTER_S
         call.line.broken = True
@@ -307,7 +307,7 @@ async def test_after_half_a_second_of_nothing_everything_is_back(host):
 
 @pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.name)
 @on_loop
-async def test_what_cannot_be_repaired_is_drawn_anew(host, codec, monkeypatch):
+async def test_pictures_that_cannot_be_repaired_are_drawn_anew(host, codec, monkeypatch):
     async with Call(host, codec=codec) as call:
         monkeypatch.setattr(Screen, "ASK_AGAIN_S", float("inf"))  # asks for no packet again
         monkeypatch.setattr(Screen, "GIVE_UP_S", 0.1)

@@ -176,7 +176,7 @@ def test_genefaces_own_sizes(renderer, gpu, shared_fixtures, size_px):
     assert renderer.samples > 0
 
 
-def test_may(renderer, gpu):
+def test_mays_pictures_are_the_twins(renderer, gpu):
     pytest.importorskip("av", reason="a bundle's background is read with PyAV")
     from onnxruntime import InferenceSession
 

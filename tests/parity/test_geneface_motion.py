@@ -72,7 +72,7 @@ def test_report_says_what_was_written(exported):
     assert [file.name for file in exported.path.parent.iterdir()] == ["motion.onnx"]
 
 
-def test_the_references_chain(exported, case):
+def test_the_graph_gives_the_references_landmarks(exported, case):
     got = open_graph(exported.path).run(None, {"features": case["chain_hubert"], "latent": case["chain_z"]})[
         0
     ]

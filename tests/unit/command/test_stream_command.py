@@ -84,7 +84,7 @@ def test_flag_over_environment_over_default():
     assert resolve_settings({}, {"GENEFACE_SEED": "", "GENEFACE_SHARED": "/x"}).seed == 0
 
 
-def test_texts_become_values():
+def test_texts_of_flags_and_variables_become_values():
     settings = StreamSettings.from_mapping({"render_size": "auto", "quiet": "yes", "speakers_dir": "a/b"})
     assert settings.render_size is None
     assert settings.quiet is True
@@ -112,7 +112,7 @@ def test_texts_become_values():
         ({"sead": "1"}, "sead: no such setting; expected one of speaker, "),
     ],
 )
-def test_what_makes_no_sense_is_refused(values, said):
+def test_settings_that_make_no_sense_are_refused(values, said):
     with pytest.raises(InputError, match=said):
         StreamSettings.from_mapping(values)
 
@@ -166,7 +166,7 @@ def test_the_same_sound_and_seed_give_the_same_file(quick, speakers, tmp_path):
     assert not np.array_equal(files[0][1], files[2][1])
 
 
-def test_the_environment_is_read(quick, speakers, wav, tmp_path, monkeypatch, capsys):
+def test_settings_come_from_the_environment(quick, speakers, wav, tmp_path, monkeypatch, capsys):
     for name, value in {
         "SPEAKER": "Other",
         "SPEAKERS_DIR": str(speakers),
@@ -308,7 +308,7 @@ def test_an_engine_that_cannot_run_here_is_bad_input(quick, speakers, wav, tmp_p
     assert "expected a CUDA device, got none; check nvidia-smi" in one_line(capsys)
 
 
-def test_output_is_needed(quick, wav, capsys):
+def test_an_input_needs_an_output(quick, wav, capsys):
     assert run(["--input", str(wav)]) == 2
     assert "--output is missing" in one_line(capsys)
 

@@ -144,7 +144,7 @@ def test_a_device_that_insists_is_opened_its_way_and_resampled(monkeypatch):
     microphone.close()
 
 
-def test_channels_are_mixed(monkeypatch):
+def test_the_microphones_channels_are_mixed(monkeypatch):
     portaudio, microphone = opened(monkeypatch, device=HEADSET)
     assert portaudio.asked == [(16000, 2)]
     portaudio.stream.hear(np.stack((np.full(320, 0.5), np.full(320, 0.1)), 1))
@@ -171,7 +171,7 @@ def test_a_device_that_cannot_be_opened_is_refused_in_one_line(monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-def test_what_nobody_reads_makes_room_for_what_is_new(monkeypatch):
+def test_sound_that_nobody_reads_makes_room_for_new_sound(monkeypatch):
     portaudio, microphone = opened(monkeypatch)
     said = np.arange(320 * 30, dtype=np.float32) / 10000
     portaudio.stream.hear(said)

@@ -86,7 +86,7 @@ def test_the_mouth_s_reach_holds_an_open_mouth(bundle):
     assert mouth_reach(without).shape == (0, 3)
 
 
-def test_lessons_are_made_once(bundle, speech, tmp_path):
+def test_lessons_that_were_made_are_not_made_again(bundle, speech, tmp_path):
     request = request_of(bundle, speech, tmp_path)
     prepare(request, open_motion=wide_speaker.loudness_motion)
     lessons = load_lessons(request.work_folder / LESSONS_FILE)

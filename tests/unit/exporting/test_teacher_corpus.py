@@ -82,7 +82,7 @@ def test_a_recording_is_said_once(speech, tmp_path):
     assert not list(tmp_path.rglob("*.partial*"))
 
 
-def test_nothing_half_said_is_kept(speech, tmp_path):
+def test_a_recording_that_was_half_said_is_not_kept(speech, tmp_path):
     class Stopped(LoudnessTeacher):
         def landmarks(self, pcm, *, temperature=None):
             if self.said == 2:

@@ -44,7 +44,7 @@ def test_a_point_lies_where_face_and_motion_put_it():
     assert tuple(several[0, 30]) == (256 + 64, 256 - 128)
 
 
-def test_up_is_up():
+def test_a_point_that_is_higher_in_the_face_is_higher_in_the_picture():
     """What lies above the origin in head space lies in the upper half: the reference flips its picture."""
     rows, columns = inked(LandmarkDrawing(face_with((60, 0.25, 0.5))).draw(STILL), GREEN)
     assert (rows.min() + rows.max(), columns.min() + columns.max()) == (2 * (511 - 384), 2 * 320)

@@ -91,7 +91,7 @@ def test_kernels_that_do_not_run_are_refused_in_one_line(monkeypatch, device, wh
     assert "--kernels auto" in str(refused.value)
 
 
-def test_a_training_refuses_at_its_start(folder):
+def test_a_training_refuses_missing_kernels_at_its_start(folder):
     with pytest.raises(ValueError, match="kernels: got cuda"):
         head_task.make_task(folder, dataclasses.replace(SMALL_HEAD, kernels="cuda"), CPU)
     with pytest.raises(ValueError, match="kernels: got cuda"):

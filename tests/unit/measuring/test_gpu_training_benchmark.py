@@ -31,7 +31,7 @@ def ball():
     return ball_speaker(44, 64, CPU)
 
 
-def test_without_a_gpu_it_says_so(monkeypatch, capsys):
+def test_without_a_gpu_the_benchmark_says_so(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert gpu_training.main([]) == 2
     assert "expected a CUDA device" in capsys.readouterr().err

@@ -177,7 +177,7 @@ def test_normalised_has_zero_mean_and_unit_variance():
         (700_000, [(0, 320_080), (320_000, 640_080), (640_000, 700_000)]),
     ],
 )
-def test_clips(samples, expected):
+def test_a_long_sound_is_cut_into_overlapping_clips(samples, expected):
     assert list(clips(samples)) == expected
 
 

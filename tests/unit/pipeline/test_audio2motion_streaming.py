@@ -43,7 +43,7 @@ def landmarks_of(model, postnet, pcm):
 
 @pytest.mark.parametrize("lookahead_frames", [0, 2, 4])
 @pytest.mark.parametrize("frame", [0, 10, 50])
-def test_hears_nothing_later_than_the_lookahead(postnet, pcm, lookahead_frames, frame):
+def test_motion_depends_on_nothing_later_than_the_lookahead(postnet, pcm, lookahead_frames, frame):
     torch.manual_seed(0)
     model = unsettled(Audio2Motion(Audio2MotionConfig.streaming(lookahead_frames=lookahead_frames)))
     changed = pcm.clone()
@@ -72,7 +72,7 @@ def test_postnets_receptive_field_is_what_it_says(postnet):
     assert (int(heard[0]), int(heard[-1])) == (41 - postnet.config.receptive_field_frames, 40)
 
 
-def test_a_window_says_what_the_whole_says(model, postnet, pcm):
+def test_a_window_gives_the_motion_of_the_whole_sound(model, postnet, pcm):
     mel = LogMel()
     whole = landmarks_of(model, postnet, pcm)
     reach = model.config.receptive_field_frames + postnet.config.receptive_field_frames - 1

@@ -100,7 +100,7 @@ def opened():
 # Who is drawn with whom -------------------------------------------------------------------------------
 
 
-def test_who_is_alone_does_not_wait():
+def test_the_frame_of_a_session_alone_does_not_wait():
     gathering = BatchPolicy(gather_s=60)
     assert gathering.wait_s([], now_s=0.0) is None
     gathering.asked(1, now_s=5.0)
@@ -119,7 +119,7 @@ def test_a_frame_waits_for_others_that_asked_lately_and_no_longer_than_it_may():
     assert gathering.wait_s([(1, 0.04), (2, 0.041)], now_s=0.041) == 0.0
 
 
-def test_who_has_not_asked_for_two_frames_is_not_waited_for():
+def test_a_session_that_has_not_asked_for_two_frames_is_not_waited_for():
     gathering = BatchPolicy(gather_s=60)
     gathering.asked(1, now_s=0.0)
     later_s = RECENT_S + 0.01
@@ -155,7 +155,7 @@ def test_while_the_gpu_draws_frames_gather_until_shortly_before_it_ends():
     assert gathering.wait_s([(who, 0.0) for who in range(100, 110)], now_s=0.0) == 0.0  # nobody is missing
 
 
-def test_what_has_waited_behind_a_launch_that_ended_does_not_wait_again():
+def test_a_frame_that_waited_behind_a_launch_does_not_wait_again():
     gathering = flying(1, kernel_ms=40.0)
     assert gathering.wait_s([(100, 0.001)], now_s=0.002) > 0.03
     gathering.collected(10.0, now_s=0.01)  # sooner than was expected
@@ -212,7 +212,7 @@ def test_what_sessions_of_all_speakers_ask_for_meanwhile_is_one_launch_and_each_
     assert renderer.threads == {"geneface-gpu"}
 
 
-def test_sessions_that_are_known_are_waited_for(opened):
+def test_frames_of_known_sessions_are_waited_for(opened):
     """Were they not, or were the last not enough, this would take an hour."""
     gathering = CountedGathering(gather_s=3600, most_flying=1)
     gpu, renderer = opened(gathering=gathering, clock=ManualClock())
@@ -472,7 +472,7 @@ def test_a_device_that_fails_to_give_memory_back_is_lost(opened):
 # Life -------------------------------------------------------------------------------------------------
 
 
-def test_it_closes_twice_and_unstarted(opened):
+def test_a_gpu_renderer_closes_twice_and_unstarted(opened):
     gpu, renderer = opened(start=False)
     with pytest.raises(RuntimeError, match="before it was started"):
         gpu.draw([request(StandInScene(), 1)])
@@ -497,7 +497,7 @@ def test_a_close_that_fails_is_no_failure_of_the_program(opened):
     assert renderer.closed == 1
 
 
-def test_it_starts_once(opened):
+def test_a_gpu_renderer_starts_once(opened):
     gpu, _ = opened()
     with pytest.raises(RuntimeError, match="started twice"):
         gpu.start()
@@ -551,7 +551,7 @@ def test_without_a_gpu_the_cpu_draws_and_nothing_is_said(monkeypatch):
         open_gpu("cuda", say=said.append)
 
 
-def test_cpu_never_looks_for_one(monkeypatch):
+def test_device_cpu_never_looks_for_a_gpu(monkeypatch):
     monkeypatch.setattr(gpu_rendering, "find_cuda_device", lambda: pytest.fail("it looked"))
     assert open_gpu("cpu", say=print) is None
 
@@ -576,7 +576,7 @@ def test_a_gpu_that_cannot_draw_is_said_in_a_line_or_refused(monkeypatch, error)
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda"])
-def test_a_gpu_that_can_draws(monkeypatch, device):
+def test_a_gpu_that_can_draw_is_used(monkeypatch, device):
     renderer, told = StandInRenderer(), []
     monkeypatch.setattr(gpu_rendering, "find_cuda_device", lambda: GPU)
     monkeypatch.setattr(cuda_raymarcher, "CudaRenderer", lambda: renderer)

@@ -222,7 +222,7 @@ def test_each_session_has_a_renderer_of_its_own(monkeypatch, speakers, raymarche
     assert raymarchers[0].closed
 
 
-def test_it_opens_with_the_real_meter(speakers, raymarchers):
+def test_a_speaker_opens_with_the_real_meter(speakers, raymarchers):
     host = load(speakers, "Small", raymarchers, render_px=96, threads=1, cores=1)
     assert host.costs[96].render_ms > 0
     assert np.isfinite(host.core_ms(96))

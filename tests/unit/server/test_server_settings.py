@@ -158,14 +158,14 @@ def test_a_port_range_and_ice_servers():
     assert settings.ice_server == ("stun:a.example", "turn:me:pw@b.example")
 
 
-def test_for_others_with_token_and_tls():
+def test_a_server_for_others_takes_token_and_tls():
     settings = StreamSettings(host="0.0.0.0", token=TOKEN, tls_self_signed=True)
     assert settings.listens_beyond_this_machine
     assert StreamSettings(host="0.0.0.0", allow_anonymous=True, tls_self_signed=True).token is None
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "localhost", "LOCALHOST", "::1"])
-def test_this_machine_alone_needs_neither(host):
+def test_a_server_for_this_machine_alone_needs_neither_token_nor_tls(host):
     assert is_loopback(host)
     assert not StreamSettings(host=host).listens_beyond_this_machine
 
@@ -173,7 +173,7 @@ def test_this_machine_alone_needs_neither(host):
 @pytest.mark.parametrize(
     "host", ["0.0.0.0", "::", "192.168.1.5", "127.evil.example", "localhost.example", ""]
 )
-def test_others_reach_any_other_address(host):
+def test_an_address_that_is_not_loopback_is_reached_by_others(host):
     assert not is_loopback(host)
 
 
@@ -243,7 +243,7 @@ def test_the_greeting_says_which_networks_have_a_device_of_their_own(greeting):
         ),
     ],
 )
-def test_the_address_is_one_that_can_be_opened(greeting, settings, address, monkeypatch):
+def test_the_greeting_shows_an_address_that_can_be_opened(greeting, settings, address, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     assert address in greeting(**settings)[1]
 

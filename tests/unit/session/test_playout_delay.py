@@ -36,7 +36,7 @@ def test_frames_under_way_are_not_judged_by_the_new_allowance():
     assert allowance.ticks == 5
 
 
-def test_it_never_leaves_its_bounds():
+def test_the_allowance_never_leaves_its_bounds():
     allowance = Allowance(MAX_ALLOWANCE_TICKS)
     assert not any(lose(allowance, 200, every_s=0.1))
     assert allowance.ticks == MAX_ALLOWANCE_TICKS

@@ -179,7 +179,7 @@ async def test_a_peer_that_falls_silent_is_ended_after_four_seconds(setup):
 
 
 @on_loop
-async def test_each_packet_is_a_sign_of_life(setup):
+async def test_each_packet_of_a_peer_is_a_sign_of_life(setup):
     it = setup(clock=ManualClock(1000.0))
     it.peer.connect()
     for now_s in range(1003, 1060, 3):
@@ -190,7 +190,7 @@ async def test_each_packet_is_a_sign_of_life(setup):
 
 
 @on_loop
-async def test_so_is_each_word_of_its_page(setup):
+async def test_each_message_of_a_page_is_a_sign_of_life(setup):
     it = setup(clock=ManualClock(1000.0))
     it.peer.connect()
     it.session.liveness.socket_opened()
@@ -203,7 +203,7 @@ async def test_so_is_each_word_of_its_page(setup):
 
 
 @on_loop
-async def test_a_page_that_went_leaves_less_time(setup):
+async def test_a_peer_whose_page_went_has_less_time(setup):
     it = setup(clock=ManualClock(1000.0))
     it.peer.connect()
     it.session.liveness.socket_opened()
@@ -219,7 +219,7 @@ async def test_a_page_that_went_leaves_less_time(setup):
 
 
 @on_loop
-async def test_one_of_two_pages_may_go(setup):
+async def test_a_session_stays_while_one_of_its_two_pages_does(setup):
     it = setup(clock=ManualClock(1000.0))
     it.peer.connect()
     it.session.liveness.socket_opened()
@@ -245,7 +245,7 @@ async def test_a_connection_that_ends_ends_the_session_once(setup, state, reason
 
 
 @on_loop
-async def test_the_end_of_its_own_asks_for_no_other(setup):
+async def test_a_session_that_closes_itself_asks_for_no_other_end(setup):
     it = setup()
     await it.session.aclose("server stopping")
     it.peer.on_state("closed")
@@ -256,7 +256,7 @@ async def test_the_end_of_its_own_asks_for_no_other(setup):
 
 
 @on_loop
-async def test_hello(setup, monkeypatch):
+async def test_hello_says_who_speaks_and_how_late(setup, monkeypatch):
     monkeypatch.setattr(session_module.time, "time", lambda: 1.7e9)
     it = setup(clock=ManualClock(1000.0))
     it.clock.time_s += 2.0
@@ -493,7 +493,7 @@ async def test_a_session_goes_on_with_the_cpu_at_its_smallest_size(setup):
 
 
 @on_loop
-async def test_the_end_leaves_no_thread_and_is_told_at_once(setup):
+async def test_an_ended_session_leaves_no_thread_and_says_so_at_once(setup):
     it = setup()
     await it.session.answer("offer")
     assert len(threads_of_sessions()) == 5  # media, video, motion, render, finish
@@ -508,7 +508,7 @@ async def test_the_end_leaves_no_thread_and_is_told_at_once(setup):
 
 
 @on_loop
-async def test_the_end_of_what_never_began(setup):
+async def test_a_session_that_never_began_ends(setup):
     it = setup()
     await it.session.aclose("no room")
     await it.session.aclose("again")
@@ -517,7 +517,7 @@ async def test_the_end_of_what_never_began(setup):
 
 
 @on_loop
-async def test_two_may_end_it_at_the_same_time_and_both_wait(setup):
+async def test_two_callers_may_end_a_session_at_the_same_time_and_both_wait(setup):
     it = setup()
     await it.session.answer("offer")
     it.peer.may_close.clear()
@@ -532,7 +532,7 @@ async def test_two_may_end_it_at_the_same_time_and_both_wait(setup):
 
 
 @on_loop
-async def test_who_ends_it_may_go_away(setup):
+async def test_the_caller_that_closes_a_session_may_go_away(setup):
     it = setup()
     await it.session.answer("offer")
     it.peer.may_close.clear()

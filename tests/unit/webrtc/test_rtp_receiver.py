@@ -149,7 +149,7 @@ async def test_packets_go_on_as_they_come_with_their_time_of_arrival():
 
 @pytest.mark.parametrize("payload_type", [PCMU, UNKNOWN, OPUS + 1])
 @on_loop
-async def test_what_is_no_opus_is_left_where_it_is(payload_type):
+async def test_packets_that_are_no_opus_are_not_passed_on(payload_type):
     heard = Heard()
     await heard.start()
     await heard.sound(1, payload_type=payload_type)
@@ -367,7 +367,7 @@ async def test_a_peer_without_a_clock_dates_nothing():
 
 
 @on_loop
-async def test_it_starts_once_and_stops_for_good():
+async def test_a_receiver_starts_once_and_stops_for_good():
     heard = Heard()
     await heard.start()
     await heard.start()
@@ -380,7 +380,7 @@ async def test_it_starts_once_and_stops_for_good():
 
 
 @on_loop
-async def test_stopped_unstarted_it_stays_so():
+async def test_a_receiver_stopped_unstarted_stays_stopped():
     heard = Heard()
     await heard.receiver.stop()
     await heard.start()
@@ -388,7 +388,7 @@ async def test_stopped_unstarted_it_stays_so():
 
 
 @on_loop
-async def test_what_aiortc_asks_for_is_there(quick_reports):
+async def test_a_receiver_has_what_aiortc_asks_of_it(quick_reports):
     heard = Heard()
     other = Wire()
     heard.receiver.setTransport(other)
