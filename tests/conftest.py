@@ -15,6 +15,7 @@ TESTS = Path(__file__).resolve().parent
 # Two test runs on two cores spin in each other's OpenMP barriers: sixty times slower than one thread each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 KINDS = ("unit", "parity", "browser", "fault")
+MAX_ID = 80  # characters
 REQUIRE_GPU = os.environ.get("GENEFACE_REQUIRE_GPU", "") == "1"
 
 passed_on_gpu: list[str] = []
@@ -33,6 +34,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         raise pytest.UsageError(
             f"{', '.join(sorted(astray))}: expected a test under tests/{{{','.join(KINDS)}}}; move it there"
         )
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Returns what a container holds, where pytest would number it."""
+    text = ascii(val)
+    if not isinstance(val, tuple | list | dict) or " at 0x" in text:
+        return None
+    return text if len(text) <= MAX_ID else f"{text[: MAX_ID - 3]}..."
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -124,8 +124,8 @@ class AvatarPage:
         """
         return until(check, what=what, pause=lambda s: self.page.wait_for_timeout(1000 * s))
 
-    def record(self, seconds: float, *, region: dict[str, float] = MOUTH) -> dict[str, Any]:
-        """Returns `shown`, `spoken` and `answered` of so many seconds; see probe.js."""
+    def record(self, seconds: float, *, region: dict[str, float] = MOUTH) -> dict[str, Any] | None:
+        """Returns `shown`, `spoken` and `answered` of so many seconds, None unconnected; see probe.js."""
         settings = {"seconds": seconds, "region": region, "columns": 24, "rows": 20}
         return self.avatar("probe.record(avatar, argument)", settings)
 

@@ -99,8 +99,16 @@ window.probe = (() => {
     return energy;
   }
 
-  /** Returns what goes in and what comes out, side by side. */
+  /** Returns the loudest block that comes out within some seconds; null without connection or sound. */
+  async function loudest(avatar, seconds) {
+    if (avatar.stream === null) return null;
+    const list = await levels(avatar.stream.getAudioTracks()[0], seconds);
+    return list.length > 0 ? Math.max(...list.map(([, level]) => level)) : null;
+  }
+
+  /** Returns what goes in and what comes out, side by side; null while there is no connection. */
   async function record(avatar, { seconds, region, columns, rows }) {
+    if (avatar.stream === null) return null;
     const [heard] = avatar.stream.getAudioTracks();
     const [shown, spoken, answered] = await Promise.all([
       frames(avatar, seconds, region, columns, rows),
@@ -153,5 +161,5 @@ window.probe = (() => {
     return result;
   }
 
-  return { record, levels, bands, relay, videoOf, reader };
+  return { record, loudest, bands, relay, videoOf, reader };
 })();
