@@ -111,6 +111,19 @@ class AiortcPeer:
                 self.pictures.append((await track.recv()).to_ndarray(format="rgb24"))
 
 
+def offer_of_a_peer():
+    """Returns the SDP of a peer that will not come."""
+
+    async def make():
+        peer = AiortcPeer()
+        try:
+            return await peer.offer()
+        finally:
+            await peer.close()
+
+    return asyncio.run(make())
+
+
 class LiveClient:
     """A page without a browser: offer, answer, WebSocket."""
 

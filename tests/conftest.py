@@ -95,6 +95,35 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def speaker(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A small speaker, read; its pictures are 128 pixels a side."""
+    from bundle_factory import write_tiny_bundle
+
+    from models.speaker import load_speaker
+
+    return load_speaker(write_tiny_bundle(tmp_path_factory.mktemp("speakers") / "Tiny", image_size_px=128))
+
+
+@pytest.fixture(scope="session")
+def networks(speaker: Any) -> Any:
+    """Its networks, open."""
+    from streaming.pipeline.networks import open_networks
+
+    return open_networks(speaker)
+
+
+@pytest.fixture(scope="session")
+def speakers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of `Tiny` and `Other`, 128 pixels a side; not to be changed by a test."""
+    from bundle_factory import write_tiny_bundle
+
+    folder = tmp_path_factory.mktemp("speakers")
+    for name in ("Tiny", "Other"):
+        write_tiny_bundle(folder / name, name=name, image_size_px=128)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def gpu() -> Any:
     """The CUDA device to test on; without one the test is skipped, or fails if a GPU is required."""
     reason = ""

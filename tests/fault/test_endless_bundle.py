@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import signal
 import threading
@@ -10,7 +9,7 @@ import threading
 import bundle_factory
 import httpx
 import pytest
-from aiortc_client import AiortcPeer
+from aiortc_client import offer_of_a_peer
 from onnx import TensorProto, helper
 from patience import PATIENCE_S
 from quick_server import OWN_PLATES, QuickServer
@@ -74,14 +73,7 @@ def speakers(tmp_path_factory):
 
 
 def offer_to(server, speaker):
-    async def make():
-        peer = AiortcPeer()
-        try:
-            return await peer.offer()
-        finally:
-            await peer.close()
-
-    body = {"sdp": asyncio.run(make()), "type": "offer", "speaker": speaker}
+    body = {"sdp": offer_of_a_peer(), "type": "offer", "speaker": speaker}
     return httpx.post(f"{server.url}offer", json=body, timeout=PATIENCE_S, trust_env=False)
 
 

@@ -12,10 +12,9 @@ import stat
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import bundle_factory
 import httpx
 import pytest
-from aiortc_client import AiortcPeer, LiveClient
+from aiortc_client import LiveClient, offer_of_a_peer
 from on_loop import on_loop, until
 from patience import PATIENCE_S
 from quick_server import OWN_PLATES, QuickServer, client_process
@@ -54,14 +53,6 @@ def tell_writes(event, arguments):
         print("opened for writing:", arguments[0], flush=True)
 sys.addaudithook(tell_writes)
 """
-
-
-@pytest.fixture(scope="module")
-def speakers(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("speakers")
-    for name in ("Tiny", "Other"):
-        bundle_factory.write_tiny_bundle(folder / name, name=name, image_size_px=128)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -167,17 +158,6 @@ def test_a_codec_that_nobody_shares(server):
 def test_an_offer_without_pictures(server):
     sdp = offer_of_a_peer().replace("a=recvonly", "a=inactive")
     assert post(server, "offer", json={"sdp": sdp, "type": "offer"}).status_code == 406
-
-
-def offer_of_a_peer():
-    async def make():
-        peer = AiortcPeer()
-        try:
-            return await peer.offer()
-        finally:
-            await peer.close()
-
-    return asyncio.run(make())
 
 
 def test_a_whip_session_is_created_and_deleted_once(server):

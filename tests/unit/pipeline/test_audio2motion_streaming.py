@@ -174,7 +174,7 @@ def test_gradients_reach_every_part():
 def test_lengths_that_do_not_fit_are_refused(model):
     with pytest.raises(ValueError, match=r"expected \(batch, two a video frame, 80\), got \(1, 9, 80\)"):
         model.predict(torch.zeros(1, 9, 80))
-    with pytest.raises(ValueError, match="4 of lookahead after them, got 4; pad the audio"):
+    with pytest.raises(ValueError, match="4 of lookahead after them, got 4"):
         model.predict(torch.zeros(1, 8, 80))
     reference = Audio2Motion(Audio2MotionConfig(feature_dimension=8, hidden_channels=16))
     with pytest.raises(ValueError, match="positive multiple of 4 video frames"):

@@ -547,7 +547,7 @@ def test_without_a_gpu_the_cpu_draws_and_nothing_is_said(monkeypatch):
     said = []
     assert open_gpu("auto", say=said.append) is None
     assert said == []
-    with pytest.raises(InputError, match="--device cuda: expected a CUDA device, got none; check nvidia-smi"):
+    with pytest.raises(InputError, match=r"--device cuda: .*, got none"):
         open_gpu("cuda", say=said.append)
 
 

@@ -25,12 +25,6 @@ from streaming.webrtc.media_schedule import (
 
 
 @pytest.fixture(scope="module")
-def speaker(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("speakers") / "Tiny"
-    return load_speaker(bundle_factory.write_tiny_bundle(folder, image_size_px=128))
-
-
-@pytest.fixture(scope="module")
 def wide_speaker(tmp_path_factory):
     """A speaker with GeneFace's condition window: five frames, two of them ahead."""
     folder = tmp_path_factory.mktemp("speakers") / "Wide"

@@ -429,7 +429,7 @@ async def test_ports_come_from_the_range():
     async with ends(settings=settings) as (ours, theirs):
         answer = await connect(ours, theirs)
         assert {c.port for section in sections(answer).values() for c in section.ice_candidates} == {port}
-        with pytest.raises(OSError, match="no UDP port is left in --udp-port-range; widen it"):
+        with pytest.raises(OSError, match="--udp-port-range"):
             await answered(CHROME, settings)
     answer, _ = await answered(CHROME, settings)  # free again
     assert f" {port} typ host" in answer
