@@ -168,9 +168,11 @@ def test_networks_that_do_not_keep_up_are_refused_before_anything_is_drawn(
 def test_features_on_the_cpu_leave_half_of_the_time_to_what_draws(device, limit_ms):
     small = SimpleNamespace(device="CPU")
     opening = SpeakerOpening(None, ComputeSettings())
-    opening.networks = SpeakerNetworks(motion=small, condition=small, features=SimpleNamespace(device=device))
+    opening._networks = SpeakerNetworks(
+        motion=small, condition=small, features=SimpleNamespace(device=device)
+    )
     assert opening.motion_limit_ms == pytest.approx(limit_ms)
-    opening.networks = SpeakerNetworks(motion=small, condition=small)
+    opening._networks = SpeakerNetworks(motion=small, condition=small)
     assert opening.motion_limit_ms == pytest.approx(24)
 
 
