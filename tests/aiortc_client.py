@@ -24,12 +24,12 @@ from aiortc import (
 from aiortc.mediastreams import MediaStreamError
 from av import AudioFrame
 from on_loop import until
+from patience import PATIENCE_S
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 RATE_HZ = 48_000
 BLOCK_SAMPLES = 960
-CONNECT_S = 15.0
 
 
 class ToneTrack(MediaStreamTrack):
@@ -78,7 +78,7 @@ class AiortcPeer:
     async def accept(self, sdp):
         """Takes the answer and returns once the connection stands."""
         await self.connection.setRemoteDescription(RTCSessionDescription(sdp=sdp, type="answer"))
-        await until(lambda: self.connection.connectionState == "connected", within_s=CONNECT_S)
+        await until(lambda: self.connection.connectionState == "connected")
 
     async def close(self):
         """Ends the connection; the other side is told."""
@@ -111,6 +111,19 @@ class AiortcPeer:
                 self.pictures.append((await track.recv()).to_ndarray(format="rgb24"))
 
 
+def offer_of_a_peer():
+    """Returns the SDP of a peer that will not come."""
+
+    async def make():
+        peer = AiortcPeer()
+        try:
+            return await peer.offer()
+        finally:
+            await peer.close()
+
+    return asyncio.run(make())
+
+
 class LiveClient:
     """A page without a browser: offer, answer, WebSocket."""
 
@@ -128,7 +141,7 @@ class LiveClient:
         offer = {"sdp": await self.peer.offer(), "type": "offer"}
         if self._speaker is not None:
             offer["speaker"] = self._speaker
-        async with httpx.AsyncClient(timeout=30, trust_env=False) as http:
+        async with httpx.AsyncClient(timeout=PATIENCE_S, trust_env=False) as http:
             response = await http.post(f"{self.url}offer", json=offer)
         try:
             assert response.status_code == 200, response.text

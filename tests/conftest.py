@@ -15,6 +15,7 @@ TESTS = Path(__file__).resolve().parent
 # Two test runs on two cores spin in each other's OpenMP barriers: sixty times slower than one thread each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 KINDS = ("unit", "parity", "browser", "fault")
+MAX_ID = 80  # characters
 REQUIRE_GPU = os.environ.get("GENEFACE_REQUIRE_GPU", "") == "1"
 
 passed_on_gpu: list[str] = []
@@ -33,6 +34,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         raise pytest.UsageError(
             f"{', '.join(sorted(astray))}: expected a test under tests/{{{','.join(KINDS)}}}; move it there"
         )
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Returns what a container holds, where pytest would number it."""
+    text = ascii(val)
+    if not isinstance(val, tuple | list | dict) or " at 0x" in text:
+        return None
+    return text if len(text) <= MAX_ID else f"{text[: MAX_ID - 3]}..."
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -83,6 +92,35 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from bundle_factory import write_tiny_bundle
 
     return write_tiny_bundle(tmp_path_factory.mktemp("speakers") / "Tiny")
+
+
+@pytest.fixture(scope="session")
+def speaker(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A small speaker, read; its pictures are 128 pixels a side."""
+    from bundle_factory import write_tiny_bundle
+
+    from models.speaker import load_speaker
+
+    return load_speaker(write_tiny_bundle(tmp_path_factory.mktemp("speakers") / "Tiny", image_size_px=128))
+
+
+@pytest.fixture(scope="session")
+def networks(speaker: Any) -> Any:
+    """Its networks, open."""
+    from streaming.pipeline.networks import open_networks
+
+    return open_networks(speaker)
+
+
+@pytest.fixture(scope="session")
+def speakers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of `Tiny` and `Other`, 128 pixels a side; not to be changed by a test."""
+    from bundle_factory import write_tiny_bundle
+
+    folder = tmp_path_factory.mktemp("speakers")
+    for name in ("Tiny", "Other"):
+        write_tiny_bundle(folder / name, name=name, image_size_px=128)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
-MAX_S = 40
+MAX_S = 150
 ENOUGH_PICTURES, ENOUGH_DB = 25, -40.0
 DECODERS = {"VP8": ("rtpvp8depay", "vp8dec"), "H264": ("rtph264depay", "h264parse", "openh264dec")}
 ELEMENTS = [
@@ -94,7 +94,7 @@ class Call:
         self.loop.run()
         if self.location:
             request = urllib.request.Request(self.location, method="DELETE")
-            urllib.request.urlopen(request, timeout=10).close()
+            urllib.request.urlopen(request, timeout=MAX_S).close()
         self.pipeline.set_state(self.gst.State.NULL)
         return self.result
 
@@ -116,7 +116,7 @@ class Call:
         offer = self.peer.get_property("local-description").sdp.as_text()
         request = urllib.request.Request(self.url, offer.encode(), {"Content-Type": "application/sdp"})
         try:
-            with urllib.request.urlopen(request, timeout=20) as response:
+            with urllib.request.urlopen(request, timeout=MAX_S) as response:
                 self.result["status"] = response.status
                 self.location = urllib.parse.urljoin(self.url, response.headers["Location"])
                 text = response.read().decode()

@@ -13,5 +13,8 @@ class ManualClock:
     def now_s(self):
         return self.time_s
 
+    def thread_s(self):
+        return self.cpu_s
+
     def process_s(self):
         return self.cpu_s

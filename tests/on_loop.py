@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import functools
 
-MAX_S = 30
+from patience import PATIENCE_S
+
+MAX_S = 5 * PATIENCE_S  # a test waits more than once
 
 
 def on_loop(test):
@@ -18,7 +20,7 @@ def on_loop(test):
                 await test(*arguments, **named)
             left = asyncio.all_tasks() - {asyncio.current_task()}
             if ending := {task for task in left if task.cancelling()}:  # one that is on its way is not left
-                left -= (await asyncio.wait(ending, timeout=MAX_S))[0]
+                left -= (await asyncio.wait(ending, timeout=PATIENCE_S))[0]
             assert not left, f"tasks left behind: {left}"
 
         asyncio.run(watched())
@@ -26,9 +28,9 @@ def on_loop(test):
     return run
 
 
-async def until(check, *, within_s=10.0, what=""):
+async def until(check, *, what=""):
     """Returns once `check()` holds; it is asked every 10 ms."""
-    deadline_s = asyncio.get_running_loop().time() + within_s
+    deadline_s = asyncio.get_running_loop().time() + PATIENCE_S
     while not check():
-        assert asyncio.get_running_loop().time() < deadline_s, f"not within {within_s} s: {what or check}"
+        assert asyncio.get_running_loop().time() < deadline_s, f"not within {PATIENCE_S} s: {what or check}"
         await asyncio.sleep(0.01)

@@ -8,7 +8,6 @@ import signal
 import ssl
 import subprocess
 import sys
-import time
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
@@ -17,10 +16,8 @@ from urllib.request import Request, urlopen
 import numpy as np
 import psutil
 import stand_ins
+from patience import PATIENCE_S, until
 
-START_S = 60
-STOP_S = 5.0  # what a stopped server may take
-MARGIN_S = 5.0  # for a busy machine
 # `prepare` runs once the program does: as for a user, nothing heavy is imported before.
 PROGRAM = """
 import sys
@@ -110,12 +107,11 @@ class QuickServer:
         """Waits until it says where it is and that it is ready."""
         self.wait_said(r"Open (https?://\S+?/)(#\S*)? in a browser")
         self.url = re.search(r"Open (\S+?/)(#\S*)? in", self.log())[1]
-        _until(lambda: self._status("readyz") == 200, within_s=START_S, what="ready")
+        until(lambda: self._status("readyz") == 200, what="ready")
 
     def wait_said(self, pattern: str) -> None:
         """Waits until its output matches."""
-        ready = lambda: re.search(pattern, self.log()) or self.process.poll() is not None  # noqa: E731
-        _until(ready, within_s=START_S, what=pattern)
+        until(lambda: re.search(pattern, self.log()) or self.process.poll() is not None, what=pattern)
         assert re.search(pattern, self.log()), f"it ended with {self.process.poll()}:\n{self.log()}"
 
     def log(self) -> str:
@@ -128,7 +124,7 @@ class QuickServer:
 
     def wait(self) -> int:
         """Returns its exit code; it has to end in time."""
-        return self.process.wait(STOP_S + MARGIN_S)
+        return self.process.wait(PATIENCE_S)
 
     def kill(self) -> None:
         """Ends it at once."""
@@ -145,23 +141,23 @@ class QuickServer:
 
     def metric(self, name: str) -> float:
         """Returns a metric, summed over its labels."""
-        with urlopen(f"{self.url}metrics", timeout=10) as answer:
+        with urlopen(f"{self.url}metrics", timeout=PATIENCE_S) as answer:
             text = answer.read().decode()
         return sum(float(value) for value in re.findall(rf"^geneface_{name}(?:{{.*}})? (\S+)$", text, re.M))
 
-    def until_sessions(self, count: int, *, within_s: float) -> None:
+    def until_sessions(self, count: int) -> None:
         """Waits for a number of sessions."""
-        _until(lambda: self.metric("sessions_active") == count, within_s=within_s, what=f"{count} sessions")
+        until(lambda: self.metric("sessions_active") == count, what=f"{count} sessions")
 
-    def until_metric(self, name: str, *, above: float, within_s: float) -> None:
+    def until_metric(self, name: str, *, above: float) -> None:
         """Waits for a metric to exceed a value."""
-        _until(lambda: self.metric(name) > above, within_s=within_s, what=f"{name} above {above:g}")
+        until(lambda: self.metric(name) > above, what=f"{name} above {above:g}")
 
     def _status(self, path: str) -> int:
         try:
             # Its certificate may be one that it made itself.
             anybody = ssl._create_unverified_context()
-            with urlopen(Request(f"{self.url}{path}"), timeout=10, context=anybody) as answer:
+            with urlopen(Request(f"{self.url}{path}"), timeout=PATIENCE_S, context=anybody) as answer:
                 return answer.status
         except HTTPError as error:
             with error:
@@ -180,10 +176,3 @@ def client_process(url: str) -> subprocess.Popen:
         process.communicate()
     assert line.startswith("connected "), "the client did not connect; above is why"
     return process
-
-
-def _until(check, *, within_s: float, what: str) -> None:
-    deadline_s = time.monotonic() + within_s
-    while not check():
-        assert time.monotonic() < deadline_s, f"not within {within_s} s: {what}"
-        time.sleep(0.05)

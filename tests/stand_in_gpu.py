@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 
 import numpy as np
-
-WAIT_S = 20.0  # for a busy machine; nothing takes so long
+from patience import PATIENCE_S
 
 
 class StandInScene:
@@ -54,7 +53,7 @@ class StandInRenderer:
         return list(requests)
 
     def collect(self, launch):
-        assert self.may_draw.wait(WAIT_S)
+        assert self.may_draw.wait(PATIENCE_S)
         if self.failure is not None:
             raise self.failure
         self.collected.append([self._mark(request) for request in launch])

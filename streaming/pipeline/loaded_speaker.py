@@ -68,16 +68,21 @@ class SpeakerOpening:
         self._open_raymarcher = open_raymarcher
         self._gpu, self._shared, self._say = gpu, shared, say
         self._clock, self._cpu = clock, cpu
+        self._networks: SpeakerNetworks | None = None
         self._raymarcher: Raymarcher | None = None
 
-    @functools.cached_property
+    @property  # a cached_property of Python 3.11 has one lock, at which all speakers would wait for one
     def networks(self) -> SpeakerNetworks:
         """The speaker's networks, opened when they are asked for.
 
         Raises:
             EngineError: a network does not fit the bundle, or cannot run as asked for.
         """
-        return open_networks(self.speaker, self._compute.engines, say=self._say, shared=self._shared)
+        if self._networks is None:
+            self._networks = open_networks(
+                self.speaker, self._compute.engines, say=self._say, shared=self._shared
+            )
+        return self._networks
 
     def warm_up(self) -> float:
         """Opens the raymarcher and returns the seconds it took to be ready.

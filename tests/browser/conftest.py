@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import recordings
-from chromium import PROBE, AvatarPage, Browsers, find_chromium, hears
+from chromium import PATIENCE_MS, PROBE, AvatarPage, Browsers, find_chromium, hears
 from live_server import LiveServer
 
 NO_BROWSER = "GENEFACE_NO_BROWSER"
@@ -36,8 +36,9 @@ def chromium_path() -> str:
 @pytest.fixture(scope="module")
 def browsers(chromium_path: str) -> Iterator[Browsers]:
     """The Chromiums of a module."""
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         browsers = Browsers(playwright, chromium_path)
         try:
@@ -121,6 +122,7 @@ def open_page(browsers: Browsers) -> Iterator[Callable[..., AvatarPage]]:
         env = settings.pop("env", None)
         if context is None:
             context = browsers.get(*microphone, env=env).new_context(**settings)
+            context.set_default_timeout(PATIENCE_MS)
             context.add_init_script(path=PROBE)
             contexts.append(context)
         pages.append(AvatarPage(context.new_page()))

@@ -7,14 +7,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from urllib.request import Request, urlopen
 
+from patience import PATIENCE_S, until
+
 ROOT = Path(__file__).resolve().parents[2]
-START_S = 180  # the kernels are compiled once on a machine
-STOP_S = 10
 
 
 class LiveServer:
@@ -36,7 +34,7 @@ class LiveServer:
                 stderr=out,
             )
         try:
-            until(lambda: self._greeting() or self._process.poll() is not None, within_s=START_S)
+            until(lambda: self._greeting() or self._process.poll() is not None)
             greeting = self._greeting()
             assert greeting, f"the server did not start:\n{self.log()}"
             self.url = greeting[1]
@@ -55,7 +53,7 @@ class LiveServer:
     def metric(self, name: str) -> float:
         """Returns a metric, summed over its labels; 0 of one that is not there."""
         request = Request(f"{self.url}metrics", headers={"Authorization": f"Bearer {self._token}"})
-        with urlopen(request, timeout=5) as answer:
+        with urlopen(request, timeout=PATIENCE_S) as answer:
             text = answer.read().decode()
         return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE))
 
@@ -63,9 +61,9 @@ class LiveServer:
         """Returns how many sessions it has now."""
         return round(self.metric("geneface_sessions_active"))
 
-    def until_sessions(self, count: int, *, within_s: float) -> None:
+    def until_sessions(self, count: int) -> None:
         """Waits for a number of sessions."""
-        until(lambda: self.sessions() == count, within_s=within_s, what=f"{count} sessions")
+        until(lambda: self.sessions() == count, what=f"{count} sessions")
 
     def stop(self) -> None:
         """Ends it as Ctrl+C does, once; what went wrong while it ran is a failure."""
@@ -73,7 +71,7 @@ class LiveServer:
             return
         self._process.send_signal(signal.SIGINT)
         try:
-            self._process.wait(STOP_S)
+            self._process.wait(PATIENCE_S)
         finally:
             if self._process.poll() is None:
                 self._process.kill()
@@ -82,15 +80,3 @@ class LiveServer:
         faults = re.findall(r"^(?:\w+\.)*\w+(?:Error|Exception|Disconnect\w*)\b.*$", log, re.MULTILINE)
         assert "Traceback" not in log, f"{log.count('Traceback')} tracebacks in {self._log}: {set(faults)}"
         assert log.endswith("geneface-stream: ended\n"), log
-
-
-def until(check: Callable[[], object], *, within_s: float, what: str = "") -> None:
-    """Returns once `check` holds.
-
-    Raises:
-        AssertionError: it does not in time.
-    """
-    deadline_s = time.monotonic() + within_s
-    while not check():
-        assert time.monotonic() < deadline_s, f"not within {within_s} s: {what or check}"
-        time.sleep(0.05)

@@ -30,7 +30,7 @@ window.probe = (() => {
     };
   }
 
-  /** Returns every frame presented for some seconds: when, which one, and its mouth. */
+  /** Returns every frame presented for some seconds: when, when by its own clock, and its mouth. */
   function frames(avatar, seconds, region, columns, rows) {
     const video = videoOf(avatar);
     const read = reader(region, columns, rows);
@@ -38,9 +38,9 @@ window.probe = (() => {
     const endMs = nowMs() + 1000 * seconds;
     return new Promise((resolve) => {
       const timer = setTimeout(() => resolve(list), 1000 * seconds + 500);
-      const take = (_, { presentedFrames, expectedDisplayTime }) => {
+      const take = (_, { rtpTimestamp, expectedDisplayTime }) => {
         const shownMs = performance.timeOrigin + expectedDisplayTime;
-        list.push({ at_ms: shownMs, count: presentedFrames, pixels: read(video) });
+        list.push({ at_ms: shownMs, rtp: rtpTimestamp, pixels: read(video) });
         if (nowMs() < endMs) {
           video.requestVideoFrameCallback(take);
         } else {
@@ -99,8 +99,16 @@ window.probe = (() => {
     return energy;
   }
 
-  /** Returns what goes in and what comes out, side by side. */
+  /** Returns the loudest block that comes out within some seconds; null without connection or sound. */
+  async function loudest(avatar, seconds) {
+    if (avatar.stream === null) return null;
+    const list = await levels(avatar.stream.getAudioTracks()[0], seconds);
+    return list.length > 0 ? Math.max(...list.map(([, level]) => level)) : null;
+  }
+
+  /** Returns what goes in and what comes out, side by side; null while there is no connection. */
   async function record(avatar, { seconds, region, columns, rows }) {
+    if (avatar.stream === null) return null;
     const [heard] = avatar.stream.getAudioTracks();
     const [shown, spoken, answered] = await Promise.all([
       frames(avatar, seconds, region, columns, rows),
@@ -153,5 +161,5 @@ window.probe = (() => {
     return result;
   }
 
-  return { record, levels, bands, relay, videoOf, reader };
+  return { record, loudest, bands, relay, videoOf, reader };
 })();

@@ -1,4 +1,4 @@
-"""What a browser's fake microphone hears, and how alike two sounds are."""
+"""What a browser's fake microphone hears."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import av
 import numpy as np
 
 RATE_HZ = 48000  # what Chromium's fake microphone plays as it is
-GRID_MS = 10
 HELLO = Path(__file__).resolve().parents[2] / "examples" / "hello.wav"
 
 
@@ -49,25 +48,3 @@ def write_recording(path: Path, samples: np.ndarray) -> Path:
         file.setframerate(RATE_HZ)
         file.writeframes(samples.astype("<i2").tobytes())
     return path
-
-
-def envelope_of(levels: list[list[float]], start_ms: float, end_ms: float) -> np.ndarray:
-    """Returns the loudness on a grid of 10 ms, over 50 ms each, from `[when_ms, root mean square]` pairs."""
-    at_ms, level = np.array(levels).T
-    grid = np.interp(np.arange(start_ms, end_ms, GRID_MS), at_ms, level)
-    return np.convolve(grid, np.ones(5) / 5, "same")
-
-
-def alikeness(
-    said: list[list[float]], heard: list[list[float]], *, shortest_ms: float = 100, longest_ms: float = 1000
-) -> tuple[float, float]:
-    """Returns how well what was heard follows what was said (correlation), and by how many ms at best."""
-    start_ms = max(said[0][0], heard[0][0] - shortest_ms)
-    end_ms = min(said[-1][0], heard[-1][0] - longest_ms)
-    before = envelope_of(said, start_ms, end_ms)
-    best = (-1.0, 0.0)
-    for lag_ms in np.arange(shortest_ms, longest_ms + 1, GRID_MS):
-        after = envelope_of(heard, start_ms + lag_ms, end_ms + lag_ms)
-        if before.std() > 0 and after.std() > 0:
-            best = max(best, (float(np.corrcoef(before, after)[0, 1]), float(lag_ms)))
-    return best

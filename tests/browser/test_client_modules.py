@@ -38,7 +38,7 @@ def call(browsers, serve):
         ([9, 80, 700], 0.5, 80),  # as numbers, not as texts
     ],
 )
-def test_percentile(call, values, fraction, expected):
+def test_a_percentile_lies_between_its_neighbours(call, values, fraction, expected):
     assert call("latency.js", "(m, [v, f]) => m.percentile(v, f)", [values, fraction]) == expected
 
 
@@ -167,7 +167,7 @@ def fps(call, counts, now_ms):
     return call("latency.js", function, [counts, now_ms])
 
 
-def test_frame_rate(call):
+def test_the_frame_rate_is_of_the_last_moments(call):
     flowing = [[40 * i, i] for i in range(26)]
     assert fps(call, flowing, 1000) == 25
     assert fps(call, flowing, 1100) == 25  # between two frames nothing has stalled yet
@@ -237,7 +237,7 @@ def test_messages_that_are_known(call, kind):
         ("Thu, 01 Jan 1970 00:00:10 GMT", 0),
     ],
 )
-def test_retry_after(call, header, seconds):
+def test_retry_after_is_read_in_seconds(call, header, seconds):
     assert call("signalling.js", "(m, header) => m.retryAfterS(header, 60_000)", header) == seconds
 
 
@@ -248,7 +248,7 @@ def test_retry_after(call, header, seconds):
         ("https://example.org/avatar", "wss://example.org/avatar/ws/a%2Fb"),
     ],
 )
-def test_the_address_of_the_socket(call, base, url):
+def test_the_address_of_a_sessions_socket(call, base, url):
     assert call("signalling.js", "(m, base) => m.socketUrl({ baseUrl: base }, 'a/b')", base) == url
 
 
@@ -268,7 +268,7 @@ def test_the_address_of_the_socket(call, base, url):
     ],
 )
 @pytest.mark.parametrize("body", ['{"detail": "why it is so"}', "<html>a proxy's own words</html>"])
-def test_what_a_refusal_means(call, status, code, body):
+def test_each_refusal_has_a_code_and_a_way_out(call, status, code, body):
     function = """async (m, [status, body]) => {
         const fetched = window.fetch;
         window.fetch = async () => new Response(body, { status, headers: { 'Retry-After': '7' } });
@@ -349,7 +349,7 @@ def read_stats(call, *entries):
     return call("receiver-stats.js", function, list(entries))
 
 
-def test_receiver_statistics(call):
+def test_receiver_statistics_are_read(call):
     others = (
         {"type": "codec", "kind": "video"},
         {"type": "outbound-rtp", "kind": "audio", "packetsLost": 99},
@@ -364,7 +364,7 @@ def test_receiver_statistics(call):
     }
 
 
-def test_receiver_statistics_of_nothing(call):
+def test_receiver_statistics_that_are_absent_are_unknown(call):
     assert read_stats(call) == {
         "lipsAheadMs": None,
         "packetsLost": 0,
@@ -403,11 +403,11 @@ def test_a_lost_packet_that_came_after_all_is_no_loss(call):
 
 
 @pytest.mark.parametrize("readings", [[], [[0, reading(0, 0)]], [[0, reading(0, 5)], [1, reading(0, 5)]]])
-def test_losses_of_nothing_are_unknown(call, readings):
+def test_losses_without_a_packet_are_unknown(call, readings):
     assert receiver_meter(call, readings, 1) == {"lips": None, "loss": None}
 
 
-def test_lips_are_the_median(call):
+def test_the_lips_offset_is_the_median_of_the_last_ones(call):
     readings = [[i, reading(0, i, lips_ms)] for i, lips_ms in enumerate((None, 30, -400, 10, 20))]
     assert receiver_meter(call, readings, 5)["lips"] == 15
 
@@ -469,7 +469,7 @@ def test_a_session_sums_up_what_both_sides_say(call):
         (1, 0, "too loud"),
     ],
 )
-def test_levels(call, amplitude, db, words):
+def test_the_level_of_a_microphone_has_a_word(call, amplitude, db, words):
     function = """(m, amplitude) => {
         const db = m.levelDb(new Float32Array(480).map((_, i) => (i % 2 ? amplitude : -amplitude)));
         return [db, m.levelInWords(db)];
@@ -489,7 +489,7 @@ def test_levels(call, amplitude, db, words):
         (-40, "40 ms behind"),
     ],
 )
-def test_lips_in_words(call, ahead_ms, words):
+def test_the_lips_offset_has_a_word(call, ahead_ms, words):
     assert call("live-panel.js", "(m, ms) => m.lipsInWords(ms)", ahead_ms) == words
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from patience import PATIENCE_S
 
 AVATAR = '<geneface-avatar src="/" speaker="Tiny" muted></geneface-avatar>'
 WATCHED = ("statechange", "error", "playing", "loadedmetadata")
@@ -30,14 +31,14 @@ def events(tab, kind):
     return [detail for name, detail in tab.avatar("window.events") if name == kind]
 
 
-def test_before_it_connects(tab, server):
+def test_an_element_that_is_not_connected_is_idle_and_holds_nothing(tab, server):
     assert tab.avatar("[avatar.state, avatar.connectionState, avatar.readyState]") == ["idle", "new", 0]
     assert tab.avatar("[avatar.stream, avatar.stats, avatar.micTrack]") == [None, None, None]
     assert tab.avatar("avatar.src") == server.url.rstrip("/")
     assert events(tab, "statechange") == []
 
 
-def test_connect(tab):
+def test_connect_shows_the_face_and_tells_each_state(tab):
     tab.avatar("avatar.connect()")
     assert tab.avatar("[avatar.state, avatar.connectionState]") == ["connected", "connected"]
     assert tab.avatar("avatar.readyState") >= 2
@@ -45,7 +46,7 @@ def test_connect(tab):
     assert tab.avatar("avatar.stream.getTracks().map(({ kind }) => kind).sort()") == ["audio", "video"]
     assert events(tab, "statechange") == ["requesting-microphone", "connecting", "connected"]
     assert events(tab, "error") == []
-    tab.until("window.events.some(([type]) => type === 'playing')", within_s=5)
+    tab.until("window.events.some(([type]) => type === 'playing')")
     assert events(tab, "loadedmetadata")
 
 
@@ -56,15 +57,15 @@ def test_connect_twice_is_one_session(tab, server):
     assert events(tab, "statechange").count("connected") == 1
 
 
-def test_its_own_microphone_stops_with_it(tab, server):
+def test_a_microphone_that_the_element_opened_stops_on_disconnect(tab, server):
     tab.avatar("avatar.connect()")
     ended = "(window.track = avatar.micTrack, avatar.disconnect(), window.track.readyState)"
     assert tab.avatar(ended) == "ended"
     assert tab.avatar("[avatar.state, avatar.stream, avatar.micTrack]") == ["idle", None, None]
-    server.until_sessions(0, within_s=5)
+    server.until_sessions(0)
 
 
-def test_a_microphone_that_was_given_goes_on(tab):
+def test_a_microphone_that_the_page_gave_stays_live_on_disconnect(tab):
     tab.avatar(
         "navigator.mediaDevices.getUserMedia({ audio: true })"
         ".then((stream) => { [window.track] = stream.getTracks(); avatar.micTrack = window.track; })"
@@ -88,8 +89,8 @@ def test_disconnect_while_connecting(tab, server, after_ms):
     )
     if told["outcome"] != "connected":  # on a fast machine the longest waits come too late
         assert told == {"outcome": "ended", "state": "idle", "stream": None}
-    tab.until("avatar.state === 'idle'", within_s=5)
-    server.until_sessions(0, within_s=5)
+    tab.until("avatar.state === 'idle'")
+    server.until_sessions(0)
     assert events(tab, "error") == []
     tab.avatar("avatar.connect()")
     assert tab.avatar("avatar.state") == "connected"
@@ -100,22 +101,22 @@ def test_disconnect_while_the_server_thinks(tab, server, path):
     held, opened = [], server.metric("geneface_sessions_total")
     tab.page.route(f"**/{path}", lambda route: held.append(route))
     tab.avatar("(window.outcome = '', avatar.connect().catch(({ code }) => { window.outcome = code; }), 0)")
-    tab.wait_until(lambda: held, within_s=5)
+    tab.wait_until(lambda: held)
     tab.avatar("avatar.disconnect()")
-    tab.until("window.outcome === 'ended'", within_s=5)
+    tab.until("window.outcome === 'ended'")
     assert tab.avatar("avatar.state") == "idle"
     if path == "offer":  # the server answers a page that hung up meanwhile
         held[0].continue_()
-        tab.wait_until(lambda: server.metric("geneface_sessions_total") == opened + 1, within_s=5)
+        tab.wait_until(lambda: server.metric("geneface_sessions_total") == opened + 1)
     tab.page.unroute(f"**/{path}")
-    server.until_sessions(0, within_s=5)
+    server.until_sessions(0)
     tab.avatar("avatar.connect()")
     assert server.sessions() == 1
 
 
-def test_its_stream_in_another_call(tab):
+def test_the_elements_stream_arrives_in_another_call(tab):
     tab.avatar("avatar.connect()")
-    arrived = tab.avatar("probe.relay(avatar.stream, 15)")
+    arrived = tab.avatar("probe.relay(avatar.stream, argument)", PATIENCE_S)
     assert arrived["state"] == "connected"
     assert arrived["kinds"] == ["audio", "video"]
     assert arrived["width"] > 0
@@ -124,17 +125,17 @@ def test_its_stream_in_another_call(tab):
     assert tab.avatar("avatar.state") == "connected"
 
 
-def test_the_server_ends_the_session(tab, server):
+def test_an_element_whose_session_the_server_ends_says_so_and_lets_go(tab, server):
     with tab.page.expect_websocket() as opened:
         tab.avatar("avatar.connect()")
     session_id = opened.value.url.rpartition("/")[2]
     tab.page.request.delete(f"{server.url}sessions/{session_id}")
-    tab.until("avatar.state === 'ended'", within_s=5)
+    tab.until("avatar.state === 'ended'")
     assert events(tab, "error") == ["ended"]
     assert tab.avatar("[avatar.stream, avatar.micTrack]") == [None, None]
 
 
-def test_a_lost_connection_comes_back(tab, server):
+def test_an_element_that_loses_its_connection_connects_again(tab, server):
     sockets = []
 
     def pass_on(socket):
@@ -145,15 +146,15 @@ def test_a_lost_connection_comes_back(tab, server):
     tab.avatar("avatar.connect()")
     tab.avatar("(window.before = avatar.stream, 0)")
     sockets[0].close()
-    tab.until("avatar.state === 'reconnecting'", within_s=5)
-    tab.until("avatar.state === 'connected'", within_s=20)
+    tab.until("avatar.state === 'reconnecting'")
+    tab.until("avatar.state === 'connected'")
     assert tab.avatar("avatar.stream !== window.before")
     assert tab.avatar("avatar.micTrack.readyState") == "live"
     assert events(tab, "error") == []
-    server.until_sessions(1, within_s=5)
+    server.until_sessions(1)
 
 
-def test_a_connection_that_does_not_come_back(tab, server):
+def test_an_element_whose_connection_does_not_come_back_fails(tab, server):
     sockets = []
 
     def pass_on(socket):
@@ -164,20 +165,20 @@ def test_a_connection_that_does_not_come_back(tab, server):
     tab.avatar("avatar.connect()")
     tab.page.route("**/ice", lambda route: route.abort())
     sockets[0].close()
-    tab.until("avatar.state === 'failed'", within_s=20)
+    tab.until("avatar.state === 'failed'")
     assert events(tab, "statechange")[-2:] == ["reconnecting", "failed"]
     assert events(tab, "error") == ["network"]
-    server.until_sessions(0, within_s=5)
+    server.until_sessions(0)
 
 
-def test_moving_it_in_the_page_does_not_hang_up(tab):
+def test_moving_the_element_in_the_page_does_not_hang_up(tab):
     tab.avatar("avatar.connect()")
     tab.avatar("document.body.append(document.createElement('div'), avatar)")
     tab.page.wait_for_timeout(200)  # taking it out counts at the end of the task
     assert tab.avatar("avatar.state") == "connected"
 
 
-def test_it_takes_no_place_of_its_own_in_the_page(tab):
+def test_the_element_is_as_large_as_its_style_says(tab):
     tab.avatar("avatar.style.inlineSize = '200px'")
     box = tab.page.locator("geneface-avatar").bounding_box()
     assert (box["width"], box["height"]) == (200, 200)

@@ -14,6 +14,7 @@ import bundle_factory
 import cv2
 import numpy as np
 import pytest
+import refusals
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load, save
@@ -23,6 +24,7 @@ from models.bundle_files import MAX_FILE_BYTES, BundleError
 from models.speaker import load_speaker
 from models.speaker_settings import checksum
 
+UNREADABLE = "one that cannot be decoded"
 FILES = (
     "speaker.json",
     "motion.onnx",
@@ -54,14 +56,14 @@ def bundle(small, tmp_path):
 
 
 def refused(bundle):
-    """The one line with which the bundle is refused."""
+    """Which file and which field of it are refused, what was expected and what was got."""
     with pytest.raises(BundleError) as caught:
         load_speaker(bundle)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert len(message) < 800
-    assert all(word in message for word in (": expected ", ", got ", "; "))
-    return message
+    error, said = caught.value, refusals.parts(str(caught.value))
+    assert len(str(error)) < 800
+    assert said.where == f"{error.file}: {error.field}"
+    assert said.way_out
+    return pathlib.Path(error.file).name, error.field, said.expected, said.got
 
 
 def read_or_refused(bundle):
@@ -108,7 +110,7 @@ def test_a_flipped_byte_in_any_file(bundle, name):
     content = bytearray((bundle / name).read_bytes())
     content[len(content) // 2] ^= 0x01
     (bundle / name).write_bytes(content)
-    assert f"/{name}: " in refused(bundle)
+    assert refused(bundle)[0] == name
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -116,33 +118,32 @@ def test_a_flipped_byte_in_any_file(bundle, name):
 def test_a_shortened_file(bundle, name, kept):
     content = (bundle / name).read_bytes()
     (bundle / name).write_bytes(content[: int(len(content) * kept)])
-    message = refused(bundle)
-    assert f"/{name}: " in message
+    file, *said = refused(bundle)
+    assert file == name
     if name != "speaker.json":
-        assert f"size: expected {len(content)} bytes, got {int(len(content) * kept)} bytes" in message
+        assert said == ["size", f"{len(content)} bytes", f"{int(len(content) * kept)} bytes"]
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file(bundle, name):
     (bundle / name).unlink()
-    assert f"/{name}: file: expected a file, got no such file" in refused(bundle)
+    assert refused(bundle) == (name, "file", "a file", "no such file")
 
 
 def test_a_folder_in_place_of_a_file(bundle):
     (bundle / "motion.onnx").unlink()
     (bundle / "motion.onnx").mkdir()
-    assert "/motion.onnx: file: expected a file, got something else" in refused(bundle)
+    assert refused(bundle) == ("motion.onnx", "file", "a file", "something else")
 
 
 def test_no_folder_at_all(tmp_path):
-    assert "nothing-here: folder: expected a speaker bundle, got no such folder" in refused(
-        tmp_path / "nothing-here"
-    )
+    expected = "nothing-here", "folder", "a speaker bundle", "no such folder"
+    assert refused(tmp_path / "nothing-here") == expected
 
 
 def test_a_file_too_many(bundle):
     (bundle / "extra.pkl").write_bytes(b"x")
-    assert "/extra.pkl: file: expected only files that speaker.json lists" in refused(bundle)
+    assert refused(bundle)[:2] == ("extra.pkl", "file")
 
 
 def test_what_a_file_browser_leaves_behind_is_no_fault(bundle):
@@ -153,7 +154,7 @@ def test_what_a_file_browser_leaves_behind_is_no_fault(bundle):
 @pytest.mark.parametrize("version", [0, 2, "1", None, True])
 def test_another_schema_version(bundle, version):
     reseal(bundle, lambda document: document.update(schema_version=version))
-    assert "/speaker.json: schema_version: expected 1, got " in refused(bundle)
+    assert refused(bundle) == ("speaker.json", "schema_version", "1", json.dumps(version))
 
 
 @pytest.mark.parametrize(
@@ -175,69 +176,83 @@ def test_a_hostile_file_name(bundle, name):
         document["files"][name] = document["files"]["motion.onnx"]
 
     reseal(bundle, change)
-    message = refused(bundle)
-    assert "/speaker.json: files." in message
-    assert "expected one of motion.onnx" in message
+    file, field, expected, _ = refused(bundle)
+    assert file == "speaker.json"
+    assert field.startswith("files.")
+    assert "motion.onnx" in expected
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "said"),
+    ("field", "value", "where", "expected", "got"),
     [
-        ("motion.landmark_std", ..., "motion.landmark_std: expected a value, got none: the key is missing"),
-        ("files.head.safetensors", None, "files.head.safetensors: expected an object, got null"),
-        ("origin", ..., "origin: expected a value"),
-        ("origin.consent", 7, "origin.consent: expected a text, got 7"),
-        ("synthetic", "yes", 'synthetic: expected true or false, got "yes"'),
-        ("nickname", "x", "nickname: expected no further key, got an unknown key"),
-        ("motion.windw", 3, "motion.windw: expected no further key, got an unknown key"),
-        ("fps", 30, "fps: expected 25, got 30"),
-        ("sample_rate_hz", 48000, "sample_rate_hz: expected 16000, got 48000"),
-        ("image_size_px", 10**9, "image_size_px: expected 16 to 4096, got 1000000000"),
-        ("image_size_px", 64, "background.png: size: expected 64x64 pixels, got 32x32"),
-        ("motion.kind", "hubert", 'motion.kind: expected "pcm" or "features", got "hubert"'),
-        ("motion.kind", "features", "motion.features: expected an object, as kind is features, got"),
-        ("motion.window_samples", 5120, "motion.window_samples: expected 5312"),
+        ("motion.landmark_std", ..., "motion.landmark_std", "a value", "none: the key is missing"),
+        ("files.head.safetensors", None, "files.head.safetensors", "an object", "null"),
+        ("origin", ..., "origin", "a value", "none: the key is missing"),
+        ("origin.consent", 7, "origin.consent", "a text", "7"),
+        ("synthetic", "yes", "synthetic", "true or false", '"yes"'),
+        ("nickname", "x", "nickname", "no further key", "an unknown key"),
+        ("motion.windw", 3, "motion.windw", "no further key", "an unknown key"),
+        ("fps", 30, "fps", "25", "30"),
+        ("sample_rate_hz", 48000, "sample_rate_hz", "16000", "48000"),
+        ("image_size_px", 10**9, "image_size_px", "16 to 4096", "1000000000"),
+        ("image_size_px", 64, "background.png: size", "64x64 pixels", "32x32"),
+        ("motion.kind", "hubert", "motion.kind", '"pcm" or "features"', '"hubert"'),
+        ("motion.kind", "features", "motion.features", "an object, as kind is features", '"null"'),
+        ("motion.window_samples", 5120, "motion.window_samples", "5312", "5120"),
+        ("motion.lookahead_frames", 8, "motion.lookahead_frames", "less than window_frames (8)", "8"),
+        ("motion.landmark_std.3.1", 0.0, "motion.landmark_std", "values above 0", "0.0"),
         (
-            "motion.lookahead_frames",
-            8,
-            "motion.lookahead_frames: expected less than window_frames (8), got 8",
+            "motion.landmark_mean.3.1",
+            1e30,
+            "motion.landmark_mean",
+            "68x3 numbers within 1e6",
+            "a value outside or not finite",
         ),
-        ("motion.landmark_std.3.1", 0.0, "motion.landmark_std: expected values above 0, got 0.0"),
-        ("motion.landmark_mean.3.1", 1e30, "motion.landmark_mean: expected 68x3 numbers within 1e6"),
-        ("motion.landmark_mean.3", [0.0], "motion.landmark_mean: expected 68x3 numbers"),
-        ("motion.ema", 1.5, "motion.ema: expected 0 to 0.99, got 1.5"),
-        ("condition.size", 64, "condition.size: expected 8 (what head.ambient_net takes), got 64"),
-        ("camera.focal_px", -1, "camera.focal_px: expected 1 to 1e+06, got -1"),
-        ("camera.cx_px", 500.0, "camera.cx_px: expected 0 to 32, got 500.0"),
-        ("camera.offset", [0, 0], "camera.offset: expected a list of 3, got a list of 2"),
-        ("head.grid_size", 100, "head.grid_size: expected a power of two, got 100"),
-        ("head.grid_size", 64, "head.safetensors: density_bitfield: expected shape 32768, got 262144"),
-        ("head.position_grid.levels", 5, "head.sigma_net[0]: expected 18, got 16"),
-        ("head.position_grid.rows", 10**12, "head.position_grid.rows: expected 1 to 6.71089e+07"),
+        ("motion.landmark_mean.3", [0.0], "motion.landmark_mean", "68x3 numbers", "something else"),
+        ("motion.ema", 1.5, "motion.ema", "0 to 0.99", "1.5"),
+        ("condition.size", 64, "condition.size", "8 (what head.ambient_net takes)", "64"),
+        ("camera.focal_px", -1, "camera.focal_px", "1 to 1e+06", "-1.0"),
+        ("camera.cx_px", 500.0, "camera.cx_px", "0 to 32", "500.0"),
+        ("camera.offset", [0, 0], "camera.offset", "a list of 3", "a list of 2"),
+        ("head.grid_size", 100, "head.grid_size", "a power of two", "100"),
+        ("head.grid_size", 64, "head.safetensors: density_bitfield", "shape 32768", "262144"),
+        ("head.position_grid.levels", 5, "head.sigma_net[0]", "18", "16"),
+        ("head.position_grid.rows", 10**12, "head.position_grid.rows", "1 to 6.71089e+07", "1000000000000"),
         (
             "head.position_grid.rows",
             10,
-            "head.safetensors: position_embedder.embeddings: expected shape 10x2",
+            "head.safetensors: position_embedder.embeddings",
+            "shape 10x2",
+            "4096x2",
         ),
-        ("head.color_net", [27, 16, 4], "head.color_net[-1]: expected 3, got 4"),
-        ("head.sigma_net", [16, 16, 99], "head.color_net[0]: expected 118, got 27"),
-        ("head.ambient_net", [16, 20, 2], "head.safetensors: ambient_net.net.0.weight: expected shape 20x16"),
-        ("torso", None, "files.torso.safetensors: expected none, as torso is null"),
-        ("torso.pose_octaves", 5, "torso.deform_net[0]: expected 116, got 104"),
-        ("figures", {"psnr_db": "high"}, 'figures.psnr_db: expected a number, got "high"'),
+        ("head.color_net", [27, 16, 4], "head.color_net[-1]", "3", "4"),
+        ("head.sigma_net", [16, 16, 99], "head.color_net[0]", "118", "27"),
+        (
+            "head.ambient_net",
+            [16, 20, 2],
+            "head.safetensors: ambient_net.net.0.weight",
+            "shape 20x16",
+            "16x16",
+        ),
+        ("torso", None, "files.torso.safetensors", "none, as torso is null", "an entry"),
+        ("torso.pose_octaves", 5, "torso.deform_net[0]", "116", "104"),
+        ("figures", {"psnr_db": "high"}, "figures.psnr_db", "a number", '"high"'),
     ],
 )
-def test_a_wrong_value_in_speaker_json(bundle, field, value, said):
+def test_a_wrong_value_in_speaker_json(bundle, field, value, where, expected, got):
     if field.startswith("files."):
         reseal(bundle, lambda document: document["files"].update({field[6:]: value}))
     else:
         reseal(bundle, lambda document: put(document, field, value))
-    assert said in refused(bundle)
+    file, *said = refused(bundle)
+    named = where.rpartition(": ")
+    assert (file, said[0], said[2]) == (named[0] or "speaker.json", named[2], got)
+    assert expected in said[1]
 
 
 def test_a_required_file_that_is_not_listed(bundle):
     reseal(bundle, lambda document: document["files"].pop("motion.onnx"))
-    assert "/speaker.json: files.motion.onnx: expected its size and hash, got nothing" in refused(bundle)
+    assert refused(bundle) == ("speaker.json", "files.motion.onnx", "its size and hash", "nothing")
 
 
 @pytest.mark.parametrize(
@@ -257,7 +272,7 @@ def test_a_required_file_that_is_not_listed(bundle):
 )
 def test_json_garbage(bundle, text):
     (bundle / "speaker.json").write_bytes(text)
-    assert "/speaker.json: " in refused(bundle)
+    assert refused(bundle)[0] == "speaker.json"
 
 
 def tampered(bundle, file, change):
@@ -284,7 +299,8 @@ def tampered(bundle, file, change):
 )
 def test_a_number_that_is_none(bundle, file, key, bad):
     tampered(bundle, file, lambda tensors: tensors[key].reshape(-1).__setitem__(3, bad))
-    assert f"/{file}: {key}: expected finite numbers, got {bad}" in refused(bundle)
+    assert refused(bundle)[:3] == (file, key, "finite numbers")
+    assert refused(bundle)[3].startswith(f"{bad} at ")
 
 
 @pytest.mark.parametrize("file", ["head.safetensors", "torso.safetensors", "poses.safetensors"])
@@ -292,21 +308,21 @@ def test_each_array_missing_misshapen_or_of_another_type(small, tmp_path, file):
     for key in load((small / file).read_bytes()):
         for number, (change, said) in enumerate(
             [
-                (lambda t, key=key: t.pop(key), "expected an array, got none: the key is missing"),
-                (lambda t, key=key: t.update({key: t[key][None]}), "expected shape"),
-                (lambda t, key=key: t.update({key: t[key].astype(np.int64)}), "expected dtype"),
+                (lambda t, key=key: t.pop(key), "an array"),
+                (lambda t, key=key: t.update({key: t[key][None]}), "shape"),
+                (lambda t, key=key: t.update({key: t[key].astype(np.int64)}), "dtype"),
             ]
         ):
             bundle = tmp_path / f"{key}{number}"
             shutil.copytree(small, bundle)
             tampered(bundle, file, change)
-            message = refused(bundle)
-            assert f"/{file}: {key}: {said}" in message
+            assert refused(bundle)[:2] == (file, key)
+            assert refused(bundle)[2].startswith(said)
 
 
 def test_an_unknown_array(bundle):
     tampered(bundle, "head.safetensors", lambda tensors: tensors.update(surprise=np.zeros(1, np.float32)))
-    assert "/head.safetensors: surprise: expected only the known arrays" in refused(bundle)
+    assert refused(bundle)[:2] == ("head.safetensors", "surprise")
 
 
 def far_away(poses):
@@ -316,51 +332,39 @@ def far_away(poses):
 
 
 @pytest.mark.parametrize(
-    ("file", "key", "change", "said"),
+    ("file", "key", "change", "got"),
     [
-        ("head.safetensors", "density_bitfield", lambda a: a * 0, "density_bitfield: expected at least one"),
-        ("head.safetensors", "aabb", lambda a: -a, "aabb: expected a box within +-1"),
-        ("head.safetensors", "aabb", lambda a: a * 2, "aabb: expected a box within +-1"),
+        ("head.safetensors", "density_bitfield", lambda a: a * 0, "an empty grid"),
+        ("head.safetensors", "aabb", lambda a: -a, "[1.0, 0.5, 1.0, -1.0, -0.5, -1.0]"),
+        ("head.safetensors", "aabb", lambda a: a * 2, "[-2.0, -1.0, -2.0, 2.0, 1.0, 2.0]"),
         (
             "head.safetensors",
             "position_embedder.offsets",
             lambda a: a[::-1].copy(),
-            "offsets: expected rising",
+            "[4096, 3072, 2048, 1024, 0]",
         ),
-        ("head.safetensors", "position_embedder.offsets", lambda a: a // 2, "offsets: expected rising"),
-        ("head.safetensors", "ambient_embedder.offsets", lambda a: a * 0, "offsets: expected rising"),
-        ("poses.safetensors", "c2w", lambda a: a * 1.01, "]: expected rotations"),
-        ("poses.safetensors", "c2w", lambda a: a * np.float32([1, 1, -1, 1]), "]: expected rotations"),
-        ("poses.safetensors", "c2w", lambda a: a[:0], "c2w: expected at least one frame"),
-        (
-            "poses.safetensors",
-            "c2w",
-            far_away,
-            "c2w: expected a camera within 10000 of the head, got one at 3e+38",
-        ),
-        ("poses.safetensors", "blink", lambda a: a[:4].copy(), "blink: expected 0 in the first and last"),
+        ("head.safetensors", "position_embedder.offsets", lambda a: a // 2, "[0, 512, 1024, 1536, 2048]"),
+        ("head.safetensors", "ambient_embedder.offsets", lambda a: a * 0, "[0, 0, 0, 0, 0]"),
+        ("poses.safetensors", "c2w", lambda a: a * 1.01, "an error of 0.0303"),
+        ("poses.safetensors", "c2w", lambda a: a * np.float32([1, 1, -1, 1]), "an error of 2"),
+        ("poses.safetensors", "c2w", lambda a: a[:0], "none"),
+        ("poses.safetensors", "c2w", far_away, "one at 3e+38"),
+        ("poses.safetensors", "blink", lambda a: a[:4].copy(), "0.8"),
     ],
 )
-def test_arrays_out_of_range(bundle, file, key, change, said):
+def test_arrays_out_of_range(bundle, file, key, change, got):
     tampered(bundle, file, lambda tensors: tensors.update({key: change(tensors[key])}))
-    message = refused(bundle)
-    assert f"/{file}: " in message
-    assert said in message
+    named, field, _, was = refused(bundle)
+    assert (named, field.partition("[")[0], was) == (file, key, got)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"", "safetensors"),
-        (b"\xff" * 64, "safetensors"),
-        (b"\x80\x04\x95pickle", "safetensors"),
-        ((2**60).to_bytes(8, "little") + b"{}", "safetensors"),
-    ],
+    "content", [b"", b"\xff" * 64, b"\x80\x04\x95pickle", (2**60).to_bytes(8, "little") + b"{}"]
 )
-def test_a_forged_safetensors_file(bundle, content, said):
+def test_a_forged_safetensors_file(bundle, content):
     (bundle / "head.safetensors").write_bytes(content or b"x")
     reseal(bundle)
-    assert f"/head.safetensors: content: expected {said}" in refused(bundle)
+    assert refused(bundle)[:3] == ("head.safetensors", "content", "safetensors")
 
 
 def png(image):
@@ -385,34 +389,41 @@ def forged_png(rows, *, packed=None, more=None):
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "field", "got"),
     [
-        (lambda: b"GIF89a" + b"x" * 100, "content: expected a PNG"),
-        (lambda: b"\x89PNG", "content: expected a PNG"),
-        (lambda: png(np.zeros((32, 32, 3), np.uint8)).replace(b"IHDR", b"abCd"), "content: expected a PNG"),
+        (lambda: b"GIF89a" + b"x" * 100, "content", "something else"),
+        (lambda: b"\x89PNG", "content", "something else"),
+        (lambda: png(np.zeros((32, 32, 3), np.uint8)).replace(b"IHDR", b"abCd"), "content", "something else"),
+        (lambda: png(np.zeros((32, 40, 3), np.uint8)), "size", "40x32"),
+        (lambda: png(np.zeros((32, 32, 3), np.uint8))[:40], "content", UNREADABLE),
+        (lambda: png(np.zeros((32, 32, 3), np.uint8))[:-30], "content", UNREADABLE),
         (
-            lambda: png(np.zeros((32, 40, 3), np.uint8)),
-            "32x32 pixels, got 40x32",
+            lambda: png(np.zeros((32, 32, 3), np.uint8))[:33] + b"\xff" * 200,
+            "content",
+            UNREADABLE,
         ),
         (
-            lambda: png(np.zeros((32, 32, 3), np.uint8))[:40],
-            "cannot be decoded",
+            lambda: forged_png(b"\0" * 97 * 31),
+            "content",
+            UNREADABLE,
+        ),  # the last row is missing
+        (lambda: forged_png(b"\0" * 97 * 33), "content", UNREADABLE),
+        (
+            lambda: forged_png(b"\0" * 97 * 32, more=(b"tRNS", b"\0" * 6)),
+            "content",
+            UNREADABLE,
         ),
-        (lambda: png(np.zeros((32, 32, 3), np.uint8))[:-30], "cannot be decoded"),
-        (lambda: png(np.zeros((32, 32, 3), np.uint8))[:33] + b"\xff" * 200, "cannot be decoded"),
-        (lambda: forged_png(b"\0" * 97 * 31), "cannot be decoded"),  # the last row is missing
-        (lambda: forged_png(b"\0" * 97 * 33), "cannot be decoded"),
-        (lambda: forged_png(b"\0" * 97 * 32, more=(b"tRNS", b"\0" * 6)), "cannot be decoded"),
-        (lambda: forged_png(b"", packed=b"no zlib"), "cannot be decoded"),
-        (lambda: png(np.zeros((32, 32, 3), np.uint16)), "content: expected 8 bits a channel, RGB"),
-        (lambda: png(np.zeros((32, 32, 4), np.uint8)), "no alpha, not interlaced, got a PNG of another"),
-        (lambda: png(np.zeros((32, 32), np.uint8)), "got a PNG of another kind"),
+        (lambda: forged_png(b"", packed=b"no zlib"), "content", UNREADABLE),
+        (lambda: png(np.zeros((32, 32, 3), np.uint16)), "content", "a PNG of another kind"),
+        (lambda: png(np.zeros((32, 32, 4), np.uint8)), "content", "a PNG of another kind"),
+        (lambda: png(np.zeros((32, 32), np.uint8)), "content", "a PNG of another kind"),
     ],
 )
-def test_a_forged_background(bundle, make, said):
+def test_a_forged_background(bundle, make, field, got):
     (bundle / "background.png").write_bytes(make())
     reseal(bundle)
-    assert said in refused(bundle)
+    file, *said = refused(bundle)
+    assert (file, said[0], said[2]) == ("background.png", field, got)
 
 
 def with_chunks(content, *chunks, at=33):
@@ -458,7 +469,8 @@ def test_only_header_and_pixels_reach_the_decoder(bundle, monkeypatch):
 def test_a_png_that_is_more_or_less_than_one(bundle, forge):
     (bundle / "background.png").write_bytes(forge(png(np.zeros((32, 32, 3), np.uint8))))
     reseal(bundle)
-    assert "/background.png: content: expected a 32x32 RGB PNG, got one that cannot be" in refused(bundle)
+    expected = "background.png", "content", "a 32x32 RGB PNG", UNREADABLE
+    assert refused(bundle) == expected
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -474,8 +486,7 @@ def test_each_kind_of_file_has_a_limit_checked_before_it_is_read(bundle, name, m
             yield piece
 
     monkeypatch.setattr(bundle_files, "_pieces", pieces)
-    said = f"/{name}: size: expected at most {limit_bytes} bytes, got {limit_bytes + 1} bytes"
-    assert said in refused(bundle)
+    assert refused(bundle) == (name, "size", f"at most {limit_bytes} bytes", f"{limit_bytes + 1} bytes")
 
 
 def test_a_size_beyond_its_kind_is_refused_as_it_stands_in_the_table(bundle):
@@ -483,13 +494,11 @@ def test_a_size_beyond_its_kind_is_refused_as_it_stands_in_the_table(bundle):
         document["files"]["MODEL_CARD.md"]["size_bytes"] = 1_900_000_000
 
     reseal(bundle, change)
-    message = refused(bundle)
-    assert (
-        "/speaker.json: files.MODEL_CARD.md.size_bytes: expected at most 1048576, got 1900000000" in message
-    )
+    field = "files.MODEL_CARD.md.size_bytes"
+    assert refused(bundle) == ("speaker.json", field, "at most 1048576", "1900000000")
 
 
-def test_what_is_only_hashed_is_not_kept(bundle, monkeypatch):
+def test_content_that_is_only_hashed_is_not_kept_in_memory(bundle, monkeypatch):
     (bundle / "MODEL_CARD.md").write_bytes(b"x" * 1_000_000)
     reseal(bundle)
     pieces, read = [], bundle_files._pieces
@@ -511,7 +520,7 @@ def test_what_is_only_hashed_is_not_kept(bundle, monkeypatch):
 def test_a_pipe_in_place_of_a_file_is_not_waited_for(bundle, name):
     (bundle / name).unlink()
     os.mkfifo(bundle / name)
-    assert f"/{name}: file: expected a file, got something else" in refused(bundle)
+    assert refused(bundle) == (name, "file", "a file", "something else")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
@@ -519,7 +528,7 @@ def test_a_pipe_that_takes_a_file_s_place_after_it_was_looked_at(bundle, monkeyp
     (bundle / "MODEL_CARD.md").unlink()
     os.mkfifo(bundle / "MODEL_CARD.md")
     monkeypatch.setattr(pathlib.Path, "is_file", lambda path: True)
-    assert "/MODEL_CARD.md: file: expected a file, got something else" in refused(bundle)
+    assert refused(bundle) == ("MODEL_CARD.md", "file", "a file", "something else")
 
 
 def test_a_file_that_grows_while_it_is_read(bundle, monkeypatch):
@@ -531,13 +540,13 @@ def test_a_file_that_grows_while_it_is_read(bundle, monkeypatch):
         return os.stat_result(status)
 
     monkeypatch.setattr(bundle_files.os, "fstat", before)
-    assert "expected 10 bytes, got more: it grew while it was read" in refused(bundle)
+    assert refused(bundle)[1:3] == ("size", "10 bytes")
 
 
 def test_a_link_that_never_ends_is_no_file(bundle):
     (bundle / "motion.onnx").unlink()
     (bundle / "motion.onnx").symlink_to("/dev/zero")
-    assert "/motion.onnx: file: expected a file, got something else" in refused(bundle)
+    assert refused(bundle) == ("motion.onnx", "file", "a file", "something else")
 
 
 def test_an_unreadable_file(bundle, monkeypatch):
@@ -549,7 +558,7 @@ def test_an_unreadable_file(bundle, monkeypatch):
         return real(path, *given, **more)
 
     monkeypatch.setattr(os, "open", denied)
-    assert "head.safetensors: file: expected a readable file, got Permission denied" in refused(bundle)
+    assert refused(bundle) == ("head.safetensors", "file", "a readable file", "Permission denied")
 
 
 @WRITTEN_ANEW

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import signal
 import threading
@@ -10,8 +9,9 @@ import threading
 import bundle_factory
 import httpx
 import pytest
-from aiortc_client import AiortcPeer
+from aiortc_client import offer_of_a_peer
 from onnx import TensorProto, helper
+from patience import PATIENCE_S
 from quick_server import OWN_PLATES, QuickServer
 
 from export.bundle.writer import write_bundle
@@ -73,18 +73,11 @@ def speakers(tmp_path_factory):
 
 
 def offer_to(server, speaker):
-    async def make():
-        peer = AiortcPeer()
-        try:
-            return await peer.offer()
-        finally:
-            await peer.close()
-
-    body = {"sdp": asyncio.run(make()), "type": "offer", "speaker": speaker}
-    return httpx.post(f"{server.url}offer", json=body, timeout=120, trust_env=False)
+    body = {"sdp": offer_of_a_peer(), "type": "offer", "speaker": speaker}
+    return httpx.post(f"{server.url}offer", json=body, timeout=PATIENCE_S, trust_env=False)
 
 
-def test_it_is_answered_in_time(speakers, tmp_path):
+def test_an_offer_for_a_network_that_never_returns_is_answered_with_504(speakers, tmp_path):
     with QuickServer(tmp_path / "log.txt", speakers, prepare=LIMIT.format(limit_s=1.0)) as server:
         answer = offer_to(server, "Endless")
         assert answer.status_code == 504
@@ -94,7 +87,7 @@ def test_it_is_answered_in_time(speakers, tmp_path):
     assert "Traceback" not in server.log()
 
 
-def test_others_open_meanwhile_and_a_signal_ends_it(speakers, tmp_path):
+def test_other_speakers_open_beside_a_network_that_never_returns_and_a_signal_ends_it(speakers, tmp_path):
     with QuickServer(tmp_path / "log.txt", speakers, prepare=LIMIT.format(limit_s=3600.0)) as server:
         waiting = threading.Thread(target=lambda: offer_to(server, "Endless"), daemon=True)
         waiting.start()
@@ -103,5 +96,5 @@ def test_others_open_meanwhile_and_a_signal_ends_it(speakers, tmp_path):
         assert waiting.is_alive()
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
-        waiting.join(10)
+        waiting.join(PATIENCE_S)
     assert "Traceback" not in server.log()

@@ -7,95 +7,55 @@ import threading
 import httpx
 import pytest
 import stand_ins
-from aiortc_client import AiortcPeer
-from bundle_factory import write_tiny_bundle
+from live_sessions import LiveSessions
 from on_loop import on_loop, until
+from patience import PATIENCE_S
 from quick_server import OWN_PLATES, QuickServer, client_process
 from stand_in_gpu import StandInRenderer
 
 from cuda_kernels.cuda_module import CudaError
-from models.speaker import load_speaker
 from streaming.pipeline.gpu_renderer import GpuRaymarcher, GpuRenderer
-from streaming.pipeline.loaded_speaker import LoadedSpeaker
-from streaming.pipeline.networks import open_networks
-from streaming.pipeline.render_size import FrameCost
 from streaming.server.server import on_loop_when_lost
 from streaming.session.admission import Admission
-from streaming.session.metrics import Metrics
 from streaming.session.registry import Sessions
 from streaming.session.session import SessionSettings
 from streaming.webrtc.peer import PeerSettings
-from streaming.webrtc.sdp_offer import Offer
 
 LOST = "cuStreamSynchronize: expected success, got CUDA_ERROR_ILLEGAL_ADDRESS"
 
 
-@pytest.fixture(scope="module")
-def speaker(tmp_path_factory):
-    return load_speaker(write_tiny_bundle(tmp_path_factory.mktemp("speakers") / "Tiny", image_size_px=128))
-
-
-@pytest.fixture(scope="module")
-def networks(speaker):
-    return open_networks(speaker)
-
-
-class Setup:
+class Setup(LiveSessions):
     def __init__(self, speaker, networks, *, hang_s):
-        self.metrics, self.peers = Metrics(), []
+        super().__init__(speaker, networks)
         self.renderer = StandInRenderer(condition_size=speaker.condition.size)
         self.cpu = stand_ins.StandInRaymarcher()
         self.cpu_works = True
         self.gpu = GpuRenderer(self.renderer, name="A GPU", observe=self.metrics.gpu_drew, hang_s=hang_s)
         self.gpu.start()
-
-        def host(raymarcher, *sizes_px):
-            return LoadedSpeaker(
-                speaker=speaker,
-                networks=networks,
-                raymarcher=raymarcher,
-                sizes_px=sizes_px,
-                start_px=sizes_px[0],
-                costs={size: FrameCost(render_ms=1.0, other_ms=5.0) for size in sizes_px},
-                threads=1,
-            )
-
-        def on_cpu(lost):
-            if not self.cpu_works:
-                raise RuntimeError("no kernel")
-            return host(self.cpu, 128, 96)
-
         self.sessions = Sessions(
             lambda _: pytest.fail("no other speaker is asked for"),
-            host(GpuRaymarcher(self.gpu, speaker.scene), 128),
+            self.host(GpuRaymarcher(self.gpu, speaker.scene), 128),
             SessionSettings(peer=PeerSettings(), bitrate=600_000),
             Admission(cores=8),
             self.metrics,
-            on_cpu=on_cpu,
+            on_cpu=self._on_cpu,
         )
+
+    def _on_cpu(self, _):
+        if not self.cpu_works:
+            raise RuntimeError("no kernel")
+        return self.host(self.cpu, 128, 96)
 
     async def __aenter__(self):
         on_loop_when_lost(self.gpu, self.sessions)
         return self
 
     async def __aexit__(self, *_):
-        for peer in self.peers:
-            await peer.close()
-        await self.sessions.aclose()
+        await super().__aexit__()
         self.renderer.may_draw.set()
         self.gpu.close()
-        assert self.gpu.join(10)
+        assert self.gpu.join(PATIENCE_S)
         assert not [thread for thread in threading.enumerate() if thread.name.startswith("geneface-gpu")]
-
-    async def connect(self):
-        peer = AiortcPeer()
-        self.peers.append(peer)
-        session, answer = await self.sessions.open("Tiny", Offer.parse(await peer.offer()))
-        await peer.accept(answer)
-        return peer, session
-
-    def sample(self, name, **labels):
-        return self.metrics.registry.get_sample_value(f"geneface_{name}", labels)
 
 
 @pytest.fixture
@@ -110,7 +70,7 @@ async def pictures(peer, count):
 
 @pytest.mark.parametrize("fault", ["fails", "hangs"])
 @on_loop
-async def test_sessions_go_on_with_the_cpu(setup, fault):
+async def test_sessions_whose_gpu_fails_go_on_with_the_cpu(setup, fault):
     async with setup(hang_s=10.0 if fault == "fails" else 0.3) as it:
         first, session = await it.connect()
         second, other = await it.connect()
@@ -135,7 +95,7 @@ async def test_sessions_go_on_with_the_cpu(setup, fault):
 
 
 @on_loop
-async def test_without_a_cpu_that_draws_sessions_end_with_a_word(setup):
+async def test_sessions_whose_gpu_fails_end_with_a_word_where_the_cpu_cannot_draw(setup):
     async with setup() as it:
         peer, session = await it.connect()
         await pictures(peer, 5)
@@ -162,7 +122,7 @@ async def test_a_gpu_that_hangs_does_not_hold_up_the_end_of_the_server(setup, mo
     it.gpu.close()  # left behind: its thread is in the device's hands
     assert it.renderer.closed == 0
     it.renderer.may_draw.set()
-    assert it.gpu.join(10)
+    assert it.gpu.join(PATIENCE_S)
     assert it.renderer.closed == 1
     await peer.close()
 
@@ -189,19 +149,19 @@ cuda_raymarcher.CudaRenderer = lambda: renderer
 def test_a_server_outlives_its_gpu(speaker, tmp_path):
     prepare = OWN_PLATES + FAILING_GPU.format(condition_size=speaker.condition.size)
     with QuickServer(tmp_path / "log.txt", speaker.path.parent, prepare=prepare) as server:
-        ready = httpx.get(f"{server.url}readyz", trust_env=False).json()
+        ready = httpx.get(f"{server.url}readyz", trust_env=False, timeout=PATIENCE_S).json()
         assert ready == {"status": "ready", "speaker": "Tiny", "device": "A GPU"}
         assert "Tiny on A GPU, draws 128 x 128" in server.log()
         assert server.metric("gpu_draws") == 1
         client = client_process(server.url)
         try:
             server.wait_said("drawn by CPU, ")
-            told = httpx.get(f"{server.url}readyz", trust_env=False).json()
+            told = httpx.get(f"{server.url}readyz", trust_env=False, timeout=PATIENCE_S).json()
             assert told["device"].startswith("CPU, ")
             assert told["gpu_failure"].startswith("cuLaunchKernel: ")
             assert (server.metric("gpu_draws"), server.metric("sessions_active")) == (0, 1)
             drawn = server.metric("frames_rendered_total")
-            server.until_metric("frames_rendered_total", above=drawn + 10, within_s=20)
+            server.until_metric("frames_rendered_total", above=drawn + 10)
         finally:
             client.kill()
             client.communicate()

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE_S
 from quick_server import QuickServer
 
 PYTHON = "/usr/bin/python3"  # the system's, where the bindings are
@@ -16,14 +17,13 @@ PACKAGES = (
     "python3-gi gir1.2-gst-plugins-bad-1.0 gstreamer1.0-nice "
     "gstreamer1.0-plugins-good gstreamer1.0-plugins-bad"
 )
-CALL_S = 75
 
 
 def run(*arguments):
     """Returns what the client says, and what came beside."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
     return subprocess.run(
-        [PYTHON, str(CLIENT), *arguments], env=environment, capture_output=True, text=True, timeout=CALL_S
+        [PYTHON, str(CLIENT), *arguments], env=environment, capture_output=True, text=True, timeout=PATIENCE_S
     )
 
 
@@ -59,4 +59,4 @@ def test_webrtcbin_is_heard_seen_and_answered(gstreamer, server, arguments):
     assert result["pictures"] >= 25
     # The face says what it hears: its tone has come there and back.
     assert result["loudest_db"] > -40
-    server.until_sessions(0, within_s=10)
+    server.until_sessions(0)

@@ -47,7 +47,7 @@ def test_the_delay_is_back_within_20_ms_inside_one_second(pattern, phase_s):
 
 
 @pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
-def test_what_is_heard_afterwards_is_what_is_heard_without_loss(pattern):
+def test_sound_after_a_loss_is_the_sound_without_loss(pattern):
     """The timestamps do not lie: the sound itself is where it would have been."""
     sent = packets(SECONDS)
     clean, hurt = play(sent), play(pattern(sent))
@@ -109,7 +109,7 @@ def test_jitter_alone_costs_no_sound():
 
 
 @pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
-def test_there_are_no_clicks(pattern):
+def test_concealed_losses_make_no_clicks(pattern):
     sent = packets(SECONDS)
     assert rough(play(pattern(sent)).sound) <= 1.1 * rough(play(sent).sound)
 

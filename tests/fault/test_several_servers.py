@@ -8,6 +8,7 @@ import re
 import bundle_factory
 import httpx
 import pytest
+from patience import PATIENCE_S
 from quick_server import QuickServer
 
 
@@ -26,6 +27,6 @@ def test_two_servers_side_by_side_share_the_cores(speakers, tmp_path):
         for server in servers:
             server.wait_said(r"Counts on (1 core: 34|0\.\d+ cores: \d+) core-milliseconds")
             server.wait_said("Tiny on CPU, 1 thread, ")
-            metrics = httpx.get(f"{server.url}metrics", trust_env=False, timeout=30).text
+            metrics = httpx.get(f"{server.url}metrics", trust_env=False, timeout=PATIENCE_S).text
             room = re.search(r"^geneface_admission_room_core_seconds (\S+)$", metrics, re.MULTILINE)
             assert 0 < float(room[1]) <= 0.034 + 1e-9

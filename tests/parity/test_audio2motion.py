@@ -69,7 +69,7 @@ def test_pitch_variant_differs_in_the_keys_of_the_reference():
 
 
 @pytest.mark.parametrize(("temperature", "expected"), [(1.0, "infer_pred_T1"), (0.5, "infer_pred_T05")])
-def test_prediction(case, model, temperature, expected):
+def test_predicted_motion_is_the_references(case, model, temperature, expected):
     with torch.no_grad():
         got = model.predict(case.hubert, mask=case.y_mask, z_prior=case.z_prior * temperature)
     close(got, getattr(case, expected))
@@ -87,7 +87,7 @@ def test_what_lies_between_audio_and_latent(case, model):
     close(back, case.z_prior)
 
 
-def test_training_pass(case, model):
+def test_a_training_pass_is_the_references(case, model):
     with torch.no_grad():
         out = model(case.hubert, case.y, mask=case.y_mask, noise=case.eps_posterior)
     close(out.reconstruction, case.train_x_recon)

@@ -305,7 +305,7 @@ def test_a_network_that_has_diverged_is_refused(sources, tmp_path, capsys):
     save_checkpoint(tmp_path / "syncnet" / "checkpoint_00001234.pt", content)
     changes = {"syncnet": tmp_path / "syncnet", "postnet": None}
     assert main(arguments(sources, tmp_path / "Tess", **changes)) == 2
-    assert "of torch, got nan; nothing was kept" in capsys.readouterr().err
+    assert "of torch, got nan" in capsys.readouterr().err
     assert not (tmp_path / "Tess").exists()
 
 

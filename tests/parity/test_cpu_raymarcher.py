@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from geneface_checkpoint import read_checkpoint
+from pictures import psnr_db
 
 from benchmarks.synthetic_scene import make_condition, make_pose, make_scene
 from cuda_kernels.cpu_raymarcher import CpuRaymarcher
@@ -37,10 +38,6 @@ SMALL = {
 }
 
 
-def psnr_db(got, expected):
-    return -10 * math.log10(float(((got / 255.0 - expected) ** 2).mean()))
-
-
 def compare(scene, size_px, *, psnr=PSNR_DB, yaw=0.15, pitch=-0.1):
     c2w, condition = make_pose(yaw, pitch), make_condition(scene)
     with torch.inference_mode():
@@ -48,7 +45,7 @@ def compare(scene, size_px, *, psnr=PSNR_DB, yaw=0.15, pitch=-0.1):
     got = CpuRaymarcher(scene).render(c2w=c2w, condition=condition, size_px=size_px)
     assert got.shape == (size_px, size_px, 3)
     assert got.dtype == np.uint8
-    assert psnr_db(got, expected) >= psnr
+    assert psnr_db(got / 255, expected) >= psnr
     # A head and a torso were drawn, not the background alone.
     bare = CpuRaymarcher(scene)._background(size_px)
     changed = (np.abs(expected - bare).max(axis=-1) > 0.02).mean()
@@ -110,7 +107,7 @@ def test_a_camera_inside_the_head():
     c2w, condition = np.eye(4, dtype=np.float32), make_condition(scene)
     expected = render_scene(scene, c2w=c2w, condition=condition, size_px=64).numpy()
     got = CpuRaymarcher(scene).render(c2w=c2w, condition=condition, size_px=64)
-    assert psnr_db(got, expected) >= PSNR_DB
+    assert psnr_db(got / 255, expected) >= PSNR_DB
 
 
 def test_a_camera_that_looks_away_sees_torso_and_background():
@@ -121,7 +118,7 @@ def test_a_camera_that_looks_away_sees_torso_and_background():
     got = raymarcher.render(c2w=c2w, condition=condition, size_px=64)
     assert raymarcher.samples == 0
     expected = render_scene(scene, c2w=c2w, condition=condition, size_px=64).numpy()
-    assert psnr_db(got, expected) >= PSNR_DB
+    assert psnr_db(got / 255, expected) >= PSNR_DB
 
 
 def test_an_empty_grid_shows_no_head():
@@ -140,7 +137,7 @@ def test_a_full_grid_gives_every_ray_its_samples():
     got = raymarcher.render(c2w=make_pose(), condition=make_condition(scene), size_px=64)
     assert raymarcher.samples == 5 * 64 * 64
     expected = render_scene(scene, c2w=make_pose(), condition=make_condition(scene), size_px=64).numpy()
-    assert psnr_db(got, expected) >= PSNR_DB
+    assert psnr_db(got / 255, expected) >= PSNR_DB
 
 
 # --------------------------------------------------------------------------------------- GeneFace's sizes
@@ -175,7 +172,7 @@ def test_genefaces_own_sizes(geneface, size_px):
     raymarcher = CpuRaymarcher(geneface.scene)
     got = raymarcher.render(**arguments)
     assert raymarcher.samples > 0
-    assert psnr_db(got, expected) >= PSNR_GENEFACE_DB
+    assert psnr_db(got / 255, expected) >= PSNR_GENEFACE_DB
 
 
 # --------------------------------------------------------------------------------------- one picture

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from geneface_checkpoint import read_checkpoint
+from pictures import psnr_db
 
 from benchmarks.synthetic_scene import make_condition, make_pose, make_scene
 from cuda_kernels.cpu_raymarcher import rgb_to_i420
@@ -36,10 +37,6 @@ SMALL = {
     "torso_hidden": 16,
 }
 WIDE = {"levels": 16, "log2_rows": 16, "condition": 64, "torso_hidden": 64}
-
-
-def psnr_db(got, expected):
-    return -10 * math.log10(float(((got / 255.0 - expected) ** 2).mean()))
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +64,7 @@ def compare(renderer, scene, size_px, *, gpu, c2w=None, condition=None, share=MA
     got = draw(renderer, loaded, c2w=c2w, condition=condition, size_px=size_px, out=out)
     renderer.unload(loaded)
     assert got is out
-    assert psnr_db(got, expected) >= PSNR_DB
+    assert psnr_db(got / 255, expected) >= PSNR_DB
     apart = np.abs(got / 255.0 - expected).max(axis=-1)
     assert (apart <= LARGEST).mean() >= share
 
@@ -177,7 +174,7 @@ def test_genefaces_own_sizes(renderer, gpu, shared_fixtures, size_px):
     assert renderer.samples > 0
 
 
-def test_may(renderer, gpu):
+def test_mays_pictures_are_the_twins(renderer, gpu):
     pytest.importorskip("av", reason="a bundle's background is read with PyAV")
     from onnxruntime import InferenceSession
 

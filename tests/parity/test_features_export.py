@@ -109,6 +109,6 @@ def test_a_recording_is_heard_as_the_reference_hears_it(whole, speech):
 def test_a_broken_network_leaves_no_file(tmp_path):
     broken = random_hubert(TINY)
     broken.encoder.encoder.transformer.layer_norm.bias.fill_(float("nan"))
-    with pytest.raises(ExportError, match="got nan; nothing was kept"):
+    with pytest.raises(ExportError, match="got nan"):
         export_features(broken, path=tmp_path / "features.onnx")
     assert not list(tmp_path.iterdir())

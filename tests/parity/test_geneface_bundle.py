@@ -90,7 +90,7 @@ def test_the_head_s_path_is_the_video_s_in_decimetres_there_and_back(speaker, so
     assert speaker.scene.camera.scale == pytest.approx(0.4)
 
 
-def test_it_streams_through_the_pipeline(speaker, speech):
+def test_an_imported_speaker_streams_through_the_pipeline(speaker, speech):
     raymarcher = open_cpu_raymarcher(speaker, threads=1)
     try:
         renderer = make_renderer(speaker, raymarcher, speaker.image_size_px)
@@ -107,7 +107,7 @@ def test_it_streams_through_the_pipeline(speaker, speech):
     assert len({frame.picture.tobytes() for frame in frames}) > len(frames) // 2
 
 
-def test_offline_it_moves_as_long_as_the_sound(speaker, speech):
+def test_an_imported_speaker_moves_offline_as_long_as_the_sound(speaker, speech):
     landmarks = OfflineMotion(speaker).landmarks(speech)
     assert landmarks.shape == (25 * SECONDS, 68, 3)
     assert np.isfinite(landmarks).all()

@@ -72,7 +72,7 @@ def test_report_says_what_was_written(exported):
     assert [file.name for file in exported.path.parent.iterdir()] == ["motion.onnx"]
 
 
-def test_the_references_chain(exported, case):
+def test_the_graph_gives_the_references_landmarks(exported, case):
     got = open_graph(exported.path).run(None, {"features": case["chain_hubert"], "latent": case["chain_z"]})[
         0
     ]
@@ -204,7 +204,7 @@ def test_a_broken_network_leaves_no_file(tmp_path):
     torch.manual_seed(0)
     postnet = unsettled(PostNet())
     nn.init.constant_(postnet.block3[1].bias, float("nan"))
-    with pytest.raises(ExportError, match="got nan; nothing was kept"):
+    with pytest.raises(ExportError, match="got nan"):
         export_geneface_motion(
             GenefaceMotionChain(Audio2Motion(SMALL), postnet), path=tmp_path / "motion.onnx"
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import sys
 import threading
 import time
@@ -11,6 +10,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from pictures import psnr_db
 
 from cuda_kernels.cpu_raymarcher import CpuRaymarcher, rgb_to_i420
 from cuda_kernels.cuda_raymarcher import FrameRequest
@@ -65,10 +65,6 @@ def gpu_renderer(gpu, batches):
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("geneface-gpu")]
 
 
-def psnr_db(got, expected):
-    return -10 * math.log10(max(float((((got.astype(np.float64) - expected) / 255) ** 2).mean()), 1e-10))
-
-
 def test_each_session_gets_its_own_pictures_of_may(may, conditions, gpu_renderer, batches, capsys):
     """Sessions ask as fast as they are answered, half of them by a speaker of their own."""
     speakers = [GpuRaymarcher(gpu_renderer, may.scene) for _ in range(2)]
@@ -108,14 +104,15 @@ def test_each_session_gets_its_own_pictures_of_may(may, conditions, gpu_renderer
     cpu = CpuRaymarcher(may.scene, threads=8)
     worst_db = min(
         psnr_db(
-            pictures[session, frame],
+            pictures[session, frame] / 255,
             rgb_to_i420(
                 cpu.render(
                     c2w=pose_of(session, frame),
                     condition=conditions[session * FRAMES + frame],
                     size_px=size_px,
                 )
-            ),
+            )
+            / 255,
         )
         for session in range(SESSIONS)
         for frame in (0, FRAMES - 1)
@@ -138,7 +135,7 @@ def test_a_region_and_a_smaller_picture_come_out_as_on_the_cpu(may, conditions, 
     raymarcher, cpu = GpuRaymarcher(gpu_renderer, may.scene), CpuRaymarcher(may.scene, threads=8)
     for place in ({"size_px": 256}, {"size_px": may.image_size_px, "region_px": (180, 300, 340, 420)}):
         given = {"c2w": may.poses[3], "condition": conditions[0], **place}
-        assert psnr_db(raymarcher.render(**given), cpu.render(**given)) >= PSNR_DB
+        assert psnr_db(raymarcher.render(**given) / 255, cpu.render(**given) / 255) >= PSNR_DB
     raymarcher.close()
     cpu.close()
 

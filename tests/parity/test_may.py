@@ -107,7 +107,7 @@ def test_no_frame_moves_by_sound_later_than_four_frames_after_it(landmarks_of, h
 
 
 @pytest.mark.parametrize("frame", [0, 7, 60, 125])
-def test_a_frame_does_move_by_the_last_sound_that_it_may_hear(landmarks_of, hello, frame):
+def test_a_frame_moves_by_the_last_sound_of_its_look_ahead(landmarks_of, hello, frame):
     """Without this the test above would pass for a face that hears nothing."""
     after = FRAME * (frame + 1 + PROMISED_LOOKAHEAD_FRAMES)
     changed = hello.copy()
@@ -173,7 +173,7 @@ def test_silence_keeps_the_mouth_closed(may, landmarks_of, hello):
 
 
 @pytest.mark.parametrize("room_db", [None, -60.0, -45.0], ids=["digital", "quiet", "room"])
-def test_the_mouth_closes_after_speech_and_stays_so(may, landmarks_of, hello, room_db):
+def test_the_mouth_closes_after_speech_and_stays_closed(may, landmarks_of, hello, room_db):
     room = np.zeros(3 * 16000, np.float32)
     if room_db is not None:
         noise = np.random.default_rng(0).normal(0, 10 ** (room_db / 20), len(room))
@@ -194,7 +194,7 @@ def planned_blinks(may, frames):
     return [i for i in range(frames) if schedule.phase(i) == 0]
 
 
-def test_she_blinks_as_often_as_people(may):
+def test_may_blinks_as_often_as_people(may):
     starts = planned_blinks(may, 10 * 60 * 25)
     assert 12 <= len(starts) / 10 <= 20  # a minute; people who talk blink 10 to 25 times
     between_s = np.diff([0, *starts]) / 25
@@ -277,7 +277,7 @@ def test_the_bundle_is_small_and_holds_no_pickle(may):
         assert start not in (b"PK\x03\x04", b"\x93NUM"), path
 
 
-def test_she_is_nobody(may):
+def test_may_is_the_likeness_of_nobody(may):
     assert may.synthetic is True
     card = (may.path / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert "synthetic character, nobody's likeness" in " ".join(card.split())
@@ -315,7 +315,7 @@ def data_folder(shared_folder, name):
     return folder
 
 
-def test_pictures_are_close_to_her_video(may, shared_folder):
+def test_pictures_are_close_to_those_of_mays_video(may, shared_folder):
     """The whole measurement is `python -m benchmarks.quality`; this is a sample of it."""
     from benchmarks.quality_picture import picture_quality
 
@@ -324,7 +324,7 @@ def test_pictures_are_close_to_her_video(may, shared_folder):
     assert found["mouth_psnr_db"] >= 27.0
 
 
-def test_her_lips_follow_voices_that_she_never_heard(may, shared_folder):
+def test_mays_lips_follow_voices_that_she_was_not_trained_on(may, shared_folder):
     from benchmarks.quality import motion_rows
 
     rows, figures = motion_rows(may, data_folder(shared_folder, "corpus"), max_clips=12)

@@ -92,7 +92,7 @@ def test_windows_of_a_recording_say_what_the_whole_says(exported, networks, spee
     assert np.ptp(whole, axis=0).max() > 0.01  # something moves
 
 
-def test_same_window_same_bits(exported, speech):
+def test_the_same_window_gives_the_same_bits(exported, speech):
     session = session_of(exported.path)
     window = speech[None, : exported.window_samples]
     first = session.run(None, {"pcm": window})[0]
@@ -132,12 +132,12 @@ def test_a_broken_network_leaves_no_file(networks, tmp_path):
     torch.manual_seed(0)
     broken = Audio2Motion(Audio2MotionConfig.streaming()).eval()
     nn.init.constant_(broken.vae.decoder.out_proj.bias, float("nan"))
-    with pytest.raises(ExportError, match="got nan; nothing was kept"):
+    with pytest.raises(ExportError, match="got nan"):
         export_motion(broken, None, LogMel(), path=tmp_path / "motion.onnx")
     assert not list(tmp_path.iterdir())
 
 
-def test_syncnet(tmp_path):
+def test_exported_embeddings_are_those_of_torch(tmp_path):
     torch.manual_seed(0)
     syncnet = unsettled(SyncNet(SyncNetConfig.streaming()), 3)
     report = export_syncnet(syncnet, path=tmp_path / "syncnet.onnx")

@@ -53,7 +53,7 @@ def test_refined_landmarks(case, postnet):
         close(postnet(case.x, mask=nonzero_frames(case.x)), case.refined)
 
 
-def test_discriminator(case, checkpoint):
+def test_the_discriminators_scores_are_the_references(case, checkpoint):
     model = MotionDiscriminator().eval()
     assert list(model.state_dict()) == list(checkpoint["disc_model"])
     model.load_state_dict(checkpoint["disc_model"])

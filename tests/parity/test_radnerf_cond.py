@@ -43,5 +43,5 @@ def test_weights_of_the_window(net, case):
 
 
 @torch.no_grad()
-def test_condition(net, case):
+def test_the_condition_is_the_references(net, case):
     torch.testing.assert_close(net(case.cond_wins[:, :, 0]), case.cond_feat, rtol=0, atol=TOLERANCE)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from geneface_checkpoint import read_checkpoint
+from pictures import psnr_db
 
 from cuda_kernels.scene import Camera, GridLayout, Scene
 from cuda_kernels.torch_encodings import grid_encode, spherical_harmonics
@@ -32,10 +33,6 @@ DEPTH = 3e-2  # weights times a distance of about 3
 def load(path):
     with np.load(path) as file:
         return SimpleNamespace(**{key: torch.from_numpy(file[key]) for key in file})
-
-
-def psnr_db(got, expected):
-    return -10 * math.log10(float(((got - expected) ** 2).mean()))
 
 
 def largest(got, expected):

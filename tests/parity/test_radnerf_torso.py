@@ -67,7 +67,7 @@ def test_point_queries(torso, folder):
 
 
 @torch.no_grad()
-def test_a_frame(torso, folder):
+def test_a_torso_frame_is_the_references(torso, folder):
     case = load(folder / "torso_frame3.npz")
     drawn = torso(case.bg_coords[0], case.pose6, case.bg_color[0])
     close(drawn.deform, case.deform)
@@ -84,7 +84,7 @@ def test_training_shapes_give_the_same_picture(torso, folder):
     close(drawn.image, case.torso_rgb_map[0])
 
 
-def test_the_twin_draws_it_too(torso, folder, shared_fixtures):
+def test_the_twin_draws_the_torso_as_the_modules_do(torso, folder, shared_fixtures):
     case = load(folder / "torso_frame3.npz")
     pose = load(shared_fixtures / "radnerf_render" / "head_frame3.npz").pose_matrix[0]
     close(pose_vector(pose)[None], case.pose6)
@@ -93,7 +93,7 @@ def test_the_twin_draws_it_too(torso, folder, shared_fixtures):
 
 
 @torch.no_grad()
-def test_an_update_of_its_occupancy(state, folder):
+def test_an_update_of_the_torsos_occupancy_is_the_references(state, folder):
     case = load(folder / "density_update.npz")
     torso = Torso(TorsoConfig()).eval()
     torso.load_state_dict({key: value for key, value in state.items() if "torso" in key})

@@ -66,7 +66,7 @@ def test_the_slim_bundle_loads_and_draws(made):
     assert report.speaker.path == request.out
 
 
-def test_all_but_the_head_stays(made):
+def test_slimming_leaves_all_but_the_head_as_it_was(made):
     request, _ = made
     wide, narrow = load_speaker(request.bundle), load_speaker(request.out)
     same = {"motion.onnx", "condition.onnx", "poses.safetensors", "background.png", "torso.safetensors"}
@@ -151,7 +151,7 @@ def test_a_stop_keeps_what_was_learnt_and_writes_no_bundle(made, tmp_path, monke
     assert again.figures["slim.psnr_whole_db"] == report.figures["slim.psnr_whole_db"]
 
 
-def test_a_stop_by_signal_says_so(made, tmp_path, monkeypatch):
+def test_slimming_that_a_signal_stops_says_so(made, tmp_path, monkeypatch):
     request = dataclasses.replace(made[0], out=tmp_path / "Slim")
 
     class Stopped:
@@ -169,7 +169,7 @@ def test_a_stop_by_signal_says_so(made, tmp_path, monkeypatch):
         ("brain", "device: expected cpu or cuda"),
     ],
 )
-def test_a_device_that_is_not_there_is_refused(made, tmp_path, monkeypatch, device, message):
+def test_slimming_refuses_a_device_that_is_not_there(made, tmp_path, monkeypatch, device, message):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     request = dataclasses.replace(made[0], out=tmp_path / "Slim", device=device)
     with pytest.raises(ValueError, match=message):

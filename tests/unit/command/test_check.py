@@ -306,7 +306,7 @@ CUDA = ("CUDAExecutionProvider", "CPUExecutionProvider")
         ),
     ],
 )
-def test_the_engines_are_named(settings, monkeypatch, machine, status, detail):
+def test_the_runtimes_of_the_networks_are_named(settings, monkeypatch, machine, status, detail):
     with_engines(monkeypatch, **machine)
     found = results_of(settings)
     assert (found["engines"].status, found["engines"].detail) == (status, detail)
@@ -344,7 +344,7 @@ def test_features_and_motion_are_counted_by_the_frame(settings, tmp_path):
     assert (found.status, found.detail) == ("ok", "features and motion take 10.0 ms a frame; all on the CPU")
 
 
-def test_what_takes_long_is_said_while_it_does(settings, monkeypatch):
+def test_a_check_that_takes_long_is_named_while_it_runs(settings, monkeypatch):
     def building(speaker, engine_settings, *, say, shared):
         say(f"building for {speaker.name} with {engine_settings.engine}")
         raise EngineUnavailableError("no engine; --engine onnx does without it")

@@ -34,14 +34,6 @@ from streaming.pipeline.renderers import describe
 from streaming.settings import StreamSettings, options, resolve_settings, variable
 
 
-@pytest.fixture(scope="module")
-def speakers(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("speakers")
-    for name in ("Tiny", "Other"):
-        bundle_factory.write_tiny_bundle(folder / name, name=name, image_size_px=128)
-    return folder
-
-
 @pytest.fixture
 def quick(monkeypatch):
     """The stand-in draws, and no variable of the machine interferes."""
@@ -83,7 +75,7 @@ def test_flag_over_environment_over_default():
     assert resolve_settings({}, {"GENEFACE_SEED": "", "GENEFACE_SHARED": "/x"}).seed == 0
 
 
-def test_texts_become_values():
+def test_texts_of_flags_and_variables_become_values():
     settings = resolve_settings({"render_size": "auto", "quiet": "yes", "speakers_dir": "a/b"}, {})
     assert settings.render_size is None
     assert settings.quiet is True
@@ -96,22 +88,22 @@ def test_texts_become_values():
     ("values", "said"),
     [
         ({"render_size": "big"}, r"--render-size \(or GENEFACE_RENDER_SIZE\): expected N\|auto, got 'big'"),
-        ({"render_size": "64"}, "at least 96"),
-        ({"crf": "52"}, "--crf"),
-        ({"threads": "-1"}, "--threads"),
-        ({"cores": "-1"}, r"--cores: expected 0 \(all there are\) or more, got -1"),
+        ({"render_size": "64"}, "--render-size: .*96.*, got 64"),
+        ({"crf": "52"}, "--crf: .*, got 52"),
+        ({"threads": "-1"}, "--threads: .*, got -1"),
+        ({"cores": "-1"}, "--cores: .*, got -1"),
         ({"cores": "half"}, r"--cores \(or GENEFACE_CORES\): expected N, got 'half'"),
-        ({"seed": "-1"}, "--seed"),
+        ({"seed": "-1"}, "--seed: .*, got -1"),
         ({"engine": "torch"}, r"--engine \(or GENEFACE_ENGINE\): expected auto\|onnx\|tensorrt, got 'torch'"),
         ({"device": "tpu"}, r"--device .*: expected auto\|cpu\|cuda, got 'tpu'"),
-        ({"engine": "tensorrt", "device": "cpu"}, "--engine tensorrt: expected --device auto or cuda"),
+        ({"engine": "tensorrt", "device": "cpu"}, "--engine tensorrt: .*--device.*, got cpu"),
         ({"speaker": ""}, "--list-speakers"),
         ({"mic": "default", "preview": "1", "landmark_video": "lm.mp4"}, "--mic: expected no --input"),
-        ({"quiet": "maybe"}, "true or false"),
-        ({"sead": "1"}, "sead: expected speaker, .* preview, got an unknown setting"),
+        ({"quiet": "maybe"}, "--quiet .*, got 'maybe'"),
+        ({"sead": "1"}, "^sead: "),
     ],
 )
-def test_what_makes_no_sense_is_refused(values, said):
+def test_settings_that_make_no_sense_are_refused(values, said):
     with pytest.raises(InputError, match=said):
         resolve_settings(values, {})
 
@@ -165,7 +157,7 @@ def test_the_same_sound_and_seed_give_the_same_file(quick, speakers, tmp_path):
     assert not np.array_equal(files[0][1], files[2][1])
 
 
-def test_the_environment_is_read(quick, speakers, wav, tmp_path, monkeypatch, capsys):
+def test_settings_come_from_the_environment(quick, speakers, wav, tmp_path, monkeypatch, capsys):
     for name, value in {
         "SPEAKER": "Other",
         "SPEAKERS_DIR": str(speakers),
@@ -194,9 +186,17 @@ def test_version_and_help(capsys):
         assert said in capsys.readouterr().out
 
 
-def test_an_output_needs_an_input(quick, capsys):
-    assert run(["--output", "talking.mp4"]) == 2
-    assert "--input is missing" in one_line(capsys)
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        ("--output talking.mp4", "--input"),
+        ("--landmark-video lm.mp4", "--input"),
+        ("--input {wav}", "--output"),
+    ],
+)
+def test_a_recording_needs_its_other_end(quick, wav, capsys, given, missing):
+    assert run(given.format(wav=wav).split()) == 2
+    assert f"{missing} is missing" in one_line(capsys)
 
 
 @pytest.mark.parametrize("given", [["--sead", "1"], ["speech.wav"], ["--seed"], ["--speak", "May"]])
@@ -211,17 +211,14 @@ def test_wrong_usage_is_one_line(given, capsys):
     ("more", "said"),
     [
         (["--speaker", "Nobody"], "Other, Tiny"),
-        (["--input", "nope.wav"], "nope.wav: no such file"),
-        (["--output", "/no/such/out.mp4"], "no such folder"),
-        (["--output", "out.gif"], "expected a name ending in .mp4"),
-        (["--landmarks", "out.csv"], "ending in .npz"),
-        (
-            ["--landmark-video", "out.gif"],
-            "expected a name ending in .mp4, .m4v, .mov, .mkv for --landmark-v",
-        ),
-        (["--landmark-video", "/no/such/lm.mp4"], "no such folder; create it, or give --landmark-video"),
-        (["--render-size", "9999"], "expected at most 128"),
-        (["--crf", "x"], "expected N, got 'x'"),
+        (["--input", "nope.wav"], "nope.wav: "),
+        (["--output", "/no/such/out.mp4"], "/no/such"),
+        (["--output", "out.gif"], "got .gif"),
+        (["--landmarks", "out.csv"], "--landmarks"),
+        (["--landmark-video", "out.gif"], "--landmark-video, got .gif"),
+        (["--landmark-video", "/no/such/lm.mp4"], "--landmark-video"),
+        (["--render-size", "9999"], "--render-size: expected at most 128"),
+        (["--crf", "x"], "--crf (or GENEFACE_CRF): expected N, got 'x'"),
     ],
 )
 def test_bad_input_is_one_line(quick, speakers, wav, tmp_path, capsys, more, said):
@@ -298,18 +295,13 @@ def test_a_gpu_that_fails_ends_the_run_with_the_way_out(gpu, speakers, wav, tmp_
 def test_a_gpu_that_was_asked_for_and_is_not_there_is_bad_input(quick, speakers, wav, tmp_path, capsys):
     """The networks look for it first."""
     assert run(arguments(speakers, wav, tmp_path / "out.mp4", "--device", "cuda")) == 2
-    assert "expected a CUDA device, got none; check nvidia-smi" in one_line(capsys)
+    assert "expected a CUDA device, got none" in one_line(capsys)
 
 
 def test_an_engine_that_cannot_run_here_is_bad_input(quick, speakers, wav, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(engine_choice, "find_cuda_device", lambda: None)
     assert run(arguments(speakers, wav, tmp_path / "out.mp4", "--engine", "tensorrt")) == 2
-    assert "expected a CUDA device, got none; check nvidia-smi" in one_line(capsys)
-
-
-def test_output_is_needed(quick, wav, capsys):
-    assert run(["--input", str(wav)]) == 2
-    assert "--output is missing" in one_line(capsys)
+    assert "expected a CUDA device, got none" in one_line(capsys)
 
 
 def test_a_fault_of_ours_is_exit_code_1(quick, speakers, wav, tmp_path, monkeypatch):
@@ -457,11 +449,6 @@ def test_a_working_folder_that_is_gone_is_told(quick, speakers, wav, tmp_path, c
     assert cli.main(arguments(speakers, wav, tmp_path / "out.mp4")) == 0
 
 
-def test_a_motion_video_needs_an_input(quick, capsys):
-    assert run(["--landmark-video", "lm.mp4"]) == 2
-    assert "--input is missing" in one_line(capsys)
-
-
 # Progress -------------------------------------------------------------------------------------------
 
 
@@ -595,7 +582,7 @@ def test_networks_slower_than_the_sound_leave_a_recording_its_full_size(tmp_path
     raymarcher = CostlyRaymarcher(clock, 1)
     opening = opening_of(speaker, raymarcher, clock)
     features = SlowEngine(opening.networks.features, clock, features_ms)
-    opening.networks = dataclasses.replace(opening.networks, features=features)
+    opening._networks = dataclasses.replace(opening.networks, features=features)
     chosen = size_that_keeps_up(opening)
     assert chosen.size_px == size_px
     assert chosen.keeps_up == (features_ms < 160)

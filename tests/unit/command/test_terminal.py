@@ -41,7 +41,7 @@ def test_a_traceback_keeps_its_lines_and_nothing_else():
         (export.cli, ["verify", "nowhere"]),
     ],
 )
-def test_every_command_line_logs_that_way(tmp_path, monkeypatch, program, arguments):
+def test_every_command_line_logs_one_line_of_visible_characters(tmp_path, monkeypatch, program, arguments):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(logging.root, "handlers", [])
     monkeypatch.setattr(logging.root, "level", logging.root.level)

@@ -50,7 +50,7 @@ def test_a_picture_is_shown_at_its_size_in_its_colours(window):
         assert pixel(x, y) == pytest.approx((255, 0, 0), abs=3)
 
 
-def test_a_wider_window_shows_it_as_a_square_in_the_middle(window):
+def test_a_wider_window_shows_the_picture_as_a_square_in_the_middle(window):
     window.show(picture(RED))
     pygame.display.set_mode((160, 80), pygame.RESIZABLE)
     pygame.event.post(pygame.event.Event(pygame.VIDEORESIZE, size=(160, 80), w=160, h=80))
@@ -75,7 +75,7 @@ def test_the_title_can_be_changed(window):
 
 
 @pytest.mark.parametrize("key", [pygame.K_ESCAPE, pygame.K_q])
-def test_esc_and_q_close_it(window, key):
+def test_esc_and_q_close_the_window(window, key):
     assert window.poll()
     press(pygame.K_a)
     assert window.poll()
@@ -84,7 +84,7 @@ def test_esc_and_q_close_it(window, key):
     assert not pygame.display.get_init()
 
 
-def test_after_its_button_was_pressed_nothing_is_shown_and_nothing_fails(window):
+def test_a_window_closed_by_its_button_shows_nothing_more_and_does_not_fail(window):
     pygame.event.post(pygame.event.Event(pygame.QUIT))
     assert not window.poll()
     window.show(picture(GREY))

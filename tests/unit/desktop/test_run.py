@@ -108,7 +108,7 @@ def test_frames_that_come_in_lumps_are_shown_evenly():
     assert intervals(seen) == pytest.approx(FRAME_S, abs=1e-6)
 
 
-def test_after_a_stall_the_newest_is_shown_and_the_delay_comes_back():
+def test_after_a_stall_the_newest_frame_is_shown_and_the_delay_comes_back():
     def ready_s(i):
         at_s = 0.3 + i * FRAME_S
         return 2.6 if 2.2 <= at_s < 2.6 else at_s  # 0.4 s in which nothing was ready
@@ -121,7 +121,7 @@ def test_after_a_stall_the_newest_is_shown_and_the_delay_comes_back():
     assert at_s - (0.3 + index * FRAME_S) < 0.01
 
 
-def test_more_waiting_than_a_third_of_a_second_is_not_kept():
+def test_no_more_than_a_third_of_a_second_of_frames_is_kept_waiting():
     def source(clock):
         late = [frame(0, 0.0), frame(1, 2.0)]  # so late that all that follows would wait two seconds
         return ScriptedFrames(clock, late + [frame(i, 2.0 + 0.001 * i) for i in range(2, 40)])
@@ -144,7 +144,7 @@ def test_the_playout_clock_forgets_what_was_two_seconds_ago():
 # The end --------------------------------------------------------------------------------------------
 
 
-def test_it_ends_when_the_window_is_closed_or_it_is_told_to():
+def test_a_live_run_ends_when_its_window_is_closed_or_it_is_told_to():
     endless = [frame(i, i * FRAME_S) for i in range(1000)]
     _, seen, _ = show(endless, closed_after_s=1.0)
     assert seen.shown[-1][0] <= 1.0
@@ -178,7 +178,7 @@ def test_slow_frames_change_the_renderer_and_the_title_says_why():
     assert result.frames == 100
 
 
-def test_frames_of_another_size_say_nothing_of_this_one():
+def test_frames_of_another_size_do_not_change_the_size():
     _, _, scripted = show([frame(i, i * FRAME_S, draw_ms=38.0, render_px=512) for i in range(100)])
     assert scripted.renderer is None
 
@@ -189,7 +189,7 @@ def test_frames_ready_too_long_after_their_sound_cost_size():
 
 
 @pytest.mark.parametrize(("queue", "costs"), [("drawings", True), ("audio", True), ("frames", False)])
-def test_what_was_dropped_to_keep_up_costs_size_but_not_a_slow_window(queue, costs):
+def test_frames_dropped_to_keep_up_cost_size_and_a_slow_window_does_not(queue, costs):
     class Dropping(ScriptedFrames):
         def next_frame(self, timeout_s=None):
             self.dropped[queue] += 1
@@ -272,14 +272,14 @@ def test_a_run_that_is_stopped_at_once_says_so_in_one_line(settings, monkeypatch
     assert report.summary().count("\n") == 0
 
 
-def test_a_microphone_that_is_pulled_out_ends_it_in_one_line(settings, monkeypatch):
+def test_a_microphone_that_is_pulled_out_ends_the_run_in_one_line(settings, monkeypatch):
     portaudio = TalkingPortAudio(lost_after=320 * 100)
     with pytest.raises(InputError, match="0: Webcam, ALSA stopped giving sound"):
         run_live(settings, portaudio, monkeypatch, lambda shown: False)
     assert not pygame.display.get_init()
 
 
-def test_what_can_be_refused_early_is_refused_before_the_slow_parts(settings, monkeypatch):
+def test_a_missing_microphone_or_window_is_refused_before_the_speaker_opens(settings, monkeypatch):
     def never(*_, **__):
         raise AssertionError("the speaker was opened")
 
@@ -289,7 +289,7 @@ def test_what_can_be_refused_early_is_refused_before_the_slow_parts(settings, mo
         LiveRun(settings)
     monkeypatch.setitem(sys.modules, "sounddevice", FakePortAudio(WEBCAM))
     monkeypatch.setitem(sys.modules, "pygame", None)
-    with pytest.raises(InputError, match="--preview: pygame is not installed"):
+    with pytest.raises(InputError, match="--preview: pygame"):
         LiveRun(settings)
 
 

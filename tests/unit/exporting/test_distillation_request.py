@@ -45,7 +45,7 @@ def test_every_field_of_a_request_is_a_flag(request_type):
         ({"work": Path("b")}, "work: expected a folder outside of speech"),
     ],
 )
-def test_what_cannot_be_is_refused(given, message):
+def test_a_request_that_cannot_be_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
         DistillationRequest(**(FOLDERS | given))
 

@@ -177,7 +177,7 @@ def test_a_value_that_does_not_fit_is_named(tmp_path, change, named):
     assert "\n" not in message
 
 
-def test_another_object_is_refused(tmp_path):
+def test_a_data_set_of_another_object_is_refused(tmp_path):
     holder = np.empty((), object)
     holder[()] = [1, 2]
     np.save(tmp_path / "list.npy", holder)

@@ -33,7 +33,7 @@ def run(content, x):
     return onnxruntime.InferenceSession(content).run(None, {"x": x})[0]
 
 
-def test_notes_go_and_numbers_stay(weight):
+def test_a_graph_without_metadata_gives_the_same_numbers(weight):
     content = linear(weight)
     bare = strip_metadata(content)
     assert b"somebody" in content
@@ -42,7 +42,7 @@ def test_notes_go_and_numbers_stay(weight):
     np.testing.assert_array_equal(run(bare, x), run(content, x))
 
 
-def test_half_the_size_and_nearly_the_same_numbers(weight):
+def test_float16_weights_halve_a_graph_and_give_nearly_the_same_numbers(weight):
     content = linear(weight)
     x = np.random.default_rng(1).normal(size=(1, 40)).astype(np.float32)
     small = to_float16_weights(content, [{"x": x}])

@@ -108,7 +108,7 @@ def test_networks_of_uneven_width_are_refused(lessons):
 
 @pytest.mark.parametrize("hidden", [48, 64])
 def test_a_teacher_that_is_not_wider_is_refused(lessons, hidden):
-    with pytest.raises(LessonsError, match=f"wider than the slim head's {hidden}, got 48; it is slim"):
+    with pytest.raises(LessonsError, match=f" {hidden}, got 48"):
         StudentTask(lessons, dataclasses.replace(SMALL, hidden=hidden), CPU)
 
 
@@ -167,7 +167,7 @@ def test_the_validation_draws_what_the_renderer_draws(task, lessons, parts):
     assert 0.05 < float((weights > 0.5).float().mean()) < 0.6
 
 
-def test_it_learns(lessons):
+def test_a_student_comes_closer_to_its_teacher(lessons):
     torch.manual_seed(0)
     task = StudentTask(lessons, SMALL, CPU)
     before = task.validate(0).scalars
@@ -214,7 +214,7 @@ def test_lessons_come_back_as_they_were(lessons, tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no safetensors at all", b"\x02\0\0\0\0\0\0\0{}"])
-def test_what_are_no_lessons_is_refused(tmp_path, content):
+def test_a_file_that_holds_no_lessons_is_refused(tmp_path, content):
     file = tmp_path / LESSONS_FILE
     if content is not None:
         file.write_bytes(content)

@@ -70,7 +70,7 @@ def test_less_than_a_frame_is_no_frame(speaker):
     assert motion.landmarks(np.zeros(0, np.float32)).shape == (0, 68, 3)
 
 
-def test_temperature(speaker):
+def test_the_temperature_scales_the_noise(speaker):
     pcm, motion = voice(32_000), OfflineMotion(speaker)
     own, cold, warm = motion.landmarks(pcm), motion.landmarks(pcm, temperature=0), motion.landmarks(pcm)
     assert np.array_equal(own, warm)
@@ -98,7 +98,7 @@ def test_pitch_stands_at_its_time_across_clips(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["speaker", "pitch_speaker"])
-def test_pieces_make_no_difference(kind, request, monkeypatch):
+def test_motion_in_pieces_is_that_of_the_whole(kind, request, monkeypatch):
     speaker = request.getfixturevalue(kind)
     pcm, motion = voice(16_000 * 12 + 333), OfflineMotion(speaker)
     whole = motion.landmarks(pcm)

@@ -86,7 +86,7 @@ def test_the_mouth_s_reach_holds_an_open_mouth(bundle):
     assert mouth_reach(without).shape == (0, 3)
 
 
-def test_lessons_are_made_once(bundle, speech, tmp_path):
+def test_lessons_that_were_made_are_not_made_again(bundle, speech, tmp_path):
     request = request_of(bundle, speech, tmp_path)
     prepare(request, open_motion=wide_speaker.loudness_motion)
     lessons = load_lessons(request.work_folder / LESSONS_FILE)
@@ -100,7 +100,7 @@ def test_lessons_are_made_once(bundle, speech, tmp_path):
     prepare(request, open_motion=must_not_open)
     other = wide_speaker.write_speech(tmp_path / "other.wav", seconds=5)
     message = refused(request_of(bundle, other, tmp_path))
-    assert "expected lessons of this bundle and these recordings, got others; give another --work" in message
+    assert "got others" in message
 
 
 def test_a_head_that_is_slim_already_is_refused(bundle, speech, tmp_path):
@@ -111,10 +111,10 @@ def test_a_head_that_is_slim_already_is_refused(bundle, speech, tmp_path):
 
 def test_inputs_that_are_missing_or_too_little_are_refused(bundle, speech, tmp_path):
     assert "no such folder" in refused(request_of(tmp_path / "nowhere", speech, tmp_path))
-    assert "no such file; check --speech" in refused(request_of(bundle, tmp_path / "none.wav", tmp_path))
+    assert "none.wav: " in refused(request_of(bundle, tmp_path / "none.wav", tmp_path))
     short = wide_speaker.write_speech(tmp_path / "short.wav", seconds=1)
     message = refused(request_of(bundle, short, tmp_path))
-    assert "expected at least 2 s of speech, got 1 s; give longer recordings" in message
+    assert "at least 2 s of speech, got 1 s" in message
     (tmp_path / "Slim").mkdir()
     (tmp_path / "Slim" / "mine.txt").write_text("mine")
     assert "expected no such folder yet, got one that is no bundle" in refused(

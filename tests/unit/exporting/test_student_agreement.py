@@ -19,7 +19,7 @@ def motion_of(opening):
     return (np.asarray(opening)[:, None, None] * open_mouth()).reshape(-1, 204).astype(np.float32)
 
 
-def test_a_copy_agrees_wholly():
+def test_a_copy_of_the_teacher_agrees_wholly():
     teachers = [motion_of(opening_of(seed)) for seed in (1, 2)]
     found = compare(teachers, teachers, FACE, **COSTS)
     assert (found.aperture_r, found.open_share) == pytest.approx((1, 1))

@@ -96,7 +96,7 @@ def test_landmarks_broken_since_they_were_said_are_refused(speech, tmp_path, lan
     assert caught.value.file == str(file)
 
 
-def test_nothing_half_said_is_kept(speech, tmp_path):
+def test_a_recording_that_was_half_said_is_not_kept(speech, tmp_path):
     class Stopped(LoudnessTeacher):
         def landmarks(self, pcm, *, temperature=None):
             if self.said == 2:
@@ -147,14 +147,11 @@ def test_a_folder_with_too_little_is_one_clear_line(speech, tmp_path):
         make(tmp_path / "nowhere", tmp_path / "work")
     folder = tmp_path / "speech"
     folder.mkdir()
-    with pytest.raises(SpeechError, match="two or more recordings with speech, one to hold out, got 0 of 0"):
+    with pytest.raises(SpeechError, match="got 0 of 0"):
         make(folder, tmp_path / "work")
     shutil.copy(speech / "0.wav", folder)
     (folder / "empty.wav").touch()
-    with pytest.raises(
-        SpeechError,
-        match=r"got 1 of 2 files \(.*empty.wav: expected a recording, got an empty file.*; add some",
-    ):
+    with pytest.raises(SpeechError, match=r"got 1 of 2 files \(.*empty.wav: "):
         make(folder, tmp_path / "work")
 
 

@@ -62,13 +62,13 @@ def test_a_deep_overload_is_left_in_one_step():
     assert [size for _, size in run.changes] == [192]
 
 
-def test_where_nothing_is_small_enough_the_smallest_is_drawn_and_that_is_that():
+def test_where_no_size_is_small_enough_the_smallest_is_drawn():
     run = Run(duration_s=None).write(1000, factor_at_384=30.0)
     assert [size for _, size in run.changes] == [128]
 
 
 @pytest.mark.parametrize("duration_s", [None, 400.0])
-def test_it_never_swings_whatever_the_machine_does(duration_s):
+def test_the_size_never_swings_whatever_the_machine_does(duration_s):
     run = Run(duration_s=duration_s)
     for factor in itertools.islice(itertools.cycle([1.4, 0.3, 2.5, 0.2, 5.0, 0.1]), 60):
         run.write(100, factor_at_384=factor)
@@ -77,7 +77,7 @@ def test_it_never_swings_whatever_the_machine_does(duration_s):
     assert len(sizes) <= len(SIZES)
 
 
-def test_a_stall_is_no_load():
+def test_a_single_stall_does_not_change_the_size():
     run = Run(duration_s=None).write(100, factor_at_384=0.9).write(1, frame_s=4.0)
     run.write(100, factor_at_384=0.9)
     assert run.changes == []
@@ -90,21 +90,21 @@ def test_frames_that_were_drawn_before_a_step_do_not_count_against_the_new_size(
     assert again.changes == run.changes
 
 
-def test_what_was_gained_before_may_be_spent():
+def test_time_that_was_gained_before_may_be_spent():
     """The first minute was quick, so the end is in time even at this pace."""
     run = Run(duration_s=70.0).write(1500, factor_at_384=0.6).write(240, factor_at_384=1.3)
     assert run.changes == []
     assert run.factor < 1
 
 
-def test_the_last_moment_changes_nothing():
+def test_the_last_moment_of_a_run_changes_no_size():
     frames = PARTS * PART_FRAMES + 20
     run = Run(duration_s=frames / 25 + MIN_LEFT_S / 2 - 20 / 25)
     run.write(frames - 20, factor_at_384=2.0)
     assert run.changes == []
 
 
-def test_what_was_lost_is_made_up_for_where_that_is_possible():
+def test_lost_time_is_made_up_for_where_that_is_possible():
     run = Run(duration_s=8.0).write(200, factor_at_384=1.26)
     assert run.changes[0][1] <= 256
     assert run.factor <= 1.0
@@ -115,7 +115,7 @@ def test_without_a_smaller_size_nothing_is_changed():
     assert run.changes == []
 
 
-def test_steps_in_words():
+def test_each_change_of_size_has_a_line():
     run = Run(duration_s=None).write(60, factor_at_384=1.26)
     at_s = run.pace.steps[0].at_s
     assert describe_steps(384, run.pace.steps) == (

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from emulated_raymarcher import COMPILER, HostScene, compile_kernel, draw
+from pictures import psnr_db
 
 from benchmarks.synthetic_scene import make_condition, make_pose, make_scene
 from cuda_kernels import cuda_records
@@ -42,11 +43,6 @@ def scene():
     return make_scene(**SMALL)
 
 
-def psnr_db(got, expected):
-    difference = (got.astype(float) - expected) / 255
-    return -10 * math.log10(max(1e-12, float((difference**2).mean())))
-
-
 def frame_of(scene, size_px=40, *, c2w=POSE, seed=0, **others):
     return {"c2w": c2w, "condition": make_condition(scene, seed), "size_px": size_px, **others}
 
@@ -56,7 +52,7 @@ def compare(kernel, scene, size_px=40, *, c2w=POSE):
     frame = frame_of(scene, size_px, c2w=c2w)
     expected = raymarcher.render(**frame)
     (got,), (samples, passed) = draw(kernel, [(HostScene(scene), frame)])
-    assert psnr_db(got, expected) >= PSNR_DB
+    assert psnr_db(got / 255, expected / 255) >= PSNR_DB
     # A ray on the edge of a cell may take another sample for a rounding in the last place.
     assert abs(samples - raymarcher.samples) <= 1 + 0.01 * raymarcher.samples
     assert passed >= samples

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from patience import PATIENCE_S
 from stand_in_driver import KERNEL_MS, StandInDriver
 
 from benchmarks.synthetic_scene import make_condition, make_pose, make_scene
@@ -21,7 +22,6 @@ from streaming.pipeline.gpu_renderer import GpuRenderer
 
 SMALL = {"hidden": 16, "levels": 3, "log2_rows": 8, "condition": 8, "grid_size": 32, "image_size_px": 64}
 KINDS = [SMALL, {**SMALL, "hidden": 64, "seed": 1}, {**SMALL, "with_torso": False}]
-WAIT_S = 20.0  # for a busy machine; nothing takes so long
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_a_fourth_launch_waits_for_one_to_be_collected(renderer, scenes):
     assert len(renderer._flying) == 3
     for number, launch in enumerate(launches):
         assert_same(copies(renderer.collect(launch)), renderer.render([request(scenes, number)]))
-    assert_same(fourth.result(WAIT_S), renderer.render([request(scenes, 3)]))
+    assert_same(fourth.result(PATIENCE_S), renderer.render([request(scenes, 3)]))
 
 
 def test_who_waits_for_a_slot_hears_of_the_close(renderer, scenes):
@@ -154,7 +154,7 @@ def test_who_waits_for_a_slot_hears_of_the_close(renderer, scenes):
     fourth = ThreadPoolExecutor(1).submit(renderer.render, [request(scenes, 3)])
     renderer.close()
     with pytest.raises(RuntimeError, match="closed"):
-        fourth.result(WAIT_S)
+        fourth.result(PATIENCE_S)
 
 
 def test_a_launch_is_collected_once_and_only_while_open(renderer, scenes):
@@ -253,9 +253,9 @@ def test_sessions_through_both_renderers_get_their_own_pictures(driver, describe
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(WAIT_S)
+        thread.join(PATIENCE_S)
     assert failures == []
     gpu.close()
-    assert gpu.join(WAIT_S)
+    assert gpu.join(PATIENCE_S)
     gc.collect()
     assert driver.left() == (0, 0, 0, 0)

@@ -89,7 +89,7 @@ def test_torso_coordinates_are_the_references_at_full_size():
     torch.testing.assert_close(image_coordinates(*pixel_centres(8, 8), 8), expected)
 
 
-def test_near_and_far():
+def test_rays_enter_and_leave_the_box_where_they_should():
     box = torch.tensor([-1.0, -0.5, -1.0, 1.0, 0.5, 1.0])
     origins = torch.tensor([[0.0, 2, 0], [0, 2, 0], [0, 0.2, 0], [3, 2, 0]])
     towards = torch.tensor([[0.0, -1, 0], [0, 1, 0], [0, -1, 0], [0, -1, 0]])
@@ -161,7 +161,7 @@ def test_march_finds_what_a_loop_finds(accumulate):
     assert differ <= 2  # a lattice point within rounding of a cell's face
 
 
-def test_packing_and_back():
+def test_packed_samples_unpack_to_themselves():
     mask = torch.rand(7, 5) < 0.5
     values = torch.randn(7, 5, 3) * mask[..., None]
     free = pack(mask)

@@ -9,8 +9,6 @@ from functools import partial
 import pytest
 import tiny_speaker
 import torch
-from emulated_raymarcher import COMPILER
-from emulated_training import EmulatedTraining
 from tiny_fields import SMALL_HEAD, SMALL_TORSO
 from torch.nn import functional
 
@@ -41,20 +39,6 @@ def trained(folder, tmp_path_factory):
         task.training_step(step)
     fit(task, out, LoopSettings(steps=1, validate_every=99, checkpoint_every=1))
     return out
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    if COMPILER is None:
-        pytest.skip("g++ is not installed")
-    return EmulatedTraining(tmp_path_factory.mktemp("training"))
-
-
-@pytest.fixture
-def kernels(built, monkeypatch):
-    monkeypatch.setitem(torch_launcher._launchers, CPU, built)
-    built.names.clear()
-    return built
 
 
 def head_in(folder, trained, **changes):
@@ -91,7 +75,7 @@ def test_kernels_that_do_not_run_are_refused_in_one_line(monkeypatch, device, wh
     assert "--kernels auto" in str(refused.value)
 
 
-def test_a_training_refuses_at_its_start(folder):
+def test_a_training_refuses_missing_kernels_at_its_start(folder):
     with pytest.raises(ValueError, match="kernels: got cuda"):
         head_task.make_task(folder, dataclasses.replace(SMALL_HEAD, kernels="cuda"), CPU)
     with pytest.raises(ValueError, match="kernels: got cuda"):

@@ -34,7 +34,7 @@ def test_a_resumed_head_ends_with_the_same_bits(folder, tmp_path):
         assert torch.equal(value, ends[1][key]), key
 
 
-def test_another_size_is_refused(folder, tmp_path):
+def test_a_checkpoint_of_a_head_of_another_size_is_refused(folder, tmp_path):
     fit(head_task.make_task(folder, SMALL_HEAD, CPU), tmp_path, LoopSettings(steps=1, validate_every=99))
     other = head_task.make_task(
         folder, head_task.HeadTrainingSettings(**{**vars(SMALL_HEAD), "hidden": 8}), CPU

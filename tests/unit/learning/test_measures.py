@@ -113,7 +113,7 @@ def test_a_mouth_out_of_step_wins_none(shift, near):
     assert found.near_wins == near
 
 
-def test_a_tie_is_no_win():
+def test_a_window_with_a_tie_is_not_won():
     still = np.tile(embeddings(1), (140, 1))
     assert measure_sync([(still, still)]).true_wins == 0
 

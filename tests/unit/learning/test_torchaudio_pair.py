@@ -38,7 +38,7 @@ def folder(request, tmp_path):
     return tmp_path
 
 
-def test_the_error_names_both_and_the_pair(folder, monkeypatch):
+def test_the_error_of_an_unmatched_torchaudio_names_the_pair_to_install(folder, monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchaudio"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(str(folder))
@@ -53,13 +53,13 @@ def test_the_error_names_both_and_the_pair(folder, monkeypatch):
     assert f"pip install torch=={release} torchaudio=={release}" in message
 
 
-def test_one_that_is_not_installed_is_missing(monkeypatch):
+def test_a_torchaudio_that_is_not_installed_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchaudio", None)
     with pytest.raises(ModuleNotFoundError):
         import_torchaudio()
 
 
-def test_no_module_loads_it_before_it_is_used():
+def test_no_module_loads_torchaudio_before_it_is_used():
     code = (
         "import importlib, pkgutil, sys\n"
         "for name in ('models', 'training', 'export', 'preparation'):\n"
@@ -73,7 +73,7 @@ def test_no_module_loads_it_before_it_is_used():
     assert ended.returncode == 0, ended.stderr
 
 
-def test_training_says_one_line(folder):
+def test_a_training_with_an_unmatched_torchaudio_ends_in_one_line(folder):
     code = (
         "import sys; from training import cli\n"
         "cli._train = lambda *_: __import__('models.features').features.LogMel()\n"

@@ -85,7 +85,7 @@ def test_a_training_that_time_stops_is_validated_where_it_is_asked_for(tmp_path,
     assert [row["step"] for row in read_validations(tmp_path)] == ([1] if validate else [])
 
 
-def test_a_training_is_validated_by_the_clock_too(tmp_path):
+def test_a_training_is_validated_by_the_clock(tmp_path):
     fit(Closer(), tmp_path, LoopSettings(steps=3, validate_every=9, validate_minutes=1e-9))
     assert [row["step"] for row in read_validations(tmp_path)] == [1, 2, 3]
     with pytest.raises(ValueError, match="validate_minutes: expected more than 0"):

@@ -55,7 +55,7 @@ def test_launches_of_what_pretends_come_one_after_the_other():
     assert renderer.kernel_ms == 5.0
 
 
-def test_without_a_gpu_it_says_what_is_missing(monkeypatch, capsys):
+def test_without_a_gpu_the_benchmark_says_what_is_missing(monkeypatch, capsys):
     def refuse():
         raise CudaUnavailableError("the NVIDIA driver: expected one that starts")
 

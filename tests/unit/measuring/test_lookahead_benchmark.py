@@ -99,7 +99,7 @@ def test_the_networks_run_at_other_lengths_than_the_bundle_s(speaker, speech):
     assert not np.array_equal(got, other)
 
 
-def test_what_is_heard_once_is_remembered(speaker, speech):
+def test_features_of_a_sound_are_computed_once(speaker, speech):
     runs = []
 
     class Counted:
@@ -186,7 +186,7 @@ def test_the_table_comes_last_and_marks_one_row(speaker, tmp_path, capsys, speec
     assert written["recommended"] in written["rows"]
 
 
-def test_the_table(figures):
+def test_the_table_has_a_row_for_each_setting_in_mm_and_ms(figures):
     lines = table(figures).splitlines()
     assert len(lines) == 1 + len(figures.rows) + 1
     assert f"{figures.rows[0].error_mm:.2f} mm" in lines[1]

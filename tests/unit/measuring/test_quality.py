@@ -62,7 +62,7 @@ def test_a_corpus_is_measured_and_written(bundle, corpus, tmp_path, capsys):
     )  # the tiny bundle opens its mouth with loudness, so does the data
 
 
-def test_a_speaker_folder_is_measured_too(bundle, corpus, tmp_path, capsys):
+def test_a_speaker_folder_is_measured(bundle, corpus, tmp_path, capsys):
     data = make_speaker(tmp_path / "speaker", corpus)
     assert quality.main(["--speaker", str(bundle), "--data", str(data), "--skip-pictures"]) == 0
     assert "mouth width" in capsys.readouterr().out

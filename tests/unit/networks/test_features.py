@@ -26,7 +26,7 @@ def pcm():
     return (voice + 0.01 * torch.randn(16000, generator=generator))[None]  # (1, 16000)
 
 
-def test_is_the_reference_mel(mel, pcm):
+def test_log_mel_is_the_references(mel, pcm):
     reference = torchaudio.transforms.MelSpectrogram(
         sample_rate=16000,
         n_fft=512,
@@ -64,7 +64,7 @@ def test_silence_is_the_floor(mel):
     assert torch.equal(mel.causal(torch.zeros(2, FRAME_SAMPLES)), torch.full((2, 2, 80), -6.0))
 
 
-def test_describes_itself(mel):
+def test_the_features_describe_themselves(mel):
     front_end: AudioFeatures = mel
     assert (front_end.dimension, front_end.rate_hz) == (80, 50)
     assert front_end.left_context_samples == 192
@@ -78,7 +78,7 @@ def test_batch_and_length_do_not_matter(mel, pcm):
     torch.testing.assert_close(both[1], whole[0, 1 : both.shape[1] + 1], rtol=0, atol=1e-5)
 
 
-def test_refuses_what_it_cannot_frame(mel):
+def test_sound_that_cannot_be_framed_is_refused(mel):
     with pytest.raises(ValueError, match=r"pcm: expected \(batch, >= 512\) samples, got \(1, 511\)"):
         mel(torch.zeros(1, 511))
     with pytest.raises(ValueError, match="window_samples: expected hop_samples"):

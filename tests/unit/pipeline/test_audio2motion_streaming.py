@@ -44,7 +44,7 @@ def landmarks_of(model, postnet, pcm):
 
 @pytest.mark.parametrize("lookahead_frames", [0, 2, 4])
 @pytest.mark.parametrize("frame", [0, 10, 50])
-def test_hears_nothing_later_than_the_lookahead(postnet, pcm, lookahead_frames, frame):
+def test_motion_depends_on_nothing_later_than_the_lookahead(postnet, pcm, lookahead_frames, frame):
     torch.manual_seed(0)
     model = unsettled(Audio2Motion(Audio2MotionConfig.streaming(lookahead_frames=lookahead_frames)))
     changed = pcm.clone()
@@ -73,7 +73,7 @@ def test_postnets_receptive_field_is_what_it_says(postnet):
     assert (int(heard[0]), int(heard[-1])) == (41 - postnet.config.receptive_field_frames, 40)
 
 
-def test_a_window_says_what_the_whole_says(model, postnet, pcm):
+def test_a_window_gives_the_motion_of_the_whole_sound(model, postnet, pcm):
     mel = LogMel()
     whole = landmarks_of(model, postnet, pcm)
     reach = model.config.receptive_field_frames + postnet.config.receptive_field_frames - 1
@@ -175,7 +175,7 @@ def test_gradients_reach_every_part():
 def test_lengths_that_do_not_fit_are_refused(model):
     with pytest.raises(ValueError, match=r"expected \(batch, two a video frame, 80\), got \(1, 9, 80\)"):
         model.predict(torch.zeros(1, 9, 80))
-    with pytest.raises(ValueError, match="4 of lookahead after them, got 4; pad the audio"):
+    with pytest.raises(ValueError, match="4 of lookahead after them, got 4"):
         model.predict(torch.zeros(1, 8, 80))
     reference = Audio2Motion(Audio2MotionConfig(feature_dimension=8, hidden_channels=16))
     with pytest.raises(ValueError, match="positive multiple of 4 video frames"):

@@ -31,12 +31,12 @@ def test_a_blink_is_shown_whole_and_in_order():
     assert shown[: BLINK * 5] == list(range(BLINK)) * 5
 
 
-def test_the_seed_decides():
+def test_equal_seeds_give_equal_blinks():
     assert np.array_equal(starts_of(7, 5000), starts_of(7, 5000))
     assert not np.array_equal(starts_of(7, 5000), starts_of(8, 5000))
 
 
-def test_frames_that_were_skipped_do_not_shift_it():
+def test_skipped_frames_do_not_shift_a_blink():
     whole, skipping = (BlinkSchedule(seed=1, blink_frames=BLINK) for _ in range(2))
     phases = {i: whole.phase(i) for i in range(3000)}
     assert all(skipping.phase(i) == phases[i] for i in range(0, 3000, 7))

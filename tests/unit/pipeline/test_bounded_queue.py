@@ -19,7 +19,7 @@ def test_items_come_out_in_order_and_then_it_ends():
         queue.get()
 
 
-def test_live_drops_the_oldest_and_counts_it():
+def test_a_live_queue_drops_the_oldest_and_counts_it():
     queue = queue_of_ms(100, Overflow.DROP_OLDEST)
     for item in (40, 41, 42, 43):
         queue.put(item)
@@ -28,7 +28,7 @@ def test_live_drops_the_oldest_and_counts_it():
     assert [queue.get(), queue.get()] == [42, 43]
 
 
-def test_a_file_waits_for_room():
+def test_a_files_queue_waits_for_room():
     queue = queue_of_ms(100)
     queue.put(60)
     passed = threading.Event()
@@ -82,7 +82,7 @@ def test_get_gives_up_after_its_time():
         queue_of_ms(10).get(timeout_s=0)
 
 
-def test_clear_empties_it_and_it_stays_in_use():
+def test_clear_empties_the_queue_and_leaves_it_in_use():
     queue = queue_of_ms(100)
     queue.put(90)
     queue.clear()

@@ -4,25 +4,13 @@ from __future__ import annotations
 
 import threading
 
+from manual_clock import ManualClock
+
 from benchmarks.synthetic_scene import make_condition, make_pose, make_scene
 from cuda_kernels import core_time, cpu_raymarcher
 from streaming.pipeline.stage_times import StageTimes, Work
 
 TINY = {"hidden": 8, "levels": 3, "log2_rows": 9, "condition": 4, "grid_size": 16, "image_size_px": 64}
-
-
-class Clock:
-    def __init__(self):
-        self.wall_s = self.cpu_s = 0.0
-
-    def now_s(self):
-        return self.wall_s
-
-    def thread_s(self):
-        return self.cpu_s
-
-    def process_s(self):
-        return 99.0
 
 
 def test_what_helpers_took_counts_for_the_thread_they_helped(monkeypatch):
@@ -55,12 +43,12 @@ def test_the_raymarcher_counts_its_threads_for_who_asks_it(monkeypatch):
 
 
 def test_stages_add_up_their_cpu_time_and_count_frames():
-    clock = Clock()
+    clock = ManualClock()
     times = StageTimes(clock, clock)
     assert times.work() == Work(frames=0, core_s=0.0)
     for stage in ("motion", "render", "mouth", "render"):
         with times.of(stage):
-            clock.wall_s += 1.0
+            clock.time_s += 1.0
             clock.cpu_s += 0.125
     clock.cpu_s += 5.0  # between stages
     assert times.work() == Work(frames=2, core_s=0.5)

@@ -17,7 +17,7 @@ def test_a_containers_quota_counts(tmp_path, text, cores):
 
 
 @pytest.mark.parametrize(("quota", "cores"), [("-1", ALL), ("100000", 1)])
-def test_so_does_one_of_the_older_kind(tmp_path, quota, cores):
+def test_a_containers_quota_of_cgroups_version_1_counts(tmp_path, quota, cores):
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(quota)
     (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000")
@@ -49,7 +49,7 @@ def test_a_quota_on_any_group_around_the_process_counts(tmp_path, membership, fo
 
 @pytest.mark.parametrize("mount", ["cpu", "cpu,cpuacct", "cpuacct,cpu"])
 @pytest.mark.parametrize("folder", ["", "docker", "docker/0123"])
-def test_so_does_one_of_version_1_by_whatever_name_it_is_mounted(tmp_path, mount, folder):
+def test_a_quota_of_version_1_counts_by_whatever_name_it_is_mounted(tmp_path, mount, folder):
     (tmp_path / "membership").write_text("5:memory:/other\n3:cpu,cpuacct:/docker/0123\n")
     group = tmp_path / mount / folder
     group.mkdir(parents=True)

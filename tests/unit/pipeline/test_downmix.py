@@ -54,7 +54,7 @@ CANCELLING = {
 
 
 @pytest.mark.parametrize("block", ORDINARY.values(), ids=ORDINARY)
-def test_what_does_not_cancel_is_the_mean_to_the_bit(block):
+def test_sides_that_do_not_cancel_are_mixed_to_their_mean(block):
     np.testing.assert_array_equal(stepped(block), block.mean(axis=0, dtype=np.float32))
 
 
@@ -82,7 +82,7 @@ def test_at_every_rate_the_louder_side_is_found_within_two_hops(rate_hz):
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, len(SPOKEN)), max_size=12).map(sorted))
-def test_where_it_is_cut_changes_nothing(cuts):
+def test_where_the_sound_is_cut_changes_nothing(cuts):
     block = np.concatenate([CANCELLING["opposite"], ORDINARY["two voices"]], axis=1)
     np.testing.assert_array_equal(stepped(block, *cuts), stepped(block))
 
@@ -98,7 +98,7 @@ def test_a_change_is_followed_within_a_second_and_without_a_click():
     assert np.abs(np.diff(heard, n=3)).max() <= np.abs(np.diff(sound, n=3)).max()
 
 
-def test_a_pause_leaves_the_choice_as_it_is():
+def test_a_pause_leaves_the_chosen_side_as_it_is():
     pause = np.zeros(RATE_HZ, np.float32)
     spoken = np.concatenate([SPOKEN, pause, SPOKEN[RATE_HZ // 2 :]])
     heard = stepped(sides(spoken, -spoken))
@@ -135,14 +135,14 @@ def test_sides_that_are_near_the_limit_do_not_flutter():
     assert sum(a != b for a, b in itertools.pairwise(chosen)) <= 6
 
 
-def test_what_is_no_number_does_not_stay():
+def test_a_sample_that_is_no_number_leaves_no_trace_in_later_sound():
     block = CANCELLING["opposite"].copy()
     block[0, 5_000:6_000] = np.nan
     heard = stepped(block)
     assert rms(heard[RATE_HZ:]) == pytest.approx(rms(SPOKEN[RATE_HZ:]), rel=0.01)
 
 
-def test_another_number_of_channels_begins_anew():
+def test_sound_of_another_number_of_channels_begins_anew():
     downmix = Downmix(RATE_HZ)
     downmix.step(CANCELLING["opposite"])
     assert downmix.channel is not None
@@ -152,12 +152,12 @@ def test_another_number_of_channels_begins_anew():
     np.testing.assert_array_equal(downmix.step(block), block[0])
 
 
-def test_nothing_gives_nothing():
+def test_no_samples_give_no_samples():
     assert Downmix(RATE_HZ).step(np.zeros((2, 0), np.float32)).shape == (0,)
 
 
 @pytest.mark.parametrize("shape", [(960,), (0, 960)])
-def test_what_has_no_channels_is_refused(shape):
+def test_sound_without_channels_is_refused(shape):
     with pytest.raises(ValueError, match="expected \\(channels, n\\)"):
         Downmix(RATE_HZ).step(np.zeros(shape, np.float32))
 

@@ -78,7 +78,7 @@ def ones(rows=3):
 # ONNX Runtime on the CPU ----------------------------------------------------------------------------
 
 
-def test_it_runs_with_several_inputs(network):
+def test_a_network_runs_with_several_inputs(network):
     opened = open_engine(network)
     result = opened.run(ones())
     np.testing.assert_array_equal(result, [[3, 4]] * 3)
@@ -104,12 +104,12 @@ def test_a_free_axis_takes_other_lengths(tmp_path, network):
         ({"output_shape": (2, 2)}, r"output 'out': expected float32 \[2, 2\]"),
     ],
 )
-def test_another_name_or_shape_is_refused(network, change, message):
+def test_an_input_of_another_name_or_shape_is_refused(network, change, message):
     with pytest.raises(EngineError, match=rf"sum\.onnx: .*{message}.*; export it again$"):
         open_engine(dataclasses.replace(network, **change))
 
 
-def test_another_type_is_refused(tmp_path, network):
+def test_an_input_of_another_type_is_refused(tmp_path, network):
     double = dataclasses.replace(network, model=written(tmp_path / "double.onnx", kind=TensorProto.DOUBLE))
     with pytest.raises(EngineError, match=r"input 'left': expected float32 \[3, 2\], got tensor\(double\)"):
         open_engine(double)
@@ -121,7 +121,7 @@ def test_the_output_of_free_axes_is_checked_by_a_run(tmp_path, network):
         open_engine(dataclasses.replace(network, model=free, output_shape=(5, 2)))
 
 
-def test_lengths_that_it_cannot_run_are_refused(tmp_path, network):
+def test_lengths_that_a_network_cannot_run_are_refused(tmp_path, network):
     model = onnx.load(written(tmp_path / "free.onnx", free=True))
     model.graph.input[1].type.tensor_type.shape.dim[0].dim_param = "others"
     onnx.save(model, tmp_path / "free.onnx")

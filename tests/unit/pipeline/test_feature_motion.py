@@ -123,7 +123,7 @@ def by_hand(voice, pcm):
     ids=str,
 )
 @pytest.mark.parametrize("samples", [640 * 40, 640 * 41 + 123])
-def test_the_frames_are_those_of_the_rule(voice_of, changes, samples):
+def test_the_frames_are_those_of_the_written_rule(voice_of, changes, samples):
     voice, pcm = voice_of(**changes), sound()[:samples]
     expected = by_hand(voice, pcm)
     frames = frames_of(voice.stream(), [pcm])
@@ -142,7 +142,7 @@ def test_a_frame_does_not_depend_on_how_its_sound_came(voice, cuts):
         assert np.array_equal(one.sound, other.sound)
 
 
-def test_sample_by_sample(voice):
+def test_sound_that_comes_sample_by_sample_gives_the_same_frames(voice):
     pcm = sound()[:9000]
     whole = frames_of(voice.stream(), [pcm])
     cut = frames_of(voice.stream(), np.split(pcm, len(pcm)))

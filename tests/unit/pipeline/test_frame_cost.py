@@ -240,7 +240,7 @@ def test_what_others_do_on_the_machine_is_not_what_a_frame_costs(speaker, monkey
     assert 1.5 - 1e-9 <= cost.render_ms <= 1.5 * 1.15 + 1e-9  # wall time on free cores
 
 
-def test_nor_is_what_other_sessions_of_the_process_do(speaker, monkeypatch):
+def test_what_other_sessions_of_the_process_do_is_not_what_a_frame_costs(speaker, monkeypatch):
     monkeypatch.setattr(frame_cost, "encode_ms", lambda pictures, cpu: 1.0)
     cost = small_cost(speaker, Clock(busy=3.0, others_ms=50.0))
     assert cost.core_ms(threads=2) == pytest.approx(7.0)

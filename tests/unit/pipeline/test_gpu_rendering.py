@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from manual_clock import ManualClock
-from stand_in_gpu import WAIT_S, StandInRenderer, StandInScene
+from patience import PATIENCE_S
+from stand_in_gpu import StandInRenderer, StandInScene
 
 from cuda_kernels import cuda_raymarcher
 from cuda_kernels.cpu_raymarcher import RenderInputError
@@ -63,7 +64,7 @@ class Asker(threading.Thread):
             self.error = error
 
     def result(self):
-        self.join(WAIT_S)
+        self.join(PATIENCE_S)
         assert not self.is_alive()
         return self.error if self.error is not None else {int(value) for value in np.unique(self.pictures)}
 
@@ -85,7 +86,7 @@ def opened():
     for gpu, renderer in made:
         renderer.may_draw.set()
         gpu.close()
-        assert gpu.join(WAIT_S)
+        assert gpu.join(PATIENCE_S)
         assert renderer.closed == 1
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("geneface-gpu")]
 
@@ -93,7 +94,7 @@ def opened():
 # Who is drawn with whom -------------------------------------------------------------------------------
 
 
-def test_who_is_alone_does_not_wait():
+def test_the_frame_of_a_session_alone_does_not_wait():
     policy = BatchPolicy(gather_s=60)
     assert policy.wait_s([], now_s=0.0) is None
     policy.asked(1, now_s=5.0)
@@ -112,7 +113,7 @@ def test_a_frame_waits_for_others_that_asked_lately_and_no_longer_than_it_may():
     assert policy.wait_s([(1, 0.04), (2, 0.041)], now_s=0.041) == 0.0
 
 
-def test_who_has_not_asked_for_two_frames_is_not_waited_for():
+def test_a_session_that_has_not_asked_for_two_frames_is_not_waited_for():
     policy = BatchPolicy(gather_s=60)
     policy.asked(1, now_s=0.0)
     later_s = RECENT_S + 0.01
@@ -148,7 +149,7 @@ def test_while_the_gpu_draws_frames_gather_until_shortly_before_it_ends():
     assert policy.wait_s([(who, 0.0) for who in range(100, 110)], now_s=0.0) == 0.0  # nobody is missing
 
 
-def test_what_has_waited_behind_a_launch_that_ended_does_not_wait_again():
+def test_a_frame_that_waited_behind_a_launch_does_not_wait_again():
     policy = flying(1, kernel_ms=40.0)
     assert policy.wait_s([(100, 0.001)], now_s=0.002) > 0.03
     policy.collected(10.0, now_s=0.01)  # sooner than was expected
@@ -192,10 +193,10 @@ def test_what_sessions_of_all_speakers_ask_for_meanwhile_is_one_launch_and_each_
     speakers = [StandInScene(0), StandInScene(100)]
     renderer.may_draw.clear()
     first = Asker(gpu, speakers[0], 1)
-    assert renderer.drawing.acquire(timeout=WAIT_S)
+    assert renderer.drawing.acquire(timeout=PATIENCE_S)
     others = [Asker(gpu, speakers[number % 2], number) for number in range(2, 12)]
     for _ in range(11):
-        assert policy.counted.acquire(timeout=WAIT_S)
+        assert policy.counted.acquire(timeout=PATIENCE_S)
     renderer.may_draw.set()
     assert first.result() == {1}
     assert [asker.result() for asker in others] == [{number + 100 * (number % 2)} for number in range(2, 12)]
@@ -205,16 +206,16 @@ def test_what_sessions_of_all_speakers_ask_for_meanwhile_is_one_launch_and_each_
     assert renderer.threads == {"geneface-gpu"}
 
 
-def test_sessions_that_are_known_are_waited_for(opened):
+def test_frames_of_known_sessions_are_waited_for(opened):
     """Were they not, or were the last not enough, this would take an hour."""
     policy = CountedPolicy(gather_s=3600, max_flying=1)
     gpu, renderer = opened(policy=policy, clock=ManualClock())
     renderer.may_draw.clear()
     first = Asker(gpu, StandInScene(), 1, frames=3)
-    assert renderer.drawing.acquire(timeout=WAIT_S)
+    assert renderer.drawing.acquire(timeout=PATIENCE_S)
     second = Asker(gpu, StandInScene(), 2, frames=3)
     for _ in range(2):
-        assert policy.counted.acquire(timeout=WAIT_S)
+        assert policy.counted.acquire(timeout=PATIENCE_S)
     # The second's first frame waits until the first asks again; its last one has nobody left to wait for.
     renderer.may_draw.set()
     assert first.result() == {1}
@@ -229,11 +230,11 @@ def test_the_oldest_go_first_where_one_launch_has_no_room_for_all(opened):
     gpu, renderer = opened(policy=policy)
     renderer.may_draw.clear()
     askers = [Asker(gpu, StandInScene(), 1)]
-    assert renderer.drawing.acquire(timeout=WAIT_S)
-    assert policy.counted.acquire(timeout=WAIT_S)
+    assert renderer.drawing.acquire(timeout=PATIENCE_S)
+    assert policy.counted.acquire(timeout=PATIENCE_S)
     for number in range(2, 10):
         askers.append(Asker(gpu, StandInScene(), number))
-        assert policy.counted.acquire(timeout=WAIT_S)
+        assert policy.counted.acquire(timeout=PATIENCE_S)
     renderer.may_draw.set()
     assert [asker.result() for asker in askers] == [{number} for number in range(1, 10)]
     assert renderer.batches == [[1], [2, 3, 4], [5, 6, 7], [8, 9]]
@@ -248,11 +249,11 @@ def two_flying(gpu, renderer, policy, *, third=False):
     askers = []
     for number in (1, 2):
         askers.append(Asker(gpu, StandInScene(), number))
-        assert renderer.drawing.acquire(timeout=WAIT_S)
-        assert policy.counted.acquire(timeout=WAIT_S)
+        assert renderer.drawing.acquire(timeout=PATIENCE_S)
+        assert policy.counted.acquire(timeout=PATIENCE_S)
     if third:
         askers.append(Asker(gpu, StandInScene(), 3))
-        assert policy.counted.acquire(timeout=WAIT_S)
+        assert policy.counted.acquire(timeout=PATIENCE_S)
     return askers
 
 
@@ -275,7 +276,7 @@ def test_a_gpu_that_fails_at_the_first_of_two_launches_is_lost_to_both_and_to_wh
     errors = [asker.result() for asker in askers]
     assert [type(error) for error in errors] == [GpuLostError] * 3
     assert len({id(error) for error in errors}) == 3
-    assert gpu.join(WAIT_S)
+    assert gpu.join(PATIENCE_S)
     assert (renderer.batches, renderer.closed) == ([[1], [2]], 1)
 
 
@@ -284,12 +285,12 @@ def test_a_gpu_that_refuses_the_second_launch_is_lost_to_the_first_too(opened):
     gpu, renderer = opened(policy=policy)
     renderer.may_draw.clear()
     first = Asker(gpu, StandInScene(), 1)
-    assert renderer.drawing.acquire(timeout=WAIT_S)
+    assert renderer.drawing.acquire(timeout=PATIENCE_S)
     renderer.submit_failure = CudaError("cuMemAlloc: expected success, got CUDA_ERROR_OUT_OF_MEMORY")
     second = Asker(gpu, StandInScene(), 2)
     assert [type(asker.result()) for asker in (first, second)] == [GpuLostError] * 2
     renderer.may_draw.set()
-    assert gpu.join(WAIT_S)
+    assert gpu.join(PATIENCE_S)
     assert "OUT_OF_MEMORY" in gpu.lost
 
 
@@ -318,9 +319,9 @@ def test_a_close_hands_out_what_the_gpu_has_and_stops_who_waits(opened):
     closing.start()
     assert isinstance(askers[2].result(), Stopped)
     renderer.may_draw.set()
-    closing.join(WAIT_S)
+    closing.join(PATIENCE_S)
     assert [asker.result() for asker in askers[:2]] == [{1}, {2}]
-    assert gpu.join(WAIT_S)
+    assert gpu.join(PATIENCE_S)
     assert renderer.closed == 1
 
 
@@ -389,10 +390,10 @@ def test_a_gpu_that_fails_is_lost_to_all_who_ask_and_told_once(opened, caplog, t
     raymarcher = GpuRaymarcher(gpu, StandInScene())
     renderer.may_draw.clear()
     askers = [Asker(gpu, StandInScene(), 1)]
-    assert renderer.drawing.acquire(timeout=WAIT_S)
+    assert renderer.drawing.acquire(timeout=PATIENCE_S)
     askers += [Asker(gpu, StandInScene(), number) for number in (2, 3)]
     for _ in range(3):
-        assert policy.counted.acquire(timeout=WAIT_S)
+        assert policy.counted.acquire(timeout=PATIENCE_S)
     renderer.failure = CudaError(text)
     renderer.may_draw.set()
     errors = [asker.result() for asker in askers]
@@ -403,7 +404,7 @@ def test_a_gpu_that_fails_is_lost_to_all_who_ask_and_told_once(opened, caplog, t
         with pytest.raises(GpuLostError, match="CUDA_ERROR"):
             ask()
     raymarcher.close()  # without a word to the device
-    assert gpu.join(WAIT_S)
+    assert gpu.join(PATIENCE_S)
     assert renderer.closed == 1
     assert (lost, gpu.lost) == ([text], text)
     gpu.when_lost(lost.append)  # too late to hear of it otherwise
@@ -421,7 +422,7 @@ def test_a_gpu_that_hangs_is_lost_and_holds_up_nobody_s_end(opened, monkeypatch,
     assert "is left behind" in caplog.text
     assert renderer.closed == 0  # it might never return
     renderer.may_draw.set()  # it does, after all
-    assert gpu.join(WAIT_S)
+    assert gpu.join(PATIENCE_S)
     assert renderer.closed == 1
 
 
@@ -430,7 +431,7 @@ def test_who_waits_for_a_gpu_that_hangs_hears_of_the_close(opened, monkeypatch):
     gpu, renderer = opened(hang_s=3600)
     renderer.may_draw.clear()
     asker = Asker(gpu, StandInScene(), 1)
-    assert renderer.drawing.acquire(timeout=WAIT_S)
+    assert renderer.drawing.acquire(timeout=PATIENCE_S)
     gpu.close()
     assert isinstance(asker.result(), Stopped)
 
@@ -449,7 +450,7 @@ def test_a_fault_of_the_program_fails_its_launch_and_no_other(opened, caplog):
 def test_an_observer_that_fails_loses_the_gpu_and_is_logged(opened, caplog):
     gpu, _ = opened(observe=lambda *_: 1 / 0)
     gpu.draw([request(StandInScene(), 1)])
-    assert gpu.join(WAIT_S)
+    assert gpu.join(PATIENCE_S)
     assert gpu.lost == "its thread failed, the log says why"
     assert "ZeroDivisionError" in caplog.text
 
@@ -465,7 +466,7 @@ def test_a_device_that_fails_to_give_memory_back_is_lost(opened):
 # Life -------------------------------------------------------------------------------------------------
 
 
-def test_it_closes_twice_and_unstarted(opened):
+def test_a_gpu_renderer_closes_twice_and_unstarted(opened):
     gpu, renderer = opened(start=False)
     with pytest.raises(RuntimeError, match="before it was started"):
         gpu.draw([request(StandInScene(), 1)])
@@ -490,7 +491,7 @@ def test_a_close_that_fails_is_no_failure_of_the_program(opened):
     assert renderer.closed == 1
 
 
-def test_it_starts_once(opened):
+def test_a_gpu_renderer_starts_once(opened):
     gpu, _ = opened()
     with pytest.raises(RuntimeError, match="started twice"):
         gpu.start()
@@ -522,7 +523,7 @@ def test_a_frame_s_time_is_measured_among_others(opened):
     raymarcher = GpuRaymarcher(gpu, StandInScene())
     spent_ms = raymarcher.frame_ms(poses=np.stack([POSE] * 3), condition=condition(0), size_px=16)
     assert [len(batch) for batch in renderer.batches] == [MAX_FRAMES] * 8  # each time two launches
-    assert 0 < spent_ms < WAIT_S * 1000
+    assert spent_ms > 0
 
 
 # Whether there is one ---------------------------------------------------------------------------------
@@ -540,11 +541,11 @@ def test_without_a_gpu_the_cpu_draws_and_nothing_is_said(monkeypatch):
     said = []
     assert open_gpu("auto", say=said.append) is None
     assert said == []
-    with pytest.raises(InputError, match="--device cuda: expected a CUDA device, got none; check nvidia-smi"):
+    with pytest.raises(InputError, match=r"--device cuda: .*, got none"):
         open_gpu("cuda", say=said.append)
 
 
-def test_cpu_never_looks_for_one(monkeypatch):
+def test_device_cpu_never_looks_for_a_gpu(monkeypatch):
     monkeypatch.setattr(gpu_renderer, "find_cuda_device", lambda: pytest.fail("it looked"))
     assert open_gpu("cpu", say=print) is None
 
@@ -569,7 +570,7 @@ def test_a_gpu_that_cannot_draw_is_said_in_a_line_or_refused(monkeypatch, error)
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda"])
-def test_a_gpu_that_can_draws(monkeypatch, device):
+def test_a_gpu_that_can_draw_is_used(monkeypatch, device):
     renderer, told = StandInRenderer(), []
     monkeypatch.setattr(gpu_renderer, "find_cuda_device", lambda: GPU)
     monkeypatch.setattr(cuda_raymarcher, "CudaRenderer", lambda: renderer)

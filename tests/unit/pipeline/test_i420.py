@@ -65,7 +65,7 @@ def test_scaling_is_as_good_as_in_rgb():
         assert abs(got.mean() - plane.mean()) < 0.1  # no shift of colour
 
 
-def test_the_way_back_to_rgb():
+def test_i420_converts_back_to_rgb():
     rgb = picture(128)
     assert np.abs(to_rgb(converter(128).convert(rgb)).astype(int) - rgb).max() <= 6  # chroma is halved
     for colour in [*GREYS, *PRIMARIES]:

@@ -14,23 +14,23 @@ def moving_face(ways: int, frames: int = 400, *, noise: float = 0.0) -> torch.Te
     return rest + strengths @ directions.T + noise * torch.randn(frames, 204, generator=generator)
 
 
-def test_takes_as_many_ways_as_the_face_has():
+def test_the_subspace_has_as_many_dimensions_as_the_face():
     assert LandmarkSubspace.fit(moving_face(5)).basis.shape == (5, 204)
 
 
-def test_leaves_noise_below_the_share_out():
+def test_the_subspace_leaves_noise_out():
     landmarks = moving_face(5, noise=1e-3)
     assert len(LandmarkSubspace.fit(landmarks, unexplained=1e-3).basis) == 5
 
 
-def test_keeps_what_the_face_can_do():
+def test_projection_keeps_what_the_face_can_do():
     landmarks = moving_face(5)
     subspace = LandmarkSubspace.fit(landmarks[:200])
     # 1e-5: float32 sums of 204 products of order 1
     torch.testing.assert_close(subspace(landmarks[200:]), landmarks[200:], atol=1e-5, rtol=0)
 
 
-def test_takes_off_all_that_it_cannot_and_nothing_else():
+def test_projection_takes_off_only_what_the_face_cannot_do():
     landmarks = moving_face(5)
     subspace = LandmarkSubspace.fit(landmarks)
     foreign = torch.randn(7, 204, generator=torch.Generator().manual_seed(2))
@@ -43,6 +43,6 @@ def test_takes_off_all_that_it_cannot_and_nothing_else():
     [torch.zeros(1, 204), torch.zeros(5, 3, 68), torch.full((5, 204), torch.nan), torch.ones(5, 204)],
     ids=["one frame", "three axes", "NaN", "no motion"],
 )
-def test_refuses_what_has_no_motion(landmarks: torch.Tensor):
+def test_landmarks_without_motion_have_no_subspace(landmarks: torch.Tensor):
     with pytest.raises(ValueError, match="LandmarkSubspace: landmarks: expected"):
         LandmarkSubspace.fit(landmarks)

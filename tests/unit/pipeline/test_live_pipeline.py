@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import stand_ins
 from manual_clock import ManualClock
+from patience import PATIENCE_S
 
 from models.speaker import load_speaker
 from streaming.errors import GpuLostError, Stopped
@@ -21,12 +22,6 @@ from streaming.webrtc.media_schedule import (
     TICKS_PER_FRAME,
     MediaSchedule,
 )
-
-
-@pytest.fixture(scope="module")
-def speaker(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("speakers") / "Tiny"
-    return load_speaker(bundle_factory.write_tiny_bundle(folder, image_size_px=128))
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +158,7 @@ class PacedRaymarcher(stand_ins.StandInRaymarcher):
         self.permits = threading.Semaphore(0)
 
     def render(self, **drawn):
-        assert self.permits.acquire(timeout=20)
+        assert self.permits.acquire(timeout=PATIENCE_S)
         return super().render(**drawn)
 
 

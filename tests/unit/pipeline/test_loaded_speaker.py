@@ -173,9 +173,11 @@ def test_networks_that_do_not_keep_up_are_refused_before_anything_is_drawn(
 def test_features_on_the_cpu_leave_half_of_the_time_to_what_draws(device, limit_ms):
     small = SimpleNamespace(device="CPU")
     opening = SpeakerOpening(None, ComputeSettings())
-    opening.networks = SpeakerNetworks(motion=small, condition=small, features=SimpleNamespace(device=device))
+    opening._networks = SpeakerNetworks(
+        motion=small, condition=small, features=SimpleNamespace(device=device)
+    )
     assert opening.motion_limit_ms == pytest.approx(limit_ms)
-    opening.networks = SpeakerNetworks(motion=small, condition=small)
+    opening._networks = SpeakerNetworks(motion=small, condition=small)
     assert opening.motion_limit_ms == pytest.approx(24)
 
 
@@ -227,7 +229,7 @@ def test_each_session_has_a_renderer_of_its_own(monkeypatch, speakers, raymarche
     assert raymarchers[0].closed
 
 
-def test_it_opens_with_the_real_meter(speakers, raymarchers):
+def test_a_speaker_opens_with_the_real_meter(speakers, raymarchers):
     host = load(speakers, "Small", raymarchers, render_px=96, threads=1, cores=1)
     assert host.costs[96].render_ms > 0
     assert np.isfinite(host.core_ms(96))

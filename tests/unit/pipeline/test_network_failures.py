@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import types
 
-import bundle_factory
 import feature_bundle
 import numpy as np
 import pytest
@@ -46,12 +45,6 @@ class FailingEngine:
         spoilt = np.array(output)
         spoilt.reshape(-1)[-1] = {"NaN": np.nan, "infinite": np.inf}[self._how]
         return spoilt
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("speakers") / "Tiny"
-    return load_speaker(bundle_factory.write_tiny_bundle(folder, image_size_px=128))
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +91,8 @@ HOWS = ["NaN", "infinite", "raises", "another shape"]
 @pytest.mark.parametrize(
     ("who", "network", "file"),
     [
-        ("tiny", "motion", "motion.onnx"),
-        ("tiny", "condition", "condition.onnx"),
+        ("speaker", "motion", "motion.onnx"),
+        ("speaker", "condition", "condition.onnx"),
         ("hearing", "features", "features.onnx"),
         ("hearing", "motion", "motion.onnx"),
         ("hearing", "condition", "condition.onnx"),
@@ -118,16 +111,16 @@ def test_a_network_that_fails_for_a_while_costs_no_frame_and_no_sound(request, w
     assert pipeline.network_failures == {}  # it works again
     # Before and well after it, the face is the one that there would have been.
     assert np.array_equal(frames[0].picture, good[0].picture)
-    if who == "tiny":  # no window keeps what the network did not give
+    if who == "speaker":  # no window keeps what the network did not give
         assert np.abs(frames[-1].landmarks - good[-1].landmarks).max() < 1e-3
         assert np.array_equal(frames[-1].picture, good[-1].picture)
 
 
-def test_the_last_good_landmarks_hold(tiny):
+def test_the_last_good_landmarks_hold(speaker):
     pcm = np.zeros(16000, np.float32)
     pcm[640 * 10 : 640 * 15] = 0.5 * np.sin(np.arange(640 * 5) / 3)
-    shut, _ = live(tiny, pcm, [])
-    held, pipeline = live(tiny, pcm, [], network="motion", runs=range(14, 100))
+    shut, _ = live(speaker, pcm, [])
+    held, pipeline = live(speaker, pcm, [], network="motion", runs=range(14, 100))
     lip = lambda frames: np.array([frame.landmarks[66, 1] for frame in frames])  # noqa: E731
     assert lip(shut)[13] < -0.9
     assert lip(shut)[18:] == pytest.approx(0, abs=0.01)
@@ -136,7 +129,7 @@ def test_the_last_good_landmarks_hold(tiny):
 
 
 @pytest.mark.parametrize(
-    ("who", "network"), [("tiny", "motion"), ("hearing", "motion"), ("hearing", "features")]
+    ("who", "network"), [("speaker", "motion"), ("hearing", "motion"), ("hearing", "features")]
 )
 def test_what_never_worked_leaves_the_neutral_face(request, who, network):
     speaker = request.getfixturevalue(who)
@@ -146,8 +139,8 @@ def test_what_never_worked_leaves_the_neutral_face(request, who, network):
     assert np.allclose(frames[-1].landmarks[48:], mean[48:], atol=1e-6)
 
 
-def test_a_condition_that_never_worked_still_gives_every_frame(tiny):
-    frames, _ = live(tiny, sound(), [], network="condition", how="raises", runs=range(1000))
+def test_a_condition_that_never_worked_still_gives_every_frame(speaker):
+    frames, _ = live(speaker, sound(), [], network="condition", how="raises", runs=range(1000))
     assert len(frames) == 60
 
 
@@ -168,18 +161,18 @@ def test_a_recording_is_refused_in_one_line(hearing, network, how):
     assert str(error).startswith(f"{hearing.name}: {network}.onnx: expected ")
 
 
-def test_a_video_of_the_motion_is_refused_and_nothing_is_left(tiny, tmp_path):
+def test_a_video_of_the_motion_is_refused_and_nothing_is_left(speaker, tmp_path):
     wav = stand_ins.write_wav(tmp_path / "said.wav", stand_ins.speech_like(1.0))
     audio = AudioFile(wav)
-    video = LandmarkVideo(tmp_path / "motion.mp4", mean_face=tiny.motion.mean_face, audio=audio, crf=30)
+    video = LandmarkVideo(tmp_path / "motion.mp4", mean_face=speaker.motion.mean_face, audio=audio, crf=30)
     with pytest.raises(NetworkFailureError) as refused:
-        film_landmarks(tiny, audio, video, networks=networks_of(tiny, network="motion", runs=[5]))
+        film_landmarks(speaker, audio, video, networks=networks_of(speaker, network="motion", runs=[5]))
     assert refused.value.network == "motion.onnx"
     assert list(tmp_path.iterdir()) == [wav]
 
 
-def test_a_failure_says_what_was_given_and_no_more_than_a_line(tiny):
-    spec = network_specs(tiny).motion
+def test_a_failure_says_what_was_given_and_no_more_than_a_line(speaker):
+    spec = network_specs(speaker).motion
 
     def failure_of(run, inputs):
         engine = CheckedEngine(types.SimpleNamespace(device="CPU", run=run), spec, speaker="Tiny")

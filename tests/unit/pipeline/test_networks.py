@@ -78,7 +78,7 @@ def test_a_network_that_hears_features(heard):
     assert isinstance(open_networks(heard).motion_stream(heard.motion), FeatureMotion)
 
 
-def test_one_that_hears_pitch_besides(pitched):
+def test_a_network_that_hears_features_and_pitch(pitched):
     specs = network_specs(pitched)
     assert specs.motion.inputs["f0_hz"] == (1, 48)
     assert open_networks(pitched).motion.run(specs.motion.zeros()).shape == (1, 24, 204)
@@ -101,7 +101,7 @@ def test_a_graph_that_does_not_fit_is_refused(heard):
         open_networks(dataclasses.replace(heard, motion=motion))
 
 
-def test_all_are_opened_as_asked_for(heard, opened):
+def test_all_networks_are_opened_by_the_runtime_that_was_asked_for(heard, opened):
     settings = EngineSettings(engine="onnx", device="cpu")
     open_networks(heard, settings)
     assert [network.model.name for network, _ in opened] == ["features.onnx", "motion.onnx", "condition.onnx"]

@@ -6,7 +6,7 @@ import pytest
 
 
 @pytest.mark.parametrize(("stated", "expected"), [(None, "1"), ("0", "0")])
-def test_it_is_told_not_to_report_before_it_is_imported(stated, expected):
+def test_onnx_runtime_is_told_not_to_report_before_it_is_imported(stated, expected):
     program = (
         "import os, sys\n"
         "import models.onnx_runtime, streaming.pipeline.onnx_engine\n"

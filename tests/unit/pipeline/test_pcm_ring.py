@@ -56,7 +56,7 @@ def test_a_frame_comes_as_soon_as_its_lookahead_is_there(lookahead):
     assert [w.frame for w in ring.push(np.ones(1, np.float32))] == [0]
 
 
-def test_no_sound_no_frames():
+def test_no_sound_has_no_windows():
     ring = PcmRing(window_samples=832, lookahead_frames=4)
     assert list(ring.finish()) == []
 

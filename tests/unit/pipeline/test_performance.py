@@ -105,7 +105,7 @@ def test_a_head_that_keeps_still_loops():
     np.testing.assert_array_equal(loop.poses, poses[: len(loop.poses)])
 
 
-def test_rotation_vectors_and_back():
+def test_rotation_vectors_survive_the_way_to_matrices_and_back():
     vectors = np.random.default_rng(0).normal(0, 0.6, (50, 3))
     vectors[0] = 0
     np.testing.assert_allclose(rotation_vectors(rotations_of(vectors)), vectors, atol=1e-9)

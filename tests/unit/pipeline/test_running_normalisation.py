@@ -35,14 +35,14 @@ def test_before_any_sound_the_prior_stands():
 
 
 @pytest.mark.parametrize("deviation", [0.01, 0.05, 0.3])
-def test_it_comes_to_what_was_said(deviation):
+def test_the_level_comes_to_that_of_the_voice(deviation):
     level = after(voice(10, deviation=deviation, mean=0.002))
     assert abs(db(level, deviation)) < 1.5  # the prior still has its share
     assert level.mean == pytest.approx(0.002, rel=0.1)
 
 
 @pytest.mark.parametrize("quiet", [0.0, 1e-5])
-def test_a_muted_microphone_changes_nothing(quiet):
+def test_a_muted_microphone_does_not_change_the_level(quiet):
     said = voice(5)
     level, muted = after(said), after(said, voice(300, deviation=quiet, seed=1))
     assert muted.deviation == pytest.approx(level.deviation, rel=1e-3)
@@ -61,24 +61,24 @@ def test_silence_before_the_first_word_is_no_voice():
 
 
 @pytest.mark.parametrize(("gain_db", "within_s"), [(20, 25), (6, 20), (-6, 40), (-20, 110)])
-def test_another_distance_is_followed(gain_db, within_s):
+def test_the_level_follows_a_voice_at_another_distance(gain_db, within_s):
     near = voice(30)
     far = voice(within_s, deviation=0.05 * 10 ** (gain_db / 20), seed=1)
     assert abs(db(after(near), 0.05)) < 0.5
     assert abs(db(after(near, far), 0.05 * 10 ** (gain_db / 20))) < 2
 
 
-def test_old_sound_is_forgotten_but_not_at_once():
+def test_the_level_forgets_old_sound_but_not_at_once():
     assert db(after(voice(30), voice(2, deviation=0.025, seed=1)), 0.05) > -1
 
 
-def test_reset_forgets():
+def test_a_reset_brings_the_prior_back():
     level = after(voice(10, deviation=0.3))
     level.reset()
     assert level.deviation == pytest.approx(PRIOR_DEVIATION)
 
 
-def test_what_it_applies_is_the_processor_s_rule():
+def test_normalisation_applies_the_processor_s_rule():
     level = after(voice(10, deviation=0.08, mean=0.01))
     pcm = voice(1, deviation=0.08, mean=0.01, seed=2)
     got = level.apply(pcm)

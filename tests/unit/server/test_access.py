@@ -92,7 +92,7 @@ def test_the_servers_own_pages_and_no_page_may_call(origin, host):
         ("https://good.example.evil.example", "localhost:8010"),
     ],
 )
-def test_pages_of_other_sites_may_not(origin, host):
+def test_pages_of_other_sites_may_not_call(origin, host):
     allowed = access_of(origins=frozenset({"https://good.example"}))
     denial = allowed.check_origin(origin, host)
     assert denial is not None
@@ -100,7 +100,7 @@ def test_pages_of_other_sites_may_not(origin, host):
     assert "--allow-origin" in denial.detail
 
 
-def test_pages_of_an_allowed_site_may():
+def test_pages_of_an_allowed_site_may_call():
     allowed = access_of(origins=frozenset({"https://good.example"}))
     assert allowed.check_origin("https://good.example", "localhost:8010") is None
     assert allowed.check_origin("http://good.example", "localhost:8010") is not None
@@ -130,7 +130,7 @@ def test_who_knows_the_token_may_come_in(given):
         f"Bearer{TOKEN}",
     ],
 )
-def test_who_does_not_may_not(given):
+def test_who_does_not_know_the_token_may_not_come_in(given):
     denial = access_of(token=TOKEN).check_token(given)
     assert denial is not None
     assert denial.status == 401
@@ -180,7 +180,7 @@ def test_an_offer_that_was_refused_does_not_count():
     assert limit.take("a") == 0
 
 
-def test_no_more_gathers_than_may_come_at_once():
+def test_a_long_wait_earns_no_more_offers_than_may_come_at_once():
     clock = ManualClock(100.0)
     limit = RateLimit(burst=2, rate_per_s=1.0, clock=clock)
     limit.take("a")
@@ -188,7 +188,7 @@ def test_no_more_gathers_than_may_come_at_once():
     assert [limit.take("a") > 0 for _ in range(3)] == [False, False, True]
 
 
-def test_addresses_do_not_share():
+def test_each_address_has_offers_of_its_own():
     limit = RateLimit(burst=1, rate_per_s=1.0, clock=ManualClock(100.0))
     assert limit.take("a") == 0
     assert limit.take("b") == 0

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from manual_clock import ManualClock
 from on_loop import on_loop, until
+from patience import PATIENCE_S
 
 from cuda_kernels.folding import SceneError
 from models.bundle_files import BundleError
@@ -456,7 +457,7 @@ async def test_what_is_no_offer_is_400(setup, body):
 
 @pytest.mark.parametrize("path", ["/offer", "/whip/Tiny"])
 @on_loop
-async def test_too_large_is_413_by_its_length_and_by_what_comes(setup, path):
+async def test_too_large_a_body_is_413_by_its_length_and_by_what_comes(setup, path):
     it = setup()
     read = 0
 
@@ -562,7 +563,7 @@ async def test_each_failure_has_its_status(setup, way, failure, status, said):
 
 
 @on_loop
-async def test_full_says_when_to_come_again(setup):
+async def test_a_full_server_says_when_to_come_again(setup):
     it = setup()
     it.sessions.failure = FullError(Refusal(reason="full", retry_after_s=7))
     assert (await it.http.post("/offer", json=OFFER)).headers["retry-after"] == "7"
@@ -741,7 +742,7 @@ class Socket:
 
     async def __aexit__(self, *_):
         self.leave()
-        await asyncio.wait_for(self.task, 5)
+        await asyncio.wait_for(self.task, PATIENCE_S)
 
     async def _take(self, message):
         await self.writable.wait()

@@ -22,14 +22,14 @@ def table(descriptors=1024, proxies=(), **limits):
     return ConnectionTable(descriptors=descriptors, proxies=TrustedProxies(proxies), **limits)
 
 
-def test_the_one_that_waited_longest_goes_for_a_new_one():
+def test_the_connection_that_waited_longest_goes_for_a_new_one():
     it, connections = table(max_per_address=3), [Connection() for _ in range(4)]
     assert all(it.admit(connection, "192.0.2.1") for connection in connections)
     assert [connection.aborted for connection in connections] == [True, False, False, False]
     assert len(it) == 3
 
 
-def test_none_that_is_answered_goes():
+def test_no_connection_that_is_being_answered_goes_for_a_new_one():
     it = table(max_per_address=2)
     busy = [Connection(waiting=False) for _ in range(2)]
     assert all(it.admit(connection, "192.0.2.1") for connection in busy)
@@ -62,7 +62,7 @@ def test_an_ipv6_subscriber_is_one_address():
 
 
 @pytest.mark.parametrize("forget", [lambda it, one: it.remove(one), lambda _, one: one.abort()])
-def test_what_has_ended_takes_no_place(forget):
+def test_a_connection_that_has_ended_takes_no_place(forget):
     it, busy = table(max_per_address=1), Connection(waiting=False)
     assert it.admit(busy, "192.0.2.1")
     forget(it, busy)
@@ -70,7 +70,7 @@ def test_what_has_ended_takes_no_place(forget):
     it.remove(busy)
 
 
-def test_sockets_that_are_in_no_table_yet_count_too():
+def test_sockets_that_are_in_no_table_yet_count():
     it = table(descriptors=40, max_per_address=4, proxies=["192.0.2.9"])
     assert it.max_connections == 20
     assert it.has_room("192.0.2.1", ["192.0.2.1"] * 5)
@@ -80,7 +80,7 @@ def test_sockets_that_are_in_no_table_yet_count_too():
     assert not it.has_room("192.0.2.9", ["192.0.2.9"] * 30)
 
 
-def test_one_that_closes_goes_before_one_that_waits():
+def test_a_connection_that_closes_goes_before_one_that_waits():
     it, connections = table(max_per_address=2), [Connection(), Connection(waiting=False)]
     assert all(it.admit(connection, "192.0.2.1") for connection in connections)
     connections[1].is_over = True  # what it sent last is not read
@@ -90,7 +90,7 @@ def test_one_that_closes_goes_before_one_that_waits():
     assert len(it) == 2
 
 
-def test_what_happens_again_and_again_is_said_once_in_a_while():
+def test_a_log_line_that_repeats_is_written_once_in_a_while():
     spare = Sparingly(("out of",), every_s=10.0)
 
     def said(text, at_s):

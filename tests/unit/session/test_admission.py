@@ -44,7 +44,7 @@ def test_one_session_is_served_however_slow_the_gpu():
     assert admission().admit(session="a", floor_ms=2, gpu_ms=100.0) is None
 
 
-def test_who_leaves_makes_room_and_may_leave_twice():
+def test_a_session_that_leaves_makes_room_and_may_leave_twice():
     it = admission()
     it.admit(session="a", floor_ms=30)
     assert it.admit(session="b", floor_ms=30) is not None
@@ -55,7 +55,7 @@ def test_who_leaves_makes_room_and_may_leave_twice():
     assert (it.sessions, it.floor_ms) == (1, 30)
 
 
-def test_who_was_refused_takes_no_room():
+def test_a_session_that_was_refused_takes_no_room():
     it = admission()
     it.admit(session="a", floor_ms=30)
     assert it.admit(session="b", floor_ms=30) is not None

@@ -10,7 +10,7 @@ from streaming.session.background import in_background
 
 
 @on_loop
-async def test_what_it_returns_comes_from_a_thread_of_that_name():
+async def test_background_work_runs_in_a_thread_of_its_name_and_returns():
     def work():
         thread = threading.current_thread()
         return thread.name, thread.daemon
@@ -19,7 +19,7 @@ async def test_what_it_returns_comes_from_a_thread_of_that_name():
 
 
 @on_loop
-async def test_what_it_raises_is_raised_to_who_awaits():
+async def test_what_background_work_raises_is_raised_to_who_awaits():
     def work():
         raise OSError("no such file")
 
@@ -28,7 +28,7 @@ async def test_what_it_raises_is_raised_to_who_awaits():
 
 
 @on_loop
-async def test_the_loop_goes_on_meanwhile():
+async def test_the_loop_goes_on_while_background_work_runs():
     gate = threading.Event()
     waiting = in_background("work", lambda: gate.wait(10))
     await asyncio.sleep(0)
@@ -38,7 +38,7 @@ async def test_the_loop_goes_on_meanwhile():
 
 
 @on_loop
-async def test_who_gave_up_is_told_nothing():
+async def test_who_gave_up_on_background_work_is_told_nothing():
     gate, done = threading.Event(), threading.Event()
 
     def work():
@@ -54,7 +54,7 @@ async def test_who_gave_up_is_told_nothing():
     assert future.cancelled()
 
 
-def test_neither_the_loop_nor_the_thread_waits_for_the_other_in_the_end():
+def test_neither_loop_nor_background_thread_waits_for_the_other_to_end():
     gate = threading.Event()
     threads = []
 

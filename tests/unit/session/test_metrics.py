@@ -35,7 +35,7 @@ NAMES = {
 }
 
 
-def test_names_and_kinds():
+def test_each_metric_has_its_name_and_kind():
     kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", Metrics().text().decode(), re.MULTILINE))
     assert NAMES.items() <= kinds.items()
     # Beside them only when each began, which the client library adds.
@@ -65,7 +65,7 @@ def test_a_launch_is_counted_with_its_frames_and_its_time():
     assert sample("geneface_gpu_draws") == 0
 
 
-def test_what_was_said_of_a_session_goes_with_it():
+def test_gauges_of_a_session_go_with_it():
     metrics = Metrics()
     for session in ("abc123", "def456"):
         metrics.render_size_px.labels(session).set(256)

@@ -36,7 +36,7 @@ def test_frames_under_way_are_not_judged_by_the_new_allowance():
     assert playout_delay.ticks == 5
 
 
-def test_it_never_leaves_its_bounds():
+def test_the_playout_delay_never_leaves_its_bounds():
     playout_delay = PlayoutDelay(MAX_PLAYOUT_DELAY_TICKS)
     assert not any(lose(playout_delay, 200, every_s=0.1))
     assert playout_delay.ticks == MAX_PLAYOUT_DELAY_TICKS

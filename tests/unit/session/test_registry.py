@@ -222,7 +222,7 @@ async def test_ids_cannot_be_guessed(setup):
 
 
 @on_loop
-async def test_it_ends_once(setup):
+async def test_a_session_ends_once(setup):
     it = setup()
     session, _ = await it.sessions.open("Tiny", "offer")
     session.may_close.clear()
@@ -253,7 +253,7 @@ async def test_there_is_room_again_only_once_its_threads_are_gone(setup):
 
 
 @on_loop
-async def test_who_ends_it_may_go_away(setup):
+async def test_the_caller_that_ends_a_session_may_go_away(setup):
     it = setup()
     session, _ = await it.sessions.open("Tiny", "offer")
     session.may_close.clear()
@@ -283,7 +283,7 @@ async def test_a_session_that_closes_badly_gives_its_place_back(setup, monkeypat
 
 
 @on_loop
-async def test_no_room_leaves_nothing_behind(setup):
+async def test_an_offer_without_room_leaves_nothing_behind(setup):
     it = setup()
     for _ in range(3):
         await it.sessions.open("Tiny", "offer")
@@ -417,7 +417,7 @@ async def test_a_speaker_asked_for_twice_at_the_same_time_is_opened_once(setup):
 
 
 @on_loop
-async def test_who_asked_first_may_go_away(setup):
+async def test_the_caller_that_first_asked_for_a_speaker_may_go_away(setup):
     it = setup()
     it.may_open.clear()
     first, second = (asyncio.create_task(it.sessions.open("Ada", "offer")) for _ in range(2))
@@ -512,7 +512,7 @@ async def test_sessions_whose_peers_have_gone_are_ended(setup):
 
 
 @on_loop
-async def test_one_that_cannot_be_watched_does_not_blind_the_others(setup, caplog):
+async def test_a_session_that_cannot_be_watched_does_not_blind_the_others(setup, caplog):
     it = setup()
     broken, gone = [(await it.sessions.open("Tiny", "offer"))[0] for _ in range(2)]
     broken.reason, gone.reason = ZeroDivisionError(), "timed out"
@@ -523,7 +523,7 @@ async def test_one_that_cannot_be_watched_does_not_blind_the_others(setup, caplo
 
 
 @on_loop
-async def test_they_are_watched_from_the_start_to_the_end(setup, monkeypatch):
+async def test_sessions_are_watched_from_the_start_to_the_end(setup, monkeypatch):
     monkeypatch.setattr(registry, "_WATCH_S", 0.01)
     it = setup()
     it.sessions.start()
@@ -590,7 +590,7 @@ async def test_a_first_figure_that_was_too_large_heals_and_stays_healed(setup):
 
 
 @on_loop
-async def test_a_first_figure_that_was_too_small_heals_as_well(setup):
+async def test_a_first_figure_that_was_too_small_heals(setup):
     it = setup()
     it.default.frame_ms = 2.0
     one, _ = await it.sessions.open("Tiny", "offer")
@@ -726,7 +726,7 @@ async def test_the_end_closes_sessions_then_speakers(setup):
 
 
 @on_loop
-async def test_the_end_of_what_never_began(setup):
+async def test_a_registry_that_never_started_ends(setup):
     it = setup()
     await it.sessions.aclose()
     assert it.default.closed.is_set()
@@ -769,7 +769,7 @@ async def test_the_end_while_an_offer_is_answered(setup, answers):
 
 
 @on_loop
-async def test_the_end_while_an_offer_fails_for_that(setup, answers):
+async def test_the_end_while_an_offer_fails_because_of_it(setup, answers):
     it = setup()
 
     async def fails(session):
@@ -785,7 +785,7 @@ async def test_the_end_while_an_offer_fails_for_that(setup, answers):
 
 
 @on_loop
-async def test_the_end_waits_for_those_that_end_already_but_not_for_ever(setup, monkeypatch, caplog):
+async def test_the_end_waits_for_sessions_that_already_end_but_not_for_ever(setup, monkeypatch, caplog):
     monkeypatch.setattr(registry, "_CLOSE_S", 0.05)
     it = setup()
     quick, stuck = [(await it.sessions.open("Tiny", "offer"))[0] for _ in range(2)]
@@ -801,7 +801,7 @@ async def test_the_end_waits_for_those_that_end_already_but_not_for_ever(setup, 
 
 
 @on_loop
-async def test_the_end_does_not_wait_for_ever_for_a_speaker_either(setup, monkeypatch):
+async def test_the_end_does_not_wait_for_ever_for_a_speaker_to_close(setup, monkeypatch):
     monkeypatch.setattr(registry, "_CLOSE_SPEAKERS_S", 0.05)
     it = setup()
     it.default.may_close.clear()
@@ -849,7 +849,7 @@ async def test_without_the_gpu_the_cpu_draws_the_oldest_sessions_and_the_others_
 
 
 @on_loop
-async def test_who_comes_meanwhile_waits_for_the_cpu(setup):
+async def test_an_offer_that_comes_while_the_gpu_falls_back_waits_for_the_cpu(setup):
     it = setup()
     it.default.to_gpu()
     it.may_open_on_cpu.clear()

@@ -150,7 +150,7 @@ async def test_a_connection_that_ends_ends_the_session_once(setup, state, reason
 
 
 @on_loop
-async def test_the_end_of_its_own_asks_for_no_other(setup):
+async def test_a_session_that_closes_itself_asks_for_no_other_end(setup):
     it = setup()
     await it.session.aclose("server stopping")
     it.peer.on_state("closed")
@@ -311,7 +311,7 @@ async def test_a_session_goes_on_with_the_cpu_at_its_smallest_size(setup):
 
 
 @on_loop
-async def test_the_end_leaves_no_thread_and_is_told_at_once(setup):
+async def test_an_ended_session_leaves_no_thread_and_says_so_at_once(setup):
     it = setup()
     await it.session.answer("offer")
     assert len(threads_of_sessions()) == 5  # media, video, motion, render, finish
@@ -326,7 +326,7 @@ async def test_the_end_leaves_no_thread_and_is_told_at_once(setup):
 
 
 @on_loop
-async def test_the_end_of_what_never_began(setup):
+async def test_a_session_that_never_began_ends(setup):
     it = setup()
     await it.session.aclose("no room")
     await it.session.aclose("again")
@@ -335,7 +335,7 @@ async def test_the_end_of_what_never_began(setup):
 
 
 @on_loop
-async def test_two_may_end_it_at_the_same_time_and_both_wait(setup):
+async def test_two_callers_may_end_a_session_at_the_same_time_and_both_wait(setup):
     it = setup()
     await it.session.answer("offer")
     it.peer.may_close.clear()
@@ -350,7 +350,7 @@ async def test_two_may_end_it_at_the_same_time_and_both_wait(setup):
 
 
 @on_loop
-async def test_who_ends_it_may_go_away(setup):
+async def test_the_caller_that_closes_a_session_may_go_away(setup):
     it = setup()
     await it.session.answer("offer")
     it.peer.may_close.clear()

@@ -11,6 +11,7 @@ import pytest
 import stand_ins
 from bundle_factory import write_tiny_bundle
 from on_loop import until
+from patience import PATIENCE_S
 
 from models.speaker import load_speaker
 from streaming.pipeline.loaded_speaker import LoadedSpeaker
@@ -23,7 +24,6 @@ from streaming.webrtc.media_schedule import MAX_PLAYOUT_DELAY_TICKS, TICK_S, TIC
 from streaming.webrtc.peer import PeerSettings
 
 SETTLE_S, MEASURED_S = 4.0, 4.0
-PATIENCE_S = 60.0  # of this machine, however busy
 
 
 class VirtualClock:
@@ -214,7 +214,7 @@ def simulate(speaker, networks):
         finally:
             it.drawing.cost_s = it.encoding.cost_s = 0.0
             it.clock.set(it.clock.now_s() + 10.0)
-            await until(lambda: session.downlink.rendered == len(it.encoder.pictures), within_s=PATIENCE_S)
+            await until(lambda: session.downlink.rendered == len(it.encoder.pictures))
             await asyncio.sleep(0)
             await session.aclose("done")
         assert it.video.timestamps[: len(found.numbers)] == [3600 * number for number in found.numbers]

@@ -89,9 +89,9 @@ def test_nothing_but_a_name_is_looked_up(listed, name):
     assert listed.path_of(name) is None
 
 
-def test_no_path_is_a_name(listed, folder):
+def test_a_path_is_no_name_of_a_speaker(listed, folder):
     assert listed.path_of(str(folder / "Ada")) is None
 
 
-def test_by_default_the_packaged_speakers_are_there():
+def test_the_packaged_speakers_are_listed_by_default():
     assert "May" in [entry.name for entry in SpeakerList(functools.partial(list_speakers)).entries()]

@@ -89,7 +89,7 @@ def test_each_suite_can_be_the_only_one_in_common(keys, cipher):
 
 
 @pytest.mark.parametrize("cipher", ["AES128-GCM-SHA256", "DHE-RSA-AES128-GCM-SHA256"])
-def test_nothing_without_forward_secrecy_or_beyond_the_list(keys, cipher):
+def test_no_suite_without_forward_secrecy_or_beyond_the_list_is_taken(keys, cipher):
     ours = Certificate.generateCertificate()._create_ssl_context(SRTP_PROFILES)
     with pytest.raises(SSL.Error):
         handshake(context(keys["rsa2048"], signed(keys["rsa2048"]), cipher.encode()), ours)

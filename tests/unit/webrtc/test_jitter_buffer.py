@@ -58,7 +58,7 @@ def test_numbers_go_on_where_they_wrap():
     assert buffer.generation == 0
 
 
-def test_what_is_missing_is_lost_and_may_come_late():
+def test_a_missing_packet_is_lost_and_may_come_late():
     buffer = JitterBuffer()
     fill(buffer, 0, 1, 4)
     taken(buffer)

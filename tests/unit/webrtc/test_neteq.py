@@ -224,7 +224,7 @@ def rough(sound):
     return np.abs(np.diff(sound, n=3)).max()
 
 
-def test_closed_it_is_silent_and_takes_nothing():
+def test_a_closed_player_is_silent_and_takes_nothing():
     stream = MicrophoneStream()
     play(packets(3.0)[:50], stream=stream)
     stream.close()
@@ -237,7 +237,7 @@ def test_closed_it_is_silent_and_takes_nothing():
     assert (block.samples.any(), block.timestamp, block.concealed) == (False, None, True)
 
 
-def test_closed_unused():
+def test_a_player_closes_unused():
     stream = MicrophoneStream()
     stream.close()
     assert not stream.read(0.0).samples.any()

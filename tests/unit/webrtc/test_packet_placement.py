@@ -63,7 +63,7 @@ def test_every_packet_is_heard_in_its_place_and_the_log_says_it_once(step, caplo
 
 @pytest.mark.parametrize("name", ["16 kHz", "96 kHz", "constant", "random"])
 @pytest.mark.parametrize("network", ["lost", "jitter", "reordered", "held up", "wrapped"])
-def test_a_network_does_to_them_what_it_does_to_others(name, network):
+def test_packets_of_any_length_bear_what_a_network_does_to_packets_of_20_ms(name, network):
     sent = packets(8.0)
     if network == "wrapped":
         sent = tuple(replace(p, sequence=(p.sequence + 65_300) % 2**16) for p in sent)

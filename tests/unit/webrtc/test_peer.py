@@ -223,7 +223,7 @@ def without_candidates(text):
 )
 @pytest.mark.parametrize("text", [CHROME, FIREFOX], ids=["Chrome", "Firefox"])
 @on_loop
-async def test_nothing_in_common_is_said_in_one_line(text, change):
+async def test_an_offer_with_nothing_in_common_is_refused(text, change):
     with pytest.raises(
         NotAcceptableError, match=r"^sdp: expected (audio as opus/48000/2|video as H264 .* or VP8), got .+"
     ) as caught:
@@ -429,7 +429,7 @@ async def test_ports_come_from_the_range():
     async with ends(settings=settings) as (ours, theirs):
         answer = await connect(ours, theirs)
         assert {c.port for section in sections(answer).values() for c in section.ice_candidates} == {port}
-        with pytest.raises(OSError, match="no UDP port is left in --udp-port-range; widen it"):
+        with pytest.raises(OSError, match="--udp-port-range"):
             await answered(CHROME, settings)
     answer, _ = await answered(CHROME, settings)  # free again
     assert f" {port} typ host" in answer
@@ -502,7 +502,7 @@ async def test_a_peer_that_leaves_is_noticed_and_closing_is_safe_then():
 
 
 @on_loop
-async def test_closed_twice_it_leaves_no_thread_no_task_and_no_port():
+async def test_a_peer_closed_twice_leaves_no_thread_no_task_and_no_port():
     before = threads()
     async with ends(data=True) as (ours, theirs):
         answer = await connect(ours, theirs)
@@ -518,7 +518,7 @@ async def test_closed_twice_it_leaves_no_thread_no_task_and_no_port():
 
 
 @on_loop
-async def test_closed_before_the_answer():
+async def test_a_peer_closes_before_the_answer():
     ours = Ours()
     await ours.peer.aclose()
     await ours.peer.aclose()
@@ -527,7 +527,7 @@ async def test_closed_before_the_answer():
 
 
 @on_loop
-async def test_closed_while_nobody_comes():
+async def test_a_peer_closes_while_nobody_comes():
     ours = Ours()
     await ours.answer(CHROME)
     await asyncio.sleep(0.05)
@@ -543,7 +543,7 @@ def connecting():
 
 @pytest.mark.parametrize("rounds", [0, 1, 2, 5, 10, 20, 40])
 @on_loop
-async def test_closed_in_mid_connection(rounds):
+async def test_a_peer_closes_in_mid_connection(rounds):
     before, faults = threads(), []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
     async with ends() as (ours, theirs):
@@ -560,7 +560,7 @@ async def test_closed_in_mid_connection(rounds):
 
 
 @on_loop
-async def test_closed_while_it_gathers():
+async def test_a_peer_closes_while_it_gathers():
     loop = asyncio.get_running_loop()
     silent, _ = await loop.create_datagram_endpoint(asyncio.DatagramProtocol, local_addr=(LOOPBACK, 0))
     port = silent.get_extra_info("sockname")[1]
@@ -586,7 +586,7 @@ async def test_a_sender_that_failed_ends_the_connection(caplog):
 
 
 @on_loop
-async def test_closing_that_hangs_is_given_up(monkeypatch):
+async def test_a_peer_gives_up_a_close_that_hangs(monkeypatch):
     ours = Ours()
 
     async def hang():

@@ -23,7 +23,7 @@ def test_what_speech_is_made_of_passes_with_the_stated_delay(frequency_hz):
 
 
 @pytest.mark.parametrize("frequency_hz", [8800, 9500, 12_000, 15_000, 23_000])
-def test_what_would_fold_back_does_not(frequency_hz):
+def test_frequencies_that_would_fold_back_are_filtered_out(frequency_hz):
     assert np.abs(decimated(tone(frequency_hz))[100:]).max() < 10 ** (-60 / 20)
 
 
@@ -55,6 +55,6 @@ def test_a_tick_becomes_320_samples():
 
 
 @pytest.mark.parametrize("shape", [(961,), (2, 960)])
-def test_what_cannot_be_cut_in_three_is_refused(shape):
+def test_a_block_that_cannot_be_cut_in_three_is_refused(shape):
     with pytest.raises(ValueError, match="multiple of 3"):
         Decimator().step(np.zeros(shape, np.float32))

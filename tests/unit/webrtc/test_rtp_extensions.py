@@ -26,11 +26,11 @@ def configured(max_delay_ms=200, **ids):
     return extensions
 
 
-def test_nothing_agreed_nothing_sent():
+def test_no_extension_is_sent_that_was_not_agreed_on():
     assert configured().set(HeaderExtensions(mid="0")) == (0, b"")
 
 
-def test_without_playout_delay_it_is_aiortc_s_map():
+def test_without_playout_delay_the_map_is_aiortc_s():
     values = HeaderExtensions(mid="video", audio_level=(False, 30))
     plain = HeaderExtensionsMap()
     plain.configure(parameters(mid=3, level=5))
@@ -67,7 +67,7 @@ def test_the_delay_is_12_bits_of_10_ms_and_the_smallest_is_none(largest_ms, unit
     assert (packed >> 12, packed & 0xFFF) == (0, units)
 
 
-def test_a_packet_with_it_is_read_back_by_aiortc():
+def test_a_packet_with_playout_delay_is_read_back_by_aiortc():
     extensions = configured(mid=3, level=4, playout=6)
     packet = RtpPacket(payload_type=97, payload=b"picture")
     packet.extensions = HeaderExtensions(mid="v", audio_level=(True, 12))

@@ -22,6 +22,7 @@ from aiortc.rtp import (
     RtcpSrPacket,
     RtpPacket,
 )
+from manual_clock import ManualClock
 from on_loop import on_loop, until
 
 from streaming.webrtc import rtp_receiver
@@ -32,14 +33,6 @@ from streaming.webrtc.rtp_receiver import MicrophoneReceiver
 OPUS, PCMU, UNKNOWN = 111, 0, 120
 SSRC, OTHER = 0x1111_2222, 0x3333_4444
 REPORTER = 77
-
-
-class Clock:
-    def __init__(self):
-        self.s = 50.0
-
-    def now_s(self):
-        return self.s
 
 
 class Wire:
@@ -86,7 +79,7 @@ class Heard:
     """A receiver on a wire, and what it passed on."""
 
     def __init__(self):
-        self.wire, self.clock, self.packets = Wire(), Clock(), []
+        self.wire, self.clock, self.packets = Wire(), ManualClock(50.0), []
         self.receiver = MicrophoneReceiver(
             self.wire,
             report_ssrc=REPORTER,
@@ -138,7 +131,7 @@ async def test_packets_go_on_as_they_come_with_their_time_of_arrival():
     heard = Heard()
     await heard.start()
     for sequence in (65535, 65536, 65538, 65537, 65537):
-        heard.clock.s += 0.02
+        heard.clock.time_s += 0.02
         await heard.sound(sequence, payload=b"%d" % sequence)
     await heard.receiver.stop()
     assert [packet[0] for packet in heard.packets] == [65535, 0, 2, 1, 1]
@@ -149,7 +142,7 @@ async def test_packets_go_on_as_they_come_with_their_time_of_arrival():
 
 @pytest.mark.parametrize("payload_type", [PCMU, UNKNOWN, OPUS + 1])
 @on_loop
-async def test_what_is_no_opus_is_left_where_it_is(payload_type):
+async def test_packets_that_are_no_opus_are_not_passed_on(payload_type):
     heard = Heard()
     await heard.start()
     await heard.sound(1, payload_type=payload_type)
@@ -192,16 +185,16 @@ async def test_garbage_in_the_payload_goes_through_to_the_player_and_hurts_nobod
     await heard.start()
     dice = random.Random(1)
     for _ in range(300):
-        heard.clock.s += 0.02
+        heard.clock.time_s += 0.02
         await heard.sound(
             dice.randrange(2**16),
             dice.randrange(2**32),
             payload=dice.randbytes(dice.randrange(40)),
             ssrc=dice.choice((SSRC, OTHER)),
         )
-        player.read(heard.clock.s)
+        player.read(heard.clock.time_s)
     await heard.receiver.stop()
-    assert len(player.read(heard.clock.s).samples) == 960
+    assert len(player.read(heard.clock.time_s).samples) == 960
 
 
 # Reports ----------------------------------------------------------------------------------------------
@@ -239,9 +232,9 @@ async def test_a_report_answers_the_peer_s(quick_reports):
     await heard.start()
     await heard.sound(0)
     await heard.report(0, 0.0, ntp=0x1234_5678_9ABC_DEF0)
-    heard.clock.s += 1.5
+    heard.clock.time_s += 1.5
     report = (await heard.next_report())[SSRC]
-    heard.clock.s += 70_000
+    heard.clock.time_s += 70_000
     old = (await heard.next_report())[SSRC]
     await heard.receiver.stop()
     assert (report.lsr, report.dlsr) == (0x5678_9ABC, round(1.5 * 65536))
@@ -367,7 +360,7 @@ async def test_a_peer_without_a_clock_dates_nothing():
 
 
 @on_loop
-async def test_it_starts_once_and_stops_for_good():
+async def test_a_receiver_starts_once_and_stops_for_good():
     heard = Heard()
     await heard.start()
     await heard.start()
@@ -380,7 +373,7 @@ async def test_it_starts_once_and_stops_for_good():
 
 
 @on_loop
-async def test_stopped_unstarted_it_stays_so():
+async def test_a_receiver_stopped_unstarted_stays_stopped():
     heard = Heard()
     await heard.receiver.stop()
     await heard.start()
@@ -388,7 +381,7 @@ async def test_stopped_unstarted_it_stays_so():
 
 
 @on_loop
-async def test_what_aiortc_asks_for_is_there(quick_reports):
+async def test_a_receiver_has_what_aiortc_asks_of_it(quick_reports):
     heard = Heard()
     other = Wire()
     heard.receiver.setTransport(other)

@@ -309,7 +309,7 @@ async def test_frames_under_way_are_not_torn_by_a_full_queue():
 
 
 @on_loop
-async def test_a_lost_packet_is_sent_again_in_the_stream_for_that(monkeypatch):
+async def test_a_lost_packet_is_sent_again_in_the_stream_for_repairs(monkeypatch):
     sender = sender_of()
     await sender.send(parameters())
     sender.push([b"a", b"b", b"c"], 0, FRAME_MS)
@@ -327,7 +327,7 @@ async def test_a_lost_packet_is_sent_again_in_the_stream_for_that(monkeypatch):
 
 
 @on_loop
-async def test_without_a_stream_for_that_the_very_same_bytes_are_sent_again(monkeypatch):
+async def test_without_a_stream_for_repairs_the_very_same_bytes_are_sent_again(monkeypatch):
     sender = sender_of()
     await sender.send(parameters(rtx=False))
     sender.push([b"a"], 0, FRAME_MS)
@@ -340,7 +340,7 @@ async def test_without_a_stream_for_that_the_very_same_bytes_are_sent_again(monk
 
 
 @on_loop
-async def test_what_was_never_sent_or_long_ago_is_not_sent_again():
+async def test_packets_that_were_never_sent_or_long_ago_are_not_sent_again():
     sender = sender_of()
     sender._sequence = 100
     await sender.send(parameters())
@@ -377,7 +377,7 @@ async def test_a_packet_is_sent_again_once_a_round_trip_however_often_it_is_aske
 
 
 @on_loop
-async def test_so_many_packets_a_second_are_sent_again_and_no_more(monkeypatch):
+async def test_repairs_are_bounded_in_packets_a_second(monkeypatch):
     now_s = [1000.0]
     monkeypatch.setattr(rtp_sender.time, "monotonic", lambda: now_s[0])
     sender = sender_of()
@@ -523,7 +523,7 @@ async def test_answers_to_other_reports_tell_no_round_trip(quick_reports):
 
 
 @on_loop
-async def test_it_starts_once_and_says_goodbye_once():
+async def test_a_sender_starts_once_and_says_goodbye_once():
     sender = sender_of()
     await sender.send(parameters())
     await sender.send(parameters())
@@ -541,7 +541,7 @@ async def test_it_starts_once_and_says_goodbye_once():
 
 
 @on_loop
-async def test_stopped_unstarted_it_stays_so():
+async def test_a_sender_stopped_unstarted_stays_stopped():
     sender = sender_of()
     await sender.stop()
     await sender.send(parameters())  # a connection that came about while it was being closed
@@ -551,7 +551,7 @@ async def test_stopped_unstarted_it_stays_so():
 
 
 @on_loop
-async def test_a_lost_connection_ends_it_quietly(caplog):
+async def test_a_lost_connection_ends_a_sender_quietly(caplog):
     sender = sender_of(bound_ms=80.0)
     await sender.send(parameters())
     sender.transport.error = ConnectionError("gone")
@@ -582,7 +582,7 @@ async def test_a_fault_of_ours_is_logged_and_told(caplog):
 
 
 @on_loop
-async def test_what_aiortc_asks_for_is_there():
+async def test_a_sender_has_what_aiortc_asks_of_it():
     sender = sender_of()
     other = Wire()
     sender.setTransport(other)

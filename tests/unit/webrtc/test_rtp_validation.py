@@ -296,7 +296,7 @@ async def test_a_lost_connection_is_no_malformed_packet():
 
 
 @on_loop
-async def test_what_a_handler_fails_on_is_dropped_too():
+async def test_a_packet_that_a_handler_fails_on_is_dropped():
     transport = Transport()
     await transport.start()
 

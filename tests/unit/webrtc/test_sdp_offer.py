@@ -108,7 +108,7 @@ def test_candidates_come_from_the_section_that_the_bundle_names_first():
     assert [(c.ip, c.port) for c in turned.candidates] == [("192.0.2.8", 40003)]
 
 
-def test_so_do_the_credentials_of_all_sections():
+def test_credentials_of_all_sections_come_from_the_one_that_the_bundle_names_first():
     for group, expected in (("0 1 2", "aaaa1111"), ("1 2 0", "bbbb2222"), ("2 0 1", "cccc3333")):
         seen = sections_seen(Offer.parse(FIREFOX.replace("BUNDLE 0 1 2", f"BUNDLE {group}")))
         assert {section.ice.usernameFragment for section in seen.values()} == {expected}
@@ -234,7 +234,7 @@ def test_addresses_that_may_be_a_peer_s_are_taken(host):
 @pytest.mark.parametrize(
     "text", ["", "\n", "hello", "v=0\r\n", "v=0\no=- 1 1 IN IP4 0.0.0.0\ns=-\nt=0 0\n", "{}"]
 )
-def test_no_section_at_all(text):
+def test_an_offer_without_sections_is_refused(text):
     assert "got none" in refusal(text)
 
 
@@ -328,24 +328,24 @@ def test_an_attribute_without_its_value_is_named_with_its_number(name, ending, p
 
 
 @EACH
-def test_no_bundle(text):
+def test_an_offer_without_a_bundle_is_refused(text):
     assert "max-bundle" in refusal(without(text, "a=group"))
     assert "max-bundle" in refusal(re.sub(r"a=group:BUNDLE .*", "a=group:BUNDLE 0", text))
     assert "max-bundle" in refusal(re.sub(r"a=group:BUNDLE .*", "a=group:BUNDLE 0 1 2 3", text))
 
 
-def test_sections_of_one_name():
+def test_sections_of_one_mid_are_refused():
     assert "another mid than that of line 18, for BUNDLE" in refusal(CHROME.replace("a=mid:1", "a=mid:0"))
     assert "BUNDLE" in refusal(CHROME.replace("a=mid:1", "a=mid:0").replace("BUNDLE 0 1", "BUNDLE 0 0"))
 
 
 @EACH
-def test_no_rtcp_mux(text):
+def test_an_offer_without_rtcp_mux_is_refused(text):
     assert "expected rtcp-mux" in refusal(without(text, "a=rtcp-mux"))
 
 
 @EACH
-def test_no_fingerprint(text):
+def test_an_offer_without_a_fingerprint_is_refused(text):
     assert "expected a DTLS fingerprint" in refusal(without(text, "a=fingerprint"))
     assert "sha-256" in refusal(text.replace("sha-256", "sha-1"))
     assert "setup" in refusal(without(text, "a=setup"))
@@ -357,7 +357,7 @@ def test_a_fingerprint_of_an_unknown_kind_beside_a_known_one_is_fine():
 
 
 @EACH
-def test_no_ice_credentials(text):
+def test_an_offer_without_ice_credentials_is_refused(text):
     assert "expected ice-ufrag and ice-pwd" in refusal(without(text, "a=ice-ufrag"))
     assert "expected ice-ufrag and ice-pwd" in refusal(without(text, "a=ice-pwd"))
 
@@ -366,14 +366,14 @@ def test_no_ice_credentials(text):
     ("ufrag", "pwd"),
     [("abc", "p" * 22), ("abcd", "p" * 21), ("a" * 257, "p" * 22), ("abcd", "p" * 257), ("a bc", "p" * 22)],
 )
-def test_ice_credentials_that_fit_no_check(ufrag, pwd):
+def test_ice_credentials_that_fit_no_check_are_refused(ufrag, pwd):
     text = re.sub(r"a=ice-ufrag:.*", f"a=ice-ufrag:{ufrag}", CHROME)
     message = refusal(re.sub(r"a=ice-pwd:.*", f"a=ice-pwd:{pwd}", text))
     assert "4 to 256" in message or "22 to 256" in message
     assert re.match(r"sdp: line \d+: ", message)
 
 
-def test_too_many_sections():
+def test_an_offer_of_too_many_sections_is_refused():
     other = section_of(CHROME, "audio")
     assert f"at most {MAX_SECTIONS} sections, got {MAX_SECTIONS + 1}" in refusal(
         CHROME + (MAX_SECTIONS - 1) * other
@@ -405,21 +405,21 @@ def test_a_bundle_of_unknown_mids_is_named():
 
 
 @pytest.mark.parametrize("number", [0, 256, 4095, 4352, -1])
-def test_extensions_of_impossible_numbers(number):
+def test_header_extensions_of_impossible_numbers_are_refused(number):
     assert "extmap" in refusal(CHROME.replace("a=extmap:5 ", f"a=extmap:{number} "))
 
 
-def test_a_mid_that_fits_no_packet():
+def test_a_mid_that_fits_no_packet_is_refused():
     assert "mid" in refusal(CHROME.replace("a=mid:1", f"a=mid:{'m' * 33}").replace("0 1", f"0 {'m' * 33}"))
 
 
 @pytest.mark.parametrize("direction", ["sendonly", "inactive"])
-def test_pictures_that_are_not_taken(direction):
+def test_an_offer_that_takes_no_pictures_is_refused(direction):
     text = CHROME.replace("a=recvonly", f"a={direction}")
     assert "recvonly video transceiver" in refusal(text, NotAcceptableError)
 
 
-def test_no_pictures():
+def test_an_offer_without_pictures_is_refused():
     text = CHROME[: CHROME.index("m=video")].replace("BUNDLE 0 1", "BUNDLE 0")
     assert "recvonly video transceiver" in refusal(text, NotAcceptableError)
 
@@ -451,7 +451,7 @@ def test_a_direction_of_the_session_goes_for_sections_without_their_own(directio
 
 
 @pytest.mark.parametrize("direction", ["sendonly", "inactive"])
-def test_pictures_that_the_session_does_not_take(direction):
+def test_an_offer_whose_session_takes_no_pictures_is_refused(direction):
     text = without(CHROME, "a=sendrecv", "a=recvonly").replace("t=0 0\n", f"t=0 0\na={direction}\n")
     assert "recvonly video transceiver" in refusal(text, NotAcceptableError)
 
@@ -541,7 +541,7 @@ def test_bundle_only_outside_of_a_bundle_is_rejected():
     assert "recvonly video transceiver" in refusal(text, NotAcceptableError)
 
 
-def test_nobody_s_transport():
+def test_an_offer_whose_sections_all_are_bundle_only_is_refused():
     text = bundle_only(bundle_only(CHROME, of="video"), of="audio")
     assert "expected ice-ufrag and ice-pwd" in refusal(text)
 
@@ -591,7 +591,7 @@ RELAY = "m=message 2855 TCP/MSRP *\na=mid:9\na=path:msrp://192.0.2.7:2855/x;tcp\
         RELAY.replace("message 2855", "image 0"),
     ],
 )
-def test_what_is_not_wanted_is_rejected_and_the_rest_goes_on(section):
+def test_unwanted_sections_are_rejected_and_the_rest_goes_on(section):
     text = with_sections(CHROME, section)
     offer = Offer.parse(text)
     assert [described.mid for described in offer.sections] == ["0", "1", "9"]
@@ -611,7 +611,7 @@ def test_what_is_not_wanted_is_rejected_and_the_rest_goes_on(section):
         RELAY.replace("message 2855 TCP/MSRP *", "application 9 UDP/BFCP *"),
     ],
 )
-def test_named_first_in_the_bundle_it_is_rejected_all_the_same(section):
+def test_an_unwanted_section_is_rejected_though_the_bundle_names_it_first(section):
     offer = Offer.parse(with_sections(CHROME, section, first=True))
     assert [(described.accepted, described.idle) for described in offer.sections] == [
         (False, False),
@@ -639,7 +639,7 @@ def test_the_section_whose_transport_all_use_is_not_rejected(change):
 
 
 @pytest.mark.parametrize("kind", ["audio", "video"])
-def test_of_two_alike_the_first_is_taken(kind):
+def test_the_first_of_two_sections_alike_is_taken(kind):
     assert accepted_mids(with_sections(CHROME, again(CHROME, kind, 9))) == ["0", "1"]
     found = accepted_mids(with_sections(CHROME, again(CHROME, kind, 9), first=True))
     assert found == (["9", "1"] if kind == "audio" else ["9", "0"])
@@ -660,7 +660,7 @@ def test_the_sound_that_goes_both_ways_is_taken():
     assert accepted_mids(with_sections(alone, down, up, first=True)) == ["8", "1"]
 
 
-def test_data_twice():
+def test_the_second_section_of_data_is_rejected():
     other = again(FIREFOX, "application", 9)
     assert accepted_mids(with_sections(FIREFOX, other)) == ["0", "1", "2"]
 
@@ -766,13 +766,13 @@ def only_an_offer_error(text):
 
 @QUICK
 @hypothesis.given(st.text(max_size=300))
-def test_any_text(text):
+def test_any_text_is_parsed_or_refused(text):
     only_an_offer_error(text)
 
 
 @QUICK
 @hypothesis.given(st.lists(st.sampled_from(LINES) | st.text(max_size=30), max_size=60))
-def test_any_lines(lines):
+def test_any_lines_are_parsed_or_refused(lines):
     only_an_offer_error("\n".join(lines))
 
 
@@ -781,7 +781,7 @@ def test_any_lines(lines):
     st.sampled_from(sorted(BROWSERS)),
     st.lists(st.tuples(st.integers(0, 100), st.integers(0, 60), st.text(max_size=8)), max_size=4),
 )
-def test_browsers_offers_with_scratches(browser, scratches):
+def test_browsers_offers_with_scratches_are_parsed_or_refused(browser, scratches):
     lines = BROWSERS[browser].splitlines()
     for number, place, text in scratches:
         line = lines[number % len(lines)]
@@ -791,13 +791,13 @@ def test_browsers_offers_with_scratches(browser, scratches):
 
 @QUICK
 @hypothesis.given(st.sampled_from(sorted(BROWSERS)), st.integers(0, 5000), st.integers(0, 400))
-def test_browsers_offers_with_a_hole(browser, begin, length):
+def test_browsers_offers_with_a_hole_are_parsed_or_refused(browser, begin, length):
     text = BROWSERS[browser]
     only_an_offer_error(text[:begin] + text[begin + length :])
 
 
 @pytest.mark.parametrize("browser", sorted(BROWSERS))
-def test_browsers_offers_cut_off_anywhere_or_with_a_line_gone_twice_or_cut_short(browser):
+def test_browsers_offers_with_lines_gone_doubled_or_cut_are_parsed_or_refused(browser):
     lines = BROWSERS[browser].splitlines()
     for number, line in enumerate(lines):
         before, after = lines[:number], lines[number + 1 :]
@@ -814,7 +814,7 @@ def test_browsers_offers_cut_off_anywhere_or_with_a_line_gone_twice_or_cut_short
         only_an_offer_error("\n".join(before))
 
 
-def test_a_text_as_long_as_may_come_is_dealt_with():
+def test_the_longest_text_that_may_come_is_parsed_or_refused():
     only_an_offer_error("m=audio 9 UDP/TLS/RTP/SAVPF 0\n" * 2000)
     only_an_offer_error("a=" * 32_000)
     only_an_offer_error(CHROME + "a=ssrc:1 cname:x\n" * 3000)

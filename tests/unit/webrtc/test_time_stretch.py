@@ -40,12 +40,12 @@ def test_noise_is_not_like_itself():
 
 
 @pytest.mark.parametrize(("longest", "samples"), [(119, 1680), (720, 1199)])
-def test_too_little_to_search_is_refused(longest, samples):
+def test_sound_too_short_to_search_is_refused(longest, samples):
     with pytest.raises(ValueError, match="expected longest >= 120"):
         find_period(np.zeros(samples, np.float32), longest=longest)
 
 
-def test_silence_has_a_period_too():
+def test_silence_has_a_period():
     period, alike = find_period(np.zeros(1680, np.float32))
     assert MIN_SAMPLES <= period <= MAX_SAMPLES
     assert np.isfinite(alike)
@@ -76,7 +76,7 @@ def test_speech_is_changed_without_clicks():
             assert np.abs(np.diff(np.concatenate([around, changed]), n=3)).max() <= 1.1 * rough
 
 
-def test_a_fade_begins_as_one_and_ends_as_the_other():
+def test_a_cross_fade_begins_as_one_sound_and_ends_as_the_other():
     faded = cross_fade(np.full(240, -1, np.float32), np.full(240, 1, np.float32))
     assert faded[0] == pytest.approx(-1, abs=1e-3)
     assert faded[-1] == pytest.approx(1, abs=1e-3)

@@ -99,7 +99,7 @@ def test_h264_is_preferred_and_both_are_there():
 
 
 @BOTH
-def test_the_pictures_come_back(codec):
+def test_encoded_pictures_decode_to_themselves(codec):
     encoder, decoder = encoder_of(codec, bitrate=2_000_000), decoder_of(codec)
     for number, picture in enumerate(pictures(20, noise=2.0)):
         frame = decode(decoder, joined(codec, encoder.encode(picture, number)))
@@ -119,7 +119,7 @@ def test_each_picture_leaves_at_once_in_payloads_that_fit_a_packet(codec):
 
 
 @BOTH
-def test_numbers_may_skip_where_frames_were_too_late(codec):
+def test_frame_numbers_may_skip_where_frames_were_too_late(codec):
     encoder, decoder = encoder_of(codec), decoder_of(codec)
     for number, picture in zip((0, 1, 5, 6, 60, 61), pictures(6), strict=True):
         frame = decode(decoder, joined(codec, encoder.encode(picture, number)))
@@ -183,7 +183,7 @@ def test_keyframes_keep_their_distance_and_one_asked_for_meanwhile_is_not_forgot
 
 
 @BOTH
-def test_the_distance_counts_the_frames_that_were_left_out(codec):
+def test_the_distance_between_keyframes_counts_frames_that_were_left_out(codec):
     encoder, (first, second) = encoder_of(codec, size_px=64), pictures(2, size_px=64)
     assert is_keyframe(codec, encoder.encode(first, 100))
     encoder.want_keyframe()
@@ -191,7 +191,7 @@ def test_the_distance_counts_the_frames_that_were_left_out(codec):
 
 
 @BOTH
-def test_another_thread_may_ask(codec):
+def test_another_thread_may_ask_for_a_keyframe(codec):
     encoder, frames = encoder_of(codec, size_px=64), pictures(40, size_px=64)
     assert keyframes(codec, encoder, frames[:20]) == [0]
     asker = threading.Thread(target=lambda: (encoder.want_keyframe(), encoder.limit_bitrate(RATE // 2)))
