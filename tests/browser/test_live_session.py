@@ -11,7 +11,7 @@ from playwright.sync_api import expect
 from safetensors.numpy import load_file, save_file
 
 from export.bundle.writer import seal
-from models.speaker import packaged_speakers_dir
+from models.speaker_folders import packaged_speakers_dir
 
 ENOUGH = 4  # pictures
 REST = 0.7  # grey values; a mouth that rests is within 0.4

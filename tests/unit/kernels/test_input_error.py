@@ -5,9 +5,10 @@ import pytest
 from cuda_kernels.cuda_module import CudaUnavailableError
 from cuda_kernels.errors import InputError
 from cuda_kernels.folding import SceneError
+from models.bundle_files import BundleError
 from models.onnx_graph import OnnxGraphError
 from models.settings import SettingsError
-from models.speaker import BundleError, UnknownSpeakerError
+from models.speaker_folders import UnknownSpeakerError
 from preparation.media import MediaError
 from streaming.errors import NetworkFailureError
 from streaming.pipeline.onnx_engine import EngineError
