@@ -1,6 +1,6 @@
-"""Names of files and folders that are not whole yet, and what to do with those that killed programs left.
+"""Atomic writes: a file is written beside its place under a temporary name, then renamed.
 
-What is written whole or not at all is written beside its place under such a name, then renamed.
+What killed programs left under such names is swept.
 """
 
 from __future__ import annotations
