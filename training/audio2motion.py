@@ -2,8 +2,8 @@
 
 Beside GeneFace's losses (reconstruction, continuity, KL, sync) there is one on what inference uses: the
 prior's mode, from the sound alone. Errors are weighted by region (lips over jaw over the rest), lip opening
-and closure. Blinks, brows and gaze do not correlate with sound, so squared error leaves their mean. SyncNet is
-frozen, in evaluation mode.
+and closure. Blinks, brows and gaze do not correlate with sound, so squared error leaves their mean.
+SyncNet is frozen, in evaluation mode.
 """
 
 from __future__ import annotations

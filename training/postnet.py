@@ -3,7 +3,7 @@
 Audio2Motion and SyncNet are frozen, so their outputs for every frame of sound, clean and degraded, are
 computed once. As in GeneFace, PostNet's motion of the corpus must pass a discriminator of single frames and
 SyncNet, and that of the speaker's own sound must equal the ground truth. Brows, eyes and nose do not follow
-sound, so the discriminator gets the speaker's mean there. `training.checkpoint_choice` selects the checkpoint.
+sound, so the discriminator gets the speaker's mean there. `training.checkpoint_choice` selects a checkpoint.
 """
 
 from __future__ import annotations
