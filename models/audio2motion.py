@@ -404,7 +404,7 @@ class Audio2Motion(nn.Module):
             if f0_hz is None:
                 raise InputError(
                     "Audio2Motion: f0_hz: expected (batch, features' length), got none; "
-                    "this variant takes pitch"
+                    "this variant hears pitch"
                 )
             pitch = self.pitch_embed(f0_to_coarse(f0_hz[:, ::2]))  # (B, T + L, embedding)
             g = torch.cat([g, last_frames(self.pitch_encoder(pitch.transpose(1, 2)), g)], dim=1)
