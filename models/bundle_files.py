@@ -90,7 +90,7 @@ def read_network(file: Path, record: FileRecord | None = None) -> bytes:
 
     Args:
         file: of a bundle.
-        record: what the bundle says of it; None: nothing.
+        record: its size and hash in the bundle; None: not checked.
 
     Raises:
         BundleError: it cannot be read, is another than the bundle says, or is not all of a network.
@@ -164,7 +164,7 @@ def read_files(path: Path, records: Mapping[str, FileRecord]) -> dict[str, bytes
 
     Args:
         path: the bundle's folder.
-        records: what speaker.json says of each file.
+        records: each file's size and hash in speaker.json.
 
     Raises:
         BundleError: a file that is missing, unlisted or another than its record says.
@@ -245,7 +245,7 @@ class Tensors:
         return array
 
     def finish(self) -> None:
-        """Refuses arrays that nobody asked for."""
+        """Refuses arrays that were not taken."""
         if self._left:
             key = one_line(min(self._left))
             raise BundleError(self.file, key, "only the known arrays", "an unknown key")

@@ -39,7 +39,7 @@ class PartialFile:
         self.part = partial_path(path)
 
     def flush(self) -> None:
-        """Brings what was written to the disk; some file systems say only now that there is no room."""
+        """Flushes the file to disk; some file systems report only now that it is full."""
         with self.part.open("rb+") as file:
             os.fsync(file.fileno())
 
