@@ -36,12 +36,12 @@ from cuda_kernels.torch_reference import step_length
 from models.encodings import GridConfig
 from preparation.silhouettes import field_box, torso_plate
 from preparation.speaker_set import HEAD, NECK, training_frames
-from training.course import Kernels
 from training.curve import curve_table, write_curve
+from training.field_optimizer import Kernels
 from training.fields import rays_of
 from training.head import HeadTask, HeadTrainingSettings
 from training.loop import CHECKPOINT_VERSION, LoopSettings, fit, read_validations, save_checkpoint
-from training.pixel_choice import sample_pixels
+from training.ray_sampler import sample_pixels
 from training.speaker_data import MOUTH, STD_FLOOR, SpeakerData, load_speaker_data, window_rows
 from training.torso import TorsoTask, TorsoTrainingSettings
 
@@ -319,8 +319,8 @@ def prepare_head(
     task = HeadTask(data, dataclasses.replace(settings, warmup_steps=max(1, steps // 4)), device)
     for step in range(steps):
         task.training_step(step)
-    task._look_what_is_seen()
-    task._look_at_cells(believe=True)
+    task._find_visible_cells()
+    task._update_occupancy(apply=True)
     state = task.state_dict()
     save_checkpoint(
         path, {"version": CHECKPOINT_VERSION, "task": "head", "step": steps, "state": state, "rng": {}}

@@ -5,8 +5,8 @@ With `Audio2MotionConfig()` it is GeneFace's network (Ye et al., ICLR 2023), key
 live stream. Names of children are those of GeneFace's checkpoints.
 
 Time: features come at 50 Hz, two to a video frame. A call takes the features of T + lookahead_frames video
-frames and returns the first T of them as landmarks: frame i is emitted at step i + lookahead_frames, and a
-causal network has heard nothing later than that step.
+frames and returns the first T of them as landmarks: frame i is emitted at step i + lookahead_frames, and
+where causal depends on nothing later.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Audio2MotionConfig:
         feature_offset, feature_scale: A feature f enters as (f + offset) * scale.
         condition_channels: Channels of the encoded audio.
         context_layers: Residual convolutions that follow the two of the audio encoder; 0 in GeneFace.
-        pitch_channels: Channels of the encoded pitch, 0 for the variant that does not hear it.
+        pitch_channels: Channels of the encoded pitch, 0 for the variant without it.
         pitch_embedding_channels: Width of the embedding of a coarse pitch.
         squeeze: Video frames to one latent step.
         latent_channels: Channels of the latent.
@@ -43,7 +43,7 @@ class Audio2MotionConfig:
         encoder_layers, decoder_layers, kernel: Their depth and kernel.
         flow_hidden_channels, flow_layers, flow_kernel, flow_couplings: The prior's.
         causal: Everything that runs at inference looks only back.
-        lookahead_frames: Video frames of audio, after its own, that a frame may hear.
+        lookahead_frames: Video frames of audio, after its own, that a frame depends on.
     """
 
     feature_dimension: int = 1024
@@ -71,7 +71,7 @@ class Audio2MotionConfig:
         """Raises InputError where sizes contradict each other."""
         if self.causal and self.squeeze != 1:
             raise InputError(
-                f"Audio2MotionConfig: squeeze: expected 1 where causal is true, since a latent step hears "
+                f"Audio2MotionConfig: squeeze: expected 1 where causal is true, since a latent step takes "
                 f"all of its frames, got {self.squeeze}; set squeeze=1"
             )
         if not self.causal and self.squeeze % 2:
@@ -128,22 +128,21 @@ class Audio2MotionConfig:
                 "a network that looks both ways has no streaming window"
             )
         audio = 2 * 2 + 2 * self.context_layers  # kernels of 3
-        latent = 1 + self.flow_couplings * self.flow_layers * (
-            self.flow_kernel - 1
-        )  # g_pre_net's kernel of 2
+        # 1: g_pre_net's kernel of 2.
+        latent = 1 + self.flow_couplings * self.flow_layers * (self.flow_kernel - 1)
         decoder = self.decoder_layers * (self.kernel - 1)
         return 1 + audio + latent + decoder
 
 
 class Audio2MotionOutput(NamedTuple):
-    """What a training step looks at.
+    """The inputs of the loss.
 
     Attributes:
         reconstruction: (B, T, 204) decoded from the posterior's sample.
         mean: (B, T / squeeze, latent) of the posterior.
         log_std: (B, T / squeeze, latent) of the posterior.
         z: (B, T / squeeze, latent), the posterior's sample.
-        z_prior: (B, T / squeeze, latent), that sample seen by the flow: standard normal where the prior fits.
+        z_prior: (B, T / squeeze, latent), that sample through the flow: standard normal where the prior fits.
         step_mask: (B, T / squeeze), 1 where a latent step counts.
     """
 
@@ -215,7 +214,7 @@ class WaveNet(nn.Module):
 
 
 class Coupling(nn.Module):
-    """Mean-only affine coupling: the second half of the channels is shifted by what the first half says."""
+    """Mean-only affine coupling: the second half of the channels is shifted by a function of the first."""
 
     def __init__(self, config: Audio2MotionConfig) -> None:
         super().__init__()
@@ -319,7 +318,7 @@ class MotionDecoder(nn.Module):
 
 
 class FlowVae(nn.Module):
-    """The auto-encoder proper: condition in, motion out."""
+    """The variational auto-encoder, without the audio encoder."""
 
     def __init__(self, config: Audio2MotionConfig) -> None:
         super().__init__()
@@ -333,7 +332,7 @@ class FlowVae(nn.Module):
 
 
 class ResidualConv(nn.Module):
-    """Convolution, batch norm, GELU, plus what came in."""
+    """Residual block: convolution, batch norm, GELU."""
 
     def __init__(self, channels: int, *, causal: bool) -> None:
         super().__init__()
@@ -357,7 +356,7 @@ def _encoder(inputs: int, hidden: int, outputs: int, *, causal: bool) -> nn.Sequ
 
 
 class Audio2Motion(nn.Module):
-    """Audio features to landmarks; see the module's first lines for how time runs."""
+    """Audio features to landmarks; for time see the module's docstring."""
 
     def __init__(self, config: Audio2MotionConfig | None = None) -> None:
         super().__init__()
@@ -379,7 +378,7 @@ class Audio2Motion(nn.Module):
 
         Args:
             features: (B, 2 (T + lookahead_frames), feature_dimension) at 50 Hz.
-            f0_hz: (B, 2 (T + lookahead_frames)) for the variant that hears pitch.
+            f0_hz: (B, 2 (T + lookahead_frames)) for the pitch variant.
         """
         config = self.config
         if features.ndim != 3 or features.shape[2] != config.feature_dimension or features.shape[1] % 2:
@@ -409,7 +408,7 @@ class Audio2Motion(nn.Module):
                 )
             pitch = self.pitch_embed(f0_to_coarse(f0_hz[:, ::2]))  # (B, T + L, embedding)
             g = torch.cat([g, last_frames(self.pitch_encoder(pitch.transpose(1, 2)), g)], dim=1)
-        # A causal layer may have eaten context, never the newest frames: frame i is heard at step i + L.
+        # Frame i is emitted at step i + L; a causal layer may consume context, never the newest frames.
         return g if not config.lookahead_frames else g[..., -min(frames, g.shape[-1]) :]
 
     def forward(
@@ -425,9 +424,9 @@ class Audio2Motion(nn.Module):
 
         Args:
             features: (B, 2 (T + lookahead_frames), feature_dimension).
-            motion: (B, T, 204), the true landmarks.
+            motion: (B, T, 204), the ground truth.
             mask: (B, T), 1 where a frame counts; all do if absent. A latent step follows its first frame.
-            f0_hz: (B, 2 (T + lookahead_frames)), for the variant that hears pitch.
+            f0_hz: (B, 2 (T + lookahead_frames)), for the pitch variant.
             noise: (B, latent, T / squeeze) standard normal; drawn if absent.
         """
         squeeze = self.config.squeeze
@@ -464,7 +463,7 @@ class Audio2Motion(nn.Module):
 
         Args:
             features: (B, 2 (T + lookahead_frames), feature_dimension).
-            f0_hz: (B, 2 (T + lookahead_frames)), for the variant that hears pitch.
+            f0_hz: (B, 2 (T + lookahead_frames)), for the pitch variant.
             mask: (B, T), multiplies the landmarks.
             z_prior: (B, latent, T / squeeze), the prior's noise already times its temperature,
                 `models.latent_noise` for a stream. Absent it is zero: the prior's mode, the same motion for

@@ -1,7 +1,7 @@
-"""The files of a speaker's bundle: which there are, how large they may be, and their content, proven by hash.
+"""The files of a speaker's bundle: names, size limits and content, verified by SHA-256.
 
-A file is read in pieces and within its limit. What does not hold is refused with one line: file, field, what
-was expected, what was there and the way out.
+A file is read in pieces and within its limit. Whatever is invalid is refused with one line: file, field,
+expected, got and the way out.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ REQUIRED_FILES = (
 RECORDED_CASES_FILE = "verification.safetensors"
 OPTIONAL_FILES = ("torso.safetensors", "syncnet.onnx", "features.onnx", RECORDED_CASES_FILE)
 UNREAD_FILES = ("features.onnx", RECORDED_CASES_FILE, "MODEL_CARD.md")
-"""Up to a gigabyte, or of no use to a stream: proven by their hashes, read by whoever needs them."""
+"""Up to a gigabyte, or of no use to a stream: verified by hash, not kept."""
 _MIB = 1 << 20
 MAX_FILE_BYTES = {
     SETTINGS_FILE: _MIB,
@@ -90,7 +90,7 @@ def read_network(file: Path, record: FileRecord | None = None) -> bytes:
 
     Args:
         file: of a bundle.
-        record: what the bundle says of it; None: nothing.
+        record: its size and hash in the bundle; None: not checked.
 
     Raises:
         BundleError: it cannot be read, is another than the bundle says, or is not all of a network.
@@ -164,7 +164,7 @@ def read_files(path: Path, records: Mapping[str, FileRecord]) -> dict[str, bytes
 
     Args:
         path: the bundle's folder.
-        records: what speaker.json says of each file.
+        records: each file's size and hash in speaker.json.
 
     Raises:
         BundleError: a file that is missing, unlisted or another than its record says.
@@ -245,7 +245,7 @@ class Tensors:
         return array
 
     def finish(self) -> None:
-        """Refuses arrays that nobody asked for."""
+        """Refuses arrays that were not taken."""
         if self._left:
             key = one_line(min(self._left))
             raise BundleError(self.file, key, "only the known arrays", "an unknown key")

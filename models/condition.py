@@ -1,4 +1,4 @@
-"""What drives the head: a window of normalised landmarks to one vector a frame (RAD-NeRF's audio nets)."""
+"""Condition networks: a window of normalised landmarks to one vector a frame (RAD-NeRF's audio nets)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ConditionConfig:
 
     inputs: Annotated[int, Range(1, 4096)] = 204  # numbers a frame
     window_frames: Annotated[int, Range(1, 64)] = 5
-    lookahead_frames: int = 2  # frames of the window after the one it is for
+    lookahead_frames: int = 2  # of them, after the frame itself
     hidden: Annotated[tuple[int, int, int, int], Range(1, 1024)] = (32, 32, 64, 64)
     outputs: Annotated[int, Range(1, 1024)] = 64
 
@@ -45,7 +45,7 @@ class FramePrenet(nn.Module):
         )
 
     def forward(self, frames: Tensor) -> Tensor:
-        """(N, outputs) of (N, inputs) normalised landmarks."""
+        """Returns (N, outputs) of (N, inputs) normalised landmarks."""
         hidden = self.encoder_conv(frames.unsqueeze(-1)).squeeze(-1)  # (N, hidden[-1])
         out: Tensor = self.encoder_fc1(hidden)
         return out
@@ -65,12 +65,12 @@ class WindowAttention(nn.Module):
         self.attentionNet = nn.Sequential(nn.Linear(config.window_frames, config.window_frames))
 
     def weights(self, features: Tensor) -> Tensor:
-        """(B, W) weights that sum to 1 of (B, W, C) features."""
+        """Returns (B, W) weights that sum to 1 of (B, W, C) features."""
         scores = self.attentionConvNet(features.transpose(1, 2)).squeeze(1)  # (B, W)
         return torch.softmax(self.attentionNet(scores), -1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, C) of (B, W, C)."""
+        """Returns (B, C) of (B, W, C)."""
         return (self.weights(features).unsqueeze(-1) * features).sum(1)
 
 
@@ -85,12 +85,12 @@ class ConditionNet(nn.Module):
         self.cond_att_net = WindowAttention(config) if config.window_frames > 1 else None
 
     def forward(self, windows: Tensor) -> Tensor:
-        """(B, outputs) of (B, W, inputs) normalised landmarks."""
+        """Returns (B, outputs) of (B, W, inputs) normalised landmarks."""
         return encode_windows(windows, self.cond_prenet, self.cond_att_net)
 
 
 def encode_windows(windows: Tensor, prenet: FramePrenet, attention: WindowAttention | None) -> Tensor:
-    """(B, C) conditions of (B, W, inputs) windows."""
+    """Returns (B, C) conditions of (B, W, inputs) windows."""
     features = prenet(windows.flatten(0, 1)).unflatten(0, windows.shape[:2])  # (B, W, C)
     out: Tensor = features[:, 0] if attention is None else attention(features)
     return out

@@ -1,4 +1,4 @@
-"""Where there is anything to see: the 3-D occupancy grid of the head and the 2-D one of the torso.
+"""Density grids: the 3-D one of the head and the 2-D one of the torso.
 
 The 3-D grid is stored in Z-order as `(1, size**3)` densities and `(size**3 / 8,)` packed bits.
 """
@@ -17,7 +17,7 @@ from cuda_kernels.torch_reference import morton_cells, morton_of_volume
 def cell_positions(
     cells: Tensor, size: int, *, bound: float = 1.0, jitter: bool, generator: torch.Generator | None = None
 ) -> Tensor:
-    """(M, 3) a point in each cell of (M,) Z-order indices: its centre, or a random one."""
+    """Returns a point (M, 3) in each cell of (M,) Z-order indices: its centre, or a random one."""
     half = bound / size
     corners = torch.stack(morton_cells(cells), -1).float()
     centres = (2 * corners / (size - 1) - 1) * (bound - half)
@@ -28,7 +28,7 @@ def cell_positions(
 
 
 def dilate(values: Tensor, size: int) -> Tensor:
-    """(size**3,) in Z-order: the largest of each cell and its six neighbours."""
+    """Returns the maximum (size**3,) over each cell and its six neighbours, in Z-order."""
     order = morton_of_volume(size, device=values.device)
     volume = values[order].view(size, size, size)
     padded = F.pad(volume, (1, 1, 1, 1, 1, 1), value=-torch.inf)
@@ -49,36 +49,34 @@ def updated(
     bound: float = 1.0,
     decay: float = 0.95,
     jitter: bool = True,
-    generator: torch.Generator | None = None,
     cells_at_once: int = 1 << 18,
 ) -> Tensor:
-    """(1, size**3) the grid after looking at every cell once; cells marked -1 stay so.
+    """Returns the grid (1, size**3) updated by one query of each cell; cells marked -1 stay so.
 
     Args:
         grid: (1, size**3) densities in Z-order.
         density: (M, 3) positions to (M,) densities.
         size: cells a side.
         bound: half the side of the cube.
-        decay: what is left of the old density.
-        jitter: look at a random point of each cell instead of its centre.
-        generator: for the jitter.
-        cells_at_once: how many cells share the memory of one pass.
+        decay: factor of the old density.
+        jitter: query a random point of each cell instead of its centre.
+        cells_at_once: cells in one query.
     """
-    looks = [
-        density(cell_positions(cells, size, bound=bound, jitter=jitter, generator=generator)).float()
+    found = [
+        density(cell_positions(cells, size, bound=bound, jitter=jitter)).float()
         for cells in torch.split(torch.arange(size**3, device=grid.device), cells_at_once)
     ]
-    new = dilate(torch.cat(looks), size)
+    new = dilate(torch.cat(found), size)
     return torch.where((grid >= 0) & (new >= 0), torch.maximum(grid * decay, new), grid)
 
 
 def mean_density(grid: Tensor) -> Tensor:
-    """The mean over all cells, () float; unseen ones count as empty."""
+    """Returns the mean over all cells, () float; cells marked -1 count as empty."""
     return grid.clamp(min=0).mean()
 
 
 def pack_bits(grid: Tensor, threshold: Tensor | float) -> Tensor:
-    """(cells / 8,) uint8: which cells of a (1, cells) grid are denser than the threshold, low bit first."""
+    """Returns the bitfield (cells / 8,) uint8 of a (1, cells) grid above the threshold, low bit first."""
     bits = (grid.reshape(-1, 8) > threshold).to(torch.uint8)
     powers = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=grid.device)
     return (bits * powers).sum(1, dtype=torch.uint8)
@@ -91,23 +89,21 @@ def updated_torso(
     *,
     decay: float = 0.95,
     jitter: bool = True,
-    generator: torch.Generator | None = None,
 ) -> Tensor:
-    """(size * size,) the torso's grid, column-major, after looking at every cell once.
+    """Returns the torso's grid (size * size,), column-major, updated by one query of each cell.
 
     Args:
         grid: (size * size,) opacities; cell (row, column) is at column * size + row.
         alpha: (M, 2) row-first coordinates in [-1, 1] to (M,) opacities.
         size: cells a side.
-        decay: what is left of the old opacity.
-        jitter: look at a random point of each cell instead of its centre.
-        generator: for the jitter.
+        decay: factor of the old opacity.
+        jitter: query a random point of each cell instead of its centre.
     """
     half = 1 / size
     along = torch.arange(size, device=grid.device, dtype=torch.float32)
     columns, rows = torch.meshgrid(along, along, indexing="ij")
     at = (2 * torch.stack((rows, columns), -1).reshape(-1, 2) / (size - 1) - 1) * (1 - half)
     if jitter:
-        at = at + (2 * torch.rand(at.shape, device=grid.device, generator=generator) - 1) * half
-    look = F.max_pool2d(alpha(at).float().view(1, 1, size, size), 5, stride=1, padding=2).reshape(-1)
-    return torch.maximum(grid * decay, look)
+        at = at + (2 * torch.rand(at.shape, device=grid.device) - 1) * half
+    found = F.max_pool2d(alpha(at).float().view(1, 1, size, size), 5, stride=1, padding=2).reshape(-1)
+    return torch.maximum(grid * decay, found)

@@ -1,4 +1,4 @@
-"""Learned feature grids and the small networks behind them, under the reference's key names."""
+"""Multiresolution feature grids and the MLPs behind them, under the reference's key names."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class GridConfig:
         return self.levels * self.features
 
     def layout(self, dimensions: int) -> GridLayout:
-        """How tables of these sizes are addressed."""
+        """Returns the tables' layout."""
         return GridLayout.growing(
             dimensions=dimensions,
             levels=self.levels,
@@ -59,7 +59,7 @@ class GridConfig:
 
 
 class GridEncoder(nn.Module):
-    """Features at points of [-bound, bound]^D, interpolated from tables that are learned."""
+    """Multiresolution grid encoding of points of [-bound, bound]^D."""
 
     offsets: Tensor
     _scales: Tensor
@@ -81,19 +81,19 @@ class GridEncoder(nn.Module):
         self.register_buffer("_addressing", addressing, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, levels * features) of (N, D) positions, level-major."""
+        """Returns (N, levels * features) of (N, D) positions, level-major."""
         if self.kernels:
             return torch_kernels.grid_encode(x, self.embeddings, self.layout, bound=self.bound)
         constants = (self._scales, self._addressing)
         return grid_encode(x, self.embeddings, self.layout, bound=self.bound, constants=constants)
 
     def grid(self) -> Grid:
-        """The grid as a raymarcher takes it."""
+        """Returns the grid as a raymarcher takes it."""
         return Grid(table=as_numpy(self.embeddings), layout=self.layout)
 
 
 class _SharedRows(torch.autograd.Function):
-    """index_select of few rows by many: the gradient is a matrix product, not a sum that all wait for."""
+    """index_select whose gradient is a matrix product instead of contended atomic adds."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, table: Tensor, row: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ class _SharedRows(torch.autograd.Function):
 
 
 def shared_rows(table: Tensor, row: Tensor) -> Tensor:
-    """(M, W) rows of a small (F, W) table at (M,) indices; of one row alone (1, W), which broadcasts."""
+    """Returns rows (M, W) of a small (F, W) table at (M,) indices; a single row is returned as (1, W)."""
     if table.shape[0] == 1:
         return table
     result: Tensor = _SharedRows.apply(table, row)  # type: ignore[no-untyped-call]
@@ -121,32 +121,32 @@ class Mlp(nn.Module):
     """Linear layers without bias, ReLU between them."""
 
     def __init__(self, widths: tuple[int, ...]) -> None:
-        """Builds one layer between each two widths."""
+        """Builds a layer for each pair of widths."""
         super().__init__()
         self.net = nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, last width) of (N, first width)."""
+        """Returns (N, last width) of (N, first width)."""
         return self.after_first(F.linear(x, self.first))
 
     @property
     def first(self) -> Tensor:
-        """(outputs, inputs) of the first layer: callers multiply columns that many rows share only once."""
+        """The first layer's weight (outputs, inputs): callers multiply inputs shared by many rows once."""
         weight = self.net[0].weight
         assert isinstance(weight, Tensor)
         return weight
 
     def after_first(self, hidden: Tensor) -> Tensor:
-        """(N, last width) of the first layer's (N, second width) output, before its ReLU."""
+        """Returns (N, last width) of the first layer's (N, second width) output, before its ReLU."""
         for layer in list(self.net)[1:]:
             hidden = layer(F.relu(hidden))
         return hidden
 
     def weights(self) -> tuple[F32, ...]:
-        """The layers' matrices, (outputs, inputs) each."""
+        """Returns the layers' matrices, (outputs, inputs) each."""
         return tuple(as_numpy(parameter) for parameter in self.parameters())
 
 
 def as_numpy(tensor: Tensor) -> F32:
-    """A float32 copy on the host."""
+    """Returns a float32 copy on the host."""
     return tensor.detach().float().cpu().numpy().copy()

@@ -1,9 +1,8 @@
-"""What the motion networks hear: the log-mel front end, and the seam where other front ends attach."""
+"""Audio features: the log-mel front end of the motion networks."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,26 +11,8 @@ from torch.nn import functional
 
 from cuda_kernels.errors import InputError
 
-from .time_base import FEATURE_HOP_SAMPLES, FEATURE_RATE_HZ, SAMPLE_RATE_HZ
+from .time_base import FEATURE_HOP_SAMPLES, SAMPLE_RATE_HZ
 from .torchaudio_pair import import_torchaudio
-
-
-class AudioFeatures(Protocol):
-    """A front end: samples in, features at 50 Hz out, two of them to a video frame.
-
-    Attributes:
-        dimension: Numbers in one feature frame.
-        rate_hz: Feature frames a second, 50.
-        left_context_samples: Samples before its own 20 ms that it depends on.
-    """
-
-    dimension: int
-    rate_hz: int
-    left_context_samples: int
-
-    def __call__(self, pcm: Tensor) -> Tensor:
-        """Returns (B, Tx, dimension) of `pcm` (B, left_context_samples + 320 Tx) in [-1, 1]."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +49,12 @@ class LogMel(nn.Module):
     and depends on nothing later than its own 20 ms. The maths is the same.
 
     The Fourier transform is two matrix products, on the even and the odd half of the window: that exports to
-    ONNX, and only the bins that some band hears are worked out. There are no parameters and no state to save.
-    """
+    ONNX, and only the bins that a band uses are computed. There are no parameters and no state to save.
 
-    rate_hz = FEATURE_RATE_HZ
+    Attributes:
+        dimension: Numbers in one feature frame.
+        left_context_samples: Samples before its own 20 ms that it depends on.
+    """
 
     def __init__(self, config: LogMelConfig | None = None) -> None:
         super().__init__()
@@ -79,28 +62,25 @@ class LogMel(nn.Module):
         self.dimension = config.bands
         self.left_context_samples = config.window_samples - config.hop_samples
         size = config.window_samples
-        filters = (
-            import_torchaudio()
-            .functional.melscale_fbanks(  # (bins, bands), Slaney's scale, each of unit area over frequency
-                n_freqs=size // 2 + 1,
-                f_min=config.lowest_hz,
-                f_max=config.highest_hz,
-                n_mels=config.bands,
-                sample_rate=config.sample_rate_hz,
-                norm="slaney",
-                mel_scale="slaney",
-            )
-            .numpy()
+        mel_bands = import_torchaudio().functional.melscale_fbanks(
+            n_freqs=size // 2 + 1,
+            f_min=config.lowest_hz,
+            f_max=config.highest_hz,
+            n_mels=config.bands,
+            sample_rate=config.sample_rate_hz,
+            norm="slaney",
+            mel_scale="slaney",
         )
-        heard = np.flatnonzero(filters.any(axis=1))
-        n, k = np.arange(size), np.arange(heard[0], heard[-1] + 1)
+        filters = mel_bands.numpy()  # (size // 2 + 1, bands)
+        used = np.flatnonzero(filters.any(axis=1))
+        n, k = np.arange(size), np.arange(used[0], used[-1] + 1)
         hann = 0.5 - 0.5 * np.cos(2 * np.pi * n / size)
-        angle = 2 * np.pi * np.outer(n, k) / size  # (window, heard)
+        angle = 2 * np.pi * np.outer(n, k) / size  # (window, bins)
         half = size // 2
         # x[n] + x[size - n] meets the cosine once, x[n] - x[size - n] the sine; the window is symmetric too.
-        cosine = (hann[:, None] * np.cos(angle))[1 : half + 1]  # (half, heard), sample 0 has window weight 0
+        cosine = (hann[:, None] * np.cos(angle))[1 : half + 1]  # (half, bins), sample 0 has window weight 0
         cosine[-1] *= 0.5  # sample `half` is its own mirror
-        sine = (hann[:, None] * np.sin(angle))[1 : half + 1]  # (half, heard)
+        sine = (hann[:, None] * np.sin(angle))[1 : half + 1]  # (half, bins)
         for name, table in (("cosine", cosine), ("sine", sine), ("filters", filters[k])):
             self.register_buffer(name, torch.from_numpy(table.astype(np.float32)), persistent=False)
         self.cosine: Tensor
@@ -120,15 +100,13 @@ class LogMel(nn.Module):
         hops = pcm.reshape(pcm.shape[0], frames + 1, hop)  # (B, frames + 1, hop)
         x = torch.cat([hops[:, :-1], hops[:, 1:, : size - hop]], dim=2)  # (B, frames, window)
         half = size // 2
-        ahead, behind = (
-            x[..., 1 : half + 1],
-            x[..., half:].flip(-1),
-        )  # (B, frames, half), samples n and window - n
-        real = (ahead + behind) @ self.cosine  # (B, frames, heard)
-        imaginary = (ahead - behind) @ self.sine  # (B, frames, heard)
-        amplitude = torch.sqrt(real * real + imaginary * imaginary)  # (B, frames, heard)
+        # Samples n and window - n, each (B, frames, half).
+        ahead, behind = x[..., 1 : half + 1], x[..., half:].flip(-1)
+        real = (ahead + behind) @ self.cosine  # (B, frames, bins)
+        imaginary = (ahead - behind) @ self.sine  # (B, frames, bins)
+        amplitude = torch.sqrt(real * real + imaginary * imaginary)  # (B, frames, bins)
         return torch.log10(torch.clamp(amplitude @ self.filters, min=self.config.floor))  # (B, frames, bands)
 
     def causal(self, pcm: Tensor) -> Tensor:
-        """Returns (B, samples // 320, bands): `pcm` (B, samples) is heard as if silence came before it."""
+        """Returns (B, samples // 320, bands) of `pcm` (B, samples) after silence."""
         return self.forward(functional.pad(pcm, (self.left_context_samples, 0)))

@@ -5,7 +5,6 @@ With the default sizes it is GeneFace's, key for key and number for number.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, NamedTuple
@@ -52,7 +51,7 @@ class HeadConfig:
     layers_sigma: Annotated[int, Range(1, 16)] = 3
     layers_color: Annotated[int, Range(1, 16)] = 2
     geometry_features: Annotated[int, Range(0, 1024)] = 128
-    # Frames with an individual code; row 0 is used for drawing.
+    # Frames with an individual code; rendering uses row 0.
     codes: Annotated[int, Range(1, 200_000)] = 13000
     code_width: Annotated[int, Range(0, 256)] = 4
     grid_size: int = 128
@@ -76,7 +75,7 @@ class HeadConfig:
 
     @classmethod
     def streaming(cls) -> HeadConfig:
-        """May's sizes, for two CPU cores: 32 wide, 12 levels, one frame of condition."""
+        """Returns May's sizes, for two CPU cores: 32 wide, 12 levels, one frame of condition."""
         return cls(
             condition=ConditionConfig(
                 window_frames=1, lookahead_frames=0, hidden=(64, 64, 64, 64), outputs=32
@@ -92,20 +91,20 @@ class HeadConfig:
         )
 
     def camera(self, *, focal_px: float, cx_px: float, cy_px: float) -> Camera:
-        """The camera of this head's field."""
+        """Returns the camera of this head's field."""
         return Camera(
             focal_px=focal_px, cx_px=cx_px, cy_px=cy_px, scale=self.camera_scale, offset=self.camera_offset
         )
 
 
 class HeadRender(NamedTuple):
-    """What N rays see."""
+    """N rendered rays."""
 
     image: Tensor  # (N, 3) over the background
-    weights_sum: Tensor  # (N,) how much of each ray the head stops
+    weights_sum: Tensor  # (N,) opacity
     depth: Tensor  # (N,) weighted distance
     ambient: Tensor  # (N,) sum over the samples of the ambient coordinates' absolute values, not weighted
-    n_samples_needed: Tensor  # () int, as many as the march found; above the capacity, some were left out
+    n_samples_needed: Tensor  # () int; what exceeds the capacity was dropped
 
 
 class Head(nn.Module):
@@ -148,20 +147,20 @@ class Head(nn.Module):
         self.register_load_state_dict_post_hook(_refresh_occupancy)  # type: ignore[no-untyped-call]
 
     def use_kernels(self, kernels: bool) -> None:
-        """From now on the CUDA kernels march, encode and composite, or else their twins in torch."""
+        """Selects the CUDA kernels or their torch twins for marching, encoding and compositing."""
         self.kernels = kernels
         self.position_embedder.kernels = self.ambient_embedder.kernels = kernels
 
     # --- the field
 
     def encode_condition(self, windows: Tensor) -> Tensor:
-        """(F, C) conditions of (F, W, 204) windows of normalised landmarks."""
+        """Returns (F, C) conditions of (F, W, 204) windows of normalised landmarks."""
         return encode_windows(windows, self.cond_prenet, self.cond_att_net)
 
     def density(
         self, positions: Tensor, condition: Tensor, row: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(sigma (M,), geometry features (M, G), ambient coordinates (M, 2)).
+        """Returns sigma (M,), geometry features (M, G) and ambient coordinates (M, 2).
 
         Args:
             positions: (M, 3).
@@ -179,7 +178,7 @@ class Head(nn.Module):
         return truncated_exp(out[:, 0].float()), out[:, 1:], ambient
 
     def view_features(self, directions: Tensor, code: Tensor, row: Tensor | None = None) -> Tensor:
-        """(N, H) the part of the colour net's first layer that a ray's samples share.
+        """Returns (N, H), the part of the colour net's first layer that a ray's samples share.
 
         Args:
             directions: (N, 3).
@@ -193,12 +192,12 @@ class Head(nn.Module):
         )
 
     def color(self, geometry: Tensor, view_features: Tensor) -> Tensor:
-        """(M, 3) in [0, 1] of (M, G) geometry features and (M, H) from `view_features`."""
+        """Returns (M, 3) in [0, 1] of (M, G) geometry features and (M, H) from `view_features`."""
         weight, last = self.color_net.first, _SH + self.config.geometry_features
         hidden = F.linear(geometry, weight[:, _SH:last]) + view_features
         return torch.sigmoid(self.color_net.after_first(hidden).float())
 
-    # --- drawing
+    # --- rendering
 
     @torch.no_grad()
     def march(
@@ -211,7 +210,7 @@ class Head(nn.Module):
         capacity: int | None = None,
         accumulate: bool = False,
     ) -> Marched:
-        """Where (N, 3) rays meet occupied cells; `max_steps` samples a ray, the head's own if None.
+        """Returns samples of (N, 3) rays in occupied cells, at most `max_steps` a ray (the head's if None).
 
         `phase`, `capacity` and `accumulate` are those of `forward`.
         """
@@ -236,7 +235,7 @@ class Head(nn.Module):
         )
 
     def composite(self, values: Tensor, marched: Marched) -> Rays:
-        """What the marched rays see of (M, 5) values: density, red, green, blue, ambient motion."""
+        """Returns the rays composited from (M, 5) values: density, red, green, blue, ambient motion."""
         composited = torch_kernels.composite_packed if self.kernels else composite_packed
         return composited(values, marched, step=self.step, stop_transmittance=self.config.stop_transmittance)
 
@@ -253,7 +252,7 @@ class Head(nn.Module):
         capacity: int | None = None,
         accumulate: bool = False,
     ) -> HeadRender:
-        """What rays of one or several frames see.
+        """Returns rays of one or several frames, rendered over the background.
 
         Args:
             rays_o: (N, 3) in field space.
@@ -263,8 +262,8 @@ class Head(nn.Module):
             frame: (N,) which condition (and code) each ray takes; F must be 1 if None.
             code: (F, I) or (1, I); row 0 of the individual codes for all if None.
             phase: (N,) in [0, 1), random starts of the lattice in training.
-            capacity: the most samples in all; a fixed number keeps shapes static and the host out of it.
-            accumulate: form the lattice as the reference's kernel does, see `march`.
+            capacity: the most samples in all; a fixed number keeps shapes static, without synchronisation.
+            accumulate: add the lattice's steps up, as the reference's kernel does.
         """
         marched = self.march(rays_o, rays_d, phase=phase, capacity=capacity, accumulate=accumulate)
         ray = marched.ray
@@ -289,7 +288,7 @@ class Head(nn.Module):
     def draw_in_waves(
         self, rays_o: Tensor, rays_d: Tensor, condition: Tensor, *, code: Tensor | None = None
     ) -> WaveRender:
-        """What the reference's inference loop gives for (N, 3) rays and a (1, C) condition."""
+        """Returns (N, 3) rays and a (1, C) condition rendered as by the reference's inference loop."""
         config = self.config
         near, far = near_far(rays_o, rays_d, self.aabb_infer, min_near=config.min_near)
         view_features = self.view_features(rays_d, self.individual_embeddings[:1] if code is None else code)
@@ -319,35 +318,22 @@ class Head(nn.Module):
         condition: Tensor,
         *,
         jitter: bool = True,
-        decay: float = 0.95,
-        generator: torch.Generator | None = None,
-        density: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """The mean density, () float, after querying every cell once with a (1, C) condition.
+        """Updates the density grid and occupancy with a (1, C) condition; returns the mean density ().
 
         Args:
             condition: (1, C), best that of a random training frame.
             jitter: random points of the cells instead of their centres.
-            decay: what is left of the old density.
-            generator: for the jitter, on the head's device.
-            density: a compiled stand-in for (positions, condition) to densities.
         """
         config = self.config
-
-        def at(positions: Tensor) -> Tensor:
-            if density is not None:
-                return density(positions, condition)
-            return self.density(positions, condition)[0]
 
         self.density_grid.copy_(
             updated(
                 self.density_grid,
-                at,
+                lambda positions: self.density(positions, condition)[0],
                 config.grid_size,
                 bound=config.bound,
-                decay=decay,
                 jitter=jitter,
-                generator=generator,
             )
         )
         mean = mean_density(self.density_grid)
@@ -356,13 +342,13 @@ class Head(nn.Module):
         return mean
 
     def refresh_occupancy(self) -> None:
-        """Reads the bits into the volume that the march looks at; needed after the bits were changed."""
+        """Unpacks the bitfield into the volume that `march` reads; needed after the bits were changed."""
         self.occupancy.copy_(occupancy_volume(self.density_bitfield, self.config.grid_size))
 
-    # --- handing over
+    # --- export
 
     def field(self) -> HeadField:
-        """The head as a raymarcher takes it, with the individual code of row 0."""
+        """Returns the head as a raymarcher takes it, with the individual code of row 0."""
         config = self.config
         return HeadField(
             position_grid=self.position_embedder.grid(),

@@ -1,6 +1,6 @@
-"""HuBERT (Hsu et al., 2021), the speech encoder whose last hidden state GeneFace's Audio2Motion hears.
+"""HuBERT (Hsu et al., 2021), the speech encoder whose last hidden state GeneFace's Audio2Motion takes.
 
-The network is torchaudio's, without the head that spells words. GeneFace takes Hugging Face's
+The network is torchaudio's, without the CTC head. GeneFace takes Hugging Face's
 `facebook/hubert-large-ls960-ft`, which is `torchaudio.pipelines.HUBERT_ASR_LARGE`: the same weights under
 other names, all of which `hubert_from_state` knows.
 """
@@ -20,12 +20,12 @@ from .settings import one_line
 from .torchaudio_pair import import_torchaudio
 
 HUBERT_NAME = "hubert-large-ls960-ft"
-"""What a bundle calls these features."""
+"""The features' name in a bundle."""
 CONV_KERNELS = (10, 3, 3, 3, 3, 2, 2)
 CONV_STRIDES = (5, 2, 2, 2, 2, 2, 2)
 
 _POSITION = "encoder.transformer.pos_conv_embed.conv"
-_UNUSED = ("aux.", "lm_head.", "masked_spec_embed")  # the spelling head, and what stands for masked sound
+_UNUSED = ("aux.", "lm_head.", "masked_spec_embed")  # the CTC head, and the embedding of masked sound
 _RENAMED = {
     "feature_projection.": "encoder.feature_projection.",
     "encoder.layers.": "encoder.transformer.layers.",
@@ -48,7 +48,7 @@ class HubertConfig:
         conv_bias: They have biases: Hugging Face's files do, torchaudio's do not.
         dimension: Numbers in one 50 Hz feature.
         layers, heads, feed_forward: Of the transformer.
-        position_kernel, position_groups: Of the convolution that tells it where a feature stands.
+        position_kernel, position_groups: Of the positional convolution.
     """
 
     conv_channels: int = 512
@@ -70,7 +70,7 @@ class HubertConfig:
 
 
 class Hubert(nn.Module):
-    """Samples to features, in evaluation mode; its weight norms are worked out."""
+    """Samples to features, in evaluation mode, without weight norm."""
 
     def __init__(self, config: HubertConfig | None = None) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ def hubert_from_state(state: Mapping[str, Tensor], config: HubertConfig, *, sour
     """Returns HuBERT with the weights of `state` under torchaudio's or Hugging Face's names.
 
     Args:
-        state: Weights by key; `model.` or `hubert.` before every key is taken off, a spelling head left out.
+        state: Weights by key; `model.` or `hubert.` before every key is taken off, a CTC head is dropped.
         config: The sizes that the weights must have.
         source: Where they come from, for messages.
 
@@ -150,7 +150,7 @@ def _shape(value: Tensor) -> str:
 
 
 def _plain_weights(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Returns the weights under torchaudio's names, the position convolution's weight norm worked out."""
+    """Returns the weights under torchaudio's names, the position convolution's weight norm folded."""
     plain: dict[str, Tensor] = {}
     for key, value in state.items():
         name = key.removeprefix("hubert.").removeprefix("model.")

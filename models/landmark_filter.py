@@ -1,4 +1,4 @@
-"""What is done to predicted landmarks before they drive a head: normalised, clamped, smoothed over time."""
+"""Post-processing of predicted landmarks: normalisation, clamping, exponential smoothing."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ MOUTH = slice(48, 68)
 
 
 def clamp_limits(clamp_std: float) -> F32:
-    """Returns (68, 3) float32: how many standard deviations a coordinate may leave its mean.
+    """Returns each coordinate's limit (68, 3) float32, in standard deviations from its mean.
 
-    Brows and eyes get half of it in x and y (GeneFace's inference rule).
+    Brows and eyes get half of `clamp_std` in x and y (GeneFace's inference rule).
     """
     limits = np.full((POINTS, 3), clamp_std, np.float32)
     limits[BROWS, :2] *= np.float32(0.5)

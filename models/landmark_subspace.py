@@ -1,7 +1,7 @@
-"""The few ways in which one speaker's face moves, and the projection onto them.
+"""Projection of landmarks onto the principal components of one speaker's landmarks.
 
-A head learnt from a speaker's own landmarks knows nothing of landmarks that this face cannot make: a jaw that
-is a millimetre too wide shows as spots on the chin. GeneFace (Ye et al., ICLR 2023) pulls predicted landmarks
+A head shows artefacts for landmarks unlike its training set: a jaw that is a millimetre too wide gives spots
+on the chin. GeneFace (Ye et al., ICLR 2023) pulls predicted landmarks
 towards the nearest of the video's by locally linear embedding; here they are projected onto the principal
 components of the video's landmarks, which is one matrix product and never jumps between neighbours.
 """
@@ -15,7 +15,7 @@ from cuda_kernels.errors import InputError
 
 
 class LandmarkSubspace(nn.Module):
-    """Keeps of landmarks what the speaker's own video could show."""
+    """Projects landmarks onto the speaker's principal components."""
 
     mean: Tensor
     basis: Tensor

@@ -1,6 +1,6 @@
-"""What an ONNX file may not hold, found without its package: numbers or code that lie elsewhere.
+"""Validation of ONNX files without the onnx package: no external data, no foreign operators.
 
-A file's hash says nothing of what the file refers to. So weights in another file, operators of another
+A file's hash does not cover what the file refers to. So weights in another file, operators of another
 library and graphs compiled for another device are refused before a runtime sees the bytes.
 
 Source: onnx.proto3 of ONNX 1.17; the wire format, protobuf.dev/programming-guides/encoding.
@@ -127,7 +127,7 @@ def _check_tensor(tensor: memoryview, budget: _Budget) -> None:
 
 
 class _Budget:
-    """How many fields may still be looked at."""
+    """Counts fields against MAX_FIELDS."""
 
     def __init__(self) -> None:
         self._left = MAX_FIELDS

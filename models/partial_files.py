@@ -1,6 +1,6 @@
-"""Names of files and folders that are not whole yet, and what to do with those that killed programs left.
+"""Atomic writes: a file is written beside its place under a temporary name, then renamed.
 
-What is written whole or not at all is written beside its place under such a name, then renamed.
+What killed programs left under such names is swept.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class PartialFile:
         self.part = partial_path(path)
 
     def flush(self) -> None:
-        """Brings what was written to the disk; some file systems say only now that there is no room."""
+        """Flushes the file to disk; some file systems report only now that it is full."""
         with self.part.open("rb+") as file:
             os.fsync(file.fileno())
 

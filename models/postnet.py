@@ -1,4 +1,4 @@
-"""PostNet, which moves generic landmarks into one speaker's domain, and the discriminator that teaches it to.
+"""PostNet, which maps generic landmarks to one speaker's domain, and its discriminator.
 
 With the default sizes both are GeneFace's, key for key; `PostNetConfig.streaming()` is small and causal.
 """
@@ -44,7 +44,7 @@ class PostNetConfig:
 
 
 def nonzero_frames(landmarks: Tensor) -> Tensor:
-    """Returns (B, T), 1 where a frame of (B, T, 204) is not all zero: GeneFace's mark of what counts."""
+    """Returns (B, T), 1 where a frame of (B, T, 204) is not all zero: GeneFace's mask."""
     return (landmarks.abs().sum(dim=-1) != 0).to(landmarks.dtype)
 
 
@@ -83,7 +83,7 @@ class PostNet(nn.Module):
         self.block1 = block(LANDMARK_DIMENSION + config.pitch_channels, first)
         self.block2 = block(first, second)
         last = nn.Conv1d(third, LANDMARK_DIMENSION, 1)
-        nn.init.zeros_(last.weight)  # new training begins with no correction
+        nn.init.zeros_(last.weight)  # training starts with no correction
         nn.init.zeros_(last.bias)  # type: ignore[arg-type]
         self.block3 = nn.Sequential(ConvUnit(second, third, causal=causal), last)
 
@@ -112,7 +112,7 @@ class PostNet(nn.Module):
 
 
 class MotionDiscriminator(nn.Module):
-    """Tells a speaker's own landmarks from others, frame by frame: 1 for the speaker, 0 for the rest."""
+    """Classifies single frames of landmarks: 1 for the speaker's own, 0 for others."""
 
     def __init__(self, widths: tuple[int, ...] = (128, 256, 256, 128)) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """Settings dataclasses from JSON, flags and environment variables, refusing whatever does not fit.
 
-A field says in its type what it may be and how it is given: `landmark_mean: Annotated[F32, Shape(68, 3)]`,
+A field's annotation holds its range, shape and flag: `landmark_mean: Annotated[F32, Shape(68, 3)]`,
 `steps: Annotated[int, Range(1), Option("steps in all")] = 6000`.
 """
 
@@ -55,7 +55,7 @@ class Range:
         return self.low <= number <= self.high and not (self.step and number % self.step)
 
     def __str__(self) -> str:
-        """Returns what a message says that was expected."""
+        """Returns the range as a message shows it."""
         limits = f"{self.low:g} or more" if self.high == math.inf else f"{self.low:g} to {self.high:g}"
         return self.words or (f"{limits} in steps of {self.step}" if self.step else limits)
 
@@ -279,10 +279,10 @@ class Flag:
         return self.option.metavar or by_type or self.name.rpartition(".")[2].upper()
 
     def read(self, given: bool | str | list[str]) -> Any:
-        """Returns what a text, or an argument of the command line, says; `from_mapping` checks it.
+        """Returns the value of a text or command-line argument, not yet validated.
 
         Raises:
-            ValueError, KeyError: it says nothing of the flag's type.
+            ValueError, KeyError: it is not of the flag's type.
         """
         if isinstance(given, bool):
             return given
@@ -380,7 +380,7 @@ def from_flags(
         prefix: of its environment variables, for messages; empty: it has none.
 
     Raises:
-        SettingsError: an unknown name, a text that says no value of its type, and all that `from_mapping`
+        SettingsError: an unknown name, a text that is not of its type, and all that `from_mapping`
             refuses.
     """
     flags = flags_of(settings_type, defaults)

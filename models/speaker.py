@@ -1,8 +1,8 @@
 """A speaker bundle on disk: found, checked and read without torch and without pickle.
 
 A bundle is a folder. `speaker.json` names every other file with its size and SHA-256 and holds the sizes
-and settings; arrays are safetensors, networks are ONNX, the background is a PNG. Whatever does not hold is
-refused with one line: file, field, what was expected, what was there and the way out. The ONNX files are
+and settings; arrays are safetensors, networks are ONNX, the background is a PNG. Whatever is invalid is
+refused with one line: file, field, expected, got and the way out. The ONNX files are
 checked by hash here; the engine that runs them checks their inputs and outputs when it starts.
 """
 

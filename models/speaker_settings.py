@@ -1,7 +1,4 @@
-"""What a bundle's speaker.json says: the sizes and settings of one speaker, checked in themselves.
-
-Beside its own checksum and the record of every other file it holds one dataclass a stage.
-"""
+"""The schema of a bundle's speaker.json: sizes and settings, one dataclass a stage, and files with hashes."""
 
 from __future__ import annotations
 
@@ -32,13 +29,13 @@ SCHEMA_VERSION = 1
 MAX_RESOLUTION = 1 << 20
 LANDMARKS = 68
 MEL_HISTORY_SAMPLES = 192  # left of the window, so that the first mel frame is whole without future sound
-FEATURE_SAMPLES = 400  # that one 50 Hz feature hears: feature j, samples [320 j, 320 j + 400)
+FEATURE_SAMPLES = 400  # one 50 Hz feature takes: feature j, samples [320 j, 320 j + 400)
 SPHERICAL_HARMONICS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class OriginRecord:
-    """Where the face and the voice come from, and on what ground they may be shown."""
+    """Provenance of face and voice, and the consent to show them."""
 
     subject: str  # who is shown
     consent: str  # on what ground
@@ -50,7 +47,7 @@ class OriginRecord:
 class FeatureSettings:
     """How features.onnx and a motion network that looks both ways are run over a stream.
 
-    Every `hop_frames` video frames features.onnx hears the last `window_frames` of sound; its features of the
+    Every `hop_frames` video frames features.onnx takes the last `window_frames` of sound; its features of the
     newest `kept_frames` of them replace what earlier calls gave for the same time. motion.onnx then sees the
     features of `MotionSettings.window_frames` frames, a whole number of blocks from an absolute multiple of
     `block_frames` on; what lies beyond the known sound is zero.
@@ -68,7 +65,7 @@ class FeatureSettings:
     hears_pitch: bool = False
 
     def __post_init__(self) -> None:
-        """Checks ranges and how the fields hang together."""
+        """Checks ranges and that the fields are consistent."""
         check_ranges(self)
         require(
             0 < len(self.name) <= 100 and self.name.isprintable(), "name", "1 to 100 characters", self.name
@@ -109,7 +106,7 @@ class MotionSettings:
     features: FeatureSettings | None = None
 
     def __post_init__(self) -> None:
-        """Checks ranges and how the fields hang together."""
+        """Checks ranges and that the fields are consistent."""
         check_ranges(self)
         require(self.kind in ("pcm", "features"), "kind", '"pcm" or "features"', self.kind)
         features = self.features
@@ -276,7 +273,7 @@ class SpeakerSettings:
 
     schema_version: int
     name: str
-    synthetic: bool  # True: a made-up character, nobody's likeness
+    synthetic: bool  # True: a synthetic character, nobody's likeness
     licence: str
     origin: OriginRecord
     fps: int
@@ -292,7 +289,7 @@ class SpeakerSettings:
     files: dict[str, FileRecord] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Checks ranges and how the parts hang together."""
+        """Checks ranges and that the parts are consistent."""
         check_ranges(self)
         require(
             self.schema_version == SCHEMA_VERSION, "schema_version", f"{SCHEMA_VERSION}", self.schema_version
@@ -340,7 +337,7 @@ def checksum(document: Mapping[str, Any]) -> str:
 
 
 def read_settings(path: Path) -> SpeakerSettings:
-    """Returns what the bundle's speaker.json says, checked in itself; no other file is read.
+    """Returns the settings in the bundle's speaker.json, validated; no other file is read.
 
     Raises:
         BundleError: the folder or the file is missing or does not hold what it should.

@@ -1,7 +1,7 @@
-"""SyncNet: do these mouth movements belong to this sound?
+"""SyncNet: audio-visual synchronisation of sound and mouth movements.
 
-Two encoders map 0.2 s of audio and of mouth landmarks to unit vectors whose cosine says so (after Chung and
-Zisserman, 2016, and Prajwal et al., 2020). With `SyncNetConfig()` it is GeneFace's, key for key.
+Two encoders map 0.2 s of audio and of mouth landmarks to unit vectors that are compared by cosine (after
+Chung and Zisserman, 2016, and Prajwal et al., 2020). With `SyncNetConfig()` it is GeneFace's, key for key.
 """
 
 from __future__ import annotations

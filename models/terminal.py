@@ -1,4 +1,4 @@
-"""What a command line prints and logs: nothing in it acts on a terminal, no lost stream ends the run."""
+"""Terminal output: control characters are escaped, and a closed stream does not end the run."""
 
 from __future__ import annotations
 

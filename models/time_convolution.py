@@ -1,7 +1,7 @@
 """Convolutions along time that either look both ways, as GeneFace's do, or only back, as a live stream needs.
 
 Tensors are (B, channels, frames). A causal layer fills the missing past with zeros, so a sequence keeps its
-length; inside `without_padding` it does not, and eats its left context instead: a window as long as the
+length; inside `without_padding` it does not, and consumes its left context instead: a window as long as the
 receptive field then gives the one last frame, by the same numbers and with about half of the work.
 """
 
@@ -58,7 +58,7 @@ class TimeConv1d(nn.Conv1d):
 class WeightNormConv1d(nn.Module):
     """TimeConv1d of stride 1 whose weight is `weight_g * weight_v / |weight_v|`, the norm taken per output.
 
-    Weight normalisation (Salimans and Kingma, 2016) under the key names that GeneFace's checkpoints bear.
+    Weight normalisation (Salimans and Kingma, 2016) under the key names of GeneFace's checkpoints.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, *, causal: bool = False) -> None:
@@ -66,9 +66,8 @@ class WeightNormConv1d(nn.Module):
         plain = nn.Conv1d(inputs, outputs, kernel)
         weight, bias = plain.weight.detach(), cast(Tensor, plain.bias).detach()
         self.bias = nn.Parameter(bias.clone())  # (outputs,)
-        self.weight_g = nn.Parameter(
-            torch.linalg.vector_norm(weight, dim=(1, 2), keepdim=True)
-        )  # (outputs, 1, 1)
+        # (outputs, 1, 1)
+        self.weight_g = nn.Parameter(torch.linalg.vector_norm(weight, dim=(1, 2), keepdim=True))
         self.weight_v = nn.Parameter(weight.clone())  # (outputs, inputs, kernel)
         self.kernel = kernel
         self.causal = causal
@@ -81,7 +80,7 @@ class WeightNormConv1d(nn.Module):
         return weight
 
     def plain(self) -> TimeConv1d:
-        """Returns the same layer with its weight worked out, for export."""
+        """Returns the same layer with its weight norm folded, for export."""
         outputs, inputs, kernel = self.weight_v.shape
         layer = TimeConv1d(inputs, outputs, kernel, causal=self.causal)
         layer.pads = self.pads
@@ -98,7 +97,7 @@ class WeightNormConv1d(nn.Module):
 
 
 def plain_copy(module: nn.Module) -> nn.Module:
-    """Returns a copy of `module` in evaluation mode with every weight norm worked out."""
+    """Returns a copy of `module` in evaluation mode with every weight norm folded."""
     copied = deepcopy(module).eval()
     for parent in list(copied.modules()):
         for name, child in list(parent.named_children()):
@@ -109,7 +108,7 @@ def plain_copy(module: nn.Module) -> nn.Module:
 
 @contextmanager
 def without_padding(*modules: nn.Module) -> Iterator[None]:
-    """Lets the causal layers of `modules` eat their left context instead of padding it, while entered."""
+    """Lets the causal layers of `modules` consume their left context instead of padding it, while entered."""
     layers = [
         layer
         for module in modules

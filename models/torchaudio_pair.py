@@ -27,12 +27,7 @@ def import_torchaudio() -> Any:  # noqa: ANN401 - a module without types
         if error.name == "torchaudio":
             raise
         reason: BaseException = error
-    except (
-        ImportError,
-        OSError,
-        RuntimeError,
-        AttributeError,
-    ) as error:  # of its compiled part, or of torch's API
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
         reason = error
     else:
         return torchaudio

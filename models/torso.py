@@ -31,7 +31,7 @@ class TorsoConfig:
     hidden_canonical: Annotated[int, Range(1, 1024)] = 32
     position_octaves: Annotated[int, Range(0, 16)] = 10
     pose_octaves: Annotated[int, Range(0, 16)] = 4
-    # Frames with an individual code; row 0 is used for drawing.
+    # Frames with an individual code; rendering uses row 0.
     codes: Annotated[int, Range(1, 200_000)] = 13000
     code_width: Annotated[int, Range(0, 256)] = 8
     shrink: Annotated[float, Range(0.05, 1.0)] = 0.8
@@ -44,7 +44,7 @@ class TorsoConfig:
 
     @classmethod
     def streaming(cls) -> TorsoConfig:
-        """May's sizes, for two CPU cores."""
+        """Returns May's sizes, for two CPU cores."""
         return cls(
             grid=GridConfig(levels=10, desired_resolution=768, log2_rows=16),
             hidden_deform=32,
@@ -57,11 +57,11 @@ class TorsoConfig:
 
 
 class TorsoRender(NamedTuple):
-    """What N pixels show without the head."""
+    """N rendered pixels without the head."""
 
     image: Tensor  # (N, 3) over the background
     alpha: Tensor  # (N,) in [0, 1]
-    deform: Tensor  # (M, 2) offsets of the points that were looked at
+    deform: Tensor  # (M, 2) deformation of the queried points
 
 
 Query = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor]]
@@ -88,13 +88,13 @@ class Torso(nn.Module):
         self.mean_density = 0.0  # not saved by the reference, and 0 after loading
 
     def use_kernels(self, kernels: bool) -> None:
-        """From now on the CUDA kernels encode positions, or else their twin in torch."""
+        """Selects the CUDA kernels or their torch twin for encoding positions."""
         self.torso_embedder.kernels = kernels
 
     def query(
         self, x: Tensor, pose6: Tensor, code: Tensor, row: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(alpha (M, 1), rgb (M, 3), deform (M, 2)) at (M, 2) row-first coordinates in [-1, 1].
+        """Returns alpha (M, 1), rgb (M, 3) and deform (M, 2) at (M, 2) row-first coordinates in [-1, 1].
 
         Args:
             x: (M, 2).
@@ -121,7 +121,7 @@ class Torso(nn.Module):
         return out[:, :1], out[:, 1:], deform
 
     def occupied(self, coordinates: Tensor) -> Tensor:
-        """(N,) bool: whether the torso may be at (N, 2) row-first coordinates."""
+        """Returns the occupancy (N,) bool at (N, 2) row-first coordinates."""
         side = self.config.grid_size
         grid = self.density_grid_torso.view(side, side).T  # [row, column]
         return sample_occupancy(grid, coordinates) > min(self.config.density_threshold, self.mean_density)
@@ -136,7 +136,7 @@ class Torso(nn.Module):
         code: Tensor | None = None,
         query: Query | None = None,
     ) -> TorsoRender:
-        """What pixels of one or several frames show; shapes are static while training.
+        """Returns pixels of one or several frames over the background; shapes are static in training.
 
         Args:
             coordinates: (N, 2), row first, from `image_coordinates`.
@@ -169,9 +169,8 @@ class Torso(nn.Module):
         code: Tensor | None = None,
         jitter: bool = True,
         decay: float = 0.95,
-        generator: torch.Generator | None = None,
     ) -> None:
-        """Looks at every cell once with one (1, 6) pose, best that of a random training frame."""
+        """Updates the density grid with one (1, 6) pose, best that of a random training frame."""
         if code is None:
             code = self.torso_individual_codes[:1]
         self.density_grid_torso.copy_(
@@ -181,16 +180,15 @@ class Torso(nn.Module):
                 self.config.grid_size,
                 decay=decay,
                 jitter=jitter,
-                generator=generator,
             )
         )
         self.mean_density = float(self.density_grid_torso.mean())
 
     def field(self) -> TorsoField:
-        """The torso as a raymarcher takes it; cells below the threshold are written as empty.
+        """Returns the torso as a raymarcher takes it; cells below the threshold are empty.
 
-        A raymarcher looks wherever the interpolated grid is above 0: up to one cell further than `forward`
-        with its threshold, where an opacity below the threshold is all there is to see.
+        A raymarcher queries wherever the interpolated grid is above 0: up to one cell further than `forward`,
+        where opacity is below the threshold.
         """
         config = self.config
         grid = self.density_grid_torso.view(config.grid_size, config.grid_size).T

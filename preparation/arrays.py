@@ -1,4 +1,4 @@
-"""Arrays out of .npy and .npz files, checked: numbers, all of them finite, of the shape that is expected."""
+"""Reading of .npy and .npz files, validated: finite numbers of the expected shape."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Kind:
 def read_npz(
     path: Path, kinds: Mapping[str, Kind], refuse: type[FileError], way_out: str
 ) -> dict[str, npt.NDArray[Any]]:
-    """Returns the arrays named by `kinds` of an .npz file; nothing else in it is looked at.
+    """Returns the arrays named by `kinds` of an .npz file; anything else in it is ignored.
 
     Raises:
         FileError: as `refuse`; the file is absent or broken, an array is missing or not of its kind.

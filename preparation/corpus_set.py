@@ -64,7 +64,7 @@ class Clip:
     file: str  # inside the corpus folder, or an absolute path
     start: int  # its first sample
     frames: int
-    row0: int  # its landmarks are rows [row0, row1)
+    row0: int  # landmarks: rows [row0, row1)
     row1: int
     split: str  # train or val
     kind: str  # speech or another word
@@ -72,7 +72,7 @@ class Clip:
 
     @property
     def samples(self) -> int:
-        """How many samples it has."""
+        """The number of its samples."""
         return FRAME_SAMPLES * self.frames
 
 
@@ -142,7 +142,7 @@ def read_mean_face(path: Path) -> F32:
 
 
 def read_sound(folder: Path, clips: Sequence[Clip]) -> I16:
-    """Returns the samples of some clips, one clip after another; each file is decoded once.
+    """Returns the samples of some clips, concatenated; each file is decoded once.
 
     Raises:
         CorpusError: a file is absent, undecodable, or shorter than the index says.

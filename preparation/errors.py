@@ -1,4 +1,4 @@
-"""What a file that cannot be used is refused with."""
+"""The error for a file that cannot be used."""
 
 from __future__ import annotations
 

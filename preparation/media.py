@@ -1,4 +1,4 @@
-"""Sound and pictures out of anything ffmpeg decodes."""
+"""Decoding of sound and pictures by FFmpeg, encoding of a training set's video and sound."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _open(path: Path) -> InputContainer:
 
 
 def _sound_track(path: Path) -> int:
-    """Returns which sound track is read: the first that decodes, those marked as default first.
+    """Returns the index of the sound track to read: the first that decodes, default tracks first.
 
     Raises:
         MediaError: there is none, or none that decodes.
@@ -148,7 +148,7 @@ def to_picture(path: Path, frame: av.VideoFrame, pixel_format: PixelFormat) -> U
 def write_video(
     path: Path, pictures: Iterable[U8], source: PixelFormat, *, codec: str, pixel_format: str, crf: int = 0
 ) -> None:
-    """Writes pictures in the format `source` at 25 fps; `crf` is how much a codec that knows it loses."""
+    """Writes pictures in the format `source` at 25 fps; `crf` is the constant rate factor, if any."""
     options = {"crf": str(crf)}
     with av.open(str(path), "w") as out:
         stream: VideoStream | None = None

@@ -1,4 +1,4 @@
-"""What the masks of a speaker's video tell: the plate behind the head, the box that holds the head."""
+"""From the masks of a speaker's video: the plate behind the head and the head's bounding box."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _FRAMES_AT_ONCE = 128
 
 @dataclass(frozen=True, kw_only=True)
 class FieldBox:
-    """Where a head lies in the field's space."""
+    """A head's place in the field's space."""
 
     camera: Camera
     aabb: F32  # (6,) xmin ymin zmin xmax ymax zmax, in scaled space
 
 
 def torso_plate(pictures: Tensor, labels: Tensor, background: Tensor) -> tuple[Tensor, Tensor]:
-    """What stands behind the head: (H, W, 3) uint8 and the torso's share in it (H, W).
+    """Returns the plate behind the head, (H, W, 3) uint8, and the torso's opacity in it (H, W).
 
-    The mean over the frames in which the head does not hide the pixel. Pixels always hidden repeat the
-    torso at most `CONTINUED_PX` below them in their column where there is one, else show the background.
+    A pixel is its mean over the frames in which the head does not hide it. Pixels always hidden repeat the
+    torso at most `CONTINUED_PX` below them in their column, if there is one, else the background.
     """
     height, width = labels.shape[1:]
     colour = torch.zeros(height, width, 3, device=pictures.device)
@@ -64,9 +64,9 @@ def torso_plate(pictures: Tensor, labels: Tensor, background: Tensor) -> tuple[T
 def field_box(
     labels: Tensor, landmarks: F32, c2w: F32, *, focal_px: float, cx_px: float, cy_px: float
 ) -> FieldBox:
-    """The camera mapping and the box that let the visible head fill the field.
+    """Returns the camera mapping and the bounding box with which the visible head fills the field.
 
-    The head's silhouettes are carved out of a coarse grid around the landmarks; from the front (the most
+    The visual hull is carved out of a coarse grid around the landmarks; from the front (the most
     forward landmark and a margin) the box reaches back as deep as the carved shape is wide.
     """
     points = landmarks.reshape(-1, 3)
@@ -123,9 +123,9 @@ def carve(
     cy_px: float,
     margin_px: int,
 ) -> Tensor:
-    """(N,): the share of frames in which head-space points (N, 3) project onto the head's mask.
+    """Returns the share (N,) of frames in which head-space points (N, 3) project onto the head's mask.
 
-    `margin_px` widens the masks. Points outside the picture do not count as head.
+    `margin_px` widens the masks. Outside the picture is no head.
     """
     height, width = labels.shape[1:]
     inside = torch.zeros(len(points), device=points.device)

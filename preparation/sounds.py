@@ -1,4 +1,4 @@
-"""What is being said during each video frame, from the phones of a recording or from its loudness."""
+"""Phonetic class of each video frame, from a recording's phones or its loudness."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ PHONES = "a list of [label, start in s, end in s]"
 BILABIALS = frozenset({"b", "p", "m"})
 PAUSE = "pau"
 SPEECH = "speech"
-"""The kind of a clip in which somebody speaks."""
-_REST_MARGIN_S = 0.1  # a pause's ends still move
+"""The `kind` of a clip with speech."""
+_REST_MARGIN_S = 0.1  # the lips still move at a pause's ends
 _REST_PAUSE_S = 0.3  # shorter pauses do not reach rest
 
 
 class Sound(IntEnum):
-    """What is being said during a frame, judged at its middle."""
+    """Phonetic class of a frame, at its middle."""
 
     OTHER = 0
     BILABIAL = 1
@@ -33,7 +33,7 @@ class Sound(IntEnum):
 
 
 def parse_phones(value: object) -> tuple[Phone, ...]:
-    """Returns the phones of what JSON holds as `PHONES`.
+    """Returns the phones of a JSON value, `PHONES`.
 
     Raises:
         ValueError: it holds something else; the message says what, in a few words.
@@ -69,10 +69,7 @@ def classify_frames(frames: int, phones: Iterable[Phone], kind: str) -> U8:
 
 
 def quiet_frames(pcm: I16) -> BOOL:
-    """Returns whether nobody speaks (T,) for 0.2 s around each frame, of samples (640 T,).
-
-    That is 30 dB below loud frames.
-    """
+    """Returns silence (T,) bool, 0.2 s around each frame 30 dB below loud ones, of samples (640 T,)."""
     level = np.sqrt(np.square(pcm.astype(np.float32).reshape(-1, FRAME_SAMPLES)).mean(axis=1))  # (T,)
     around = np.lib.stride_tricks.sliding_window_view(np.pad(level, 2, mode="edge"), 5)  # (T, 5)
     quiet: BOOL = around.max(axis=1) < np.percentile(level, 95) * 10 ** (-30 / 20)

@@ -1,8 +1,8 @@
 """One speaker's training set on disk: video, masks, background, sound and ground truth.
 
 A folder holds `video.mp4` (square, 25 fps), `masks.mkv` (the same frames in gray without loss: label x 80),
-`background.png` (the empty background), `audio.flac`, `truth.npz` (see `TRUTH`) and, to know pauses and
-closures, `phones.json`. The first 10/11 of the frames train, the rest validates.
+`background.png` (the empty background), `audio.flac`, `truth.npz` (see `TRUTH`) and optionally
+`phones.json`. The first 10/11 of the frames are the training split, the rest the validation split.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ class SpeakerDataError(FileError):
 
 
 def training_frames(total: int) -> int:
-    """Returns how many of a video's frames train: the first 10/11; the rest validates."""
+    """Returns the size of the training split: the first 10/11 of a video's frames; the rest validates."""
     return total * 10 // 11
 
 
 def read_truth(folder: Path, *names: str) -> dict[str, F32]:
-    """Returns the arrays of `truth.npz` as float32, all of `TRUTH` or those named.
+    """Returns the ground truth, arrays of `truth.npz` as float32: all of `TRUTH` or those named.
 
     Raises:
         SpeakerDataError: the file is absent or broken, or an array is missing, of another shape or length,
@@ -92,7 +92,7 @@ def read_background(folder: Path) -> U8:
 
 
 def read_sound(folder: Path, frames: int) -> I16:
-    """Returns the sound of so many frames, (640 * frames,); silence fills up to one that is missing.
+    """Returns the sound of `frames` frames, (640 * frames,), padded with silence by at most one frame.
 
     Raises:
         FileError: it is absent, undecodable, or of another length.
@@ -110,7 +110,7 @@ def read_sound(folder: Path, frames: int) -> I16:
 
 
 def read_phones(folder: Path) -> tuple[Phone, ...] | None:
-    """Returns what is said when; None where the set does not tell.
+    """Returns the phones with their times; None without `phones.json`.
 
     Raises:
         SpeakerDataError: the file is there, but broken.
@@ -129,7 +129,7 @@ def read_phones(folder: Path) -> tuple[Phone, ...] | None:
 
 
 def read_pictures(folder: Path, rows: I64, *, frames: int, size_px: int) -> Iterator[U8]:
-    """Yields the pictures (size_px, size_px, 3) RGB at ascending `rows` of a video of so many frames.
+    """Yields the pictures (size_px, size_px, 3) RGB at ascending `rows` of a video of `frames` frames.
 
     Raises:
         FileError: the video is absent or undecodable, has another rate, size or number of frames.
@@ -174,8 +174,8 @@ def write_speaker_set(
         background: (S, S, 3) RGB.
         truth: The arrays of `TRUTH`.
         pcm: 16 kHz mono; no sound is written without.
-        phones: What is said when.
-        crf: How much H.264 loses of the pictures, 0 nothing.
+        phones: With their times.
+        crf: H.264's constant rate factor; 0 is lossless.
     """
     from .media import write_flac, write_video
 
@@ -202,7 +202,7 @@ def write_speaker_set(
 def _frames_at(
     path: Path, pixel_format: Literal["rgb24", "gray"], rows: I64, frames: int, size_px: int
 ) -> Iterator[U8]:
-    """Yields the pictures of a video at `rows`, after which it is read to its end: all of it is checked."""
+    """Yields the pictures of a video at `rows`; reads it to its end, to check all of it."""
     from .media import to_picture, video_frames
 
     wanted = set(rows.tolist())
@@ -223,7 +223,7 @@ def _frames_at(
 
 
 def _check_time(path: Path, row: int, time_s: float | None, first_s: float) -> float:
-    """Returns when the video begins; refuses a frame that comes at another time than at 25 fps."""
+    """Returns the first frame's time; refuses a frame whose time is not that of 25 fps."""
     way_out = f"convert the video to {FRAME_RATE_HZ} fps and {_PREPARE}"
     if time_s is None:
         got = "frames without a time"

@@ -1,9 +1,9 @@
-"""Trains Audio2Motion: sound in, landmarks of a common face out.
+"""Training of Audio2Motion: sound to landmarks of a common face.
 
-Beside GeneFace's terms (reconstruction, continuity, KL, sync) the network is asked for good motion where it
-is used: at the prior's mode, from the sound alone. Errors are weighed by what a viewer sees: lips above jaw
-above the rest, the opening between the inner lips, frames in which the lips are shut. Blinks, brows and gaze
-follow no sound in the data, so squared error leaves their mean. SyncNet is frozen, in evaluation mode.
+Beside GeneFace's losses (reconstruction, continuity, KL, sync) there is one on what inference uses: the
+prior's mode, from the sound alone. Errors are weighted by region (lips over jaw over the rest), lip opening
+and closure. Blinks, brows and gaze do not correlate with sound, so squared error leaves their mean.
+SyncNet is frozen, in evaluation mode.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ MM_PER_UNIT = 10.0  # landmarks are ten times the offset in dm
 
 @dataclass(frozen=True, kw_only=True)
 class MotionWeights:
-    """What an error in motion costs, by place and time."""
+    """Weights of the motion loss, by region and time."""
 
     mouth: Annotated[float, Option("weight of the 20 mouth points")] = 1.0
     jaw: Annotated[float, Option("weight of the 17 jaw points")] = 0.4
@@ -72,7 +72,7 @@ class Audio2MotionSettings:
     warm_frames: Annotated[
         int | None, Option("frames before them that do not; the receptive field if absent")
     ] = None
-    lookahead_frames: Annotated[int, Range(0), Option("frames of later sound a frame may hear")] = 4
+    lookahead_frames: Annotated[int, Range(0), Option("frames of later sound a frame may take")] = 4
     learning_rate: Annotated[float, Option("highest rate of Adam")] = 1.5e-3
     last_rate_share: Annotated[float, Option("share of it that is left at the end")] = 0.02
     gradient_clip: Annotated[float, Option("largest norm of the gradient")] = 50.0
@@ -93,13 +93,13 @@ class Audio2MotionSettings:
 
 
 def make_task(data: Path, settings: Audio2MotionSettings, device: torch.device) -> Audio2MotionTask:
-    """The task on a corpus folder."""
+    """Returns the task on a corpus folder."""
     corpus = load_corpus(data, device=device, max_clips=settings.max_clips)
     return Audio2MotionTask(corpus.train, corpus.validation, settings, device)
 
 
 def load_audio2motion(path: Path, *, device: str | torch.device = "cpu") -> Audio2Motion:
-    """A trained Audio2Motion (averaged weights), frozen and in evaluation mode.
+    """Returns a trained Audio2Motion (averaged weights), frozen and in evaluation mode.
 
     Args:
         path: A checkpoint or a training folder.
@@ -112,10 +112,10 @@ def load_audio2motion(path: Path, *, device: str | torch.device = "cpu") -> Audi
 
 
 class WeightAverage:
-    """An exponential average of a network's weights and buffers, in a network of its own."""
+    """Exponential moving average of a network's weights and buffers, in a network of its own."""
 
     def __init__(self, net: torch.nn.Module, average: torch.nn.Module, decay: float) -> None:
-        """Begins `average` with the weights of `net`."""
+        """Copies the weights of `net` to `average`."""
         average.load_state_dict(net.state_dict())
         self.average, self.decay = average.requires_grad_(False).eval(), decay
         pairs = list(zip(average.state_dict().values(), net.state_dict().values(), strict=True))
@@ -142,7 +142,7 @@ class Audio2MotionTask:
         self.train, self.validation, self.settings = train, validation, settings
         config = Audio2MotionConfig.streaming(lookahead_frames=settings.lookahead_frames)
         self.net = Audio2Motion(config).to(device)
-        with torch.no_grad():  # the first guess is the resting face
+        with torch.no_grad():  # start from the resting face
             assert self.net.vae.decoder.out_proj.bias is not None
             self.net.vae.decoder.out_proj.bias.copy_(train.rest)
             self.net.vae.decoder.out_proj.weight.mul_(0.1)
@@ -152,14 +152,14 @@ class Audio2MotionTask:
         self.syncnet = None if settings.syncnet is None else load_syncnet(settings.syncnet, device=device)
         self.sync_on = False
         warm = settings.warm_frames
-        heard = config.receptive_field_frames - 1 - config.lookahead_frames
-        self.warm_frames = heard if warm is None else warm
+        context = config.receptive_field_frames - 1 - config.lookahead_frames
+        self.warm_frames = context if warm is None else warm
         self.crop_settings = CropSettings(lead_frames=self.warm_frames + 8)
         self.clip_weights = clip_weights(train, nonspeech_share=self.crop_settings.nonspeech_share)
         self.degrade_settings = DegradeSettings()
 
     def training_step(self, step: int) -> dict[str, float | Tensor]:
-        """One step on a fresh batch of crops."""
+        """Returns the scalars of one step on a batch of random crops."""
         settings, warm = self.settings, self.warm_frames
         rate = settings.learning_rate * min(1.0, (step + 1) / 300)
         falling = 0.5 * (1 + math.cos(math.pi * min(1.0, step / settings.steps)))
@@ -211,7 +211,7 @@ class Audio2MotionTask:
         return {"loss": loss, **losses, "rate": rate}
 
     def validate(self, step: int) -> Validation:
-        """Figures of the averaged network on the validation clips, clean and degraded; one clip's curves."""
+        """Returns metrics of the averaged network on the validation split, clean and degraded, and a plot."""
         net = self.average.average
         assert isinstance(net, Audio2Motion)
         clean, tracks, sync = validate_motion(net, self.mel, self.validation, syncnet=self.syncnet)
@@ -226,7 +226,7 @@ class Audio2MotionTask:
         return Validation(scalars=scalars, pictures={"mouth": draw_track(tracks[0])})
 
     def state_dict(self) -> dict[str, Any]:
-        """Averaged and live weights, sizes, optimiser."""
+        """Returns averaged and live weights, sizes, optimiser state."""
         return {
             "model": self.average.average.state_dict(),
             "config": asdict(self.net.config),
@@ -236,7 +236,7 @@ class Audio2MotionTask:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what `state_dict` gave."""
+        """Restores training state."""
         self.average.average.load_state_dict(state["model"])
         self.net.load_state_dict(state["live"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -246,13 +246,13 @@ class Audio2MotionTask:
 def motion_loss(
     motion: Tensor, truth: Tensor, sounds: Tensor, weights: MotionWeights | None = None
 ) -> Tensor:
-    """Weighted squared error () in mm^2: positions, frame differences, inner-lip opening, mouth width.
+    """Returns the loss () in mm^2: squared errors of positions, velocities, lip opening, mouth width.
 
     Args:
         motion: (B, T, 204) landmarks.
         truth: (B, T, 204) landmarks.
         sounds: (B, T) `Sound` of each frame.
-        weights: What counts how much.
+        weights: Of regions and terms.
     """
     weights = weights or MotionWeights()
     error = ((motion - truth) * MM_PER_UNIT).reshape(*motion.shape[:2], 68, 3)
@@ -277,7 +277,7 @@ def motion_loss(
 
 
 def motion_scalars(found: MotionMeasures) -> dict[str, float]:
-    """The figures worth a curve."""
+    """Returns the metrics that are logged."""
     return {
         "aperture_r": found.aperture_r,
         "width_r": found.width_r,
@@ -300,13 +300,13 @@ def validate_motion(
     degraded: DegradeSettings | None = None,
     batch: int = 16,
 ) -> tuple[MotionMeasures, list[MotionTrack], float | None]:
-    """Figures of predicted motion on whole clips, the tracks themselves, and SyncNet's loss if one is given.
+    """Returns metrics of predicted motion on whole clips, the tracks, and the sync loss if there is one.
 
     Args:
         net: Audio2Motion in evaluation mode.
         mel: Its front end.
-        clips: Clips to say.
-        syncnet: Judges them, if given.
+        clips: Of the validation split.
+        syncnet: For the sync loss.
         degraded: Degrades the sound first, if given.
         batch: Clips at once.
     """
@@ -329,8 +329,8 @@ def validate_motion(
         motion = net.predict(features)  # (B, warm + frames, 204)
         motion = motion[:, warm:]
         if syncnet is not None:
-            heard = features[:, 2 * warm :][:, : 2 * frames]
-            sync_losses.append(sync_loss_of_windows(syncnet, heard, motion - clips.rest, windows=2048))
+            own = features[:, 2 * warm :][:, : 2 * frames]
+            sync_losses.append(sync_loss_of_windows(syncnet, own, motion - clips.rest, windows=2048))
         truth = crops.offsets[:, warm : warm + frames] + clips.rest
         for row, clip in enumerate(chosen.tolist()):
             length = int(clips.frames[clip])
@@ -349,7 +349,7 @@ def validate_motion(
 
 
 def draw_track(track: MotionTrack) -> np.ndarray[Any, Any]:
-    """A picture (H, W, 3) of one clip's mouth beside the truth, bilabial frames marked."""
+    """Returns a plot (H, W, 3) of one clip's mouth and the ground truth, bilabial frames marked."""
     marks = np.flatnonzero(track.sounds == Sound.BILABIAL) / FRAME_RATE_HZ
     return draw_curves(
         {

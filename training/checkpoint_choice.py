@@ -1,9 +1,8 @@
-"""Chooses the PostNet checkpoint by rule, says why, and says whether training collapsed.
+"""Checkpoint selection for PostNet by a fixed rule, with a report and detection of collapse.
 
 The rule: among the steps at which the discriminator's confidences in the speaker's own landmarks and in
 PostNet's have converged, the smallest step whose validation mse and sync loss are both within 2 % of their
-best. Where nothing has converged, or no step satisfies both, the nearest to it is taken and the report says
-so.
+best. Where nothing has converged, or no step satisfies both, the nearest is taken, as the report says.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class Rule:
 
 @dataclass(frozen=True, kw_only=True)
 class Curves:
-    """What the rule looks at, one value a validated step."""
+    """The validation curves that the rule uses, one value a validated step."""
 
     step: Sequence[int]
     mse: Sequence[float]
@@ -52,12 +51,12 @@ class Curves:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The step chosen and why."""
+    """The selected checkpoint and why."""
 
     step: int
     followed_rule: bool
     converged_steps: tuple[int, ...]
-    best_mse: float  # the bests that the tolerances refer to
+    best_mse: float  # the best values that the tolerances refer to
     best_sync: float
     mse: float  # of the chosen step
     sync: float
@@ -66,13 +65,13 @@ class Choice:
 
     @property
     def summary(self) -> str:
-        """One sentence for a log."""
+        """The choice in one sentence."""
         collapse = f"; collapse: {' and '.join(self.collapsed)} rose" if self.collapsed else ""
         return f"chose step {self.step}: {self.reason}{collapse}"
 
 
 def choose(curves: Curves, rule: Rule | None = None) -> Choice:
-    """The step that the rule takes, or the nearest to it.
+    """Returns the step that the rule selects, or the nearest to it.
 
     Raises:
         InputError: there is no step, or a value is not finite.
@@ -143,7 +142,7 @@ def choose(curves: Curves, rule: Rule | None = None) -> Choice:
 
 
 def choose_checkpoint(out: Path, rule: Rule | None = None) -> Choice:
-    """The choice among the checkpoints of a PostNet training folder; writes choice.json, .md and .png there.
+    """Returns the choice among a PostNet folder's checkpoints; writes choice.json, .md and .png there.
 
     Raises:
         CheckpointError: no validated step has a checkpoint.
@@ -197,7 +196,7 @@ def choose_checkpoint(out: Path, rule: Rule | None = None) -> Choice:
 
 
 def chosen_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint that was chosen in a PostNet training folder, None where nothing was chosen yet.
+    """Returns the checkpoint that choice.json of a PostNet folder names, None without one.
 
     Raises:
         CheckpointError: choice.json is not what `choose_checkpoint` writes.
@@ -214,7 +213,7 @@ def chosen_checkpoint(folder: Path) -> Path | None:
 
 
 def report(curves: Curves, choice: Choice, rule: Rule) -> str:
-    """The choice as a page of Markdown."""
+    """Returns the choice as a page of Markdown."""
     low, high = rule.confidence_range
     converged = ", ".join(map(str, choice.converged_steps)) or "none"
     collapse = (
@@ -250,14 +249,14 @@ def report(curves: Curves, choice: Choice, rule: Rule) -> str:
 
 
 def _median_of_three(values: F64) -> F64:
-    """Each value's median with its neighbours, so that one validation out of line decides nothing."""
+    """Returns the running median of three, so that one outlier decides nothing."""
     padded = np.concatenate([values[:1], values, values[-1:]])
     median: F64 = np.median(np.stack([padded[:-2], padded[1:-1], padded[2:]]), axis=0)
     return median
 
 
 def _rose(values: F64, share: float) -> bool:
-    """Whether a curve's last quarter lies above the best before it by more than `share`."""
+    """Returns whether a curve's last quarter (median) exceeds the best before it by more than `share`."""
     last = max(1, math.ceil(len(values) / 4))
     if len(values) <= last:
         return False

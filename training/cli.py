@@ -1,4 +1,4 @@
-"""`geneface-train TASK --data DIR --out DIR`: trains one network, or goes on where it stopped.
+"""`geneface-train TASK --data DIR --out DIR`: trains one network, or resumes it.
 
 The flags of a task mirror its frozen settings dataclass and the loop's; each can also be given as an
 environment variable `GENEFACE_TRAIN_<FLAG>`. A task is a module `training.<task>` with
@@ -22,15 +22,12 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cuda_kernels.errors import InputError
 from models.partial_files import atomic_write
 from models.settings import BAD_INPUT, Parser, add_flags, escaped, flags_of, from_flags, texts_of
 from models.terminal import log_to_stderr, with_safe_streams
-
-if TYPE_CHECKING:
-    pass
 
 ENVIRONMENT_PREFIX = "GENEFACE_TRAIN_"
 _EXTRA = {"torch", "torchaudio", "cv2", "matplotlib", "onnx", "onnxscript", "tensorboard", "tqdm", "yaml"}
@@ -44,7 +41,7 @@ TASKS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 2 bad input or usage (line on stderr), 1 anything else, or stopped by a signal."""
+    """Returns the exit code: 0 done, 2 bad input (line on stderr), 1 else, or stopped by a signal."""
     return with_safe_streams("geneface-train", functools.partial(_run, argv))
 
 
@@ -59,7 +56,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except ImportError as error:
         print(f"geneface-train: {missing_extra(error)}", file=sys.stderr)
         return BAD_INPUT
-    except FloatingPointError as error:  # training went astray: nothing that was given is to blame
+    except FloatingPointError as error:  # diverged: no input is to blame
         print(f"geneface-train {arguments[0]}: {escaped(str(error))}", file=sys.stderr)
         return 1
     except (InputError, OSError) as error:
@@ -68,7 +65,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def missing_extra(error: ImportError) -> str:
-    """What to say when a package of the extra [train] is absent; any other error is raised again."""
+    """Returns the message for a missing package of the extra [train]; raises any other error again."""
     missing = (error.name or "").partition(".")[0]
     if missing not in _EXTRA:
         raise error
@@ -145,7 +142,7 @@ def _train(name: str, arguments: list[str]) -> int:
 
 
 def settings_type_of(module: types.ModuleType) -> type[Any]:
-    """The settings dataclass of a task module, read from the annotation of `make_task`."""
+    """Returns the settings dataclass of a task module, from the annotation of `make_task`."""
     hints = typing.get_type_hints(module.make_task)
     settings_type = hints["settings"]
     assert dataclasses.is_dataclass(settings_type), f"{module.__name__}.make_task: settings: not a dataclass"
@@ -153,7 +150,7 @@ def settings_type_of(module: types.ModuleType) -> type[Any]:
 
 
 def write_settings(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes what a run was started with as JSON, for the reader and the model card."""
+    """Writes a run's settings as JSON, for people and the model card."""
 
     def plain(value: object) -> object:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -1,14 +1,13 @@
-"""Speech and the face that says it, whole on one device: clips, random crops, microphone-like degradation.
+"""Speech with landmarks, resident on one device: clips, random crops, audio augmentation.
 
-A face at rest differs from person to person, and no sound tells how. So every identity's landmarks are
-re-based: its own resting face (the mean over its pauses and non-speech clips) is taken out and one common
-resting face put in its place. What is left is motion that sound can explain; PostNet later moves it into one
+A resting face differs from person to person and cannot be predicted from sound. So each identity's own (the
+mean over its pauses and non-speech clips) is replaced by a common one. PostNet later maps the motion into one
 speaker's domain, resting face included.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,6 @@ class Clips:
     first_sample: Tensor  # (clips,) int64, into pcm
     first_row: Tensor  # (clips,) int64, into offsets
     frames: Tensor  # (clips,) int64
-    identity: Tensor  # (clips,) int64, into rests
     speech: Tensor  # (clips,) bool, somebody speaks in it
     rests: Tensor  # (identities, 204) float32, resting faces
     rest: Tensor  # (204,) float32, the common resting face
@@ -48,35 +46,35 @@ class Clips:
         return self.pcm.device
 
     def __len__(self) -> int:
-        """Number of clips."""
+        """Returns the number of clips."""
         return len(self.frames)
 
     def clip_pcm(self, clip: int) -> Tensor:
-        """Samples of a clip, float32 (640 * frames,) in [-1, 1]."""
+        """Returns the samples of a clip, float32 (640 * frames,) in [-1, 1]."""
         first = int(self.first_sample[clip])
         return self.pcm[first : first + FRAME_SAMPLES * int(self.frames[clip])].float() / 32768
 
     def clip_offsets(self, clip: int) -> Tensor:
-        """Landmarks of a clip less its identity's resting face, (frames, 204)."""
+        """Returns the landmarks of a clip less its identity's resting face, (frames, 204)."""
         first = int(self.first_row[clip])
         return self.offsets[first : first + int(self.frames[clip])]
 
     def clip_sounds(self, clip: int) -> Tensor:
-        """`Sound` of each frame of a clip, uint8 (frames,)."""
+        """Returns the `Sound` of each frame of a clip, uint8 (frames,)."""
         first = int(self.first_row[clip])
         return self.sounds[first : first + int(self.frames[clip])]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """Training and validation clips of one data folder."""
+    """Training and validation split of one data folder."""
 
     train: Clips
     validation: Clips
 
 
 def load_corpus(folder: Path, *, device: str | torch.device = "cpu", max_clips: int | None = None) -> Corpus:
-    """Both splits of a corpus folder; see `load_clips`."""
+    """Returns both splits of a corpus folder; see `load_clips`."""
     return Corpus(
         train=load_clips(folder, "train", device=device, max_clips=max_clips),
         validation=load_clips(folder, "val", device=device, max_clips=max_clips),
@@ -86,13 +84,13 @@ def load_corpus(folder: Path, *, device: str | torch.device = "cpu", max_clips: 
 def load_clips(
     folder: Path, split: str, *, device: str | torch.device = "cpu", max_clips: int | None = None
 ) -> Clips:
-    """One split of a corpus; see `preparation.corpus_set`.
+    """Returns one split of a corpus; see `preparation.corpus_set`.
 
     Args:
         folder: The corpus.
         split: "train" or "val".
         device: Where the tensors go.
-        max_clips: Keeps at most so many clips, for a quick look.
+        max_clips: Keeps at most so many clips.
 
     Raises:
         FileError: a file is missing, or its content is not what the layout says.
@@ -123,7 +121,6 @@ def load_clips(
         offsets=motion[kept],
         sounds=sounds[kept],
         frames=np.array([clip.frames for clip in clips]),
-        identity=row_identity[[clip.row0 for clip in clips]],
         speech=np.array([clip.kind == SPEECH for clip in clips]),
         rests=rests,
         rest=rest,
@@ -133,12 +130,10 @@ def load_clips(
 
 
 def load_speaker(folder: Path, mean_face: Tensor, *, device: str | torch.device = "cpu") -> Corpus:
-    """One speaker's sound and landmarks as one clip a split, from `audio.flac` and `truth.npz`.
+    """Returns one speaker's sound and landmarks, one clip a split, from `audio.flac` and `truth.npz`.
 
-    Pauses are known from `phones.json` or, without it, by their loudness.
-
-    The speaker's landmarks are left whole: `rests` holds zeros, so `offsets` are landmarks in the speaker's
-    domain, ten times the offset from `mean_face` in dm.
+    Pauses come from `phones.json` or, without it, from loudness. The resting face stays in: `rests` holds
+    zeros, so `offsets` are landmarks in the speaker's domain, ten times the offset from `mean_face` in dm.
 
     Raises:
         FileError: a file is missing, or its content is not what the layout says.
@@ -166,7 +161,6 @@ def load_speaker(folder: Path, mean_face: Tensor, *, device: str | torch.device 
             offsets=offsets[first:last],
             sounds=sounds[first:last],
             frames=np.array([last - first]),
-            identity=np.zeros(1, np.int64),
             speech=np.ones(1, bool),
             rests=np.zeros((1, LANDMARK_DIMENSION), np.float32),
             rest=np.zeros(LANDMARK_DIMENSION, np.float32),
@@ -183,7 +177,6 @@ def _clips(
     offsets: npt.NDArray[np.float32],
     sounds: npt.NDArray[np.uint8],
     frames: npt.NDArray[np.int64],
-    identity: npt.NDArray[np.int64],
     speech: npt.NDArray[np.bool_],
     rests: npt.NDArray[np.float32],
     rest: npt.NDArray[np.float32],
@@ -202,7 +195,6 @@ def _clips(
         first_sample=on_device(first_row * FRAME_SAMPLES, torch.int64),
         first_row=on_device(first_row, torch.int64),
         frames=on_device(frames, torch.int64),
-        identity=on_device(identity, torch.int64),
         speech=on_device(speech, torch.bool),
         rests=on_device(rests, torch.float32),
         rest=on_device(rest, torch.float32),
@@ -212,31 +204,26 @@ def _clips(
 
 @dataclass(frozen=True, kw_only=True)
 class Crops:
-    """A batch of equally long pieces of clips."""
+    """A batch of crops of equal length."""
 
     pcm: Tensor  # (B, left_samples + 640 * frames) float32 in [-1, 1]; silence beyond the clip's ends
     offsets: Tensor  # (B, frames, 204); the first and last frame are held beyond the clip's ends
     sounds: Tensor  # (B, frames) uint8
-    clip: Tensor  # (B,)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CropSettings:
-    """Which pieces of clips a batch is made of."""
+    """How crops are sampled."""
 
-    nonspeech_share: float = field(
-        default=0.08, metadata={"help": "share of crops from clips without speech"}
-    )
-    lead_frames: int = field(
-        default=12, metadata={"help": "a crop starts at most this far before its clip, in silence"}
-    )
-    speed_share: float = field(default=0.5, metadata={"help": "share of crops played faster or slower"})
-    slowest: float = field(default=0.85, metadata={"help": "lowest speed"})
-    fastest: float = field(default=1.2, metadata={"help": "highest speed"})
+    nonspeech_share: float = 0.08  # of crops, from clips without speech
+    lead_frames: int = 12  # a crop starts at most this far before its clip, in silence
+    speed_share: float = 0.5  # of crops, played faster or slower
+    slowest: float = 0.85
+    fastest: float = 1.2
 
 
 def clip_weights(clips: Clips, *, nonspeech_share: float) -> Tensor:
-    """How likely a crop is from each clip (clips,): as it is long, but silent clips a given share."""
+    """Returns each clip's sampling probability (clips,): by length, clips without speech a given share."""
     weight = clips.frames.float()
     spoken, silent = weight * clips.speech, weight * ~clips.speech
     if not bool(clips.speech.any()) or bool(clips.speech.all()):
@@ -253,10 +240,9 @@ def random_crops(
     weights: Tensor,
     settings: CropSettings | None = None,
 ) -> Crops:
-    """A batch of random pieces of clips drawn by `weights` (clips,).
+    """Returns a batch of random crops of clips sampled by `weights` (clips,).
 
-    Playing a piece faster raises pitch and formants together: one voice becomes many. Its landmarks are
-    resampled on the same clock.
+    Speed perturbation shifts pitch and formants together; landmarks are resampled alike.
     """
     settings = settings or CropSettings()
     device = clips.device
@@ -284,7 +270,7 @@ def crops_at(
     left_samples: int = 0,
     speed: Tensor | None = None,
 ) -> Crops:
-    """Pieces of given clips from given first frames (B,), which may lie outside the clip or be fractional."""
+    """Returns crops of given clips from first frames (B,), which may be fractional or outside the clip."""
     device = clips.device
     if speed is None:
         speed = torch.ones(len(clip), device=device)
@@ -300,11 +286,9 @@ def crops_at(
     after = clips.pcm[base + (index + 1).clamp(min=0).minimum(last)].float()
     pcm = torch.lerp(here, after, (position - whole).float()) * inside / 32768  # (B, N)
 
-    # a frame's nominal time is its middle: output frame f shows the middle of its own stretch of the source
-    middle = (
-        first_frame[:, None] + (torch.arange(frames, device=device) + 0.5) * speed[:, None] - 0.5
-    )  # (B, T)
-    middle = middle.clamp(min=0).minimum((clips.frames[clip] - 1)[:, None])
+    # Output frame f shows the middle of its own stretch of the source.
+    middle = first_frame[:, None] + (torch.arange(frames, device=device) + 0.5) * speed[:, None] - 0.5
+    middle = middle.clamp(min=0).minimum((clips.frames[clip] - 1)[:, None])  # (B, T)
     row = middle.floor()
     share = (middle - row)[..., None]  # (B, T, 1)
     row_base = clips.first_row[clip][:, None]
@@ -312,31 +296,31 @@ def crops_at(
     next_index = (row_index + 1).minimum((clips.frames[clip] - 1)[:, None])
     offsets = torch.lerp(clips.offsets[row_base + row_index], clips.offsets[row_base + next_index], share)
     sounds = clips.sounds[row_base + middle.round().long()]  # (B, T)
-    return Crops(pcm=pcm, offsets=offsets, sounds=sounds, clip=clip)
+    return Crops(pcm=pcm, offsets=offsets, sounds=sounds)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DegradeSettings:
-    """How a clean recording is made to sound like anybody's microphone in anybody's room."""
+    """Audio augmentation: random microphones and rooms."""
 
-    share: float = field(default=0.85, metadata={"help": "share of crops that are degraded at all"})
-    gain_low_db: float = field(default=-24.0, metadata={"help": "lowest gain"})
-    gain_high_db: float = field(default=10.0, metadata={"help": "highest gain"})
-    noise_share: float = field(default=0.7, metadata={"help": "share with coloured noise"})
-    snr_low_db: float = field(default=3.0, metadata={"help": "lowest signal to noise ratio"})
-    snr_high_db: float = field(default=40.0, metadata={"help": "highest signal to noise ratio"})
-    tone_db: float = field(default=9.0, metadata={"help": "largest random boost or cut of a band"})
-    band_share: float = field(default=0.25, metadata={"help": "share with a band limit"})
-    room_share: float = field(default=0.4, metadata={"help": "share with reverberation"})
-    room_longest_s: float = field(default=0.5, metadata={"help": "longest time to fall by 60 dB"})
-    babble_share: float = field(default=0.12, metadata={"help": "share with another voice far behind"})
-    gate_share: float = field(default=0.2, metadata={"help": "share with a noise gate: zeros between words"})
+    share: float = 0.85  # of crops that are degraded at all; of those:
+    gain_low_db: float = -24.0
+    gain_high_db: float = 10.0
+    noise_share: float = 0.7  # with coloured noise
+    snr_low_db: float = 3.0
+    snr_high_db: float = 40.0
+    tone_db: float = 9.0  # largest boost or cut of an octave
+    band_share: float = 0.25  # with a band limit
+    room_share: float = 0.4  # with reverberation
+    room_longest_s: float = 0.5  # longest RT60
+    babble_share: float = 0.12  # with another voice far behind
+    gate_share: float = 0.2  # with a noise gate: zeros between words
 
 
 def degrade(pcm: Tensor, settings: DegradeSettings | None = None) -> Tensor:
-    """The sound (B, N) as a microphone in a room may deliver it: tone, room, noise, gate, gain, clipping.
+    """Returns augmented sound (B, N): equalisation, reverberation, noise, noise gate, gain, clipping.
 
-    The direct path stays at its time, so lips and sound stay in step.
+    The direct path is not delayed, so lips and sound stay in sync.
     """
     settings = settings or DegradeSettings()
     batch, samples = pcm.shape
@@ -383,7 +367,7 @@ def degrade(pcm: Tensor, settings: DegradeSettings | None = None) -> Tensor:
     ]
     noise = noise / noise.square().mean(dim=1, keepdim=True).sqrt().clamp(min=1e-6)
     ratio = 10 ** (-uniform(settings.snr_low_db, settings.snr_high_db, 1) / 20)
-    quiet = 10 ** (uniform(-75, -30, 1) / 20)  # what a microphone gives where nobody speaks
+    quiet = 10 ** (uniform(-75, -30, 1) / 20)  # noise floor where nobody speaks
     noise_level = torch.where(level > 1e-3, level * ratio, quiet)
     mixed = mixed + chosen(settings.noise_share) * noise_level * noise
 
@@ -394,7 +378,7 @@ def degrade(pcm: Tensor, settings: DegradeSettings | None = None) -> Tensor:
 
 
 def _gate(clean: Tensor) -> Tensor:
-    """(B, N) 1 while somebody makes a sound in (B, N) and some 50 to 300 ms around it, else 0."""
+    """Returns the noise gate (B, N) of sound (B, N): 1 during sound and 50 to 300 ms around it, else 0."""
     hop = SAMPLE_RATE_HZ // 50
     batch, samples = clean.shape
     hops = functional.pad(clean.abs(), (0, -samples % hop)).view(batch, -1, hop).amax(2)  # (B, hops)
@@ -405,7 +389,7 @@ def _gate(clean: Tensor) -> Tensor:
 
 
 def _fast_length(samples: int) -> int:
-    """The next length whose Fourier transform is fast: a power of two times 1, 3 or 5."""
+    """Returns the next fast FFT length: a power of two times 1, 3 or 5."""
     best = 1 << (samples - 1).bit_length()
     for odd in (3, 5):
         size = odd

@@ -1,4 +1,4 @@
-"""How close a training came over its minutes: what its validations found, as a table and a picture."""
+"""Validation PSNR over training time, as a table and a plot."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ _FIRST = ("psnr_whole_db", "psnr_head_db", "psnr_mouth_db", "psnr_torso_db")
 
 
 def write_curve(out: Path) -> str | None:
-    """The closeness over the minutes of training in a folder, as a table to print; None where there is none.
+    """Returns a training folder's PSNR over time as a table to print, None without validations.
 
-    Writes `curve.csv` and `curve.png` beside the validations, which a resumed run goes on with. A minute is
-    one of the training itself, its validations with it; loading the data is not in it.
+    Writes `curve.csv` and `curve.png`. Minutes count training and validation, not loading the data.
     """
     rows = [row for row in read_validations(out) if "minutes" in row]
     names = _measures(rows)
@@ -34,7 +33,7 @@ def write_curve(out: Path) -> str | None:
 
 
 def curve_table(rows: Sequence[dict[str, float]]) -> str:
-    """Lines of minutes, step and PSNR in dB by region, one for each validation."""
+    """Returns lines of minutes, step and PSNR in dB by region, one a validation."""
     names = _measures(rows)
     heads = ["minutes", "step", *(name.removesuffix("_db").replace("_", " ") for name in names)]
     lines = ["  ".join(f"{head:>10}" for head in heads)]
@@ -46,13 +45,13 @@ def curve_table(rows: Sequence[dict[str, float]]) -> str:
 
 
 def _measures(rows: Sequence[dict[str, float]]) -> list[str]:
-    """Which PSNRs there are, the whole picture's first."""
+    """Returns the names of the PSNRs, the whole picture's first."""
     found = {name for row in rows for name in row if name.startswith("psnr_") and name.endswith("_db")}
     return [name for name in _FIRST if name in found] + sorted(found - set(_FIRST))
 
 
 def _draw(rows: Sequence[dict[str, float]], names: Sequence[str], path: Path) -> None:
-    from .plots import draw_curves  # matplotlib: slow to import, and needed only here
+    from .plots import draw_curves  # imports matplotlib, which is slow
 
     missing = float("nan")
     curves = {

@@ -1,4 +1,4 @@
-"""How well a head and a torso draw frames they were not trained on."""
+"""Image quality of a head or a torso on the validation split."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from models.partial_files import atomic_write
 from .fields import write_slim
 from .loop import Task, checkpoints, load_task_state
 from .pictures import ClosenessMeter, regions_of, side_by_side, write_picture
-from .pixel_choice import visible_behind
+from .ray_sampler import visible_behind
 from .speaker_data import SpeakerData
 
 log = logging.getLogger(__name__)
@@ -30,14 +30,14 @@ def measure_frames(
     *,
     pictures: int = 2,
 ) -> tuple[dict[str, float], dict[str, U8]]:
-    """Figures by region over frames, and the first `pictures` side by side with the truth.
+    """Returns PSNR and SSIM by region, and the first `pictures` beside the ground truth.
 
     Args:
         data: the speaker.
         frames: rows of the data.
-        draw: a frame's row to its head (H, W, 3) and (H, W), before any background, or to the whole
-            picture and ones; what the head lets through shows the frame's own torso or the plate.
-        pictures: how many to give back.
+        draw: a frame's row to colour (H, W, 3) before any background and opacity (H, W); what is
+            transparent shows the frame's own torso or the plate.
+        pictures: how many to return.
     """
     meter, shown = ClosenessMeter(), {}
     for place, i in enumerate(frames):
@@ -58,13 +58,13 @@ def measure_frames(
 
 
 def validation_rows(data: SpeakerData, count: int) -> list[int]:
-    """Rows of `count` validation frames, spread."""
+    """Returns the rows of `count` evenly spaced frames of the validation split."""
     last = len(data.pictures) - 1
     return sorted({round(i) for i in np.linspace(data.train_frames, last, count)})
 
 
 def measure_and_slim(task: Task, out: Path) -> dict[str, float]:
-    """The figures of the newest checkpoint in `out`, also in `figures.json`; writes `slim.pt` beside it.
+    """Returns the newest checkpoint's validation scalars; writes `figures.json` and `slim.pt`.
 
     Pictures go to `out/pictures`, their names beginning with `final_`.
     """

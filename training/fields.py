@@ -1,4 +1,4 @@
-"""Trained heads and torsos out of checkpoints, and the rays that training and pictures send through them."""
+"""Heads and torsos loaded from checkpoints, and volume rendering of them by ray marching."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from models.encodings import GridConfig
 from models.head import Head, HeadConfig
 from models.torso import Torso, TorsoConfig
 
-from .course import Kernels
+from .field_optimizer import Kernels
 from .loop import checkpoints, load_task_state, save_checkpoint
-from .pixel_choice import Pixels
+from .ray_sampler import Pixels
 from .speaker_data import SpeakerData
 
 log = logging.getLogger(__name__)
@@ -45,8 +45,8 @@ RAYS_AT_ONCE = 1 << 17  # in pictures
 CAPACITY_STEP = 1 << 14
 
 
-def kernels_wanted(kernels: Kernels, device: torch.device) -> bool:
-    """Whether a training on the device takes the CUDA kernels instead of their twins in torch.
+def uses_cuda_kernels(kernels: Kernels, device: torch.device) -> bool:
+    """Returns whether training on the device uses the CUDA kernels instead of their torch twins.
 
     Raises:
         InputError: they were asked for and do not run there.
@@ -59,12 +59,12 @@ def kernels_wanted(kernels: Kernels, device: torch.device) -> bool:
     return runs
 
 
-# --- what a training leaves behind --------------------------------------------------------------------
+# --- checkpoints --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedHead:
-    """A head out of a checkpoint, with what is needed to drive it."""
+    """A head loaded from a checkpoint, with its camera and landmark statistics."""
 
     head: Head
     camera: Camera
@@ -75,12 +75,12 @@ class TrainedHead:
 
 
 def _camera_of(values: dict[str, Any]) -> Camera:
-    """The camera that `dataclasses.asdict` took apart."""
+    """Returns the camera that `dataclasses.asdict` made a dict of."""
     return Camera(**{**values, "offset": tuple(values["offset"])})
 
 
 def head_config_of(values: dict[str, Any]) -> HeadConfig:
-    """The configuration that `dataclasses.asdict` took apart."""
+    """Returns the configuration that `dataclasses.asdict` made a dict of."""
     return HeadConfig(
         **{
             **values,
@@ -92,7 +92,7 @@ def head_config_of(values: dict[str, Any]) -> HeadConfig:
 
 
 def load_head(path: Path, *, device: torch.device | str = "cpu") -> TrainedHead:
-    """The averaged head of a training folder or checkpoint, ready to draw.
+    """Returns the head, averaged weights, of a training folder or checkpoint, in evaluation mode.
 
     Raises:
         CheckpointError: nothing there, unreadable or another task's.
@@ -114,7 +114,7 @@ def load_head(path: Path, *, device: torch.device | str = "cpu") -> TrainedHead:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedTorso:
-    """A torso out of a checkpoint, with the camera whose field poses drive it."""
+    """A torso loaded from a checkpoint, with the camera whose field poses drive it."""
 
     torso: Torso
     camera: Camera
@@ -122,12 +122,12 @@ class TrainedTorso:
 
 
 def torso_config_of(values: dict[str, Any]) -> TorsoConfig:
-    """The configuration that `dataclasses.asdict` took apart."""
+    """Returns the configuration that `dataclasses.asdict` made a dict of."""
     return TorsoConfig(**{**values, "grid": GridConfig(**values["grid"])})
 
 
 def load_torso(path: Path, *, device: torch.device | str = "cpu") -> TrainedTorso:
-    """The averaged torso of a training folder or checkpoint, ready to draw.
+    """Returns the torso, averaged weights, of a training folder or checkpoint, in evaluation mode.
 
     Raises:
         CheckpointError: nothing there, unreadable or another task's.
@@ -144,8 +144,8 @@ def load_torso(path: Path, *, device: torch.device | str = "cpu") -> TrainedTors
     )
 
 
-def speaker_facts(data: SpeakerData) -> dict[str, Any]:
-    """What a checkpoint says of its speaker, in tensors and plain values."""
+def speaker_metadata(data: SpeakerData) -> dict[str, Any]:
+    """Returns what a checkpoint stores of its speaker, in tensors and plain values."""
     return {
         "camera": dataclasses.asdict(data.box.camera),
         "image_size_px": data.size_px,
@@ -156,16 +156,16 @@ def speaker_facts(data: SpeakerData) -> dict[str, Any]:
 
 
 def write_slim(out: Path, task: str) -> Path:
-    """Writes `slim.pt`, the newest checkpoint without optimiser and with the averaged weights; its path.
+    """Writes `slim.pt`, the newest checkpoint with averaged weights and no optimiser; returns its path.
 
-    Tables are halved to float16, as the bundle has them. `load_head` and `load_torso` read it.
+    Grid tables are float16, as in the bundle. `load_head` and `load_torso` read it.
     """
     newest = list(checkpoints(out))[-1]
     state = dict(load_task_state(out, task))
     model = state["model"] | state.pop("average", {})
     for name in ("optimizer", "seen"):
         state.pop(name, None)
-    if "density_grid" in model:  # only its bits are drawn from; the densities would be half the file
+    if "density_grid" in model:  # rendering needs only its bitfield; the densities would be half the file
         model["density_grid"] = torch.zeros_like(model["density_grid"][:, :1]).expand_as(
             model["density_grid"]
         )
@@ -181,13 +181,13 @@ def write_slim(out: Path, task: str) -> Path:
 # --- rays ---------------------------------------------------------------------------------------------
 
 
-def room_for(samples: float, limit: int) -> int:
-    """How much room to give a step for that many samples: whole CAPACITY_STEPs, at most `limit`."""
+def sample_capacity(samples: float, limit: int) -> int:
+    """Returns the sample buffer size for `samples`: a multiple of CAPACITY_STEP, at most `limit`."""
     return min(limit, max(1, math.ceil(samples / CAPACITY_STEP)) * CAPACITY_STEP)
 
 
 class Traced(NamedTuple):
-    """What N rays met."""
+    """N rays, marched and composited."""
 
     drawn: Rays  # `ambient` sums the absolute values of both ambient coordinates
     marched: Marched
@@ -197,15 +197,15 @@ Field = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def field_values(head: Head) -> Field:
-    """A function from (M, 3) positions, (N, 3) directions, (F, C) conditions and the rows to (M, 5) values.
+    """Returns a function of (M, 3) positions, (N, 3) directions, (F, C) conditions, ray and frame indices.
 
-    The values are density, red, green, blue and the ambient coordinates' absolute sum.
+    Its (M, 5) values are density, red, green, blue and the ambient coordinates' absolute sum.
     """
 
     def values(positions: Tensor, rays_d: Tensor, condition: Tensor, ray: Tensor, frame: Tensor) -> Tensor:
         sigma, geometry, ambient = head.density(positions, condition, frame)
-        # Of each sample's direction, not of each ray's with its result handed out: handing out would cost
-        # the way back a sum over the samples of a ray, and this costs it a matrix product.
+        # View features per sample, not per ray: the gradient of a gather would be a sum over each ray's
+        # samples, that of this is a matrix product.
         directions = rays_d.index_select(0, ray)
         view_features = head.view_features(directions, head.individual_embeddings[:1])  # (M, H)
         color = head.color(geometry, view_features)
@@ -226,9 +226,9 @@ def trace(
     capacity: int | None = None,
     precision: Precision = "fp32",
 ) -> Traced:
-    """Marches (N, 3) rays of frames (N,) with conditions (F, C) through the head.
+    """Returns (N, 3) rays of frames (N,) with conditions (F, C), rendered through the head.
 
-    With a `capacity` all shapes are fixed and nothing waits for the host; rays without room do not `fits`.
+    With a `capacity` all shapes are static and nothing synchronises; rays beyond it have `fits` false.
     """
     marched = head.march(rays_o, rays_d, max_steps=max_steps, capacity=capacity)
     with torch.autocast(rays_o.device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -237,7 +237,7 @@ def trace(
 
 
 def rays_of(pixels: Pixels, poses: Tensor, camera: Camera) -> tuple[Tensor, Tensor, Tensor]:
-    """(rays_o (N, 3), rays_d (N, 3), frame (N,)) of chosen pixels, N = F * n; `frame` counts within F."""
+    """Returns rays_o (N, 3), rays_d (N, 3) and frame (N,), 0 to F - 1, of sampled pixels, N = F * n."""
     frames, count = pixels.rows.shape
     frame = torch.arange(frames, device=poses.device).repeat_interleave(count)
     pose = poses[pixels.frames][:, None]  # (F, 1, 4, 4)
@@ -246,18 +246,18 @@ def rays_of(pixels: Pixels, poses: Tensor, camera: Camera) -> tuple[Tensor, Tens
 
 
 class Drawn(NamedTuple):
-    """One whole frame of the head."""
+    """One rendered frame of the head."""
 
     image: Tensor  # (H, W, 3), before any background
     weights_sum: Tensor  # (H, W)
-    samples: Tensor  # () taken before the ray had become opaque
-    samples_hundredth: Tensor  # () the same, opaque at a transmittance of 1e-2
-    rays: Tensor  # () that met the head
+    samples: Tensor  # () evaluated before rays terminated
+    samples_hundredth: Tensor  # () the same, terminated at a transmittance of 1e-2
+    rays: Tensor  # () that hit the head
 
 
 @torch.no_grad()
 def draw_head(head: Head, c2w: Tensor, condition: Tensor, camera: Camera, size_px: int) -> Drawn:
-    """The head alone at full size, of a (4, 4) camera and a (1, C) condition."""
+    """Returns the head alone at full size, from a (4, 4) camera pose and a (1, C) condition."""
     pose = field_pose(c2w, camera)
     columns, rows = pixel_centres(size_px, size_px, device=c2w.device)
     rays_o, rays_d = rays_through(columns, rows, pose, camera)
@@ -293,7 +293,7 @@ def draw_head(head: Head, c2w: Tensor, condition: Tensor, camera: Camera, size_p
 
 @torch.no_grad()
 def draw_torso(torso: Torso, c2w: Tensor, camera: Camera, background: Tensor) -> Tensor:
-    """(H, W, 3) in [0, 1] the torso over the background (H, W, 3) uint8, of a (4, 4) camera."""
+    """Returns (H, W, 3) in [0, 1], the torso over the background (H, W, 3) uint8, from a camera pose."""
     size_px = background.shape[0]
     columns, rows = pixel_centres(size_px, size_px, device=c2w.device)
     pose6 = pose_vector(field_pose(c2w, camera))[None]

@@ -1,9 +1,8 @@
-"""Learns a speaker's head: a radiance field that the true landmarks of the video drive.
+"""Training of a speaker's head: a radiance field driven by the ground-truth landmarks of the video.
 
-Against RAD-NeRF's recipe (Tang et al. 2022; GeneFace) three things are new because the masks are exact. Cells
-that the masks rule out are never looked at. Behind all pixels but the head's edge stands a random colour, so
-that the head becomes solid and nothing floats around it; at the edge the true background stands behind, so
-that hair keeps its soft border. And cells that no ray of the training frames sees are emptied.
+Beyond RAD-NeRF's recipe (Tang et al. 2022; GeneFace) it uses the exact masks: cells outside the visual hull
+are never evaluated; backgrounds are random, against floaters, except at the head's edge, where the true one
+keeps hair soft; and cells that no training ray sees are culled.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from models.settings import Option
 from preparation.silhouettes import FieldBox, carve
 from preparation.speaker_set import HEAD
 
-from .course import FieldOptimizer, FieldTrainingSettings
+from .field_optimizer import FieldOptimizer, FieldTrainingSettings
 from .field_validation import measure_and_slim, measure_frames, validation_rows
 from .fields import (
     Drawn,
@@ -37,28 +36,28 @@ from .fields import (
     draw_torso,
     field_values,
     head_config_of,
-    kernels_wanted,
     load_head,
     load_torso,
     rays_of,
-    room_for,
-    speaker_facts,
+    sample_capacity,
+    speaker_metadata,
     trace,
+    uses_cuda_kernels,
 )
 from .loop import LoopSettings, Validation
-from .pixel_choice import Pixels, SamplingShares, backdrop, figure_box, sample_pixels
+from .ray_sampler import Pixels, SamplingShares, composite_target, figure_box, sample_pixels
 from .speaker_data import SpeakerData, load_speaker_data
 
 log = logging.getLogger(__name__)
 
-DENSITY_EVERY = 16  # steps between looks at every cell
-CAPACITY_EVERY = 128  # steps between looks at how much room for samples a step needs
-COMPILED_ROOM = 1.25  # of what the rays want once they settled: another room must be compiled for
-SEEN_EVERY = 500  # steps between looks at what is visible at all
-SEEN_FRAMES = 256
-SEEN_PIXELS = 8192
-SEEN_WEIGHT = 2e-3  # a sample that gives less to every ray need not be drawn
-WARM_SAMPLES = 64  # a ray before the occupancy is known
+DENSITY_EVERY = 16  # steps between updates of the density grid
+CAPACITY_EVERY = 128  # steps between updates of the sample buffer's size
+COMPILED_HEADROOM = 1.25  # over the samples needed once occupancy settled: each size is compiled for
+VISIBLE_EVERY = 500  # steps between cullings of invisible cells
+VISIBLE_FRAMES = 256
+VISIBLE_PIXELS = 8192
+VISIBLE_WEIGHT = 2e-3  # a cell whose compositing weight stays below is invisible
+WARM_SAMPLES = 64  # a ray during warm-up
 
 SIZES = HeadConfig.streaming()  # the defaults below
 LOOP = LoopSettings(steps=20_000, validate_every=2000, checkpoint_every=2000, validate_at_stop=True)
@@ -114,7 +113,7 @@ class HeadTrainingSettings(FieldTrainingSettings):
     ] = None
 
     def config(self, data: SpeakerData) -> HeadConfig:
-        """The head's sizes, in the box where this speaker's head is."""
+        """Returns the head's sizes, in the box of this speaker's head."""
         box = data.box
         a, b, c, d, e, f = (float(edge) for edge in box.aabb)
         return dataclasses.replace(
@@ -157,11 +156,11 @@ class HeadTask:
     name = "head"
 
     def __init__(self, data: SpeakerData, settings: HeadTrainingSettings, device: torch.device) -> None:
-        """Builds the head in the speaker's box, every cell open that the masks do not rule out."""
+        """Builds the head in the speaker's box; cells in the visual hull start occupied."""
         self.data, self.settings, self.device = data, settings, device
         self.camera = data.box.camera
         self.head = Head(settings.config(data)).to(device).train()
-        self.head.use_kernels(kernels_wanted(settings.kernels, device))
+        self.head.use_kernels(uses_cuda_kernels(settings.kernels, device))
         self.poses = field_pose(data.c2w, self.camera)  # (n, 4, 4)
         self.box = figure_box(data.labels[: data.train_frames])
         self.shares = SamplingShares(mouth=settings.mouth_share, eyes=settings.eyes_share)
@@ -169,9 +168,9 @@ class HeadTask:
         if settings.compile:
             self.values = torch.compile(self.values, dynamic=False)
         self.order = morton_of_volume(settings.grid_size, device=device)
-        self.open_cells = self._open_cells()
-        self.seen = torch.ones(settings.grid_size**3, dtype=torch.bool, device=device)  # in Z-order
-        self._occupy(self._open_mask())
+        self.candidate_cells = self._candidate_cells()
+        self.visible = torch.ones(settings.grid_size**3, dtype=torch.bool, device=device)  # in Z-order
+        self._set_occupancy(self._candidate_mask())
         self.warmup_steps = settings.warmup_steps
         if settings.start is not None:
             self._start_from(settings.start)
@@ -179,41 +178,41 @@ class HeadTask:
             self.head.position_embedder.embeddings,
             self.head.ambient_embedder.embeddings,
         ]
-        self.descent = FieldOptimizer(self.head, grids, settings)
+        self.optimizer = FieldOptimizer(self.head, grids, settings)
         self.head.points = min(self.head.points, self._longest_ray())
         self.capacity = settings.frames_per_step * settings.pixels_per_frame * settings.samples_per_ray
-        self.settled_capacity: int | None = None  # where compiled: the one other room there is code for
+        self.settled_capacity: int | None = None  # where compiled: the other size there is code for
         self.torso = None if settings.torso is None else load_torso(settings.torso, device=device).torso
         if self.torso is not None:
             self.torso.use_kernels(self.head.kernels)
 
     def _start_from(self, path: Path) -> None:
-        """Takes a trained head's weights and the cells it is drawn from, which are trusted from the start.
+        """Takes a trained head's weights and occupancy; there is no warm-up.
 
         Raises:
-            InputError: it has other sizes, or stands elsewhere in its field.
+            InputError: it has other sizes or another box.
         """
         before = load_head(path, device=self.device).head
         if before.config != self.head.config:
             raise InputError(f"{path}: config: expected {self.head.config}, got {before.config}")
         self.head.load_state_dict(before.state_dict())
-        cells = torch.empty_like(self.seen)
+        cells = torch.empty_like(self.visible)
         cells[self.order] = self.head.occupancy.reshape(-1)
-        self.seen.copy_(cells)
+        self.visible.copy_(cells)
         self.head.density_grid.copy_(2 * self.head.config.density_threshold * cells.float())
         self.warmup_steps = 0
 
     # --- steps
 
     def training_step(self, step: int) -> dict[str, float | Tensor]:
-        """Scalars of one step over rays of several frames."""
+        """Returns the scalars of one step over rays of several frames."""
         settings, data = self.settings, self.data
-        share, rate = self.descent.begin(step)
+        share, rate = self.optimizer.begin(step)
         warm = step < self.warmup_steps
         if step % DENSITY_EVERY == 0:
-            self._look_at_cells(believe=not warm)
-        if step >= 2 * self.warmup_steps and step > 0 and step % SEEN_EVERY == 0:
-            self._look_what_is_seen()
+            self._update_occupancy(apply=not warm)
+        if step >= 2 * self.warmup_steps and step > 0 and step % VISIBLE_EVERY == 0:
+            self._find_visible_cells()
 
         pixels = sample_pixels(
             data,
@@ -222,7 +221,7 @@ class HeadTask:
             pixels=settings.pixels_per_frame // (4 if warm else 1),
             shares=self.shares,
         )
-        scene = backdrop(data, pixels, edge_random_share=settings.edge_random_share)
+        scene = composite_target(data, pixels, edge_random_share=settings.edge_random_share)
         rays_o, rays_d, frame = rays_of(pixels, self.poses, self.camera)
         condition = self.head.encode_condition(data.landmarks_normalized[pixels.frames])
         most = self._samples_allowed(step)
@@ -238,7 +237,7 @@ class HeadTask:
             precision=settings.precision,
         )
         if not warm and step % CAPACITY_EVERY == 0:
-            self._make_room(step, int(marched.n_samples_needed))
+            self._set_capacity(step, int(marched.n_samples_needed))
         fits = marched.fits.float()
         rays = fits.sum().clamp(min=1)
         image = drawn.image + (1 - drawn.weights_sum)[:, None] * scene.behind.reshape(-1, 3)
@@ -255,7 +254,7 @@ class HeadTask:
             + settings.concentration_weight * share * (drawn.spread.clamp(max=64) * fits).sum() / rays
             + settings.ambient_weight * share * ambient
         )
-        self.descent.follow(loss, step)
+        self.optimizer.step(loss, step)
 
         with torch.no_grad():
             inside = ((pixels.labels == HEAD) & ~pixels.edge).reshape(-1) & marched.fits
@@ -271,7 +270,7 @@ class HeadTask:
             }
 
     def _samples_allowed(self, step: int) -> int:
-        """How many samples a ray may have: many until the occupancy is known, some more until it settles."""
+        """Returns the samples that a ray may have: more during warm-up and until the occupancy settles."""
         settings = self.settings
         if step < self.warmup_steps:
             return WARM_SAMPLES
@@ -279,24 +278,24 @@ class HeadTask:
             max(settings.max_steps, WARM_SAMPLES // 2) if step < 2 * self.warmup_steps else settings.max_steps
         )
 
-    def _make_room(self, step: int, n_samples_needed: int) -> None:
-        """Sets the room for samples to what the rays want now and a little more, within the setting.
+    def _set_capacity(self, step: int, n_samples_needed: int) -> None:
+        """Sets the sample buffer's size to what is needed and some headroom, within the setting.
 
-        A compiled field has two rooms: the setting's, and one that is chosen when the occupancy has settled.
+        A compiled field has two sizes: the setting's, and one chosen once the occupancy has settled.
         """
         settings = self.settings
         limit = settings.frames_per_step * settings.pixels_per_frame * settings.samples_per_ray
         if not settings.compile:
-            self.capacity = room_for(1.1 * n_samples_needed, limit)
+            self.capacity = sample_capacity(1.1 * n_samples_needed, limit)
             return
-        if self.settled_capacity is None and step >= 2 * self.warmup_steps + SEEN_EVERY:
-            self.settled_capacity = room_for(COMPILED_ROOM * n_samples_needed, limit)
+        if self.settled_capacity is None and step >= 2 * self.warmup_steps + VISIBLE_EVERY:
+            self.settled_capacity = sample_capacity(COMPILED_HEADROOM * n_samples_needed, limit)
         if self.settled_capacity is not None:
             self.capacity = self.settled_capacity if n_samples_needed <= self.settled_capacity else limit
 
     @torch.no_grad()
     def _longest_ray(self) -> int:
-        """How many lattice points a ray of these cameras can have in the box."""
+        """Returns the most lattice points that a ray of these cameras has in the box."""
         data = self.data
         edge = torch.linspace(0, data.size_px - 1, 64, device=self.device).long()
         rows, columns = torch.meshgrid(edge, edge, indexing="ij")
@@ -319,7 +318,7 @@ class HeadTask:
         return most + 4
 
     def _outside_face(self, pixels: Pixels) -> Tensor:
-        """(F, n) bool: outside the box of the landmarks, widened by a tenth."""
+        """Returns (F, n) bool: outside the landmarks' bounding box, widened by a tenth."""
         points = self.data.landmarks_2d[pixels.frames]  # (F, 68, 2)
         low, high = points.amin(1, keepdim=True), points.amax(1, keepdim=True)
         margin = 0.1 * (high - low)
@@ -328,11 +327,11 @@ class HeadTask:
 
     # --- occupancy
 
-    def _open_cells(self) -> Tensor:
-        """(M,) Z-order cells in the box that the masks of the training frames do not rule out.
+    def _candidate_cells(self) -> Tensor:
+        """Returns (M,) Z-order cells of the visual hull: in the box and on the training frames' head masks.
 
-        What does not move with the face must lie on the head's mask in nearly all frames; near the
-        landmarks, where the jaw moves, in some.
+        A cell must project onto the mask in nearly all frames; near the landmarks, where the jaw moves, in
+        some.
         """
         data, size = self.data, self.settings.grid_size
         cells = torch.arange(size**3, device=self.device)
@@ -369,22 +368,22 @@ class HeadTask:
         near = torch.cat([torch.cdist(part, places).amin(1) < reach for part in torch.split(points, 1 << 15)])
         return cells[(share > 0.97) | (near & (share > 0.02))]
 
-    def _open_mask(self) -> Tensor:
+    def _candidate_mask(self) -> Tensor:
         mask = torch.zeros(self.settings.grid_size**3, dtype=torch.bool, device=self.device)
-        mask[self.open_cells] = True
+        mask[self.candidate_cells] = True
         return mask
 
     @torch.no_grad()
-    def _occupy(self, cells: Tensor) -> None:
+    def _set_occupancy(self, cells: Tensor) -> None:
         """Sets the occupancy from (size**3,) bool in Z-order."""
         head = self.head
         head.density_bitfield.copy_(pack_bits(cells.float()[None], 0.5))
         head.occupancy.copy_(cells[self.order].view_as(head.occupancy))
 
     @torch.no_grad()
-    def _look_at_cells(self, *, believe: bool) -> None:
-        """Looks at every open cell once, under random frames' conditions; sets the occupancy if believed."""
-        head, cells, size = self.head, self.open_cells, self.settings.grid_size
+    def _update_occupancy(self, *, apply: bool) -> None:
+        """Updates the density grid under random frames' conditions, and the occupancy if `apply`."""
+        head, cells, size = self.head, self.candidate_cells, self.settings.grid_size
         frames = torch.randint(self.data.train_frames, (16,), device=self.device)
         condition = head.encode_condition(self.data.landmarks_normalized[frames])
         row = torch.randint(len(frames), (len(cells),), device=self.device)
@@ -394,21 +393,21 @@ class HeadTask:
             found[cells[part]] = head.density(at, condition, row[part])[0]
         found = dilate(found, size)
         head.density_grid.copy_(torch.maximum(head.density_grid * 0.95, found).clamp(min=0))
-        if believe:
+        if apply:
             threshold = mean_density(head.density_grid).clamp(max=head.config.density_threshold)
-            self._occupy((head.density_grid[0] > threshold) & self._open_mask() & self.seen)
+            self._set_occupancy((head.density_grid[0] > threshold) & self._candidate_mask() & self.visible)
 
     @torch.no_grad()
-    def _look_what_is_seen(self) -> None:
-        """Keeps the cells, and their neighbours, that give something to a ray of some training frame."""
+    def _find_visible_cells(self) -> None:
+        """Marks as visible the cells, and their neighbours, that contribute to a ray of a training frame."""
         data, settings, head = self.data, self.settings, self.head
         size = settings.grid_size
         weight = torch.zeros(size**3, device=self.device)
-        together = max(1, settings.frames_per_step * settings.pixels_per_frame // SEEN_PIXELS)
-        chosen = torch.randint(data.train_frames, (SEEN_FRAMES,), device=self.device)
+        together = max(1, settings.frames_per_step * settings.pixels_per_frame // VISIBLE_PIXELS)
+        chosen = torch.randint(data.train_frames, (VISIBLE_FRAMES,), device=self.device)
         for frames in torch.split(chosen, together):
             top, left, height, width = self.box
-            shape = (len(frames), min(SEEN_PIXELS, settings.pixels_per_frame * 4))
+            shape = (len(frames), min(VISIBLE_PIXELS, settings.pixels_per_frame * 4))
             pixels = Pixels(
                 frames=frames,
                 rows=top + torch.randint(height, shape, device=self.device),
@@ -434,13 +433,13 @@ class HeadTask:
             weight.scatter_reduce_(0, cell, traced.drawn.weights, "amax", include_self=True)
         flat = torch.empty_like(weight)
         flat[self.order] = weight
-        self.seen = dilate(flat, size) > SEEN_WEIGHT
+        self.visible = dilate(flat, size) > VISIBLE_WEIGHT
 
     # --- validation and state
 
     @torch.no_grad()
     def validate(self, step: int) -> Validation:
-        """Figures and pictures of validation frames with the averaged weights."""
+        """Returns scalars and pictures of the validation split with the averaged weights."""
         counts: list[Drawn] = []
 
         def draw(i: int) -> tuple[Tensor, Tensor]:
@@ -454,7 +453,7 @@ class HeadTask:
             return whole, torch.ones_like(drawn.weights_sum)
 
         self.head.eval()
-        with self.descent.average.in_place():
+        with self.optimizer.average.in_place():
             rows = validation_rows(self.data, self.settings.validation_frames)
             scalars, pictures = measure_frames(self.data, rows, draw)
         self.head.train()
@@ -462,31 +461,31 @@ class HeadTask:
         scalars["samples_per_ray"] = float(sum(drawn.samples for drawn in counts)) / max(hit, 1.0)
         scalars["samples_per_ray_hundredth"] = float(sum(d.samples_hundredth for d in counts)) / max(hit, 1.0)
         scalars["occupied_cells"] = float(self.head.occupancy.sum())
-        scalars["minutes"] = self.descent.course.spent_s / 60
+        scalars["minutes"] = self.optimizer.schedule.spent_s / 60
         return Validation(scalars=scalars, pictures=pictures)
 
     def state_dict(self) -> dict[str, Any]:
-        """Head, average, optimiser, what the speaker needs to be driven."""
+        """Returns weights, averaged weights, optimiser state and the speaker's metadata."""
         return {
             "model": self.head.state_dict(),
             "config": dataclasses.asdict(self.head.config),
-            "speaker": speaker_facts(self.data),
-            "seen": self.seen,
-            **self.descent.state_dict(),
+            "speaker": speaker_metadata(self.data),
+            "seen": self.visible,
+            **self.optimizer.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what `state_dict` gave."""
+        """Restores training state."""
         config = head_config_of(state["config"])
         if config != self.head.config:
             raise InputError(f"config: expected {config}, got {self.head.config}")
         self.head.load_state_dict(state["model"])
-        self.descent.load_state_dict(state)
-        self.seen.copy_(state["seen"])
+        self.optimizer.load_state_dict(state)
+        self.visible.copy_(state["seen"])
 
 
 def make_task(data: Path, settings: HeadTrainingSettings, device: torch.device) -> HeadTask:
-    """The task of training a head on a speaker's folder."""
+    """Returns the task of training a head on a speaker's folder."""
     loaded = load_speaker_data(
         data,
         device=device,
@@ -503,7 +502,7 @@ def make_task(data: Path, settings: HeadTrainingSettings, device: torch.device) 
 
 
 def run(data: Path, out: Path, settings: HeadTrainingSettings, device: torch.device) -> bool:
-    """Whether this took the place of training: with `validate_only` it measures and writes `slim.pt`."""
+    """Returns whether it replaced training: with `validate_only` it measures and writes `slim.pt`."""
     if not settings.validate_only:
         return False
     task = make_task(data, settings, device)

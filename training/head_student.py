@@ -1,12 +1,11 @@
-"""Teaches a narrow head what a wide one shows, from the wide one alone: no video is needed.
+"""Knowledge distillation of a head into one with narrower networks; no video is needed.
 
-A step sends rays of random poses and conditions through both. The wide head says where the samples are and
-what is to be seen there: opacity and colour of each sample, weighed by how much of it reaches the eye, and
-the ray's colour before a random background, so that what is half seen through stays so. The narrow head
-begins with the wide one's grids and random networks, and finds ambient coordinates of its own: to hold it to
-the wide one's made no picture better.
+A step renders rays of random poses and conditions with both. The teacher places the samples and gives the
+targets: opacity and colour of each sample, weighted by transmittance and compositing weight, and the ray's
+colour over a random background. The student starts from the teacher's grids and random networks; supervising
+its ambient coordinates made no picture better.
 
-Nothing here decodes or runs media and ONNX, so that the training can go where little is installed.
+Neither media nor ONNX is needed here, so that training can run where little is installed.
 """
 
 from __future__ import annotations
@@ -46,26 +45,26 @@ from models.settings import Option, from_mapping, to_mapping
 from models.speaker_settings import SPHERICAL_HARMONICS, GridSettings, HeadSettings
 from models.torch_device import device_named
 
-from .course import FieldOptimizer, FieldTrainingSettings
-from .fields import kernels_wanted
+from .field_optimizer import FieldOptimizer, FieldTrainingSettings
+from .fields import uses_cuda_kernels
 from .loop import LoopSettings, Outcome, Validation, fit
 
 LESSONS_FILE = "lessons.safetensors"
-HELD_OUT = 0.1  # the end of the poses and of the conditions is kept for validation
-BOX_POINTS = 4096  # occupied cells that a pose's box is laid around
-MIXED_SHARE = 0.5  # of a step's conditions lie between, or a little beyond, two of the recordings'
-OVERREACH = 0.15  # how far beyond, as a share of their distance
+HELD_OUT = 0.1  # validation split: the end of the poses and of the conditions
+BOX_POINTS = 4096  # occupied cells whose projection bounds the head
+MIXED_SHARE = 0.5  # of a step's conditions: inter- or extrapolated from two recorded ones
+EXTRAPOLATION = 0.15  # at most, as a share of their distance
 COLOR_WEIGHT = 0.3  # of the samples' colours, the rays' counting 1
 ALPHA_WEIGHT = 0.1  # of the samples' opacities
 
 
 class LessonsError(InputError):
-    """Lessons that cannot be read, or a head that cannot be taught from."""
+    """Lessons that cannot be read, or a head that cannot be distilled."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudentTrainingSettings(FieldTrainingSettings):
-    """Size of the narrow head and how it is taught."""
+    """Size of the student and how it is trained."""
 
     frames_per_step: Annotated[int, Option("poses and conditions that share a step")] = 32
     pixels_per_frame: Annotated[int, Option("rays of each")] = 2048
@@ -79,19 +78,19 @@ class StudentTrainingSettings(FieldTrainingSettings):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Lessons:
-    """All that a narrow head learns from."""
+    """Distillation data: the teacher, poses and conditions."""
 
     settings: HeadSettings
-    tensors: Mapping[str, npt.NDArray[Any]]  # of the wide head, under head.safetensors' keys
+    tensors: Mapping[str, npt.NDArray[Any]]  # of the teacher, under head.safetensors' keys
     camera: Camera
     image_size_px: int
     poses: F32  # (P, 4, 4) camera to head space
     conditions: F32  # (K, C) in the order of time
-    mouth: F32  # (m, 3) head space: corners of all that the lips can reach; none where it is not known
-    source: str  # what they were made from, to be recognised by
+    mouth: F32  # (m, 3) head space: corners of the lips' range; none where unknown
+    source: str  # identifies what they were made from
 
     def __post_init__(self) -> None:
-        """Checks that there is enough to learn from and to be examined on."""
+        """Checks that there is enough for both splits."""
         for name in ("poses", "conditions"):
             if len(getattr(self, name)) < 2:
                 raise LessonsError(
@@ -114,7 +113,7 @@ def save_lessons(path: Path, lessons: Lessons) -> None:
 
 
 def load_lessons(path: Path) -> Lessons:
-    """The lessons that `save_lessons` wrote.
+    """Returns the lessons that `save_lessons` wrote.
 
     Raises:
         LessonsError: the file is missing or no lessons.
@@ -143,7 +142,7 @@ def load_lessons(path: Path) -> Lessons:
 
 
 def head_of(lessons: Lessons) -> Head:
-    """The wide head in torch, ready to draw; its condition networks are not in it and stay at random.
+    """Returns the teacher in evaluation mode; its condition networks are not stored and stay random.
 
     Raises:
         LessonsError: its grids or networks are laid out as no `HeadConfig` is.
@@ -191,7 +190,7 @@ def head_of(lessons: Lessons) -> Head:
 def _grid_config(
     name: str, settings: GridSettings, offsets: npt.NDArray[np.int32], dimensions: int
 ) -> GridConfig:
-    """The configuration whose layout has these offsets; a configuration rounds to whole cells."""
+    """Returns the configuration whose layout has these offsets."""
     finest = settings.base_resolution * 2 ** (settings.log2_growth * (settings.levels - 1))
     for log2_rows in range(3, 20):
         config = GridConfig(
@@ -214,7 +213,7 @@ def _grid_config(
 
 
 def narrow_head(wide: Head, hidden: int) -> Head:
-    """A head with `hidden` wide random networks and all else from the wide one: grids, box, occupancy."""
+    """Returns a head with `hidden` wide random networks and the teacher's grids, box and occupancy."""
     config = dataclasses.replace(
         wide.config,
         hidden_ambient=hidden,
@@ -244,7 +243,7 @@ Field = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def _values(head: Head) -> Field:
-    """A function from positions, directions, conditions and their rows to (M, 4) density and colour."""
+    """Returns a function like `fields.field_values` to (M, 4) density and colour."""
 
     def values(positions: Tensor, rays_d: Tensor, condition: Tensor, ray: Tensor, frame: Tensor) -> Tensor:
         sigma, geometry, _ = head.density(positions, condition, frame)
@@ -256,22 +255,22 @@ def _values(head: Head) -> Field:
 
 
 class StudentTask:
-    """Teaches one narrow head."""
+    """Distils one head."""
 
     name = "head_student"
 
     def __init__(self, lessons: Lessons, settings: StudentTrainingSettings, device: torch.device) -> None:
-        """Builds both heads; the narrow one's networks are drawn from torch's generator.
+        """Builds teacher and student, whose networks come from torch's generator.
 
         Raises:
-            LessonsError: the wide head is not wider.
+            LessonsError: the teacher is not wider.
         """
         self.settings, self.device = settings, device
         self.camera, self.size_px = lessons.camera, lessons.image_size_px
         self.teacher = head_of(lessons).to(device).requires_grad_(False)
         require_wider(lessons.settings, settings.hidden)
         self.student = narrow_head(self.teacher, settings.hidden).to(device)
-        kernels = kernels_wanted(settings.kernels, device)
+        kernels = uses_cuda_kernels(settings.kernels, device)
         self.teacher.use_kernels(kernels)
         self.student.use_kernels(kernels)
         self.poses = field_pose(torch.from_numpy(lessons.poses).to(device), self.camera)  # (P, 4, 4)
@@ -283,23 +282,23 @@ class StudentTask:
         offset = torch.tensor(self.camera.offset, device=device)
         mouth = torch.from_numpy(lessons.mouth).to(device)[:, [1, 2, 0]] * self.camera.scale + offset
         self.mouth_boxes = self._boxes(mouth) if len(mouth) else None
-        self.teach, self.answer = _values(self.teacher), _values(self.student)
+        self.teacher_values, self.student_values = _values(self.teacher), _values(self.student)
         rays = settings.frames_per_step * settings.pixels_per_frame
         self.capacity = rays * settings.samples_per_ray if settings.compile else None
         if settings.compile:
-            self.teach = torch.compile(self.teach, dynamic=False)
-            self.answer = torch.compile(self.answer, dynamic=False)
+            self.teacher_values = torch.compile(self.teacher_values, dynamic=False)
+            self.student_values = torch.compile(self.student_values, dynamic=False)
         grids: list[Tensor] = [
             self.student.position_embedder.embeddings,
             self.student.ambient_embedder.embeddings,
         ]
-        self.descent = FieldOptimizer(self.student, grids, settings)
+        self.optimizer = FieldOptimizer(self.student, grids, settings)
         self._truth: list[tuple[Tensor, Tensor]] = []
 
-    # --- where to look
+    # --- ray sampling
 
     def _occupied_places(self) -> Tensor:
-        """(M, 3) centres of occupied cells, spread over all of them."""
+        """Returns (M, 3) centres of evenly chosen occupied cells."""
         bits = self.teacher.density_bitfield[:, None] >> torch.arange(8, device=self.device) & 1
         cells = bits.reshape(-1).nonzero()[:, 0]
         chosen = cells[torch.linspace(0, len(cells) - 1, min(BOX_POINTS, len(cells))).long()]
@@ -307,7 +306,7 @@ class StudentTask:
         return cell_positions(chosen, config.grid_size, bound=config.bound, jitter=False)
 
     def _boxes(self, places: Tensor) -> Tensor:
-        """(P, 4) x0 y0 x1 y1 in pixels around (M, 3) places in field space, for each pose."""
+        """Returns (P, 4) bounding boxes x0 y0 x1 y1 in pixels of (M, 3) points in field space, one a pose."""
         local = torch.stack([(places - pose[:3, 3]) @ pose[:3, :3] for pose in self.poses])  # (P, M, 3)
         centre = torch.tensor((self.camera.cx_px, self.camera.cy_px), device=self.device)
         at = local[..., :2] / local[..., 2:].clamp(min=1e-3) * self.camera.focal_px + centre
@@ -316,7 +315,7 @@ class StudentTask:
         return torch.cat((low, high), 1).clamp(0, self.size_px)
 
     def _rays(self) -> _Rays:
-        """Random rays through random places of the head's and the mouth's box."""
+        """Returns rays of random training poses through the head's and the mouth's box."""
         frames, pixels = self.settings.frames_per_step, self.settings.pixels_per_frame
         rows = torch.randint(self.train_poses, (frames,), device=self.device)
         at_mouth = 0 if self.mouth_boxes is None else round(pixels * self.settings.mouth_share)
@@ -332,24 +331,24 @@ class StudentTask:
         return _Rays(rays_o.reshape(-1, 3), rays_d.reshape(-1, 3), frame, self._conditions(frames))
 
     def _conditions(self, count: int) -> Tensor:
-        """(count, C) conditions as the recordings have them, some mixed of two."""
+        """Returns (count, C) training conditions, some mixed of two."""
         one, other = (
             self.conditions[torch.randint(self.train_conditions, (count,), device=self.device)]
             for _ in range(2)
         )
         mixed = torch.rand(count, 1, device=self.device) < MIXED_SHARE
-        share = (1 + 2 * OVERREACH) * torch.rand(count, 1, device=self.device) - OVERREACH
+        share = (1 + 2 * EXTRAPOLATION) * torch.rand(count, 1, device=self.device) - EXTRAPOLATION
         return torch.where(mixed, torch.lerp(one, other, share), one)
 
     # --- steps
 
     def training_step(self, step: int) -> dict[str, float | Tensor]:
-        """Scalars of one step over rays of several poses and conditions."""
-        _, rate = self.descent.begin(step)
+        """Returns the scalars of one step over rays of several poses and conditions."""
+        _, rate = self.optimizer.begin(step)
         rays = self._rays()
         length = self.teacher.step
         with torch.no_grad():
-            samples, true = self._look(rays)
+            samples, true = self._teacher_samples(rays)
             shown = composite(
                 true[..., 0],
                 true[..., 1:],
@@ -357,24 +356,24 @@ class StudentTask:
                 step=length,
                 stop_transmittance=self.teacher.config.stop_transmittance,
             )
-            before = 1 - shown.weights.cumsum(1) + shown.weights  # what reaches a sample, (N, S)
+            before = 1 - shown.weights.cumsum(1) + shown.weights  # transmittance, (N, S)
             before = torch.where(shown.live, before, 0.0)
             alpha = 1 - torch.exp(-true[..., 0] * length)
             hit = samples.mask[:, 0].sum().clamp(min=1)
         live = Samples(samples.t, shown.live)
-        said = self._ask(self.answer, rays, live)
-        drawn = composite(said[..., 0], said[..., 1:], live, step=length, stop_transmittance=0.0)
+        student = self._query(self.student_values, rays, live)
+        drawn = composite(student[..., 0], student[..., 1:], live, step=length, stop_transmittance=0.0)
 
         behind = torch.rand_like(shown.image)
-        seen, wanted = (
+        image, target = (
             picture.image + (1 - picture.weights_sum)[:, None] * behind for picture in (drawn, shown)
         )
-        error = (seen - wanted).square().mean(-1)  # (N,)
+        error = (image - target).square().mean(-1)  # (N,)
         pixel = error.sum() / hit
-        color = (shown.weights * (said[..., 1:] - true[..., 1:]).square().mean(-1)).sum() / hit
-        said_alpha = 1 - torch.exp(-said[..., 0] * length)
-        opacity = (before * (said_alpha - alpha).square()).sum() / hit
-        self.descent.follow(pixel + COLOR_WEIGHT * color + ALPHA_WEIGHT * opacity, step)
+        color = (shown.weights * (student[..., 1:] - true[..., 1:]).square().mean(-1)).sum() / hit
+        student_alpha = 1 - torch.exp(-student[..., 0] * length)
+        opacity = (before * (student_alpha - alpha).square()).sum() / hit
+        self.optimizer.step(pixel + COLOR_WEIGHT * color + ALPHA_WEIGHT * opacity, step)
         return {
             "pixel": pixel.detach(),
             "psnr_db": -10 * torch.log10(pixel.detach().clamp(min=1e-10)),
@@ -384,16 +383,16 @@ class StudentTask:
             "rate": rate,
         }
 
-    def _look(self, rays: _Rays) -> tuple[Samples, Tensor]:
-        """The samples of the rays and the wide head's (N, S, 4) values there."""
+    def _teacher_samples(self, rays: _Rays) -> tuple[Samples, Tensor]:
+        """Returns the samples of the rays and the teacher's (N, S, 4) values there."""
         samples = self.teacher.march(rays.rays_o, rays.rays_d, capacity=self.capacity).samples
-        if self.capacity is not None:  # what had no room is as if it were not there, for both heads
+        if self.capacity is not None:  # samples beyond the buffer are dropped for both heads
             room = samples.mask.reshape(-1).cumsum(0).view_as(samples.mask) <= self.capacity
             samples = Samples(samples.t, samples.mask & room)
-        return samples, self._ask(self.teach, rays, samples)
+        return samples, self._query(self.teacher_values, rays, samples)
 
-    def _ask(self, values: Field, rays: _Rays, samples: Samples) -> Tensor:
-        """(N, S, 4) values at the samples, zeros where there are none."""
+    def _query(self, values: Field, rays: _Rays, samples: Samples) -> Tensor:
+        """Returns (N, S, 4) values at the samples, zeros where there are none."""
         shape = (samples.t.shape[0], samples.t.shape[1])
         packed = pack(samples.mask, self.capacity)
         ray = packed.slots // shape[1]
@@ -407,8 +406,8 @@ class StudentTask:
 
     @torch.no_grad()
     def validate(self, step: int) -> Validation:
-        """Closeness of both heads' pictures before gray, poses and conditions being held out."""
-        with self.descent.average.in_place():
+        """Returns PSNR between both heads' pictures over gray, on the validation split."""
+        with self.optimizer.average.in_place():
             answers = [self._draw(self.student, i) for i in range(self.settings.validation_frames)]
         self._truth = self._truth or [
             self._draw(self.teacher, i) for i in range(self.settings.validation_frames)
@@ -428,7 +427,7 @@ class StudentTask:
             for name, found in errors.items()
             if found
         }
-        scalars |= {"largest_error": largest, "minutes": self.descent.course.spent_s / 60}
+        scalars |= {"largest_error": largest, "minutes": self.optimizer.schedule.spent_s / 60}
         pictures = {
             f"held_out_{i}": _side_by_side(answers[i][0], self._truth[i][0])
             for i in range(min(2, len(answers)))
@@ -436,7 +435,7 @@ class StudentTask:
         return Validation(scalars=scalars, pictures=pictures)
 
     def _held_out(self, i: int) -> tuple[int, int]:
-        """Rows of the i-th validation picture's pose and condition, spread over those held out."""
+        """Returns the rows of the i-th validation picture's pose and condition, spread over the split."""
         part = (i + 0.5) / self.settings.validation_frames
         poses, conditions = len(self.poses), len(self.conditions)
         return (
@@ -450,7 +449,7 @@ class StudentTask:
         return int(x0), int(y0), max(int(x1), int(x0) + 1), max(int(y1), int(y0) + 1)
 
     def _draw(self, head: Head, i: int) -> tuple[Tensor, Tensor]:
-        """((H, W, 3) the i-th validation picture before gray, (H, W) how much of it the head covers)."""
+        """Returns the i-th validation picture (H, W, 3) over gray and the head's opacity (H, W)."""
         pose, condition = self._held_out(i)
         side = self.settings.validation_px
         rays_o, rays_d = camera_rays(self.poses[pose], self.camera, side, self.size_px)
@@ -462,19 +461,19 @@ class StudentTask:
         return image, torch.cat([part.weights_sum for part in parts]).view(side, side)
 
     def state_dict(self) -> dict[str, Any]:
-        """The narrow head's parameters, its average, the optimiser."""
+        """Returns the student's parameters, averaged parameters, optimiser state."""
         return {
             "hidden": self.settings.hidden,
             "model": {name: value.detach() for name, value in self.student.named_parameters()},
-            **self.descent.state_dict(),
+            **self.optimizer.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what `state_dict` gave."""
+        """Restores training state."""
         if state["hidden"] != self.settings.hidden:
             raise InputError(f"hidden: expected {self.settings.hidden}, got {state['hidden']}")
         self.student.load_state_dict(self.student.state_dict() | state["model"])
-        self.descent.load_state_dict(state)
+        self.optimizer.load_state_dict(state)
 
 
 def require_wider(settings: HeadSettings, hidden: int) -> None:
@@ -488,19 +487,19 @@ def require_wider(settings: HeadSettings, hidden: int) -> None:
 
 
 def _side_by_side(image: Tensor, truth: Tensor) -> U8:
-    """(H, 3 W, 3) narrow head, wide head, five times their difference."""
+    """Returns (H, 3 W, 3): student, teacher, five times their difference."""
     whole = torch.cat((image, truth, 5 * (image - truth).abs()), 1)
     pixels: U8 = (whole.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
     return pixels
 
 
 def train(work: Path, settings: StudentTrainingSettings, loop: LoopSettings) -> tuple[StudentTask, Outcome]:
-    """The task and how `fit` ended, taught from the lessons in `work`; it goes on where it stopped there.
+    """Returns the task and how `fit` ended, trained or resumed on the lessons in `work`.
 
     Needs torch, numpy, safetensors, tqdm, tensorboard and OpenCV, and no speaker.
 
     Raises:
-        InputError: no lessons in `work`, a head that cannot be taught from, or no such device.
+        InputError: no lessons in `work`, a head that cannot be distilled, or no such device.
         CheckpointError: the newest checkpoint in `work` is broken or of another width.
     """
     lessons = load_lessons(work / LESSONS_FILE)

@@ -1,4 +1,4 @@
-"""How well a face follows a voice: correlation, closure, closed-in-silence, lip sync. Plain numpy."""
+"""Metrics of speech-driven motion: correlation, lip closure, stillness in silence, lip sync. Plain numpy."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ SYNC_HOP_FRAMES = FRAME_RATE_HZ
 
 
 def aperture_mm(landmarks: F32, mean_face: F32) -> F32:
-    """Inner-lip aperture in mm (T,): how far point 62 of the upper lip lies above point 66 of the lower.
+    """Returns the inner-lip aperture in mm (T,): point 62 of the upper lip above point 66 of the lower.
 
-    It has a sign. The points lie behind the lips' edges, so where lips are pressed together the upper lies
-    below the lower; an unsigned distance would call that more open than lips that barely touch.
+    It is signed: where lips are pressed together, the upper point lies below the lower.
 
     Args:
         landmarks: (T, 204), ten times the offset in dm.
@@ -33,27 +32,27 @@ def aperture_mm(landmarks: F32, mean_face: F32) -> F32:
 
 
 def width_mm(landmarks: F32, mean_face: F32) -> F32:
-    """Mouth width in mm (T,): the distance of the corners, points 48 and 54."""
+    """Returns the mouth width in mm (T,): the distance of the corners, points 48 and 54."""
     points = _positions_mm(landmarks, mean_face)
     width: F32 = np.linalg.norm(points[:, 48] - points[:, 54], axis=-1)
     return width
 
 
 def _positions_mm(landmarks: F32, mean_face: F32) -> F32:
-    """Head-space positions (T, 68, 3) in mm; one unit of landmarks is a tenth of a decimetre."""
+    """Returns head-space positions (T, 68, 3) in mm; one unit of landmarks is a tenth of a decimetre."""
     positions: F32 = 10 * (10 * mean_face.reshape(204) + landmarks).reshape(-1, 68, 3)
     return positions
 
 
 def pearson(x: F32, y: F32) -> float:
-    """Pearson's correlation of two series, 0 where one of them does not move."""
+    """Returns Pearson's correlation of two series, 0 where one of them is constant."""
     x, y = x - x.mean(dtype=np.float64), y - y.mean(dtype=np.float64)
     norm = float(np.sqrt((x * x).sum() * (y * y).sum()))
     return float((x * y).sum() / norm) if norm > 0 else 0.0
 
 
 def area_under_curve(scores: F32, positive: npt.NDArray[np.bool_]) -> float:
-    """Chance that a positive scores above a negative, ties half; 0.5 says nothing. NaN without both kinds."""
+    """Returns the area under the ROC curve, ties counting half; NaN without both classes."""
     positives, negatives = int(positive.sum()), int((~positive).sum())
     if not positives or not negatives:
         return float("nan")
@@ -65,7 +64,7 @@ def area_under_curve(scores: F32, positive: npt.NDArray[np.bool_]) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class MotionTrack:
-    """One clip's motion beside the truth, each relative to its own resting face."""
+    """One clip's motion and its ground truth, each relative to its own resting face."""
 
     predicted_aperture_mm: F32  # (T,)
     predicted_width_mm: F32  # (T,)
@@ -83,7 +82,7 @@ def compare_motion(
     predicted_rest: F32,
     true_rest: F32,
 ) -> MotionTrack:
-    """The mouths of two motions (T, 204), each less its own resting face's (204,)."""
+    """Returns the mouths of two motions (T, 204), each less its own resting face's (204,)."""
     return MotionTrack(
         predicted_aperture_mm=aperture_mm(predicted, mean_face) - aperture_mm(predicted_rest, mean_face),
         predicted_width_mm=width_mm(predicted, mean_face) - width_mm(predicted_rest, mean_face),
@@ -95,25 +94,23 @@ def compare_motion(
 
 @dataclass(frozen=True, kw_only=True)
 class MotionMeasures:
-    """Figures over all frames of all tracks."""
+    """Metrics over all frames of all tracks."""
 
     frames: int
     aperture_r: float
     width_r: float
     closure_auc: float  # bilabial frames against other speech, by the predicted aperture
-    closure_auc_of_truth: float  # the same by the true aperture: what can be reached
+    closure_auc_of_truth: float  # the same by the true aperture: the ceiling
     aperture_error_mm: float  # mean absolute
     bilabial_gap_mm: float  # median predicted aperture above rest in b, p, m
     bilabial_gap_true_mm: float
-    open_share: (
-        float  # predicted aperture spread over the true one: 1 where motion is as large as it should be
-    )
+    open_share: float  # std of the predicted aperture over that of the true one
     silence_gap_mm: float  # 95th percentile of the predicted aperture above rest where nobody speaks
     silence_closed: float  # share of such frames within 1.5 mm of rest
 
 
 def measure_motion(tracks: Sequence[MotionTrack]) -> MotionMeasures:
-    """Figures pooled over the tracks' frames."""
+    """Returns metrics pooled over the tracks' frames."""
 
     def pooled(name: str) -> npt.NDArray[np.float32]:
         return np.concatenate([getattr(track, name) for track in tracks])
@@ -139,19 +136,18 @@ def measure_motion(tracks: Sequence[MotionTrack]) -> MotionMeasures:
 
 @dataclass(frozen=True, kw_only=True)
 class SyncMeasures:
-    """Where SyncNet hears the lips, over windows of 2 s."""
+    """Audio-visual offset by SyncNet, over windows of 2 s."""
 
     windows: int
-    true_wins: float  # share of windows whose true offset beats every other one strictly
+    true_wins: float  # share of windows whose true offset scores strictly highest
     near_wins: float  # share whose best offset is at most one frame off
     confidence: float  # mean cosine at the true offset less the mean over the others
 
 
 def measure_sync(pairs: Sequence[tuple[F32, F32]]) -> SyncMeasures:
-    """Figures over the windows of clips, each (audio embeddings (N, E), mouth embeddings (N, E)).
+    """Returns sync metrics of clips, each (audio embeddings (N, E), mouth embeddings (N, E)).
 
-    Row i stands for the five frames from frame i. A window is 2 s of mouth; its sound is taken from -15 to 15
-    frames aside, and the cosines are averaged over the window.
+    Row i embeds the five frames from frame i. Cosines are averaged over 2 s at offsets of -15 to 15 frames.
     """
     rows_needed = SYNC_WINDOW_FRAMES - 4  # windows of five frames within 2 s
     reach = SYNC_LARGEST_OFFSET

@@ -1,4 +1,4 @@
-"""How close a picture comes to the truth, in figures and to the eye."""
+"""Image quality against the ground truth: PSNR and SSIM by region, pictures side by side."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PSNR_CEILING_DB = 100.0
 
 
 def write_picture(path: Path, picture: U8) -> None:
-    """Writes (H, W, 3) RGB to a file whose ending says the format.
+    """Writes (H, W, 3) RGB to a file; its suffix is the format.
 
     Raises:
         OSError: it could not be written.
@@ -27,19 +27,19 @@ def write_picture(path: Path, picture: U8) -> None:
 
 
 def psnr_of(mean_squared_error: float) -> float:
-    """The peak signal-to-noise ratio in dB of values in [0, 1], at most PSNR_CEILING_DB."""
+    """Returns the peak signal-to-noise ratio in dB of values in [0, 1], at most PSNR_CEILING_DB."""
     return float(min(PSNR_CEILING_DB, -10 * np.log10(max(mean_squared_error, 1e-10))))
 
 
 def squared_error(picture: U8, truth: U8) -> F64:
-    """(H, W) squared error, mean over the channels, of pictures taken as [0, 1]."""
+    """Returns squared errors (H, W), mean over the channels, of pictures scaled to [0, 1]."""
     difference = (picture.astype(np.float64) - truth.astype(np.float64)) / 255
     mean: F64 = np.square(difference).mean(-1)
     return mean
 
 
 def ssim_map(picture: U8, truth: U8) -> F64:
-    """(H, W) structural similarity (Wang et al. 2004: Gaussian of 1.5 px, 11 x 11), mean over channels."""
+    """Returns SSIM (H, W), mean over the channels (Wang et al. 2004: Gaussian of 1.5 px, 11 x 11)."""
     a, b = picture.astype(np.float64) / 255, truth.astype(np.float64) / 255
 
     def blur(image: F64) -> F64:
@@ -56,7 +56,7 @@ def ssim_map(picture: U8, truth: U8) -> F64:
 
 
 def box_of(points: F32, size_px: int, *, margin: float = 0.2) -> tuple[int, int, int, int]:
-    """(x0, y0, x1, y1) pixels of the box of points (p, 2), widened by `margin` of its longer side."""
+    """Returns the bounding box (x0, y0, x1, y1) of points (p, 2), widened by `margin` of its longer side."""
     low, high = points.min(0), points.max(0)
     pad = margin * float((high - low).max())
     x0, y0 = (int(v) for v in np.clip(np.floor(low - pad), 0, size_px - 1))
@@ -66,14 +66,14 @@ def box_of(points: F32, size_px: int, *, margin: float = 0.2) -> tuple[int, int,
 
 @dataclass(frozen=True, kw_only=True)
 class Closeness:
-    """Mean over frames of each region's figures."""
+    """PSNR and SSIM by region, over frames."""
 
     psnr_db: dict[str, float]  # of the mean squared error over all frames
     ssim: dict[str, float]
 
 
 class ClosenessMeter:
-    """Collects frames, gives the figures by region."""
+    """Accumulates PSNR and SSIM by region over frames."""
 
     def __init__(self) -> None:
         """Starts empty."""
@@ -81,7 +81,7 @@ class ClosenessMeter:
         self._ssim: dict[str, list[float]] = {}
 
     def add(self, picture: U8, truth: U8, regions: Mapping[str, BOOL]) -> None:
-        """Takes one frame (H, W, 3) and the masks (H, W) of its regions; empty ones are left out."""
+        """Adds one frame (H, W, 3) with the masks (H, W) of its regions; empty ones are skipped."""
         error, similarity = squared_error(picture, truth), ssim_map(picture, truth)
         for name, region in regions.items():
             if region.any():
@@ -89,7 +89,7 @@ class ClosenessMeter:
                 self._ssim.setdefault(name, []).append(float(similarity[region].mean()))
 
     def closeness(self) -> Closeness:
-        """The figures of all frames so far."""
+        """Returns the figures of all frames so far."""
         return Closeness(
             psnr_db={name: psnr_of(float(np.mean(values))) for name, values in self._error.items()},
             ssim={name: float(np.mean(values)) for name, values in self._ssim.items()},
@@ -97,7 +97,7 @@ class ClosenessMeter:
 
 
 def regions_of(labels: U8, landmarks_2d: F32) -> dict[str, BOOL]:
-    """The regions that are measured apart: whole, head, torso (by label) and mouth (a box)."""
+    """Returns masks (H, W) of the measured regions: whole, head and torso by label, mouth by box."""
     size_px = labels.shape[0]
     mouth = np.zeros(labels.shape, dtype=np.bool_)
     x0, y0, x1, y1 = box_of(landmarks_2d[48:68], size_px)
@@ -111,7 +111,7 @@ def regions_of(labels: U8, landmarks_2d: F32) -> dict[str, BOOL]:
 
 
 def side_by_side(picture: U8, truth: U8, landmarks_2d: F32) -> U8:
-    """Rendered, truth and five times their difference; below, the same of the mouth, enlarged."""
+    """Returns rendering, ground truth and five times their difference; below, the mouth enlarged."""
     difference = np.abs(picture.astype(np.int16) - truth.astype(np.int16)) * 5
     error = np.clip(difference, 0, 255).astype(np.uint8)
     top = np.hstack([picture, truth, error])

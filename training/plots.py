@@ -1,4 +1,4 @@
-"""Pictures of validation: curves drawn into arrays."""
+"""Plots of validations, drawn into arrays."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def draw_curves(
     x_label: str = "s",
     marks: Sequence[float] = (),
 ) -> npt.NDArray[np.uint8]:
-    """A picture (H, W, 3) of named curves in panels one above the other, over a common axis.
+    """Returns a plot (H, W, 3) of named curves in stacked panels over a common axis.
 
     Args:
         panels: Title of each panel to its curves by name.
         x: Place of each value on the axis; a value a video frame, in seconds, if absent.
         x_label: What the axis shows.
-        marks: Places where a vertical line goes through all panels.
+        marks: Places of vertical lines through all panels.
     """
     figure = Figure(figsize=(11, 2.4 * len(panels) + 0.6), dpi=80, layout="constrained")
     canvas = FigureCanvasAgg(figure)
@@ -45,7 +45,7 @@ def draw_curves(
 
 
 def draw_matrix(values: npt.ArrayLike, *, title: str, x_label: str, y_label: str) -> npt.NDArray[np.uint8]:
-    """A picture (H, W, 3) of a matrix (rows, columns) as colours."""
+    """Returns a heat map (H, W, 3) of a matrix (rows, columns)."""
     figure = Figure(figsize=(8, 4), dpi=80, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axis = figure.subplots()

@@ -1,11 +1,9 @@
-"""Trains PostNet: landmarks of the common face into one speaker's domain, by adversarial domain adaptation.
+"""Training of PostNet: landmarks of the common face to one speaker's domain, adversarially.
 
-Audio2Motion and SyncNet are frozen, in evaluation mode, so what they say about every frame of sound is
-computed once, clean and degraded, before the first step. As in GeneFace, the corpus's motion through
-PostNet should look like the speaker's to a discriminator of single frames, stay in step with its sound to
-SyncNet, and on the speaker's own sound equal the speaker's own motion. No sound explains brows, eyes, nose,
-so the discriminator is shown the speaker's mean there for both kinds. Which checkpoint serves is settled by
-`training.checkpoint_choice` at the end.
+Audio2Motion and SyncNet are frozen, so their outputs for every frame of sound, clean and degraded, are
+computed once. As in GeneFace, PostNet's motion of the corpus must pass a discriminator of single frames and
+SyncNet, and that of the speaker's own sound must equal the ground truth. Brows, eyes and nose do not follow
+sound, so the discriminator gets the speaker's mean there. `training.checkpoint_choice` selects a checkpoint.
 """
 
 from __future__ import annotations
@@ -67,7 +65,7 @@ class PostNetSettings:
 
 
 def make_task(data: Path, settings: PostNetSettings, device: torch.device) -> PostNetTask:
-    """The task on a speaker's folder."""
+    """Returns the task on a speaker's folder."""
     for name in ("corpus", "audio2motion", "syncnet"):
         if getattr(settings, name) is None:
             raise InputError(f"{name}: expected a folder, got none; give --{name} DIR")
@@ -82,7 +80,7 @@ def make_task(data: Path, settings: PostNetSettings, device: torch.device) -> Po
 
 
 def run(data: Path, out: Path, settings: PostNetSettings, device: torch.device) -> bool:
-    """Whether choosing a checkpoint was all there was to do."""
+    """Returns whether it replaced training: with `choose_only` it selects a checkpoint."""
     if not settings.choose_only:
         return False
     after_training(data, out, settings, device)
@@ -90,13 +88,13 @@ def run(data: Path, out: Path, settings: PostNetSettings, device: torch.device) 
 
 
 def after_training(data: Path, out: Path, settings: PostNetSettings, device: torch.device) -> None:
-    """Chooses the checkpoint by rule and writes the report beside it."""
+    """Selects the checkpoint and writes the report beside it."""
     choice = choose_checkpoint(out)
-    print(f"postnet: {choice.summary}")  # noqa: T201 -- the command line's last word
+    print(f"postnet: {choice.summary}")  # noqa: T201 -- the command's result
 
 
 def load_postnet(path: Path, *, device: str | torch.device = "cpu") -> PostNet:
-    """A trained PostNet, frozen and in evaluation mode.
+    """Returns a trained PostNet, frozen and in evaluation mode.
 
     Args:
         path: A checkpoint, or a training folder: the chosen checkpoint, or the newest if none was chosen.
@@ -109,16 +107,18 @@ def load_postnet(path: Path, *, device: str | torch.device = "cpu") -> PostNet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Said:
-    """What the frozen networks make of every frame of some clips, clean and degraded."""
+class FrozenOutputs:
+    """Outputs of the frozen networks for every frame of some clips, clean and degraded."""
 
     motion: Tensor  # (2, rows, 204) Audio2Motion's landmarks
-    sound: Tensor  # (2, rows, E) SyncNet's embedding of the sound of five frames from each
+    sound: Tensor  # (2, rows, E) SyncNet's embedding of the sound of the five frames from each row
 
 
 @torch.no_grad()
-def say(clips: Clips, audio2motion: Audio2Motion, syncnet: SyncNet, mel: LogMel, *, batch: int = 16) -> Said:
-    """Motion and sound embeddings of all frames of the clips, in the clips' order of rows."""
+def frozen_outputs(
+    clips: Clips, audio2motion: Audio2Motion, syncnet: SyncNet, mel: LogMel, *, batch: int = 16
+) -> FrozenOutputs:
+    """Returns landmarks and sound embeddings of all rows of the clips."""
     config = audio2motion.config
     warm = config.receptive_field_frames - 1 - config.lookahead_frames
     rows = len(clips.offsets)
@@ -128,7 +128,7 @@ def say(clips: Clips, audio2motion: Audio2Motion, syncnet: SyncNet, mel: LogMel,
     for first in range(0, len(clips), batch):
         chosen = torch.arange(first, min(first + batch, len(clips)), device=clips.device)
         frames = int(clips.frames[chosen].max())
-        # four frames more, so that the last frames have their sound (silence) too
+        # Four more frames, so that the last ones have a whole sound window (of silence).
         ahead = max(config.lookahead_frames, MOTION_FRAMES - 1)
         crops = crops_at(
             clips,
@@ -141,17 +141,17 @@ def say(clips: Clips, audio2motion: Audio2Motion, syncnet: SyncNet, mel: LogMel,
             features = mel(pcm)  # (B, 2 (warm + frames + ahead), 80)
             needed = 2 * (warm + frames + config.lookahead_frames)
             moved = audio2motion.predict(features[:, :needed])[:, warm:]  # (B, frames, 204)
-            heard = features[:, 2 * warm : 2 * (warm + frames + MOTION_FRAMES - 1)]
-            windows = audio_windows(heard)  # (B, frames, 10, 80)
+            own = features[:, 2 * warm : 2 * (warm + frames + MOTION_FRAMES - 1)]
+            windows = audio_windows(own)  # (B, frames, 10, 80)
             for row, clip in enumerate(chosen.tolist()):
                 length, at = int(clips.frames[clip]), int(clips.first_row[clip])
                 motion[variant, at : at + length] = moved[row, :length]
                 sound[variant, at : at + length] = syncnet.embed_audio(windows[row, :length])
-    return Said(motion=motion, sound=sound)
+    return FrozenOutputs(motion=motion, sound=sound)
 
 
 class PostNetTask:
-    """PostNet and its discriminator, their optimisers and all that the frozen networks said."""
+    """PostNet and its discriminator, their optimisers and the outputs of the frozen networks."""
 
     name = "postnet"
 
@@ -167,12 +167,12 @@ class PostNetTask:
         self.corpus, self.speaker, self.settings, self.syncnet = corpus, speaker, settings, syncnet
         mel = LogMel().to(device)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(0)  # the degraded sounds are part of the data, the same after a resume
-            self.said = {
-                "corpus train": say(corpus.train, audio2motion, syncnet, mel),
-                "corpus validation": say(corpus.validation, audio2motion, syncnet, mel),
-                "speaker train": say(speaker.train, audio2motion, syncnet, mel),
-                "speaker validation": say(speaker.validation, audio2motion, syncnet, mel),
+            torch.manual_seed(0)  # the same degraded sounds after a resume
+            self.frozen = {
+                "corpus train": frozen_outputs(corpus.train, audio2motion, syncnet, mel),
+                "corpus validation": frozen_outputs(corpus.validation, audio2motion, syncnet, mel),
+                "speaker train": frozen_outputs(speaker.train, audio2motion, syncnet, mel),
+                "speaker validation": frozen_outputs(speaker.validation, audio2motion, syncnet, mel),
             }
         at_rest = speaker.train.sounds == Sound.REST
         if not bool(at_rest.any()):
@@ -183,14 +183,14 @@ class PostNetTask:
         self.speaker_rest = speaker.train.offsets[at_rest].mean(dim=0)  # (204,)
         self.speaker_mean = speaker.train.offsets.mean(dim=0)  # (204,)
         mouth_std = speaker.train.offsets[:, MOUTH].std(dim=0).mean()
-        self.judged_scale = 1 / mouth_std
-        judged = torch.ones(68, 3, device=device)
-        judged[17:48] = 0  # brows, nose, eyes
-        self.judged = judged.reshape(-1)  # (204,)
+        self.discriminator_scale = 1 / mouth_std
+        mask = torch.ones(68, 3, device=device)
+        mask[17:48] = 0  # brows, nose, eyes
+        self.discriminator_mask = mask.reshape(-1)  # (204,)
         self.net = PostNet(PostNetConfig.streaming()).to(device)
         bias = self.net.block3[1].bias
         assert isinstance(bias, Tensor)
-        with torch.no_grad():  # the first guess moves one resting face onto the other
+        with torch.no_grad():  # start by mapping one resting face to the other
             bias.copy_(self.speaker_rest - corpus.train.rest)
         self.discriminator = MotionDiscriminator().to(device)
         self.generator_optimizer = torch.optim.RMSprop(self.net.parameters(), lr=settings.generator_rate)
@@ -200,7 +200,7 @@ class PostNetTask:
         self.warm_frames = self.net.config.receptive_field_frames - 1
 
     def training_step(self, step: int) -> dict[str, float | Tensor]:
-        """One step of PostNet, then one of the discriminator."""
+        """Returns the scalars of one step of PostNet, then one of the discriminator."""
         settings, warm = self.settings, self.warm_frames
         falling = settings.last_rate_share ** min(1.0, step / settings.steps)
         for optimizer, rate in (
@@ -216,7 +216,7 @@ class PostNetTask:
         moved = self.net(torch.cat([foreign, own]))[:, warm:]  # (2 B, T, 204)
         fake, mine = moved[: settings.batch], moved[settings.batch :]
 
-        verdict = self.discriminator(self._judged(fake))
+        verdict = self.discriminator(self._discriminator_input(fake))
         person = motion_loss(mine, truth[:, warm:], sounds[:, warm:])
         adversarial = (1 - verdict).square().mean()
         sync = self._sync(fake, sound[:, warm:])
@@ -233,11 +233,11 @@ class PostNetTask:
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 5.0)
         self.generator_optimizer.step()
 
-        negative = self.discriminator(self._judged(fake.detach()))
-        positive = self.discriminator(self._judged(truth[:, warm:]))
-        judging = negative.square().mean() + (positive - 1).square().mean()
+        negative = self.discriminator(self._discriminator_input(fake.detach()))
+        positive = self.discriminator(self._discriminator_input(truth[:, warm:]))
+        discriminator_loss = negative.square().mean() + (positive - 1).square().mean()
         self.discriminator_optimizer.zero_grad(set_to_none=True)
-        judging.backward()
+        discriminator_loss.backward()
         torch.nn.utils.clip_grad_norm_(self.discriminator.parameters(), 1.0)
         self.discriminator_optimizer.step()
         return {
@@ -246,14 +246,14 @@ class PostNetTask:
             "adversarial": adversarial,
             "sync": sync,
             "keep": keep,
-            "discriminator": judging,
+            "discriminator": discriminator_loss,
             "disc_pos_conf": positive.mean(),
             "disc_neg_conf": negative.mean(),
         }
 
     def _crops(self, name: str, clips: Clips) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Random pieces: motion (B, n, 204), sound (B, n, E), truth (B, n, 204), sounds (B, n)."""
-        settings, said, device = self.settings, self.said[name], clips.device
+        """Returns random crops: motion (B, n, 204), sound (B, n, E), truth (B, n, 204), sounds (B, n)."""
+        settings, frozen, device = self.settings, self.frozen[name], clips.device
         length = self.warm_frames + settings.frames
         weight = clips.frames.float()
         clip = torch.multinomial(weight / weight.sum(), settings.batch, replacement=True)
@@ -263,44 +263,44 @@ class PostNetTask:
         place = first[:, None] + torch.arange(length, device=device)  # (B, n)
         row = clips.first_row[clip][:, None] + place.minimum((clips.frames[clip] - 1)[:, None])
         variant = (torch.rand(settings.batch, device=device) < settings.degraded_share).long()[:, None]
-        return said.motion[variant, row], said.sound[variant, row], clips.offsets[row], clips.sounds[row]
+        return frozen.motion[variant, row], frozen.sound[variant, row], clips.offsets[row], clips.sounds[row]
 
-    def _judged(self, landmarks: Tensor) -> Tensor:
-        """What the discriminator sees of landmarks (..., 204): (N, 204), no upper face, a little noise."""
+    def _discriminator_input(self, landmarks: Tensor) -> Tensor:
+        """Returns the discriminator's input (N, 204) of landmarks (..., 204): no upper face, with noise."""
         noise = (
             self.settings.instance_noise * torch.randn_like(landmarks) if self.discriminator.training else 0
         )
-        seen = (landmarks - self.speaker_mean + noise) * self.judged * self.judged_scale
+        seen = (landmarks - self.speaker_mean + noise) * self.discriminator_mask * self.discriminator_scale
         return seen.reshape(-1, seen.shape[-1])
 
     def _sync(self, landmarks: Tensor, sound: Tensor) -> Tensor:
-        """SyncNet's loss () of landmarks (B, T, 204) in the speaker's domain with sound (B, T, E)."""
+        """Returns the sync loss () of landmarks (B, T, 204) in the speaker's domain with sound (B, T, E)."""
         windows = mouth_windows(landmarks - self.speaker_rest)  # (B, T - 4, 5, 60)
         mouth = self.syncnet.embed_mouth(windows.flatten(0, 1))
-        heard = sound[:, : windows.shape[1]].flatten(0, 1)
-        return -torch.log((mouth * heard).sum(-1).clamp(min=1e-4)).mean()
+        audio = sound[:, : windows.shape[1]].flatten(0, 1)
+        return -torch.log((mouth * audio).sum(-1).clamp(min=1e-4)).mean()
 
     @torch.no_grad()
     def validate(self, step: int) -> Validation:
-        """The curves that the choice of a checkpoint needs, and the figures of the corpus and the speaker."""
+        """Returns the curves for checkpoint selection and the motion metrics of corpus and speaker."""
         self.net.eval()
         self.discriminator.eval()
         own, fakes, syncs = [], [], []
         tracks: dict[str, list[MotionTrack]] = {"corpus": [], "speaker": []}
         for kind, clips in (("speaker", self.speaker.validation), ("corpus", self.corpus.validation)):
-            said = self.said[f"{kind} validation"]
+            frozen = self.frozen[f"{kind} validation"]
             true_rest = self.speaker_rest if kind == "speaker" else clips.rest
             for clip in range(len(clips)):
                 first, frames = int(clips.first_row[clip]), int(clips.frames[clip])
                 rows = slice(first, first + frames)
-                moved = self.net(said.motion[0, rows][None])  # (1, T, 204)
+                moved = self.net(frozen.motion[0, rows][None])  # (1, T, 204)
                 truth = clips.clip_offsets(clip) + (0 if kind == "speaker" else clips.rest)
                 if kind == "speaker":
                     own.append((moved[0] - truth).square().mean())
                 else:
-                    fakes.append(self.discriminator(self._judged(moved)))
+                    fakes.append(self.discriminator(self._discriminator_input(moved)))
                     if bool(clips.speech[clip]):
-                        syncs.append(self._sync(moved, said.sound[0, rows][None]))
+                        syncs.append(self._sync(moved, frozen.sound[0, rows][None]))
                 tracks[kind].append(
                     compare_motion(
                         moved[0].cpu().numpy(),
@@ -311,7 +311,7 @@ class PostNetTask:
                         true_rest=true_rest.cpu().numpy(),
                     )
                 )
-        positives = self.discriminator(self._judged(self.speaker.validation.offsets))
+        positives = self.discriminator(self._discriminator_input(self.speaker.validation.offsets))
         corpus, speaker = measure_motion(tracks["corpus"]), measure_motion(tracks["speaker"])
         return Validation(
             scalars={
@@ -329,7 +329,7 @@ class PostNetTask:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """PostNet, its sizes, the discriminator, both optimisers."""
+        """Returns PostNet, its sizes, the discriminator, both optimisers' states."""
         return {
             "model": self.net.state_dict(),
             "config": asdict(self.net.config),
@@ -339,7 +339,7 @@ class PostNetTask:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what `state_dict` gave."""
+        """Restores training state."""
         self.net.load_state_dict(state["model"])
         self.discriminator.load_state_dict(state["discriminator"])
         self.generator_optimizer.load_state_dict(state["generator_optimizer"])

@@ -1,4 +1,4 @@
-"""One speaker's video with its ground truth, whole on the device that trains."""
+"""One speaker's video and ground truth, resident on the training device."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ log = logging.getLogger(__name__)
 
 MOUTH = slice(48, 68)
 EYES = (slice(36, 42), slice(42, 48))
-STD_FLOOR = 0.03  # in landmark units (a hundredth of a decimetre is 0.1): rigid points stay quiet
+STD_FLOOR = 0.03  # in landmark units (a hundredth of a decimetre is 0.1): keeps noise of rigid points small
 UPLOAD_FRAMES = 128
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpeakerData:
-    """A speaker's frames and their truth; n frames of H x W pixels, on `device`."""
+    """A speaker's frames and their ground truth; n frames of H x W pixels, on `device`."""
 
     pictures: Tensor  # (n, H, W, 3) uint8 RGB
     labels: Tensor  # (n, H, W) uint8, 0..3
@@ -44,9 +44,9 @@ class SpeakerData:
     landmarks_2d: Tensor  # (n, 68, 2) px
     c2w: Tensor  # (n, 4, 4)
     background: Tensor  # (H, W, 3) uint8
-    plate: Tensor  # (H, W, 3) uint8: what is seen where no head is, averaged over time and continued
+    plate: Tensor  # (H, W, 3) uint8: the mean picture without the head, see `torso_plate`
     plate_alpha: Tensor  # (H, W): share of the torso in it, 0..1
-    train_frames: int  # the first that many train, the rest validate
+    train_frames: int  # the first rows; the rest is the validation split
     frame_index: npt.NDArray[np.int64]  # (n,) place in the video
     mean_face: F32  # (68, 3) dm
     landmark_mean: F32  # (68, 3)
@@ -73,7 +73,7 @@ def load_speaker_data(
     lookahead_frames: int = 0,
     mean_face: Path | None = None,
 ) -> SpeakerData:
-    """The data of one speaker on `device`; `frames` takes that many, spread over the video.
+    """Returns one speaker's data on `device`; `frames` takes that many, spread over the video.
 
     Raises:
         FileError: a file is absent, broken or does not fit the others.
@@ -143,7 +143,7 @@ def load_speaker_data(
 def window_rows(
     index: npt.NDArray[np.int64], total: int, window_frames: int, lookahead_frames: int
 ) -> npt.NDArray[np.int64]:
-    """Rows (n, window_frames) of the windows around `index`; beyond the ends the edge row stands in."""
+    """Returns rows (n, window_frames) of the windows around `index`, clamped to the video."""
     if not 0 <= lookahead_frames < window_frames:
         raise InputError(f"lookahead_frames: expected 0 to {window_frames - 1}, got {lookahead_frames}")
     span = np.arange(window_frames) - (window_frames - 1 - lookahead_frames)
@@ -152,7 +152,7 @@ def window_rows(
 
 
 def _mean_face(folder: Path, path: Path | None, landmarks: F32) -> F32:
-    """(68, 3): from the npz named, else from the corpus beside the folder, else the set's own mean."""
+    """Returns (68, 3): of the npz at `path`, else of the corpus beside the folder, else the set's mean."""
     beside = folder.parent / "corpus" / LANDMARKS_FILE
     if path is not None or beside.is_file():
         return read_mean_face(path or beside)
@@ -161,7 +161,7 @@ def _mean_face(folder: Path, path: Path | None, landmarks: F32) -> F32:
 
 
 def _upload(frames: Iterator[U8], count: int, device: torch.device) -> Tensor:
-    """(count, ...) uint8 on `device`: so many frames, which come one by one."""
+    """Returns the frames as one tensor (count, ...) uint8 on `device`, copied in batches."""
     found: Tensor | None = None
     done = 0
     while batch := list(itertools.islice(frames, UPLOAD_FRAMES)):

@@ -1,10 +1,9 @@
-"""Trains SyncNet: five frames of mouth and the 200 ms of sound they belong to embed alike.
+"""Training of SyncNet: five frames of mouth and their 200 ms of sound get similar embeddings.
 
-All windows of a batch of crops are embedded once and all their pairs compared, instead of drawing pairs one
-by one. Pairs that do not belong together are other offsets of the same clip, near offsets (2 to 5 frames),
-and other clips with other voices and faces, in the proportions of GeneFace's settings. SyncNet sees
-landmarks less the face's own resting landmarks, so that it serves any speaker, and mouths are made a little
-larger or smaller at random, so that a mouth's size says nothing.
+All windows of a batch of crops are embedded once and all pairs compared, instead of sampling pairs. Negatives
+are other offsets of the same clip, near offsets (2 to 5 frames) and other clips, in the proportions of
+GeneFace's settings. Landmarks are less the resting face, so that SyncNet serves any speaker, and scaled at
+random, so that a mouth's size carries no information.
 """
 
 from __future__ import annotations
@@ -68,13 +67,13 @@ class SyncNetSettings:
 
 
 def make_task(data: Path, settings: SyncNetSettings, device: torch.device) -> SyncNetTask:
-    """The task on a corpus folder."""
+    """Returns the task on a corpus folder."""
     corpus = load_corpus(data, device=device, max_clips=settings.max_clips)
     return SyncNetTask(corpus.train, corpus.validation, settings, device)
 
 
 def load_syncnet(path: Path, *, device: str | torch.device = "cpu") -> SyncNet:
-    """A trained SyncNet from a checkpoint or a training folder, frozen and in evaluation mode."""
+    """Returns a trained SyncNet from a checkpoint or a training folder, frozen and in evaluation mode."""
     state = load_task_state(path, "syncnet", device=device)
     net = SyncNet(SyncNetConfig(**state["config"])).to(device)
     net.load_state_dict(state["model"])
@@ -82,23 +81,23 @@ def load_syncnet(path: Path, *, device: str | torch.device = "cpu") -> SyncNet:
 
 
 def audio_windows(features: Tensor) -> Tensor:
-    """Windows (B, T - 4, 10, F) of features (B, 2 T, F); window i begins with video frame i."""
+    """Returns windows (B, T - 4, 10, F) of features (B, 2 T, F); window i begins with video frame i."""
     return features.unfold(1, AUDIO_FRAMES, 2).transpose(2, 3)
 
 
 def mouth_windows(offsets: Tensor) -> Tensor:
-    """Windows (B, T - 4, 5, 60) of the mouth's points in offsets (B, T, 204)."""
+    """Returns windows (B, T - 4, 5, 60) of the mouth's points in offsets (B, T, 204)."""
     return offsets[..., MOUTH].unfold(1, MOTION_FRAMES, 1).transpose(2, 3)
 
 
 def sync_loss_of_windows(net: SyncNet, features: Tensor, offsets: Tensor, *, windows: int) -> Tensor:
-    """How far random windows of landmarks are from their sound, (): the loss of GeneFace's sync term.
+    """Returns GeneFace's sync loss () of random windows of landmarks with their sound.
 
     Args:
         net: Frozen SyncNet in evaluation mode.
         features: (B, 2 T, F), frame i of the offsets begins at feature 2 i.
         offsets: (B, T, 204), landmarks less the face's own resting landmarks.
-        windows: How many windows are drawn.
+        windows: How many windows are sampled.
     """
     batch, frames = offsets.shape[:2]
     crop = torch.randint(batch, (windows,), device=offsets.device)
@@ -130,7 +129,7 @@ class SyncNetTask:
         self.distance = (place[:, None] - place).abs()  # (W, W)
 
     def training_step(self, step: int) -> dict[str, float | Tensor]:
-        """One step on a fresh batch of crops."""
+        """Returns the scalars of one step on a batch of random crops."""
         settings = self.settings
         rate = settings.learning_rate * min(1.0, (step + 1) / 200)
         rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, step / settings.steps)))
@@ -160,11 +159,11 @@ class SyncNetTask:
         return {**losses, "rate": rate}
 
     def _losses(self, audio: Tensor, mouth: Tensor, batch: int) -> dict[str, Tensor]:
-        """Cross entropy of belonging together and of choosing the offset, and their weighted sum."""
+        """Returns the binary and the contrastive cross entropy, and their weighted sum as `loss`."""
         settings = self.settings
         windows = self.distance.shape[0]
         a, m = audio.reshape(batch, windows, -1), mouth.reshape(batch, windows, -1)  # (B, W, E)
-        own = torch.einsum("bie,bje->bij", m, a)  # (B, W, W) mouth i, sound j of one crop
+        own = torch.einsum("bie,bje->bij", m, a)  # (B, W, W) cosines of mouth i and sound j of one crop
         positive = own.diagonal(dim1=1, dim2=2)
         apart = -torch.log((1 - own).clamp(min=1e-4))  # (B, W, W)
         near = ((self.distance >= 2) & (self.distance <= 5)).float()
@@ -192,7 +191,7 @@ class SyncNetTask:
         return {"loss": loss, "belong": belong, "contrast": contrast, "positive_cosine": positive.mean()}
 
     def validate(self, step: int) -> Validation:
-        """Loss and the share of 2 s windows whose true offset wins, on clean validation clips."""
+        """Returns the loss and the share of 2 s windows whose true offset wins, on clean validation clips."""
         self.net.eval()
         found, loss, curve = validate_sync(self.net, self.mel, self.validation)
         picture = draw_matrix(
@@ -212,7 +211,7 @@ class SyncNetTask:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Network, its sizes, optimiser."""
+        """Returns weights, sizes, optimiser state."""
         return {
             "model": self.net.state_dict(),
             "config": asdict(self.net.config),
@@ -220,7 +219,7 @@ class SyncNetTask:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what `state_dict` gave."""
+        """Restores training state."""
         self.net.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
 
@@ -229,7 +228,7 @@ class SyncNetTask:
 def validate_sync(
     net: SyncNet, mel: LogMel, clips: Clips
 ) -> tuple[SyncMeasures, float, np.ndarray[Any, Any]]:
-    """Sync measures over the speech clips, the balanced loss, and the mean cosine (clips, 31) by offset."""
+    """Returns sync metrics over the speech clips, the loss, and the mean cosine (clips, 31) by offset."""
     pairs = []
     positives, negatives, curves = [], [], []
     for clip in torch.nonzero(clips.speech).flatten().tolist():

@@ -1,8 +1,7 @@
-"""Learns what stands below a speaker's head: a 2-D field over the picture that the head's pose drives.
+"""Training of a speaker's torso: a 2-D field over the picture, driven by the head's pose.
 
-Where the torso is seen it is learnt from the frame. Where the head hides it, it continues what other frames
-show there, so that a moving head uncovers no hole. With a trained head the last pixels, where hair and chin
-let the torso through, are judged by the whole picture.
+Where the torso is visible the frame is the ground truth; where the head hides it, the plate is, so that a
+moving head uncovers no hole. With a trained head there is a loss on the composited picture too.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from models.settings import Option
 from models.torso import Query, Torso, TorsoConfig
 from preparation.speaker_set import BACKGROUND, HEAD, NECK
 
-from .course import FieldOptimizer, FieldTrainingSettings
+from .field_optimizer import FieldOptimizer, FieldTrainingSettings
 from .field_validation import measure_and_slim, measure_frames, validation_rows
 from .fields import (
     Field,
@@ -33,17 +32,17 @@ from .fields import (
     draw_head,
     draw_torso,
     field_values,
-    kernels_wanted,
     load_head,
     load_torso,
     rays_of,
-    room_for,
-    speaker_facts,
+    sample_capacity,
+    speaker_metadata,
     torso_config_of,
     trace,
+    uses_cuda_kernels,
 )
 from .loop import LoopSettings, Validation
-from .pixel_choice import Pixels, drawn_by_weight, figure_box, labels_around, look_up, neighbours
+from .ray_sampler import Pixels, figure_box, ground_truth_at, labels_around, neighbours, sample_by_weight
 from .speaker_data import SpeakerData, load_speaker_data
 
 OCCUPANCY_EVERY = 16
@@ -51,8 +50,8 @@ OCCUPANCY_DECAY = 0.98
 EDGE_RADIUS_PX = 2
 EDGE_WEIGHT = 3.0
 EMPTY_WEIGHT = 0.2
-HEAD_ROOM = 1.2  # of the most samples that the head's rays had in a few steps
-HEAD_EDGE_SHARE = 0.3  # how much a pixel counts that may hold some of the head, while none is drawn over it
+CAPACITY_HEADROOM = 1.2  # over the most samples that the head's rays had in a few steps
+HEAD_EDGE_SHARE = 0.3  # weight of a pixel at the head's edge in the loss without the head
 
 SIZES = TorsoConfig.streaming()  # the defaults below
 LOOP = LoopSettings(steps=10_000, validate_every=2000, checkpoint_every=2000, validate_at_stop=True)
@@ -82,7 +81,7 @@ class TorsoTrainingSettings(FieldTrainingSettings):
     compile: Annotated[bool, Option("compile the fields with torch.compile")] = False
 
     def config(self) -> TorsoConfig:
-        """The torso's sizes."""
+        """Returns the torso's sizes."""
         return dataclasses.replace(
             SIZES,
             grid=GridConfig(levels=self.levels, log2_rows=self.log2_rows, desired_resolution=self.resolution),
@@ -107,7 +106,7 @@ class TorsoTask:
             self.trained_head = load_head(settings.head, device=device)
             self.camera = self.trained_head.camera
         self.torso = Torso(settings.config()).to(device).train()
-        kernels = kernels_wanted(settings.kernels, device)
+        kernels = uses_cuda_kernels(settings.kernels, device)
         self.torso.use_kernels(kernels)
         self.query: Query = self.torso.query
         if settings.compile:
@@ -126,32 +125,32 @@ class TorsoTask:
         self.pose6 = pose_vector(self.poses)  # (n, 6)
         self.box = _torso_box(data)
         self.possible = _possible_cells(data, self.torso.config.grid_size)
-        self.descent = FieldOptimizer(self.torso, [self.torso.torso_embedder.embeddings], settings)
-        self.capacity: int | None = None  # none yet: the first look at the head is exact
+        self.optimizer = FieldOptimizer(self.torso, [self.torso.torso_embedder.embeddings], settings)
+        self.capacity: int | None = None  # none: `_head_capacity` measures without a limit
         if self.trained_head is not None:
             self.trained_head.head.use_kernels(kernels)
             self.values: Field = field_values(self.trained_head.head)
-            self.capacity = self._room_for_head()
+            self.capacity = self._head_capacity()
             if settings.compile:
                 self.values = torch.compile(self.values, dynamic=False)
 
     def training_step(self, step: int) -> dict[str, float | Tensor]:
-        """Scalars of one step over pixels of several frames."""
+        """Returns the scalars of one step over pixels of several frames."""
         settings, data = self.settings, self.data
-        _, rate = self.descent.begin(step)
+        _, rate = self.optimizer.begin(step)
         if step % OCCUPANCY_EVERY == 0:
             i = torch.randint(data.train_frames, (1,), device=self.device)
             self.torso.update_density(self.pose6[i], decay=OCCUPANCY_DECAY)
             self.torso.density_grid_torso *= self.possible
 
-        pixels = self._choose()
+        pixels = self._sample_pixels()
         at = (pixels.rows, pixels.columns)
         labels, truth = pixels.labels, pixels.truth
         plain = data.background[at].float() / 255
         plate = data.plate[at].float() / 255
         covered = labels == HEAD
         continued = covered & (data.plate_alpha[at] > 0.5)
-        # Random colours behind all but the torso's own border; what must be seen then follows from the masks.
+        # Random backgrounds except at the torso's own border; the target follows from the masks.
         border = self._border(pixels)
         random = torch.rand_like(truth)
         behind = torch.where(border[..., None], plain, random)
@@ -179,15 +178,15 @@ class TorsoTask:
 
         whole_mse = torch.zeros((), device=self.device)
         if self.trained_head is not None:
-            head, marched = self._head_over(pixels)
-            # The same torso over the true background: alpha * rgb is what the random background left.
+            head, marched = self._trace_head(pixels)
+            # The same torso composited over the true background instead of the random one.
             over = drawn.image + (1 - drawn.alpha)[:, None] * (plain - behind).reshape(-1, 3)
             whole = head.image + (1 - head.weights_sum)[:, None] * over
             fits = marched.fits.float()
             wrong = (whole - truth.reshape(-1, 3)).square().mean(-1)
             whole_mse = (wrong * fits).sum() / fits.sum().clamp(min=1)
             loss = loss + whole_mse
-        self.descent.follow(loss, step)
+        self.optimizer.step(loss, step)
         with torch.no_grad():
             seen = ((labels >= NECK) & ~pixels.edge).reshape(-1)
             torso_mse = (error * seen).sum() / seen.sum().clamp(min=1)
@@ -199,8 +198,8 @@ class TorsoTask:
         }
 
     @torch.no_grad()
-    def _choose(self) -> Pixels:
-        """Random pixels of random training frames around the torso, more at its borders."""
+    def _sample_pixels(self) -> Pixels:
+        """Returns random pixels of random training frames around the torso, more at its borders."""
         settings, data = self.settings, self.data
         frames = torch.randint(data.train_frames, (settings.frames_per_step,), device=self.device)
         top, left, height, width = self.box
@@ -210,17 +209,17 @@ class TorsoTask:
         labels = data.labels[frames[:, None], rows, columns]
         weight = torch.where(labels >= NECK, 1.0, EMPTY_WEIGHT)
         weight = weight.masked_fill(self._differs(frames, rows, columns, labels), EDGE_WEIGHT)
-        best = drawn_by_weight(weight, settings.pixels_per_frame)
-        return look_up(data, frames, rows.gather(1, best), columns.gather(1, best))
+        best = sample_by_weight(weight, settings.pixels_per_frame)
+        return ground_truth_at(data, frames, rows.gather(1, best), columns.gather(1, best))
 
     def _differs(self, frames: Tensor, rows: Tensor, columns: Tensor, labels: Tensor) -> Tensor:
-        """(F, n) bool: another label stands EDGE_RADIUS_PX away, left, right, above or below."""
+        """Returns (F, n) bool: the label differs EDGE_RADIUS_PX to the left, right, above or below."""
         r = EDGE_RADIUS_PX
         places = ((-r, 0), (r, 0), (0, -r), (0, r))
         return (labels_around(self.data.labels, frames, rows, columns, places) != labels[..., None]).any(-1)
 
     def _border(self, pixels: Pixels) -> Tensor:
-        """(F, n) bool: torso and background meet within EDGE_RADIUS_PX, and the head is not near."""
+        """Returns (F, n) bool: torso and background meet within EDGE_RADIUS_PX, away from the head."""
         around = labels_around(
             self.data.labels, pixels.frames, pixels.rows, pixels.columns, neighbours(EDGE_RADIUS_PX)
         )  # (F, n, k)
@@ -228,16 +227,17 @@ class TorsoTask:
         to_torso = (pixels.labels == BACKGROUND) & (around >= NECK).any(-1)
         return (to_background | to_torso) & ~pixels.edge
 
-    def _room_for_head(self) -> int:
-        """How many samples a step's rays have of the frozen head, and some more."""
+    def _head_capacity(self) -> int:
+        """Returns the sample buffer's size for the frozen head: what a few steps need, and headroom."""
         assert self.trained_head is not None
-        needed = (self._head_over(self._choose()).marched.n_samples_needed for _ in range(4))
+        needed = (self._trace_head(self._sample_pixels()).marched.n_samples_needed for _ in range(4))
         rays = self.settings.frames_per_step * self.settings.pixels_per_frame
-        return room_for(HEAD_ROOM * max(map(int, needed)), rays * self.trained_head.head.config.max_steps)
+        limit = rays * self.trained_head.head.config.max_steps
+        return sample_capacity(CAPACITY_HEADROOM * max(map(int, needed)), limit)
 
     @torch.no_grad()
-    def _head_over(self, pixels: Pixels) -> Traced:
-        """The frozen head at the chosen pixels."""
+    def _trace_head(self, pixels: Pixels) -> Traced:
+        """Returns the frozen head at the sampled pixels."""
         assert self.trained_head is not None
         head = self.trained_head.head
         rays_o, rays_d, frame = rays_of(pixels, self.poses, self.camera)
@@ -255,7 +255,7 @@ class TorsoTask:
 
     @torch.no_grad()
     def validate(self, step: int) -> Validation:
-        """Figures and pictures of validation frames; without a trained head the truth stands for it."""
+        """Returns scalars and pictures of the validation split; the ground truth replaces an absent head."""
         data = self.data
 
         def draw(i: int) -> tuple[Tensor, Tensor]:
@@ -271,40 +271,40 @@ class TorsoTask:
             return whole, torch.ones(whole.shape[:2], device=whole.device)
 
         self.torso.eval()
-        with self.descent.average.in_place():
+        with self.optimizer.average.in_place():
             rows = validation_rows(data, self.settings.validation_frames)
             scalars, pictures = measure_frames(data, rows, draw)
             alone = draw_torso(self.torso, data.c2w[rows[0]], self.camera, data.background)
         self.torso.train()
         pictures["torso_alone"] = (alone.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
         scalars["occupied_share"] = float((self.torso.density_grid_torso > 0.01).float().mean())
-        scalars["minutes"] = self.descent.course.spent_s / 60
+        scalars["minutes"] = self.optimizer.schedule.spent_s / 60
         return Validation(scalars=scalars, pictures=pictures)
 
     def state_dict(self) -> dict[str, Any]:
-        """Torso, average, optimiser, the camera whose poses drive it."""
-        facts = speaker_facts(self.data)
+        """Returns weights, averaged weights, optimiser state and the speaker's metadata."""
+        facts = speaker_metadata(self.data)
         facts["camera"] = dataclasses.asdict(self.camera)
         return {
             "model": self.torso.state_dict(),
             "config": dataclasses.asdict(self.torso.config),
             "speaker": facts,
             "mean_density": float(self.torso.mean_density),
-            **self.descent.state_dict(),
+            **self.optimizer.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what `state_dict` gave."""
+        """Restores training state."""
         config = torso_config_of(state["config"])
         if config != self.torso.config:
             raise InputError(f"config: expected {config}, got {self.torso.config}")
         self.torso.load_state_dict(state["model"])
         self.torso.mean_density = float(state["mean_density"])
-        self.descent.load_state_dict(state)
+        self.optimizer.load_state_dict(state)
 
 
 def _torso_box(data: SpeakerData) -> tuple[int, int, int, int]:
-    """(row, column, rows, columns) that holds the torso of all frames and its continuation."""
+    """Returns the bounding box (row, column, rows, columns) of the torso in all frames and the plate."""
     top, left, height, width = figure_box(data.labels[: data.train_frames], least_label=NECK)
     rows = (data.plate_alpha > 0.5).any(1).nonzero()[:, 0]
     first = min(top, max(0, int(rows[0]) - 6))
@@ -312,20 +312,20 @@ def _torso_box(data: SpeakerData) -> tuple[int, int, int, int]:
 
 
 def _possible_cells(data: SpeakerData, size: int) -> Tensor:
-    """(size * size,) float, column-major as the torso's grid: 1 where the torso ever is, or next to it."""
+    """Returns (size * size,) float, column-major as the torso's grid: 1 at and next to the plate's torso."""
     ever = (data.plate_alpha > 0).float()[None, None]
     cells = functional.adaptive_max_pool2d(ever, size)  # (1, 1, rows, columns)
     return functional.max_pool2d(cells, 3, 1, 1)[0, 0].T.reshape(-1)
 
 
 def make_task(data: Path, settings: TorsoTrainingSettings, device: torch.device) -> TorsoTask:
-    """The task of training a torso on a speaker's folder."""
+    """Returns the task of training a torso on a speaker's folder."""
     loaded = load_speaker_data(data, device=device, frames=settings.frames, mean_face=settings.mean_face)
     return TorsoTask(loaded, settings, device)
 
 
 def run(data: Path, out: Path, settings: TorsoTrainingSettings, device: torch.device) -> bool:
-    """Whether this took the place of training: with `validate_only` it measures and writes `slim.pt`."""
+    """Returns whether it replaced training: with `validate_only` it measures and writes `slim.pt`."""
     if not settings.validate_only:
         return False
     measure_and_slim(make_task(data, settings, device), out)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cuda_kernels.arrays import F32
 from models.audio2motion import Audio2Motion, Audio2MotionConfig
-from models.features import AudioFeatures, LogMel
+from models.features import LogMel
 from models.landmark_subspace import LandmarkSubspace
 from models.postnet import PostNet, PostNetConfig
 from models.syncnet import AUDIO_FRAMES, MOTION_FRAMES, MOUTH_DIMENSION, SyncNet
@@ -80,7 +80,7 @@ def motion_window_frames(audio2motion: Audio2MotionConfig, postnet: PostNetConfi
     return audio2motion.receptive_field_frames + (postnet.receptive_field_frames - 1 if postnet else 0)
 
 
-def window_samples(window_frames: int, features: AudioFeatures) -> int:
+def window_samples(window_frames: int, features: LogMel) -> int:
     """Returns the samples of a window: its frames, and what the front end hears before them."""
     return FRAME_SAMPLES * window_frames + features.left_context_samples
 

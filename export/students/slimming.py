@@ -242,7 +242,7 @@ def finish(request: SlimRequest, speaker: Speaker, task: StudentTask) -> SlimRep
         SceneExportError: the slim head is not drawn as torch draws it.
         BundleError: the bundle cannot be written; nothing is left behind.
     """
-    with task.descent.average.in_place():
+    with task.optimizer.average.in_place():
         narrow = task.student.field()
     wide_scene = speaker.scene
     trained = dataclasses.replace(wide_scene, head=narrow)

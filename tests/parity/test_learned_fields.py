@@ -70,8 +70,8 @@ def test_the_field_of_the_checkpoint_is_within_its_box(trained):
 def test_cells_that_no_ray_needs_are_emptied(trained):
     task, _, _ = trained
     before = int(task.head.occupancy.sum())
-    task._look_what_is_seen()
-    task._look_at_cells(believe=True)
+    task._find_visible_cells()
+    task._update_occupancy(apply=True)
     assert 0 < int(task.head.occupancy.sum()) <= before
 
 

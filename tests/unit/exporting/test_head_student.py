@@ -139,10 +139,10 @@ def test_rays_go_through_the_head_and_the_mouth(task):
 def test_what_has_no_room_is_left_out_of_the_lesson(task):
     torch.manual_seed(3)
     rays = task._rays()
-    whole, _ = task._look(rays)
+    whole, _ = task._teacher_samples(rays)
     task.capacity = int(whole.mask.sum()) // 2
     try:
-        part, values = task._look(rays)
+        part, values = task._teacher_samples(rays)
     finally:
         task.capacity = None
     assert int(part.mask.sum()) == int(whole.mask.sum()) // 2

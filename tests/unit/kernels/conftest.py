@@ -7,7 +7,7 @@ import torch
 from emulated_raymarcher import COMPILER
 from emulated_training import EmulatedTraining
 
-from cuda_kernels import torch_kernels
+from cuda_kernels import torch_launcher
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +21,6 @@ def built(tmp_path_factory):
 @pytest.fixture
 def kernels(built, monkeypatch):
     """The emulated kernels in the CPU's place."""
-    monkeypatch.setitem(torch_kernels._launchers, torch.device("cpu"), built)
+    monkeypatch.setitem(torch_launcher._launchers, torch.device("cpu"), built)
     built.names.clear()
     return built

@@ -17,9 +17,9 @@ from cuda_kernels.torch_reference import composite, march, near_far, pack, unpac
 from models.encodings import shared_rows
 from training import head as head_task
 from training import torso as torso_task
-from training.fields import CAPACITY_STEP, draw_head, kernels_wanted, load_head, rays_of, room_for
+from training.fields import CAPACITY_STEP, draw_head, load_head, rays_of, sample_capacity, uses_cuda_kernels
 from training.loop import LoopSettings, fit
-from training.pixel_choice import backdrop, sample_pixels
+from training.ray_sampler import composite_target, sample_pixels
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -52,17 +52,17 @@ def head_in(folder, trained, **changes):
 def test_auto_takes_the_kernels_where_they_run(monkeypatch, caplog):
     monkeypatch.setattr(torch_launcher, "usable", lambda device: True)
     with caplog.at_level("INFO"):
-        assert kernels_wanted("auto", GPU) is True
+        assert uses_cuda_kernels("auto", GPU) is True
     assert "CUDA kernels" in caplog.text
-    assert kernels_wanted("cuda", GPU) is True
-    assert kernels_wanted("torch", GPU) is False
-    assert kernels_wanted("auto", CPU) is False
+    assert uses_cuda_kernels("cuda", GPU) is True
+    assert uses_cuda_kernels("torch", GPU) is False
+    assert uses_cuda_kernels("auto", CPU) is False
 
 
 def test_auto_takes_the_twin_where_the_kernels_do_not_run(monkeypatch, caplog):
     monkeypatch.setattr(torch_launcher, "usable", lambda device: False)
     with caplog.at_level("INFO"):
-        assert kernels_wanted("auto", GPU) is False
+        assert uses_cuda_kernels("auto", GPU) is False
     assert "plain torch" in caplog.text
 
 
@@ -70,7 +70,7 @@ def test_auto_takes_the_twin_where_the_kernels_do_not_run(monkeypatch, caplog):
 def test_kernels_that_do_not_run_are_refused_in_one_line(monkeypatch, device, why):
     monkeypatch.setattr(torch_launcher, "usable", lambda device: False)
     with pytest.raises(ValueError, match=why) as refused:
-        kernels_wanted("cuda", device)
+        uses_cuda_kernels("cuda", device)
     assert "\n" not in str(refused.value)
     assert "--kernels auto" in str(refused.value)
 
@@ -179,7 +179,7 @@ def test_a_field_by_the_kernels_is_compiled_whole(kernels, folder, trained):
 def loss_from_padded_samples(task, step):
     """The loss of a step, from samples padded to (N, S), term by term as it is defined."""
     settings, data, head = task.settings, task.data, task.head
-    share = task.descent.course.share(step)
+    share = task.optimizer.schedule.share(step)
     warm = step < task.warmup_steps
     pixels = sample_pixels(
         data,
@@ -188,7 +188,7 @@ def loss_from_padded_samples(task, step):
         pixels=settings.pixels_per_frame // (4 if warm else 1),
         shares=task.shares,
     )
-    scene = backdrop(data, pixels, edge_random_share=settings.edge_random_share)
+    scene = composite_target(data, pixels, edge_random_share=settings.edge_random_share)
     rays_o, rays_d, frame = rays_of(pixels, task.poses, task.camera)
     condition = head.encode_condition(data.landmarks_normalized[pixels.frames])
     most = task._samples_allowed(step)
@@ -234,11 +234,11 @@ def test_the_loss_of_packed_samples_is_that_of_padded_ones(folder, trained, monk
     task.capacity = int(SMALL_HEAD.frames_per_step * SMALL_HEAD.pixels_per_frame * room)
     losses = []
 
-    def follow(loss, _step):
+    def optimizer_step(loss, _step):
         losses.append(float(loss.detach()))
         loss.backward()
 
-    monkeypatch.setattr(task.descent, "follow", follow)
+    monkeypatch.setattr(task.optimizer, "step", optimizer_step)
     torch.manual_seed(6)
     scalars = task.training_step(step)
     found = gradients(task.head)
@@ -259,25 +259,25 @@ def test_a_compiled_head_keeps_to_two_rooms(folder, trained):
     task = head_in(folder, trained, frames_per_step=64, pixels_per_frame=1024)
     task.settings = dataclasses.replace(task.settings, compile=True)
     limit = task.capacity
-    settled = head_task.SEEN_EVERY
-    task._make_room(settled - 1, limit // 3)
+    settled = head_task.VISIBLE_EVERY
+    task._set_capacity(settled - 1, limit // 3)
     assert task.capacity == limit
-    task._make_room(settled, limit // 3)
+    task._set_capacity(settled, limit // 3)
     small = task.capacity
     assert limit // 3 < small < limit // 2
-    task._make_room(settled + 1, limit // 10)
+    task._set_capacity(settled + 1, limit // 10)
     assert task.capacity == small
-    task._make_room(settled + 2, small + 1)
+    task._set_capacity(settled + 2, small + 1)
     assert task.capacity == limit
-    task._make_room(settled + 3, limit // 3)
+    task._set_capacity(settled + 3, limit // 3)
     assert task.capacity == small
 
 
 def test_room_is_in_whole_steps_and_within_the_limit():
-    assert room_for(1, 1 << 20) == CAPACITY_STEP
-    assert room_for(0, 1 << 20) == CAPACITY_STEP
-    assert room_for(CAPACITY_STEP + 1, 1 << 20) == 2 * CAPACITY_STEP
-    assert room_for(1e9, 100_000) == 100_000
+    assert sample_capacity(1, 1 << 20) == CAPACITY_STEP
+    assert sample_capacity(0, 1 << 20) == CAPACITY_STEP
+    assert sample_capacity(CAPACITY_STEP + 1, 1 << 20) == 2 * CAPACITY_STEP
+    assert sample_capacity(1e9, 100_000) == 100_000
 
 
 def test_rays_that_had_no_room_do_not_teach_the_torso(folder, trained):
@@ -287,8 +287,8 @@ def test_rays_that_had_no_room_do_not_teach_the_torso(folder, trained):
     for room in (task.capacity, None, 200):
         task.capacity = room
         torch.manual_seed(5)
-        pixels = task._choose()
-        found.append(task._head_over(pixels))
+        pixels = task._sample_pixels()
+        found.append(task._trace_head(pixels))
     roomy, exact, tight = found
     torch.testing.assert_close(roomy.drawn.image, exact.drawn.image)
     assert bool(exact.marched.fits.all())

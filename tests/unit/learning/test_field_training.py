@@ -6,7 +6,7 @@ import torch
 from tiny_fields import SMALL_HEAD
 
 from training import head as head_task
-from training.course import Average, Schedule
+from training.field_optimizer import Average, Schedule
 from training.loop import CheckpointError, LoopSettings, fit
 
 CPU = torch.device("cpu")

@@ -12,12 +12,12 @@ from cuda_kernels.torch_reference import field_pose
 from preparation.corpus_set import CorpusError
 from preparation.speaker_set import HEAD, NECK, SpeakerDataError
 from training.fields import rays_of
-from training.pixel_choice import (
+from training.ray_sampler import (
     SamplingShares,
     at_edge,
-    backdrop,
+    composite_target,
     figure_box,
-    look_up,
+    ground_truth_at,
     sample_pixels,
     true_background,
     visible_behind,
@@ -72,7 +72,7 @@ def test_rays_through_landmarks_meet_them(data):
     poses = field_pose(data.c2w, data.box.camera)
     frames = torch.tensor([3, 20])
     points = data.landmarks_2d[frames]
-    pixels = look_up(data, frames, points[..., 1].long(), points[..., 0].long())
+    pixels = ground_truth_at(data, frames, points[..., 1].long(), points[..., 0].long())
     exact = dataclasses.replace(pixels, rows=points[..., 1] - 0.5, columns=points[..., 0] - 0.5)
     rays_o, rays_d, frame = rays_of(exact, poses, data.box.camera)
     std, mean = torch.from_numpy(data.landmark_std), torch.from_numpy(data.landmark_mean)
@@ -111,7 +111,7 @@ def _everywhere(data):
 def test_behind_all_but_the_edge_stands_a_random_colour(data):
     torch.manual_seed(0)
     pixels = sample_pixels(data, figure_box(data.labels), frames=4, pixels=300, shares=SamplingShares())
-    scene = backdrop(data, pixels)
+    scene = composite_target(data, pixels)
     inside = (pixels.labels == HEAD) & ~pixels.edge
     outside = (pixels.labels != HEAD) & ~pixels.edge
     assert torch.equal(scene.target[inside], pixels.truth[inside])
@@ -124,7 +124,7 @@ def test_behind_all_but_the_edge_stands_a_random_colour(data):
 def test_at_the_edge_some_pixels_are_treated_like_all_others(data):
     torch.manual_seed(0)
     pixels = sample_pixels(data, figure_box(data.labels), frames=4, pixels=300, shares=SamplingShares())
-    none, half, every = (backdrop(data, pixels, edge_random_share=share) for share in (0.0, 0.5, 1.0))
+    none, half, every = (composite_target(data, pixels, edge_random_share=share) for share in (0.0, 0.5, 1.0))
     bare = pixels.edge & (pixels.labels != HEAD)
     kept = [
         float((scene.target[bare] == pixels.truth[bare]).all(-1).float().mean())

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from training import cli
-from training.course import FieldTrainingSettings
 from training.curve import curve_table, write_curve
+from training.field_optimizer import FieldTrainingSettings
 from training.loop import LoopSettings, Validation, fit, read_validations
 
 

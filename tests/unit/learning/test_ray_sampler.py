@@ -2,7 +2,7 @@
 
 import torch
 
-from training.pixel_choice import EDGE_RADIUS_PX, at_edge, labels_around, neighbours
+from training.ray_sampler import EDGE_RADIUS_PX, at_edge, labels_around, neighbours
 
 
 def some_pixels():

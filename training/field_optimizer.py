@@ -1,4 +1,4 @@
-"""How a field's training goes on: the share done, the learning rates, the averaged weights."""
+"""Optimiser of a neural field: learning rate schedule, Adam, exponential moving average of the weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Kernels = Literal["auto", "cuda", "torch"]
 
 @dataclass(frozen=True, kw_only=True)
 class FieldTrainingSettings:
-    """What the trainings of a head and of a torso are both told."""
+    """Training settings that head and torso share."""
 
     frames: Annotated[int | None, Option("train on that many frames, spread (all)")] = None
     frames_per_step: Annotated[int, Option("frames that share a step")] = 32
@@ -41,16 +41,16 @@ class FieldTrainingSettings:
 
 
 class Schedule:
-    """How far a training is, by steps or by the time spent in it."""
+    """Learning rate schedule over steps or over training time."""
 
     def __init__(self, steps: int, minutes: float | None) -> None:
-        """Starts at nothing spent."""
+        """Starts with no time spent; `minutes`, if given, take the place of `steps`."""
         self._steps, self._minutes = steps, minutes
         self.spent_s = 0.0
         self._last_s: float | None = None
 
     def tick(self, step: int) -> float:
-        """The share done, 0 to 1, at the start of a step."""
+        """Returns the progress, 0 to 1, at the start of a step, and counts the time since the last one."""
         now_s = time.monotonic()
         if self._last_s is not None:
             self.spent_s += min(now_s - self._last_s, 60.0)
@@ -58,18 +58,18 @@ class Schedule:
         return self.share(step)
 
     def share(self, step: int) -> float:
-        """The share done, without counting time."""
+        """Returns the progress, 0 to 1, without counting time."""
         done = step / self._steps if self._minutes is None else self.spent_s / (60 * self._minutes)
         return min(1.0, done)
 
     def rate(self, step: int, share: float, final: float) -> float:
-        """What the learning rates are multiplied with: a short rise, then a cosine down to `final`."""
+        """Returns the factor of the learning rates: linear warm-up, then cosine annealing to `final`."""
         cosine = final + (1 - final) * 0.5 * (1 + math.cos(math.pi * share))
         return min(1.0, (step + 1) / RATE_WARMUP_STEPS) * cosine
 
 
 class Average:
-    """An exponential average of a module's parameters."""
+    """Exponential moving average of a module's parameters."""
 
     def __init__(self, module: torch.nn.Module, decay: float) -> None:
         """Starts as a copy."""
@@ -80,13 +80,13 @@ class Average:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Takes the parameters after a step in."""
+        """Moves the average towards the parameters, faster over the first steps."""
         decay = min(self._decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self.values, [parameter.detach() for parameter in self._live], 1 - decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The module has the averaged parameters while the block runs."""
+        """Swaps the averaged parameters into the module while the block runs."""
         before = [parameter.detach().clone() for parameter in self._live]
         with torch.no_grad():
             torch._foreach_copy_(self._live, self.values)
@@ -97,22 +97,22 @@ class Average:
                 torch._foreach_copy_(self._live, before)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averaged parameters by name."""
+        """Returns the averaged parameters by name."""
         return dict(zip(self._names, self.values, strict=True))
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Takes back what `state_dict` gave."""
+        """Restores training state."""
         for name, value in zip(self._names, self.values, strict=True):
             value.copy_(state[name])
 
 
 class FieldOptimizer:
-    """Steps a field's weights: Adam with a rate for the networks and one for the grids, and the average."""
+    """Adam with one learning rate for the networks and one for the grids, and the averaged weights."""
 
     def __init__(self, module: torch.nn.Module, grids: list[Tensor], settings: FieldTrainingSettings) -> None:
         """Starts at the module's weights; `grids` are those of its parameters that are tables."""
         self.average = Average(module, settings.average_decay)
-        self.course = Schedule(settings.anneal_steps, settings.anneal_minutes)
+        self.schedule = Schedule(settings.anneal_steps, settings.anneal_minutes)
         self._final_rate = settings.final_rate
         nets = [p for p in module.parameters() if all(p is not grid for grid in grids) and p.numel()]
         self._optimizer = torch.optim.Adam(
@@ -124,30 +124,30 @@ class FieldOptimizer:
         )
 
     def begin(self, step: int) -> tuple[float, float]:
-        """(share done, what the rates are multiplied with) of a step, once the rates are set to it."""
-        share = self.course.tick(step)
-        rate = self.course.rate(step, share, self._final_rate)
+        """Sets the learning rates of a step; returns (progress, factor of the rates)."""
+        share = self.schedule.tick(step)
+        rate = self.schedule.rate(step, share, self._final_rate)
         for group in self._optimizer.param_groups:
             group["lr"] = group["rate"] * rate
         return share, rate
 
-    def follow(self, loss: Tensor, step: int) -> None:
-        """Takes the step that the loss () asks for."""
+    def step(self, loss: Tensor, step: int) -> None:
+        """Back-propagates the loss () and updates weights and average."""
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         self.average.update(step)
 
     def state_dict(self) -> dict[str, Any]:
-        """Average, optimiser, time spent."""
+        """Returns averaged weights, optimiser state and training time."""
         return {
             "average": self.average.state_dict(),
             "optimizer": self._optimizer.state_dict(),
-            "spent_s": self.course.spent_s,
+            "spent_s": self.schedule.spent_s,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what `state_dict` gave; other keys are left alone."""
+        """Restores training state; ignores other keys."""
         self.average.load_state_dict(state["average"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self.course.spent_s = float(state["spent_s"])
+        self.schedule.spent_s = float(state["spent_s"])
