@@ -1,4 +1,4 @@
-"""HuBERT read from where people keep it, written as features.onnx, and heard offline as GeneFace hears it."""
+"""HuBERT loaded from its usual sources, exported to features.onnx, and run offline as GeneFace runs it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def load_hubert(source: Path | None, *, config: HubertConfig | None = None) -> H
         config: The sizes of a `.pth` file's weights; hubert-large's if absent.
 
     Raises:
-        HubertError: The source cannot be had or used; one line.
+        HubertError: The source is missing or unusable; one line.
         GenefaceFileError: A torch file is broken or holds anything but weights; one line.
     """
     if source is None:
@@ -129,7 +129,7 @@ _MAX_CONFIG_BYTES = 1 << 20
 
 
 def _folder_config(file: Path) -> HubertConfig:
-    """Returns the sizes in a `config.json`, after all else in it was found to be HuBERT-large's."""
+    """Returns the sizes in a `config.json` whose other settings are HuBERT-large's."""
 
     def refused(key: str, expected: str, got: object) -> HubertError:
         return HubertError(f"{file}: {key}: expected {expected}, got {show(got)}; {_WAY_OUT}")
@@ -173,7 +173,7 @@ def _folder_config(file: Path) -> HubertConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturesExportReport:
-    """What was written and how it compares.
+    """features.onnx and its error against torch.
 
     Attributes:
         path: The graph.
@@ -197,7 +197,7 @@ class FeaturesExportReport:
 def export_features(
     hubert: Hubert, *, path: Path, audio: F32 | None = None, float32_weights: bool = False
 ) -> FeaturesExportReport:
-    """Writes `path` and returns how it compares with torch.
+    """Writes features.onnx to `path` and returns its error against torch.
 
     The graph takes `pcm` (1, samples) of zero mean and unit variance and gives `features`
     (1, (samples - 400) // 320 + 1, dimension). `samples` is free, from 400 on.
@@ -266,8 +266,8 @@ def normalised(pcm: F32) -> F32:
 def offline_features(run: Callable[[F32], F32], pcm: F32) -> F32:
     """Returns the features ((n - 80) // 320, dimension) of a whole recording, as GeneFace's preparation does.
 
-    The whole recording is normalised, then encoded in clips of 1000 features, the rest as a clip of its own;
-    a rest shorter than one feature is dropped. Where that leaves a feature missing, it is zero.
+    The whole recording is normalised, then encoded in clips of 1000 features, the remainder as its own clip;
+    a remainder shorter than one feature is dropped. A feature missing for that is zero.
 
     Args:
         run: Features (1, Tx, dimension) of normalised sound (1, samples), Tx = (samples - 400) // 320 + 1.
