@@ -35,7 +35,6 @@ class MotionExportReport:
 
     Attributes:
         path: The graph.
-        bytes: Its size.
         window_frames, window_samples, lookahead_frames: The window that one call takes.
         largest_error: Largest difference to torch over all tried inputs, in the output's unit.
         cases: How many inputs were tried.
@@ -43,7 +42,6 @@ class MotionExportReport:
     """
 
     path: Path
-    bytes: int
     window_frames: int
     window_samples: int
     lookahead_frames: int
@@ -127,7 +125,6 @@ def export_motion(
     refuse_if_wrong(path, error, MAX_ERROR)
     return MotionExportReport(
         path=path,
-        bytes=path.stat().st_size,
         window_frames=window_frames,
         window_samples=width,
         lookahead_frames=config.lookahead_frames,
@@ -142,8 +139,6 @@ class SyncNetExportReport:
     """An exported graph and its error against torch; see `MotionExportReport`."""
 
     path: Path
-    bytes: int
-    embedding: int
     largest_error: float
 
 
@@ -177,9 +172,7 @@ def export_syncnet(syncnet: SyncNet, *, path: Path) -> SyncNetExportReport:
     ]
     error = compare(path, syncnet, feeds).largest_error
     refuse_if_wrong(path, error, MAX_ERROR)
-    return SyncNetExportReport(
-        path=path, bytes=path.stat().st_size, embedding=syncnet.config.audio_widths[-1], largest_error=error
-    )
+    return SyncNetExportReport(path=path, largest_error=error)
 
 
 def _windows_to_try(width: int, audio: F32 | None) -> list[F32]:

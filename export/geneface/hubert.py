@@ -31,7 +31,7 @@ from models.time_base import FEATURE_HOP_SAMPLES, SAMPLE_RATE_HZ
 from models.torchaudio_pair import import_torchaudio
 
 from ..onnx.graphs import strip_metadata, to_float16_weights
-from ..onnx.torch_graph import compare, ms_per_call, refuse_if_wrong, write_graph
+from ..onnx.torch_graph import compare, refuse_if_wrong, write_graph
 from ..regular_file import open_regular
 from .pickles import read_torch
 
@@ -177,21 +177,17 @@ class FeaturesExportReport:
 
     Attributes:
         path: The graph.
-        bytes: Its size.
         largest_error: Largest difference between the float32 graph and torch over all tried sounds.
         float16_change: Largest change of a feature by rounding the weights; None where they are float32.
         largest_feature: Of the tried sounds, to compare the two with.
         cases: How many sounds were tried.
-        ms_per_call: Median on this machine, one thread, for one second of sound.
     """
 
     path: Path
-    bytes: int
     largest_error: float
     float16_change: float | None
     largest_feature: float
     cases: int
-    ms_per_call: float
 
 
 def export_features(
@@ -232,12 +228,10 @@ def export_features(
     path.write_bytes(content)
     return FeaturesExportReport(
         path=path,
-        bytes=len(content),
         largest_error=error,
         float16_change=change,
         largest_feature=largest,
         cases=len(feeds),
-        ms_per_call=ms_per_call(content, {"pcm": np.zeros((1, SAMPLE_RATE_HZ), np.float32)}, calls=5),
     )
 
 

@@ -20,7 +20,7 @@ from models.postnet import PostNet
 from models.time_convolution import plain_copy
 
 from ..onnx.graphs import strip_metadata, to_float16_weights
-from ..onnx.torch_graph import ExportError, compare, ms_per_call, refuse_if_wrong, write_graph
+from ..onnx.torch_graph import ExportError, compare, refuse_if_wrong, write_graph
 
 MAX_ERROR = 1e-4
 """Two orders of float32 sums of a few hundred terms differ by some 1e-6; a wrong graph by more than 1e-2."""
@@ -34,25 +34,20 @@ class GenefaceMotionReport:
 
     Attributes:
         path: The graph.
-        bytes: Its size.
         block_frames, latent_channels: Video frames to a step of the latent, and its width.
         takes_pitch: The graph takes `f0_hz`.
         largest_error: Largest difference between the float32 graph and torch over all tried windows.
         float16_change: Largest change of a landmark by rounding the weights; None where they are float32.
         cases: How many windows were tried.
-        ms_per_call: Median on this machine, one thread, for `timed_frames` frames.
     """
 
     path: Path
-    bytes: int
     block_frames: int
     latent_channels: int
     takes_pitch: bool
     largest_error: float
     float16_change: float | None
     cases: int
-    ms_per_call: float
-    timed_frames: int
 
 
 class GenefaceMotionChain(nn.Module):
@@ -155,18 +150,14 @@ def export_geneface_motion(
         small = to_float16_weights(content, feeds)
         content, change = small.content, small.rounding
     path.write_bytes(content)
-    longest = feeds[len(TRIED_STEPS) - 1]
     return GenefaceMotionReport(
         path=path,
-        bytes=len(content),
         block_frames=config.squeeze,
         latent_channels=config.latent_channels,
         takes_pitch=takes_pitch,
         largest_error=error,
         float16_change=change,
         cases=len(feeds),
-        ms_per_call=ms_per_call(content, longest, calls=20),
-        timed_frames=longest["features"].shape[1] // 2,
     )
 
 

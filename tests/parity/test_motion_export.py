@@ -59,7 +59,6 @@ def test_report_says_what_was_written(exported, networks):
     assert exported.lookahead_frames == 4
     assert exported.largest_error <= MAX_ERROR
     assert exported.cases == 20
-    assert exported.bytes == exported.path.stat().st_size
     assert [file.name for file in exported.path.parent.iterdir()] == ["motion.onnx"]  # weights inside
 
 
@@ -138,7 +137,6 @@ def test_exported_embeddings_are_those_of_torch(tmp_path):
     syncnet = unsettled(SyncNet(SyncNetConfig.streaming()), 3)
     report = export_syncnet(syncnet, path=tmp_path / "syncnet.onnx")
     assert report.largest_error <= MAX_ERROR
-    assert report.embedding == 128
     session = session_of(report.path)
     assert [i.name for i in session.get_inputs()] == ["audio", "mouth"]
     assert [o.name for o in session.get_outputs()] == ["audio_embedding", "mouth_embedding"]
