@@ -35,7 +35,7 @@ def chromium(microphone: Path) -> Iterator[Browser]:
     """Gives a browser that grants its microphone without asking; it is closed after the block.
 
     Args:
-        microphone: what the microphone hears, again and again: a WAV file, 16-bit PCM.
+        microphone: a WAV file, 16-bit PCM, looped as the fake microphone's sound.
 
     Raises:
         BrowserError: Playwright or Chromium is not installed, or Chromium does not start.

@@ -1,10 +1,10 @@
-"""How late lips and sound come, told by what they show: no time stamp of the stream is believed.
+"""Audio and video latency by content: cross-correlation with the microphone, no time stamps of the stream.
 
-The yardstick is the microphone itself, as its track leaves the page. How loud the received sound is, is held
-against how loud the microphone was; how far the lips open on the glass, against the lips that the file
-pipeline draws for what the microphone heard. The shift at which two agree best is the lag. Times are those at
-which a frame or a sample begins, so that lips and sound that belong together have the same lag, as in a video
-file. What time a mouth takes by nature to answer its sound is in the file's lips as well, and so in no lag.
+The yardstick is the microphone's track as it leaves the page. The received sound's loudness is correlated
+with the microphone's; the lips' opening on the screen, with that of the lips that the file pipeline draws for
+the microphone's sound. The shift of the best correlation is the lag. Times are those at which a frame or a
+sample begins, so that lips and sound in sync have the same lag, as in a video file. A mouth's natural delay
+behind its sound is in the file's lips too, and so in no lag.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ I32 = npt.NDArray[np.int32]
 Box = tuple[int, int, int, int]  # x, y, width, height
 
 SOUND_RATE_HZ = 48_000
-PEAK_AT_LEAST = 0.5  # below it two signals have little in common, and their lag means nothing
+PEAK_AT_LEAST = 0.5  # below it a lag is meaningless
 MAX_LAG_S = 2.0
 WINDOW_S = 8.0
 _GRID_S = 0.001
 _COARSE_S = 0.010  # finer than a syllable's attack
-_STEADY_S = 1.0  # what changes slower is left out: the head's sway, gain control
+_STEADY_S = 1.0  # slower changes are filtered out: the head's sway, gain control
 _HOP_SAMPLES = 240
 _LANCZOS = 4  # lobes: reaches that many moments to either side
 _GAP_S = 0.015  # a recorded track that is farther off its own clock has lost a piece
@@ -58,7 +58,7 @@ class Signal:
         return Signal(times_s=self.times_s[first:last], values=self.values[first:last])
 
     def steady(self) -> Signal:
-        """Returns the signal without what changes slowly: minus its mean over the second around."""
+        """Returns the signal high-pass filtered: minus its mean over the second around."""
         first = np.searchsorted(self.times_s, self.times_s - _STEADY_S / 2)
         last = np.searchsorted(self.times_s, self.times_s + _STEADY_S / 2, side="right")
         sums = np.concatenate(([0.0], np.cumsum(self.values)))
@@ -68,14 +68,14 @@ class Signal:
 
 @dataclass(frozen=True, kw_only=True)
 class Lag:
-    """How much later than the yardstick a signal is, and how well they agree then."""
+    """A signal's lag behind the yardstick, and the correlation there."""
 
     lag_s: float  # [0, MAX_LAG_S]
     peak: float  # normalised cross-correlation, -1 to 1
 
 
 class Yardstick:
-    """A signal at even moments, known between them as well; others are measured by it."""
+    """An evenly sampled, interpolated signal that others are correlated with."""
 
     def __init__(self, start_s: float, hop_s: float, values: F64) -> None:
         """Takes the signal.
@@ -138,18 +138,18 @@ class Yardstick:
 
 @dataclass(frozen=True, kw_only=True)
 class HeardSound:
-    """What a tap on a track wrote down."""
+    """Sound recorded from a track, with its time stamps."""
 
     samples: F32  # (n,) 48 kHz mono in [-1, 1]
     lengths: I64  # (pieces,) samples of each piece, one after the other
     times_s: F64  # (pieces,) when each piece begins
 
     def later(self, delay_s: float) -> HeardSound:
-        """Returns the same, heard that much later."""
+        """Returns the same, delayed."""
         return HeardSound(samples=self.samples, lengths=self.lengths, times_s=self.times_s + delay_s)
 
     def start_s(self) -> float:
-        """Returns when it begins, by all pieces together.
+        """Returns when it begins, the median over all pieces.
 
         Raises:
             ValueError: pieces are missing, or the track did not keep time.
@@ -167,7 +167,7 @@ class HeardSound:
     def loudness(self) -> Signal:
         """Returns the loudness of each hop of 5 ms: the root of its root mean square.
 
-        The second root lets a whisper count beside a shout.
+        The second root compresses the dynamic range.
         """
         hops = len(self.samples) // _HOP_SAMPLES
         levels = self.samples[: hops * _HOP_SAMPLES].reshape(hops, _HOP_SAMPLES).astype(np.float64)
@@ -180,7 +180,7 @@ class HeardSound:
         )
 
     def yardstick(self) -> Yardstick:
-        """Returns the loudness to measure another sound by.
+        """Returns the loudness as a yardstick.
 
         Raises:
             ValueError: it is too short, or has gaps.
@@ -199,7 +199,7 @@ class Offset:
 
     @property
     def lips_behind_sound_ms(self) -> float:
-        """Negative: the lips are ahead."""
+        """Negative where the lips lead."""
         return self.microphone_to_glass_ms - self.microphone_to_ear_ms
 
     @property
@@ -211,7 +211,7 @@ class Offset:
 def offsets(
     *, lips: Signal, sound: Signal, lips_yardstick: Yardstick, sound_yardstick: Yardstick
 ) -> list[Offset]:
-    """Returns the offsets in equal windows of about `WINDOW_S`; none of them leans on another.
+    """Returns the offsets in equal, disjoint windows of about `WINDOW_S`.
 
     Windows in which nothing moves or nothing sounds have peaks of zero.
     """
@@ -281,7 +281,7 @@ class LipsByFile:
 
 
 def lips_yardstick(microphone: HeardSound, openings: F64) -> Yardstick:
-    """Returns the lips (frames,) that belong to a sound, to measure others by.
+    """Returns the lip openings (frames,) of a sound as a yardstick.
 
     Raises:
         ValueError: the sound is too short, or has gaps.

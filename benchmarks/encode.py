@@ -1,4 +1,4 @@
-"""What sending a picture takes, by codec: `python -m benchmarks.encode --speaker May --audio X.wav`."""
+"""Cost of encoding a picture, by codec: `python -m benchmarks.encode --speaker May --audio X.wav`."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from .json_file import write_json
 Encode = Callable[[U8, int], list[bytes]]
 
 _DECODERS = {"H264": "h264", "VP8": "libvpx"}
-_ROUNDS = 3  # in turn, so that a busy moment meets all alike
+_ROUNDS = 3  # interleaved, so that load affects all alike
 
 
 class Row(TypedDict):
-    """What one encoder did."""
+    """One encoder's figures."""
 
     name: str
     cpu_ms_p50: float
@@ -64,7 +64,7 @@ def theirs(make: Callable[[], Encoder], bitrate: int) -> Callable[[], Encode]:
 
 
 def measure(name: str, codec: str, make: Callable[[], Encode], pictures: list[U8]) -> Row:
-    """Returns what encoding these I420 pictures takes and gives."""
+    """Returns the cost and quality of encoding these I420 pictures."""
     encode = make()
     decoder = av.CodecContext.create(_DECODERS[codec], "r")
     assert isinstance(decoder, av.VideoCodecContext)

@@ -1,4 +1,4 @@
-"""How fast the CUDA raymarcher draws: `python -m benchmarks.gpu_render --widths 64 128 --sizes 256 512 1024`.
+"""CUDA raymarcher times: `python -m benchmarks.gpu_render --widths 64 128 --sizes 256 512 1024`.
 
 Scenes are random weights of GeneFace's sizes (16 levels, a 64-wide torso) whose head covers 40 % (small) or
 60 % (big) of the picture and takes the samples that a trained one does; head, torso and background are drawn,
@@ -32,7 +32,7 @@ from models.time_base import FRAME_MS
 from .json_file import write_json
 
 DISTANCES = {"small": 1.2, "big": 1.0}  # of the camera, in those of the synthetic scene
-SPEAKERS = 8  # different ones among live sessions
+SPEAKERS = 8  # distinct ones among live sessions
 SESSIONS_STEP = 10
 CELL_BYTES = 16  # of one read of a grid
 L1_BYTES_A_CLOCK = 128  # of a multiprocessor, on every architecture since Volta
@@ -46,7 +46,7 @@ class Row:
     head: str
     size_px: int
     samples_k: float  # thousands a frame
-    lanes_full: float  # share of the samples through the networks that belong to a ray
+    lanes_full: float  # share of the network evaluations that belong to a ray
     single_p50_ms: float  # the kernel, a frame alone
     single_p99_ms: float
     batched_ms: float  # the kernel, a frame of a batch
@@ -60,7 +60,7 @@ class Row:
 
 
 def frame_macs(width: int) -> int:
-    """Multiply-adds of one sample in the folded networks, without padding."""
+    """Returns the multiply-adds of one sample in the folded networks, without padding."""
     ambient = 32 * width + width * width + 2 * width
     sigma = 64 * width + width * width + width
     color = (width + 16) * width + 3 * width
@@ -68,7 +68,7 @@ def frame_macs(width: int) -> int:
 
 
 def cell_reads(scene: Scene) -> int:
-    """Grid cells that one sample reads: two on a level that z enters, else one."""
+    """Returns the grid cells that one sample reads: two on a level that z enters, else one."""
     from cuda_kernels.folding import pack_grid
 
     position, ambient = pack_grid(scene.head.position_grid), pack_grid(scene.head.ambient_grid)
@@ -76,14 +76,14 @@ def cell_reads(scene: Scene) -> int:
 
 
 def pose_of(number: int, distance: float) -> F32:
-    """(4, 4) a pose of a slow nod."""
+    """Returns a pose (4, 4) of a slow nod."""
     pose = make_pose(0.15 * math.sin(number), 0.08 * math.cos(number))
     pose[:3, 3] *= np.float32(distance)
     return pose
 
 
 def requests_of(scenes: Sequence[CudaScene], count: int, size_px: int, distance: float) -> list[FrameRequest]:
-    """Frames of the scenes in turn."""
+    """Returns requests for frames of the scenes in turn."""
     return [
         FrameRequest(
             scene=scenes[number % len(scenes)],
@@ -97,7 +97,7 @@ def requests_of(scenes: Sequence[CudaScene], count: int, size_px: int, distance:
 
 
 def wall_ms(call: Callable[[], object], count: int) -> list[float]:
-    """Wall times of calls."""
+    """Returns the wall times of calls."""
     times = []
     for _ in range(count):
         started = time.perf_counter()
@@ -109,7 +109,7 @@ def wall_ms(call: Callable[[], object], count: int) -> list[float]:
 def draw(
     renderer: CudaRenderer, batch: Sequence[FrameRequest], count: int
 ) -> tuple[list[float], list[float]]:
-    """(times of the kernels, wall times) of calls that draw the batch."""
+    """Returns kernel times and wall times of calls that render the batch."""
     kernels = []
 
     def once() -> None:
@@ -122,7 +122,7 @@ def draw(
 
 
 def matrix_rate() -> float | None:
-    """Multiply-adds a second of a large product of halves through torch; None without torch."""
+    """Returns torch's half-precision multiply-adds a second in a large product; None without torch."""
     if importlib.util.find_spec("torch") is None:
         return None
     import torch
@@ -141,7 +141,7 @@ def matrix_rate() -> float | None:
 def floor_ms(
     renderer: CudaRenderer, scene: Scene, width: int, samples: float, rate: float | None
 ) -> float | None:
-    """The least time for so many samples: matrix products or grid reads, whichever takes longer."""
+    """Returns the roofline's time for so many samples: matrix products or grid reads."""
     if rate is None:
         return None
     reads_s = samples * cell_reads(scene) * CELL_BYTES
@@ -150,7 +150,7 @@ def floor_ms(
 
 
 def time_torch(scene: Scene, size_px: int, distance: float) -> tuple[float | None, float | None]:
-    """(twin, wave loop) in ms: the medians of five frames; None without torch."""
+    """Returns (twin, wave loop) in ms: the medians of five frames; None without torch."""
     if importlib.util.find_spec("torch") is None:
         return None, None
     import torch
@@ -194,7 +194,7 @@ def measure(
     rate: float | None,
     with_torch: bool,
 ) -> Row:
-    """One scene's figures at one size."""
+    """Returns one scene's figures at one size."""
     distance, width = DISTANCES[head], loaded.packed.width
     batch = requests_of([loaded], frames, size_px, distance)
     single, single_walls = [], []
@@ -227,7 +227,7 @@ def measure(
 
 
 def live_sessions(renderer: CudaRenderer, scenes: Sequence[CudaScene], *, size_px: int, most: int) -> int:
-    """How many sessions at 25 fps, all due at once, are drawn within a tick in 99 of 100 ticks."""
+    """Returns how many sessions at 25 fps, all due at once, are rendered with p99 within a frame."""
     fitting, failing = 0, most + SESSIONS_STEP
     while failing - fitting > SESSIONS_STEP:
         count = (fitting + failing) // 2 // SESSIONS_STEP * SESSIONS_STEP
@@ -243,7 +243,7 @@ def live_sessions(renderer: CudaRenderer, scenes: Sequence[CudaScene], *, size_p
 
 
 def calls_of_a_frame(renderer: CudaRenderer, request: FrameRequest) -> Counter[str]:
-    """How often each driver call is made for one frame."""
+    """Returns the count of each driver call for one frame."""
     made: Counter[str] = Counter()
     plain = renderer.device.call
 
@@ -260,7 +260,7 @@ def calls_of_a_frame(renderer: CudaRenderer, request: FrameRequest) -> Counter[s
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as text."""
+    """Returns the rows as text."""
     lines = [
         "width head   size  samples  lanes  one frame p50/p99 ms  batched ms  wall one/batched ms  "
         "floor ms  share  twin ms  waves ms  x waves"

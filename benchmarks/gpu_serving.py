@@ -1,13 +1,12 @@
-"""How many sessions one GPU draws live: `python -m benchmarks.gpu_serving --sessions 50 100 150 --head big`.
+"""Live sessions on one GPU: `python -m benchmarks.gpu_serving --sessions 50 100 150 --head big`.
 
 Each session has a thread of its own, as a live one does, and asks for a picture every 40 ms, at a phase of
 its own. What is measured goes from the moment a picture is due to be asked for until its session has it:
 the thread's waking, gathering, the launch, both copies, and Python's threads. Scenes are random weights of
 GeneFace's sizes, drawn as I420. Networks, encoders and the network are not in it.
 
-All threads share one interpreter. `woke` tells how late the sessions' threads began, which is this program's
-own load and no GPU's; with `--pretend-ms` nothing is drawn, and what is left is what Python makes of so many
-sessions.
+All threads share one interpreter. `woke` is how late the sessions' threads woke, which is this program's own
+load and not the GPU's; `--pretend-ms` renders nothing and measures Python's share alone.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ _POSES = 64  # of a session's path, made beforehand
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What so many sessions got."""
+    """The figures of one number of sessions."""
 
     sessions: int
     p50_ms: float
@@ -56,12 +55,12 @@ class Row:
 
 
 class PretendRenderer:
-    """Stands in for a GPU that takes some time for a launch and each frame, one launch after the other."""
+    """A stand-in for a GPU with a fixed time a launch and a frame, launches in series."""
 
     def __init__(self, *, launch_ms: float, frame_ms: float) -> None:
         self.kernel_ms = 0.0
         self._launch_s, self._frame_s = launch_ms / 1000, frame_ms / 1000
-        self._free_s = 0.0  # when it has drawn all
+        self._free_s = 0.0  # when it becomes idle
 
     def load(self, scene: Scene) -> Any:  # noqa: ANN401 -- a scene that no device holds
         """Returns what a request needs of a scene."""
@@ -77,7 +76,7 @@ class PretendRenderer:
         return [request.shape for request in requests], spent_s, self._free_s
 
     def collect(self, launch: Any) -> list[np.ndarray]:  # noqa: ANN401
-        """Returns grey pictures once their time has come."""
+        """Returns grey pictures when the launch would have ended."""
         shapes, spent_s, ends_s = launch
         time.sleep(max(0.0, ends_s - time.perf_counter()))
         self.kernel_ms = 1000 * spent_s
@@ -89,7 +88,7 @@ class PretendRenderer:
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """One launch, as the renderer tells of it."""
+    """One launch as the renderer reports it."""
 
     at_s: float
     frames: int
@@ -105,11 +104,11 @@ def serve(
     distance: float,
     seconds: float,
 ) -> Row:
-    """Returns what sessions got that ran for so long, after half a second to settle.
+    """Returns the figures of sessions that ran for `seconds`, after half a second to settle.
 
     Args:
         speakers: drawn in turn.
-        launches: where the renderer tells of its launches; cleared.
+        launches: filled by the renderer's observer; cleared.
         sessions: how many.
         size_px: side of the pictures.
         distance: of the camera, in those of the synthetic scene.
@@ -138,7 +137,7 @@ def serve(
             if frame >= settling:
                 waits_ms[session].append(waited_s * 1000)
                 woke_ms[session].append((begun_s - due_s) * 1000)
-            frame += max(1, int(waited_s / FRAME_S))  # what is late is left out
+            frame += max(1, int(waited_s / FRAME_S))  # late frames are dropped
 
     threads = [threading.Thread(target=run, args=(session,)) for session in range(sessions)]
     launches.clear()
@@ -173,7 +172,7 @@ def full_launch_ms(
     requests: Sequence[FrameRequest],
     launches: list[Seen],
 ) -> float:
-    """Returns what the kernels take for a frame of a launch of all the requests: the median of five."""
+    """Returns the kernel time a frame of a launch of all the requests: the median of five."""
     draw(requests)  # buffers are made
     launches.clear()
     for _ in range(5):

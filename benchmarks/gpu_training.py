@@ -1,14 +1,14 @@
-"""How fast a GPU trains: `python -m benchmarks.gpu_training [--data DIR] [--minutes M] [--json F]`.
+"""Training on a GPU: `python -m benchmarks.gpu_training [--data DIR] [--minutes M] [--json F]`.
 
 Steps of a head and of a torso of GeneFace's sizes (16 levels, networks 128 and 64 wide; the torso's second
 one too, where GeneFace's is 32), 65,536 rays each, in bfloat16: by plain torch and by the CUDA kernels, each
-eager and compiled. All heads go on from one that was trained for a while before, so that all see the same
-occupancy. `median` is of steps after each of which the GPU is waited for; `in a row` is the mean of as many
-steps without, as training does them. Both hold the look at every cell in one step of 16; the look at what is
-visible at all, once in 500 steps, is not in them. Below them the parts of a step, kernels against twin.
+eager and compiled. All heads resume from one trained briefly before, so that all have the same
+occupancy. `median` is of steps after each of which the GPU is synchronised; `in a row` is the mean of as many
+steps without, as in training. Both include the density grid's update, one step in 16, but not the visibility
+update, one in 500. Below them the parts of a step, kernels against twin.
 
-With `--minutes` a head and then a torso over it are trained for so long together, and their closeness to
-frames that they did not see is printed over time. Without `--data` the speaker is a ball with a mouth.
+With `--minutes` a head and then a torso over it are trained for so long together, and their PSNR on
+held-out frames is printed over time. Without `--data` the speaker is a synthetic ball with a mouth.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from training.torso import TorsoTask, TorsoTrainingSettings
 from .json_file import write_json
 
 WARM_STEPS, WARM_CALLS, CALLS = 12, 10, 50
-FIRST_STEP = 640  # past the look at what is visible, at a step that chooses the room for samples
+FIRST_STEP = 640  # past the visibility update, at a step that sets the sample capacity
 POINTS, RAYS = 1 << 19, 1 << 16
 LOOKAHEAD_FRAMES, WINDOW_FRAMES = 2, 5
 
@@ -82,7 +82,7 @@ VARIANTS: tuple[tuple[Kernels, bool], ...] = (
 )
 
 
-# --- a speaker of numbers -----------------------------------------------------------------------------
+# --- a synthetic speaker -----------------------------------------------------------------------------
 
 
 def ball_landmarks(opening: F32) -> F32:
@@ -202,21 +202,21 @@ def ball_speaker(frames: int, size_px: int, device: torch.device) -> SpeakerData
 
 @dataclass(frozen=True, kw_only=True)
 class StepTimes:
-    """What a step of one variant takes, or why it could not be measured."""
+    """Step times of one variant, or why it failed."""
 
     task: str
     kernels: str
     compiled: bool
-    median_ms: float | None = None  # the device waited for after each step
-    in_a_row_ms: float | None = None  # mean of steps without
-    first_s: float | None = None  # the first steps together, with all that is compiled in them
-    memory_gib: float | None = None  # the most that torch had in use
+    median_ms: float | None = None  # synchronised after each step
+    in_a_row_ms: float | None = None  # mean of steps without synchronisation
+    first_s: float | None = None  # the first steps together, compilation included
+    memory_gib: float | None = None  # torch's peak
     failure: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PartTimes:
-    """What a part of a step takes, by the twin and by the kernels."""
+    """Times of a part of a step by the twin and by the kernels."""
 
     name: str
     twin_ms: float | None = None
@@ -225,13 +225,13 @@ class PartTimes:
 
 
 def wait(device: torch.device) -> None:
-    """Waits for the device."""
+    """Synchronises the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def free_memory(device: torch.device) -> None:
-    """Forgets what an earlier variant compiled and held."""
+    """Frees what an earlier variant compiled and allocated."""
     torch._dynamo.reset()
     gc.collect()
     if device.type == "cuda":
@@ -240,14 +240,14 @@ def free_memory(device: torch.device) -> None:
 
 
 def reason(error: Exception) -> str:
-    """An error in one line."""
+    """Returns an error in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def step_times(
     make: Callable[[], HeadTask | TorsoTask], device: torch.device, steps: int
 ) -> dict[str, float | None]:
-    """The figures of `StepTimes`, of a task that has just been made."""
+    """Returns the figures of `StepTimes` for a new task."""
     task = make()
     counted = itertools.count(FIRST_STEP)
     started = time.perf_counter()
@@ -285,7 +285,7 @@ def measure_steps(
     steps: int,
     variants: Sequence[tuple[Kernels, bool]] = VARIANTS,
 ) -> list[StepTimes]:
-    """Times of all variants of head and torso; one that fails says why, and the others are measured."""
+    """Returns the times of all variants of head and torso; a failure is recorded, the rest measured."""
     found = []
     for name in ("head", "torso"):
         for kernels, compiled in variants:
@@ -314,7 +314,7 @@ def measure_steps(
 def prepare_head(
     data: SpeakerData, settings: HeadTrainingSettings, device: torch.device, *, steps: int, path: Path
 ) -> HeadTask:
-    """A head that has learnt for so many steps, also written to `path`."""
+    """Returns a head trained for `steps`, also written to `path`."""
     torch.manual_seed(0)
     task = HeadTask(data, dataclasses.replace(settings, warmup_steps=max(1, steps // 4)), device)
     for step in range(steps):
@@ -332,7 +332,7 @@ def prepare_head(
 
 
 def call_ms(call: Callable[[], object], device: torch.device, *, calls: int = CALLS) -> float:
-    """The median time of a call, the device waited for after each."""
+    """Returns the median time of a call, synchronised after each."""
     for _ in range(WARM_CALLS):
         call()
     wait(device)
@@ -346,7 +346,7 @@ def call_ms(call: Callable[[], object], device: torch.device, *, calls: int = CA
 
 
 def points_on_rays(dimensions: int, count: int, device: torch.device) -> Tensor:
-    """(count, D) in [-1, 1]: eight in a row, a step apart, on each of count / 8 rays."""
+    """Returns (count, D) in [-1, 1]: eight in a row, a step apart, on each of count / 8 rays."""
     random = torch.Generator(device).manual_seed(3)
     start = 1.6 * torch.rand(count // 8, 1, dimensions, device=device, generator=random) - 0.8
     along = torch.zeros(8, dimensions, device=device)
@@ -357,7 +357,7 @@ def points_on_rays(dimensions: int, count: int, device: torch.device) -> Tensor:
 def part_calls(
     task: HeadTask, device: torch.device, *, points: int, rays: int
 ) -> dict[str, Callable[[bool], Callable[[], object]]]:
-    """By name: whether by the kernels, to the call to be timed."""
+    """Returns, by part, a function from whether the kernels are used to the call to time."""
 
     def encode(dimensions: int, backward: bool) -> Callable[[bool], Callable[[], object]]:
         layout = GridConfig().layout(dimensions)
@@ -411,18 +411,18 @@ def part_calls(
 
     return {
         f"position grid, {points} points": encode(3, False),
-        "  with its way back": encode(3, True),
+        "  with its gradient": encode(3, True),
         f"ambient grid, {points} points": encode(2, False),
-        "  with its way back and that of the points": encode(2, True),
+        "  with its gradients, the points' included": encode(2, True),
         f"march and pack, {len(rays_o)} rays": march,
-        f"composite with its way back, {capacity} samples": composite,
+        f"composite with its gradient, {capacity} samples": composite,
     }
 
 
 def measure_parts(
     task: HeadTask, device: torch.device, *, points: int = POINTS, rays: int = RAYS, calls: int = CALLS
 ) -> list[PartTimes]:
-    """Times of the parts that the kernels replace; one that fails says why."""
+    """Returns the times of the parts that the kernels replace; a failure is recorded."""
     found = []
     was = task.head.kernels
     for name, part in part_calls(task, device, points=points, rays=rays).items():
@@ -453,7 +453,7 @@ def train_for(
     head_share: float,
     out: Path,
 ) -> dict[str, list[dict[str, float]]]:
-    """What the validations of a head and then a torso found that were trained for so long together."""
+    """Returns the validations of a head and then a torso trained for `minutes` together."""
     found = {}
     for name, part in (("head", head_share * minutes), ("torso", (1 - head_share) * minutes)):
         loop = LoopSettings(
@@ -480,7 +480,7 @@ def train_for(
     return found
 
 
-# --- what is printed ----------------------------------------------------------------------------------
+# --- tables ----------------------------------------------------------------------------------
 
 
 def _shown(value: float | None, digits: int) -> str:
@@ -488,7 +488,7 @@ def _shown(value: float | None, digits: int) -> str:
 
 
 def step_line(times: StepTimes) -> str:
-    """A variant as a line of the table."""
+    """Returns a variant as a line of the table."""
     line = f"{times.task:5s}  {times.kernels:7s}  {'compiled' if times.compiled else 'eager':8s}"
     if times.failure:
         return f"{line}  {times.failure}"
@@ -499,13 +499,13 @@ def step_line(times: StepTimes) -> str:
 
 
 def step_table(rows: Sequence[StepTimes]) -> str:
-    """The variants as text."""
+    """Returns the variants as text."""
     head = "task   kernels  networks  median ms  in a row ms  first steps s  memory GiB"
     return "\n".join([head, *(step_line(row) for row in rows)])
 
 
 def part_table(rows: Sequence[PartTimes]) -> str:
-    """The parts as text."""
+    """Returns the parts as text."""
     lines = [f"{'part':44s}  twin ms  kernels ms  times as fast"]
     for row in rows:
         both = row.twin_ms is not None and row.kernels_ms

@@ -1,4 +1,4 @@
-"""What `--json FILE` of a benchmark writes."""
+"""JSON output of the benchmarks' `--json FILE`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from models.partial_files import atomic_write
 
 
 def write_json(path: Path | None, document: Any) -> None:  # noqa: ANN401 - whatever JSON takes
-    """Writes the figures to a file; without one it does nothing."""
+    """Writes the figures to a file, if one is given."""
     if path is not None:
         with atomic_write(path) as part:
             part.write_text(json.dumps(document, indent=2) + "\n")

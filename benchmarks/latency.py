@@ -1,11 +1,11 @@
-"""From the microphone to the glass, in a real browser: `python -m benchmarks.latency`.
+"""Mic-to-glass latency in a real browser: `python -m benchmarks.latency`.
 
 A headless Chromium whose microphone plays a recording opens the page of a real server and clicks its button.
 Stage times are the page's own; A/V offset and microphone to glass are measured a second time by content, see
-`content_lag.py`. Sound counts as heard when it leaves the browser's jitter buffer, plus what the browser says
-of its output device's delay; a picture counts as seen at its `expectedDisplayTime`.
+`content_lag.py`. Sound counts as heard when it leaves the browser's jitter buffer, plus the browser's
+reported output latency; a picture counts as seen at its `expectedDisplayTime`.
 
-With `--churn` a page comes and goes instead, and what it leaves behind in the server is counted.
+With `--churn` pages connect and leave instead, and the server's leaks are counted.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 SETTLE_S = 2.0  # after connecting: jitter buffers fill, the first sender reports come
-TAKE_S = 30.0  # of sound, at the beginning and at the end: what is looked at by content
+TAKE_S = 30.0  # of sound, at the beginning and at the end, measured by content
 MIN_S = 10.0
 MAX_RECORDING_S = 120.0
 _PAGE = Path(__file__).with_name("latency_page.js")
@@ -70,12 +70,12 @@ _GONE_S = 8.0
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is to be run."""
+    """The run's settings."""
 
     audio: Path
     seconds: float
     sessions: int
-    churn_s: float  # 0: no coming and going
+    churn_s: float  # 0: no churn
     stay_s: float
     delay_sound_ms: float | None
     server_flags: tuple[str, ...]
@@ -174,7 +174,7 @@ def measure(speaker: Speaker, plan: Plan) -> Figures:
 
 @dataclass(frozen=True, kw_only=True)
 class Taken:
-    """What a run brought home."""
+    """The records of a run."""
 
     sessions: list[tuple[Record, float, float]]  # with its page's clock at the beginning and the end
     cpu: CpuFigures
@@ -188,7 +188,7 @@ class Live:
         self.errors: list[str] = []  # of the pages
 
     def speak(self, lips: LipsByFile | None) -> Taken:
-        """Runs the sessions side by side and returns what they wrote down."""
+        """Runs the sessions concurrently and returns their records."""
         plan = self._plan
         take_s = min(plan.seconds, TAKE_S)
         listen = {"takeMs": take_s * 1000, "delayMs": plan.delay_sound_ms}
@@ -222,7 +222,7 @@ class Live:
         return Taken(sessions=list(zip(records, starts_ms, ends_ms, strict=True)), cpu=cpu)
 
     def come_and_go(self) -> ChurnFigures:
-        """Lets a page connect and leave again and again; by turns it hangs up or just closes."""
+        """Connects and closes a page repeatedly, by turns with and without hanging up."""
         plan = self._plan
         usages: list[Usage] = []
         times_s: list[float] = []
@@ -274,7 +274,7 @@ class Live:
 
 
 class CpuMeter:
-    """What server, browser and everybody else take from now on."""
+    """CPU time of server, browser and other processes from now on."""
 
     def __init__(self, server: ServerProcess) -> None:
         self._server = server
@@ -282,7 +282,7 @@ class CpuMeter:
         self._before = self._now()
 
     def figures(self, sessions: int) -> CpuFigures:
-        """Returns it up to now, for each second (and session)."""
+        """Returns CPU seconds a second (and session) up to now."""
         seconds = time.monotonic() - self._start_s
         server_s, chromium_s, own_s, busy_s = (
             after - before for after, before in zip(self._now(), self._before, strict=True)
@@ -324,7 +324,7 @@ def _ask(page: Page, name: str, argument: object = None) -> Any:  # noqa: ANN401
 
 
 def _content(record: Record, lips: LipsByFile | None, note: str, quiet: bool) -> ContentFigures:
-    """Returns a session's offsets by content: draws what its microphone heard, and compares."""
+    """Returns a session's offsets by content."""
     if lips is None:
         return content_figures([], note)
     device_s = 0.0
@@ -380,7 +380,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--speaker", default="May")
     parser.add_argument("--speakers-dir", type=Path)
     parser.add_argument(
-        "--audio", type=Path, default=Path("examples/hello.wav"), help="what the microphone hears"
+        "--audio", type=Path, default=Path("examples/hello.wav"), help="the microphone's sound"
     )
     parser.add_argument("--seconds", type=float, default=60.0, help="that are measured (default: 60)")
     parser.add_argument("--sessions", type=int, default=1, help="side by side (default: 1)")

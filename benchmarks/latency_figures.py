@@ -1,4 +1,4 @@
-"""The figures of a live session, made from what the page wrote down, and their goals."""
+"""Figures of a live session from the page's records, and their goals."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Record = dict[str, Any]  # what `record()` of latency_page.js returns
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """What a figure is judged by."""
+    """A figure's limit."""
 
     limit: float
     at_least: bool = False  # otherwise the figure stays below
@@ -45,11 +45,11 @@ DROPPED = Goal(limit=1.0, unit=" %")
 GLASS_P50 = Goal(limit=500.0, unit=" ms")
 GLASS_P95 = Goal(limit=650.0, unit=" ms")
 GROWTH = Goal(limit=1.0, unit=" ms/min")
-AV_OFFSET = Goal(limit=40.0, unit=" ms")  # either way; what we strive for is half of it
+AV_OFFSET = Goal(limit=40.0, unit=" ms")  # either way; better half of it
 RSS_GROWTH = Goal(limit=5.0, unit=" MB")
 FAULTS = Goal(limit=1.0)
 
-GROWTH_FROM_S = 300.0  # a shorter run says little about growth
+GROWTH_FROM_S = 300.0  # a shorter run shows no trend
 _SLICE_S = 10.0
 _RTP_STEP = 90_000 // FRAME_RATE_HZ
 
@@ -69,7 +69,7 @@ class Spread(TypedDict):
 
 
 class ContentFigures(TypedDict):
-    """By content; medians over windows, None where most windows show no likeness."""
+    """Offsets by content: medians over windows, None where most correlate too weakly."""
 
     lips_behind_sound_ms: float | None  # as seen and heard; negative: the lips are ahead
     lips_behind_sound_farthest_ms: float | None  # of the windows, the one farthest from zero
@@ -79,11 +79,11 @@ class ContentFigures(TypedDict):
     sound_peak: float
     windows: int
     sure_windows: int
-    note: str  # why there is nothing
+    note: str  # why there are no figures
 
 
 class SessionFigures(TypedDict):
-    """What one session did, from two seconds after its first frame on."""
+    """One session's figures, from two seconds after its first frame on."""
 
     codec: str
     delay_ms: float
@@ -118,7 +118,7 @@ class CpuFigures(TypedDict):
 
 
 class ChurnFigures(TypedDict):
-    """What a page that comes and goes leaves behind."""
+    """Server resources before and after churn."""
 
     rounds: int
     seconds: float
@@ -131,7 +131,7 @@ class ChurnFigures(TypedDict):
 
 
 class Figures(TypedDict):
-    """All of a run."""
+    """All figures of a run."""
 
     date: str
     machine: str
@@ -183,22 +183,22 @@ def frames_between(first_rtp: int, last_rtp: int) -> int:
 def content_figures(found: Sequence[Offset], note: str = "") -> ContentFigures:
     """Returns the medians over windows; figures only if most of the windows are sure."""
     sure = [offset for offset in found if offset.sure]
-    told = 2 * len(sure) > len(found)
+    known = 2 * len(sure) > len(found)
 
     def median(values: list[float]) -> float | None:
-        return float(np.median(values)) if told else None
+        return float(np.median(values)) if known else None
 
     behind = [offset.lips_behind_sound_ms for offset in sure]
     return ContentFigures(
         lips_behind_sound_ms=median(behind),
-        lips_behind_sound_farthest_ms=max(behind, key=abs) if told else None,
+        lips_behind_sound_farthest_ms=max(behind, key=abs) if known else None,
         microphone_to_glass_ms=median([offset.microphone_to_glass_ms for offset in sure]),
         microphone_to_ear_ms=median([offset.microphone_to_ear_ms for offset in sure]),
         lips_peak=float(np.median([offset.lips_peak for offset in found])) if found else 0.0,
         sound_peak=float(np.median([offset.sound_peak for offset in found])) if found else 0.0,
         windows=len(found),
         sure_windows=len(sure),
-        note=note or ("" if told else "the signals are too unlike to tell"),
+        note=note or ("" if known else "the signals are too unlike to tell"),
     )
 
 
@@ -260,7 +260,7 @@ def session_figures(
 
 
 def churn_figures(usages: Sequence[Usage], times_s: Sequence[float], stay_s: float) -> ChurnFigures:
-    """Returns what remained, from the second round on: the first ones fill caches.
+    """Returns the resources' growth, from the second round on: the first fills caches.
 
     Args:
         usages: after each round, at least three.
@@ -282,7 +282,7 @@ def churn_figures(usages: Sequence[Usage], times_s: Sequence[float], stay_s: flo
 
 
 def heard_sound(tapped: Record) -> HeardSound:
-    """Returns what a tap of the page wrote down."""
+    """Returns sound recorded by the page."""
     stamps = np.array(tapped["stamps"], np.float64).reshape(-1, 2)
     samples = np.frombuffer(base64.b64decode(tapped["samples"]), "<i2")
     return HeardSound(
@@ -293,7 +293,7 @@ def heard_sound(tapped: Record) -> HeardSound:
 
 
 def lips_signal(record: Record) -> Signal:
-    """Returns the lips' opening as it was seen."""
+    """Returns the lips' opening as displayed."""
     frames = np.array(record["frames"], np.float64).reshape(-1, 4)  # null becomes NaN
     order = np.argsort(frames[:, 1], kind="stable")
     frames = frames[order][np.isfinite(frames[order, 3])]

@@ -1,8 +1,8 @@
-"""What the server holds during a long call: `python -m benchmarks.long_call --speaker May --minutes 60`.
+"""Server resources during a long call: `python -m benchmarks.long_call --speaker May --minutes 60`.
 
 A real server and one client on aiortc in a process of its own, which sends a recording over and over as its
-microphone and decodes every picture. Says by the minute what memory, threads and descriptors the server has,
-and at the end how memory grew: what is bounded levels off, what leaks goes on in a straight line.
+microphone and decodes every picture. Prints the server's memory, threads and descriptors by the minute, and
+memory's growth at the end: bounded memory levels off, a leak grows linearly.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MINUTE_S = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Minute:
-    """What the server held when a minute of the call was over."""
+    """The server's resources at the end of a minute."""
 
     minute: int
     rss_mb: float
@@ -40,7 +40,7 @@ class Minute:
 
 
 def growth_mb(minutes: Sequence[Minute]) -> float:
-    """The slope of a straight line through the memory of some minutes, in MB a minute."""
+    """Returns the slope of memory over some minutes by least squares, in MB a minute."""
     if len(minutes) < 2:
         return 0.0
     at = [minute.minute for minute in minutes]
@@ -48,7 +48,7 @@ def growth_mb(minutes: Sequence[Minute]) -> float:
 
 
 def watch(server: ServerProcess, speaker: str, audio: Path, *, minutes: int) -> tuple[list[Minute], float]:
-    """The minutes of one call, and at how many pictures a second its client saw it.
+    """Returns the minutes of one call, and its client's pictures a second.
 
     Raises:
         ServerError: the server ended, or the client saw nothing.
@@ -87,7 +87,7 @@ def _grown(before: str, after: str, name: str) -> float:
 
 
 def line(row: Minute) -> str:
-    """A row of the table."""
+    """Returns a row of the table."""
     return (
         f"| {row.minute} | {row.rss_mb:.1f} | {row.threads} | {row.open_files} | {row.cores:.2f} | "
         f"{row.rendered} | {row.dropped} |"
@@ -95,7 +95,7 @@ def line(row: Minute) -> str:
 
 
 def table(rows: Sequence[Minute], fps: float) -> str:
-    """The minutes as Markdown, and what they come to."""
+    """Returns the minutes as Markdown, and a summary."""
     half = rows[len(rows) // 2 :]
     lines = [
         "| minute | resident, MB | threads | descriptors | cores | frames | left out |",
@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--speaker", default="May")
     parser.add_argument("--speakers-dir", type=Path)
-    parser.add_argument("--audio", type=Path, default=HELLO, help="recording that the microphone hears")
+    parser.add_argument("--audio", type=Path, default=HELLO, help="the microphone's recording")
     parser.add_argument("--minutes", type=int, default=60)
     parser.add_argument("--json", type=Path, help="also write the minutes there")
     given = parser.parse_args(arguments)

@@ -1,10 +1,9 @@
-"""What a look-ahead is worth: `python -m benchmarks.lookahead --speaker BUNDLE --audio FILE [FILE ...]`.
+"""Accuracy against look-ahead: `python -m benchmarks.lookahead --speaker BUNDLE --audio FILE [FILE ...]`.
 
-For a speaker whose motion network hears features and looks both ways: recordings are streamed with several
-look-aheads, feature windows and motion windows, and the landmarks compared with those of the same recording
-worked out offline (`export.students.offline_motion`). A shorter look-ahead means a shorter delay and a face
-that knows less of what comes. Features are heard once for each window length, so a run takes little more
-than those.
+For a speaker with a non-causal motion network on features: recordings are streamed with several look-aheads,
+feature windows and motion windows, and the landmarks compared with offline inference
+(`export.students.offline_motion`). A shorter look-ahead costs accuracy. Features are computed once for each
+window length, so a run takes little more than those.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ from training.cli import missing_extra
 from .json_file import write_json
 
 LOOKAHEADS_MS = (80, 160, 320, 640, 1280)
-HEARD_S = (1.28, 2.56, 5.12)
-SEEN_S = (2.56, 5.12)
+FEATURE_WINDOWS_S = (1.28, 2.56, 5.12)
+MOTION_WINDOWS_S = (2.56, 5.12)
 MM_PER_UNIT = 10.0  # landmarks are ten times decimetres
 MOUTH = slice(48, 68)
 UPPER_LIP, LOWER_LIP = 62, 66  # inner, in the middle
@@ -44,7 +43,7 @@ TOLERATED_SHARE = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One setting and what it gives, over all frames of all recordings."""
+    """One setting and its figures, over all frames of all recordings."""
 
     lookahead_ms: int  # that every frame has at least
     heard_s: float  # window of the feature network
@@ -58,7 +57,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What was measured, and of what."""
+    """All figures of a run."""
 
     speaker: str
     device: str
@@ -73,7 +72,7 @@ def with_windows(
 ) -> MotionSettings | None:
     """Returns the settings for a look-ahead and windows, None where the motion network's window is too short.
 
-    Half of a feature window is kept, so that a feature was heard again with as much sound after as before it.
+    Half of a feature window is kept, so that features are recomputed until centred in it.
     """
     of = motion.features
     assert of is not None  # `measure` refuses others
@@ -95,7 +94,7 @@ def with_windows(
 
 
 class _Timed:
-    """An engine that notes what its runs take."""
+    """An engine that times its runs."""
 
     def __init__(self, engine: Engine) -> None:
         self.device = engine.device
@@ -109,19 +108,19 @@ class _Timed:
         return output
 
 
-class _Remembering:
-    """A feature network that hears the same sound once: look-aheads and motion windows change none of it."""
+class _Memoised:
+    """A feature network with memoised outputs: look-ahead and motion window do not change them."""
 
     def __init__(self, engine: Engine) -> None:
         self.device = engine.device
         self._engine = engine
-        self._heard: dict[bytes, F32] = {}
+        self._outputs: dict[bytes, F32] = {}
 
     def run(self, inputs: Mapping[str, F32]) -> F32:
         key = hashlib.blake2b(np.ascontiguousarray(inputs["pcm"]).tobytes()).digest()
-        if key not in self._heard:
-            self._heard[key] = self._engine.run(inputs)
-        return self._heard[key]
+        if key not in self._outputs:
+            self._outputs[key] = self._engine.run(inputs)
+        return self._outputs[key]
 
 
 def stream(networks: SpeakerNetworks, motion: MotionSettings, pcm: F32) -> F32:
@@ -178,14 +177,14 @@ def measure(
     recordings: Sequence[F32],
     *,
     lookaheads_ms: Sequence[int] = LOOKAHEADS_MS,
-    heard_s: Sequence[float] = HEARD_S,
-    seen_s: Sequence[float] = SEEN_S,
+    heard_s: Sequence[float] = FEATURE_WINDOWS_S,
+    seen_s: Sequence[float] = MOTION_WINDOWS_S,
     settings: EngineSettings | None = None,
 ) -> Figures:
     """Returns the figures of a speaker over recordings (n,), 16 kHz mono.
 
     Raises:
-        ValueError: the speaker's motion network hears no features, or nothing can be measured.
+        ValueError: the speaker's motion network takes no features, or nothing can be measured.
     """
     try:
         from export.students.offline_motion import OfflineMotion
@@ -203,11 +202,11 @@ def measure(
     if not sum(map(len, truth)):
         raise ValueError(f"expected recordings of {FRAME_MS} ms or longer, got none; check --audio")
     opened = open_networks(speaker, settings)
-    assert opened.features is not None  # its motion hears features
+    assert opened.features is not None  # its motion takes features
     rows = []
     for window_s in heard_s:
-        hearing = _Timed(opened.features)
-        remembering = _Remembering(hearing)
+        encoding = _Timed(opened.features)
+        memoised = _Memoised(encoding)
         for lookahead_ms in lookaheads_ms:
             for motion_s in seen_s:
                 motion = with_windows(
@@ -216,10 +215,10 @@ def measure(
                 if motion is None:
                     continue
                 moving = _Timed(opened.motion)
-                networks = dataclasses.replace(opened, features=remembering, motion=moving)
+                networks = dataclasses.replace(opened, features=memoised, motion=moving)
                 streamed = [stream(networks, motion, pcm) for pcm in recordings]
                 compared = compare(streamed, truth)
-                hop_ms = float(np.median(hearing.took_ms)) + float(np.median(moving.took_ms))
+                hop_ms = float(np.median(encoding.took_ms)) + float(np.median(moving.took_ms))
                 rows.append(
                     Row(
                         lookahead_ms=lookahead_ms,
@@ -249,7 +248,7 @@ def measure(
 
 def table(figures: Figures) -> str:
     """Returns the figures as text, the recommended row marked."""
-    heads = ("look-ahead", "features hear", "motion sees", "mouth off by", "95 of 100", "aperture r", "delay")
+    heads = ("look-ahead", "feature window", "motion window", "mouth error", "p95", "aperture r", "delay")
     lines = [(*heads, "takes", "")]
     lines += [
         (
@@ -277,12 +276,12 @@ def table(figures: Figures) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 measured, 2 bad input (one line on stderr)."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.lookahead", description=__doc__)
-    parser.add_argument("--speaker", required=True, help="name or path of a bundle that hears features")
+    parser.add_argument("--speaker", required=True, help="name or path of a bundle that takes features")
     parser.add_argument("--speakers-dir", type=Path, help="folder with more bundles")
     parser.add_argument("--audio", type=Path, nargs="+", required=True, help="recordings of speech")
     parser.add_argument("--lookahead", type=int, nargs="+", default=LOOKAHEADS_MS, metavar="MS")
-    parser.add_argument("--feature-window", type=float, nargs="+", default=HEARD_S, metavar="S")
-    parser.add_argument("--motion-window", type=float, nargs="+", default=SEEN_S, metavar="S")
+    parser.add_argument("--feature-window", type=float, nargs="+", default=FEATURE_WINDOWS_S, metavar="S")
+    parser.add_argument("--motion-window", type=float, nargs="+", default=MOTION_WINDOWS_S, metavar="S")
     parser.add_argument("--engine", choices=("auto", "onnx", "tensorrt"), default="auto")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--json", type=Path, help="also write the figures here")

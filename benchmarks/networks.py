@@ -1,4 +1,4 @@
-"""A large network on each device, by `open_engine`: `python -m benchmarks.networks --devices cpu cuda`.
+"""A large network's latency by device: `python -m benchmarks.networks --devices cpu cuda`.
 
 The network is HuBERT with random weights of hubert-large's sizes, or any ONNX file of sound to features
 (`pcm` (1, samples) to `features` (1, steps, dimension)). Times are those of whole calls, from numpy array to
@@ -30,7 +30,7 @@ WARM_UP_RUNS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What one device did; times in ms."""
+    """One device's figures; times in ms."""
 
     asked: str
     device: str
@@ -55,7 +55,7 @@ def write_hubert(path: Path) -> int:
 
 
 def spec_of(model: Path, samples: int, dimension: int) -> NetworkSpec:
-    """Returns what the network must be for windows of `samples`."""
+    """Returns the spec of the network for windows of `samples`."""
     return NetworkSpec(
         model=model,
         inputs={"pcm": (1, samples)},

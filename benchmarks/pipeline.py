@@ -1,4 +1,4 @@
-"""What each stage takes from wav to video: `python -m benchmarks.pipeline --speaker May --audio X.wav`."""
+"""Stage times from wav to video: `python -m benchmarks.pipeline --speaker May --audio X.wav`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .json_file import write_json
 
 
 class Figures(TypedDict):
-    """What a run measured."""
+    """The figures of a run."""
 
     speaker: str
     audio: str
@@ -64,7 +64,7 @@ def measure(
     threads: int,
     quiet: bool = False,
 ) -> Figures:
-    """Returns the figures of turning one recording into a video that is thrown away."""
+    """Returns the figures of turning one recording into a discarded video."""
     start_s = time.perf_counter()
     speaker = load_speaker(find_speaker(speaker_name, speakers_dir=speakers_dir))
     compute = ComputeSettings(device="cpu", threads=threads)

@@ -1,4 +1,4 @@
-"""How well a speaker speaks: `python -m benchmarks.quality --speaker May --data DIR`.
+"""Lip sync and picture quality of a speaker: `python -m benchmarks.quality --speaker May --data DIR`.
 
 DIR is laid out as a corpus (sound and landmarks of many faces) or as a speaker (video and its landmarks); its
 validation split is measured. Sound goes through the bundle's motion.onnx in the live path's own windows, then
@@ -55,7 +55,7 @@ class Row:
 
 
 class LiveMotion:
-    """Landmarks as the live path makes them: the motion networks over a stream, clamp, smoothing."""
+    """The live path's landmarks: motion networks over a stream, clamp, smoothing."""
 
     def __init__(self, speaker: Speaker) -> None:
         """Opens the speaker's networks."""
@@ -63,7 +63,7 @@ class LiveMotion:
         self._networks = open_networks(speaker)
 
     def __call__(self, pcm: F32) -> F32:
-        """Landmarks (T, 204) in the speaker's domain of samples (640 T,) in [-1, 1]."""
+        """Returns landmarks (T, 204) in the speaker's domain of samples (640 T,) in [-1, 1]."""
         motion = self._motion
         stream = self._networks.motion_stream(motion)
         smooth = LandmarkFilter(
@@ -76,7 +76,7 @@ class LiveMotion:
         return np.stack(frames).astype(np.float32)
 
     def resting(self) -> F32:
-        """Landmarks (204,) that silence leads to."""
+        """Landmarks (204,) after silence."""
         rest: F32 = self(np.zeros(int(SAMPLE_RATE_HZ * _SILENCE_S), np.float32))[-1]
         return rest
 
@@ -84,7 +84,7 @@ class LiveMotion:
 def motion_rows(
     speaker: Speaker, data: Path, *, max_clips: int | None = None
 ) -> tuple[list[Row], dict[str, Any]]:
-    """Rows of motion and lip sync on the validation split of a folder, and all figures for a file."""
+    """Returns rows of motion and lip sync on the validation split of a folder, and all figures for a file."""
     try:
         import torch
 
@@ -184,7 +184,7 @@ class SyncEmbeddings:
         )
 
     def __call__(self, features: F32, offsets: F32) -> tuple[F32, F32]:
-        """Embeddings of sound and mouth, (T - 4, E) each.
+        """Returns embeddings of sound and mouth, (T - 4, E) each.
 
         Args:
             features: (2 T, 80), log-mel.
@@ -200,7 +200,7 @@ class SyncEmbeddings:
 
 
 def picture_rows(speaker: Speaker, data: Path) -> tuple[list[Row], dict[str, Any]]:
-    """Rows of the picture against the validation frames of a speaker's video, and all figures for a file."""
+    """Returns rows of the picture against the video's validation frames, and all figures for a file."""
     from .quality_picture import picture_quality  # what it imports is only needed here
 
     figures = picture_quality(speaker, data)
@@ -220,7 +220,7 @@ def picture_rows(speaker: Speaker, data: Path) -> tuple[list[Row], dict[str, Any
 def measure(
     speaker: Speaker, data: Path, *, max_clips: int | None = None, pictures: bool = True
 ) -> tuple[list[Row], dict[str, Any]]:
-    """All rows and figures that a folder gives.
+    """Returns all rows and figures of a folder.
 
     Raises:
         ValueError: the folder is neither a corpus nor a speaker.
@@ -238,7 +238,7 @@ def measure(
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as aligned text, targets and verdicts beside the figures."""
+    """Returns the rows as aligned text, targets and verdicts beside the figures."""
     lines = [("what", "figure", "", "target", "")]
     for row in rows:
         sign = "" if row.target is None else (">= " if row.at_least else "<= ")
@@ -256,7 +256,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0 measured, 2 bad input (one line on stderr)."""
+    """Returns the exit code: 0 measured, 2 bad input (one line on stderr)."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
     parser.add_argument("--speaker", default="May", help="name or path of the bundle (default May)")
     parser.add_argument("--speakers-dir", type=Path, help="folder with more bundles")

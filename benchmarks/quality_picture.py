@@ -1,6 +1,6 @@
-"""How close a bundle's pictures come to a video it was not trained on, driven by the true landmarks.
+"""PSNR and SSIM of a bundle's pictures on held-out video, driven by the true landmarks.
 
-The way is the live one from the landmarks on: normalised, through condition.onnx, drawn by the CPU
+The live path from the landmarks on: normalised, through condition.onnx, drawn by the CPU
 raymarcher, at full size and at half size scaled up with the mouth drawn apart. Clamp and smoothing, which
 belong to predicted landmarks, are left out.
 """
@@ -34,7 +34,7 @@ class PictureDataError(InputError):
 def picture_quality(
     speaker: Speaker, data_dir: Path, *, frames: int = 24, threads: int = 2
 ) -> dict[str, float]:
-    """Figures over `frames` validation frames of a folder laid out as a speaker's training set.
+    """Returns figures over `frames` validation frames of a folder laid out as a speaker's training set.
 
     Returns:
         PSNR in dB and SSIM of the whole picture and its parts, by name; those drawn at half size and scaled
@@ -93,7 +93,7 @@ def picture_quality(
 
 
 def _conditions(speaker: Speaker, landmarks: F32, rows: I64) -> list[F32]:
-    """The conditions (C,) of frames `rows` from the true landmarks (T, 68, 3) in head space."""
+    """Returns the conditions (C,) of frames `rows` from the true landmarks (T, 68, 3) in head space."""
     motion, condition = speaker.motion, speaker.condition
     assert motion.mean_face is not None
     window = condition.window_frames

@@ -1,7 +1,7 @@
-"""How fast the CPU raymarcher draws: `python -m benchmarks.render --speaker May --sizes 128 192 256 512`.
+"""CPU raymarcher: frame times and PSNR: `python -m benchmarks.render --speaker May --sizes 128 192 256 512`.
 
 Times are wall times of whole frames (head, torso, background, RGB out) along the speaker's path of poses;
-the cost of a sample is process time, which other programs on the machine hardly inflate. With torch
+the cost of a sample is process time, robust to other load. With torch
 installed, each size is also compared with the plain torch twin (PSNR) and timed against the reference's loop
 in eager torch.
 `--speaker synthetic` draws random weights, 32 wide, with 12 levels.
@@ -38,7 +38,7 @@ MAX_FOR_TORCH_PX = 256  # eager torch takes seconds a frame there, and minutes f
 
 @dataclass(frozen=True, kw_only=True)
 class Frames:
-    """What is drawn: a scene, poses and conditions to go through."""
+    """A scene, and the poses and conditions to render."""
 
     name: str
     scene: Scene
@@ -63,7 +63,7 @@ class Row:
 
 
 def read_speaker(name: str, speakers_dir: Path | None) -> Frames:
-    """The frames of a speaker's bundle: its own path, conditions of landmarks that move about the mean."""
+    """Returns frames of a bundle: its own poses, conditions of landmarks about the mean."""
     speaker = load_speaker(find_speaker(name, speakers_dir=speakers_dir))
     count = min(100, len(speaker.poses))
     poses = speaker.poses[np.linspace(0, len(speaker.poses) - 1, count).astype(int)]
@@ -76,7 +76,7 @@ def read_speaker(name: str, speakers_dir: Path | None) -> Frames:
 
 
 def make_synthetic() -> Frames:
-    """Frames of random weights that cost what a trained speaker's do."""
+    """Returns frames of random weights that cost what a trained speaker's do."""
     scene = make_scene()
     angles = np.linspace(0, 2 * math.pi, 40, endpoint=False)
     poses = np.stack([make_pose(0.15 * math.sin(a), 0.08 * math.cos(a)) for a in angles])
@@ -87,7 +87,7 @@ def make_synthetic() -> Frames:
 def measure(
     frames: Frames, size_px: int, *, raymarcher: CpuRaymarcher, count: int, with_torch: bool, eager: bool
 ) -> Row:
-    """One size's figures over `count` frames."""
+    """Returns one size's figures over `count` frames."""
 
     def draw(number: int) -> object:
         return raymarcher.render(
@@ -126,7 +126,7 @@ def measure(
 def compare(
     frames: Frames, size_px: int, *, raymarcher: CpuRaymarcher, eager: bool
 ) -> tuple[float, float | None]:
-    """PSNR in dB against the torch twin over three frames, and the best of three eager frames in ms."""
+    """Returns PSNR (dB) against the torch twin over three frames, and the best eager one's ms of three."""
     import torch
 
     from cuda_kernels.torch_reference import render_scene
@@ -156,7 +156,7 @@ def compare(
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as text."""
+    """Returns the rows as text."""
 
     def cell(value: float | None, width: int, digits: int) -> str:
         return f"{'-' if value is None else f'{value:.{digits}f}':>{width}}"
@@ -174,7 +174,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures and prints; the exit code."""
+    """Measures, prints, and returns the exit code."""
     parser = argparse.ArgumentParser(prog="benchmarks.render", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--speaker", default="May", help=f"name or folder, or '{SYNTHETIC}'")
     parser.add_argument("--speakers-dir", type=Path, help="folder of speakers that comes first")

@@ -1,4 +1,4 @@
-"""The live server as a process of its own, started and watched from outside."""
+"""The live server as a subprocess."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-_READY_S = 180.0  # kernels that were never compiled here take their time
+_READY_S = 180.0  # kernels may have to be compiled
 _STOP_S = 10.0
 _POLL_S = 0.01
 
@@ -25,7 +25,7 @@ class ServerError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """What a process holds and has taken so far."""
+    """A process's resources and CPU time so far."""
 
     cpu_s: float
     rss_mb: float
@@ -37,7 +37,7 @@ class ServerProcess:
     """`geneface-stream` on a free port of this machine; a context that ends it."""
 
     def __init__(self, flags: Sequence[str], log: Path) -> None:
-        """Prepares it; entering the context starts it.
+        """Takes the settings; entering the context starts it.
 
         Args:
             flags: of `geneface-stream`, but for the port.
@@ -88,10 +88,10 @@ class ServerProcess:
         return f"http://127.0.0.1:{self.port}"
 
     def usage(self) -> Usage:
-        """Returns what the server holds and has taken so far.
+        """Returns the server's resources and CPU time so far.
 
         Raises:
-            ServerError: it ended by itself.
+            ServerError: it exited by itself.
         """
         process = self._running()
         with process.oneshot():
@@ -107,7 +107,7 @@ class ServerProcess:
         """Returns the text at a path.
 
         Raises:
-            ServerError: it ended by itself.
+            ServerError: it exited by itself.
             OSError: it does not answer.
         """
         self._running()

@@ -1,4 +1,4 @@
-"""A scene of random weights that costs what a trained speaker costs: for benchmarks and tests without one.
+"""A synthetic scene of random weights that costs what a trained speaker does, for benchmarks and tests.
 
 An ellipsoid head that covers most of the picture, opaque within four to five samples a ray as trained heads
 are, before a torso and a gradient.
@@ -31,7 +31,7 @@ def make_grid(
     smoothstep: bool = False,
     amplitude: float = 1.0,
 ) -> Grid:
-    """A grid of noise whose finer levels are fainter, as trained ones are."""
+    """Returns a grid of noise whose finer levels are fainter, as trained ones are."""
     layout = GridLayout.growing(
         dimensions=dimensions,
         levels=levels,
@@ -47,7 +47,7 @@ def make_grid(
 
 
 def make_net(random: np.random.Generator, widths: tuple[int, ...]) -> tuple[F32, ...]:
-    """Matrices that keep the size of what passes through ReLU."""
+    """Returns weights that preserve the activations' scale through ReLU (He)."""
     return tuple(
         (random.normal(size=(rows, columns)) * math.sqrt(2 / columns)).astype(np.float32)
         for columns, rows in pairwise(widths)
@@ -55,7 +55,7 @@ def make_net(random: np.random.Generator, widths: tuple[int, ...]) -> tuple[F32,
 
 
 def ellipsoid_bitfield(grid_size: int, radii: tuple[float, float, float]) -> U8:
-    """Morton-ordered occupancy bits of an ellipsoid about the origin of [-1, 1]^3."""
+    """Returns the Morton-ordered occupancy bits of an ellipsoid about the origin of [-1, 1]^3."""
     centres = (np.arange(grid_size) + 0.5) / grid_size * 2 - 1
     x, y, z = np.meshgrid(centres, centres, centres, indexing="ij")
     inside = (x / radii[0]) ** 2 + (y / radii[1]) ** 2 + (z / radii[2]) ** 2 < 1
@@ -92,7 +92,7 @@ def make_scene(
     density: float = 4.4,
     seed: int = 0,
 ) -> Scene:
-    """A scene of the given sizes.
+    """Returns a scene of the given sizes.
 
     Args:
         hidden: width of the head's networks.
@@ -187,7 +187,7 @@ def _make_torso(random: np.random.Generator, grid: Grid, hidden: int, layers: tu
 
 
 def make_pose(yaw: float = 0.0, pitch: float = 0.0, *, scale: float = 4.0) -> F32:
-    """(4, 4) camera to head space, looking at the head's middle; angles in radians."""
+    """Returns a pose (4, 4), camera to head space, looking at the head's middle; angles in radians."""
     cy, sy, cp, sp = math.cos(yaw), math.sin(yaw), math.cos(pitch), math.sin(pitch)
     turn = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]]) @ np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
     pose = np.eye(4)
@@ -197,7 +197,7 @@ def make_pose(yaw: float = 0.0, pitch: float = 0.0, *, scale: float = 4.0) -> F3
 
 
 def make_condition(scene: Scene, seed: int = 0) -> F32:
-    """(C,) a random condition of the length that the scene's head takes."""
+    """Returns a random condition (C,) of the length that the scene's head takes."""
     length = scene.head.ambient_net[0].shape[1] - scene.head.position_grid.width
     condition: F32 = np.random.default_rng(seed).normal(size=length).astype(np.float32)
     return condition

@@ -1,9 +1,9 @@
 """Live sessions without a browser: `python -m benchmarks.webrtc_sessions --speaker May --sessions 1 8 16`.
 
 A real server; clients on aiortc, in processes of their own, that send a recording as their microphone and
-decode every picture they get. Says at what rate pictures arrive, how long the first takes, how often a viewer
-waits for more than two frames' time, and what the server takes for it. Needs no browser; it listens to no
-sound, so for latency and sync see `benchmarks.latency`.
+decode every picture they get. Prints the rate of pictures, the time to the first, the share of gaps
+longer than two frames, and the server's CPU time. Needs no browser; sound is not measured, so for latency and
+sync see `benchmarks.latency`.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from .server_process import ServerError, ServerProcess
 CLIENTS_A_PROCESS = 4  # a client's decoding takes a tenth of a core
 STAGGER_S = 0.25  # between the starts of sessions
 LEAVE_S = 30.0
-SETTLE_S = 3.0  # before pictures are counted: the start is told apart
+SETTLE_S = 3.0  # before pictures are counted
 HELLO = Path(__file__).resolve().parents[1] / "examples" / "hello.wav"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Viewed:
-    """What one client saw."""
+    """The pictures of one client."""
 
     refused: str  # why there was no session; empty if there was one
     first_s: float  # from the offer to the first picture
@@ -105,7 +105,7 @@ async def _view(url: str, audio: Path, delay_s: float, end_s: float) -> Viewed:
             answer = await asyncio.to_thread(lambda: urllib.request.urlopen(request, timeout=20).read())
         except urllib.error.HTTPError as error:
             return Viewed(refused=f"{error.code} {error.reason}", first_s=0.0, arrivals_s=(), side_px=0)
-        except OSError as error:  # no answer in time among them
+        except OSError as error:  # timeouts included
             return Viewed(refused=str(error), first_s=0.0, arrivals_s=(), side_px=0)
         await connection.setRemoteDescription(RTCSessionDescription(sdp=answer.decode(), type="answer"))
         await sound.start()
@@ -126,18 +126,18 @@ async def _view_all(url: str, audio: Path, delays_s: Sequence[float], end_s: flo
 
 
 def view_together(url: str, audio: Path, delays_s: Sequence[float], end_s: float) -> list[Viewed]:
-    """What the clients of one process saw of their sessions; for a process pool."""
+    """Returns the pictures of one process's clients; for a process pool."""
     return asyncio.run(_view_all(url, audio, delays_s, end_s))
 
 
 def counted(text: str, name: str) -> float:
-    """The sum of a metric over its labels, of Prometheus' text."""
+    """Returns the sum of a metric over its labels from Prometheus' text."""
     values = re.findall(rf"^{re.escape(name)}(?:\{{[^}}]*\}})? (\S+)$", text, re.MULTILINE)
     return sum(float(value) for value in values)
 
 
 def figures(asked: int, viewed: Sequence[Viewed], before: str, after: str, *, cores: float) -> Row:
-    """The row of one number of sessions.
+    """Returns the row of one number of sessions.
 
     Args:
         asked: sessions.
@@ -178,7 +178,7 @@ def figures(asked: int, viewed: Sequence[Viewed], before: str, after: str, *, co
 
 
 def measure(server: ServerProcess, speaker: str, audio: Path, *, sessions: int, seconds: float) -> Row:
-    """The figures of so many sessions that start one after the other and then stay."""
+    """Returns the row of sessions that start one after the other and then stay."""
     before, used, start_s = server.get("/metrics"), server.usage(), time.monotonic()
     end_s = start_s + STAGGER_S * sessions + SETTLE_S + seconds
     delays = [STAGGER_S * number for number in range(sessions)]
@@ -194,7 +194,7 @@ def measure(server: ServerProcess, speaker: str, audio: Path, *, sessions: int, 
 
 
 def _wait_until_nobody_is_in(server: ServerProcess) -> None:
-    """Waits for those before to leave: the server notices a while after."""
+    """Waits until the server has noticed that all clients left."""
     end_s = time.monotonic() + LEAVE_S
     while counted(server.get("/metrics"), "geneface_sessions_active") > 0:
         if time.monotonic() > end_s:
@@ -203,7 +203,7 @@ def _wait_until_nobody_is_in(server: ServerProcess) -> None:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The figures as Markdown."""
+    """Returns the figures as Markdown."""
     lines = [
         "| sessions asked | admitted | px | fps, mean | worst | waits > 80 ms | left out | first picture |"
         " server's cores | frames a launch | kernel, a frame |",
@@ -225,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--speaker", default="May")
     parser.add_argument("--speakers-dir", type=Path)
-    parser.add_argument("--audio", type=Path, default=HELLO, help="recording that the microphones hear")
+    parser.add_argument("--audio", type=Path, default=HELLO, help="the microphones' recording")
     parser.add_argument("--sessions", type=int, nargs="+", default=[1, 2], help="numbers to try in turn")
     parser.add_argument("--seconds", type=float, default=20.0, help="that all stay together")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="that draws")

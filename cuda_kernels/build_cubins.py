@@ -1,4 +1,4 @@
-"""Compiles the raymarcher for every width and architecture: `python -m cuda_kernels.build_cubins`.
+"""Prebuilt cubins of the raymarcher for every width and architecture: `python -m cuda_kernels.build_cubins`.
 
 Needs NVRTC (extra [cuda]), not a GPU. What it writes goes into the wheel; a test refuses kernels that are
 older than their sources.
@@ -26,14 +26,14 @@ from .cuda_records import WIDTHS
 
 
 def write_cubin(variant: Variant, folder: Path) -> int:
-    """Compiles one variant into the folder; the size of the file in bytes."""
+    """Compiles one variant into the folder and returns the file's size in bytes."""
     packed = lzma.compress(compile_with_nvrtc(variant), preset=9)
     (folder / variant.file_name).write_bytes(packed)
     return len(packed)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compiles and writes; 0 when all is there."""
+    """Compiles and writes all cubins; returns 0."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=1, help="how many are compiled at once")
     options = parser.parse_args(arguments)
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sizes = pool.map(write_cubin, variants, [CUBINS] * len(variants))
         for variant, size in zip(variants, sizes, strict=True):
             sys.stdout.write(f"{variant.file_name}: {size / 1024:.0f} KiB\n")
-    # Last: without it what is there counts for nothing, so a run that was stopped leaves no half set.
+    # Written last: cubins without the manifest are ignored, so a stopped run leaves no incomplete set.
     MANIFEST.write_text(sources_digest() + "\n")
     return 0
 

@@ -1,4 +1,4 @@
-"""Python functions compiled by Numba, cached on disk where there is a place for that."""
+"""Numba compilation with a checked cache on disk."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class _CheckedFile(caching.IndexDataCacheFile):
-    """Numba's cache files, machine code with its hash in front: a flipped bit in it would be run."""
+    """Numba's cache files with a SHA-256 before the machine code: a flipped bit would be executed."""
 
     def _save_data(self, name: str, data: Any) -> None:  # noqa: ANN401 - numba's own
         content = self._dump(data)
@@ -34,13 +34,13 @@ class _CheckedFile(caching.IndexDataCacheFile):
 
 
 class DisposableCache(caching.FunctionCache):
-    """Numba's cache of one function; what is damaged in it is deleted, and what cannot be written is let be.
+    """Numba's cache of one function; damaged files are deleted, and failures to write ignored.
 
-    Numba raises what reading a damaged file raises, at each start until somebody deletes it by hand.
+    Numba's own raises at each start until the damaged file is deleted by hand.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        """Finds the place; RuntimeError where there is none."""
+        """Finds the cache folder; RuntimeError where there is none."""
         super().__init__(function)
         self._cache_file = _CheckedFile(
             cache_path=self._cache_path,
@@ -49,7 +49,7 @@ class DisposableCache(caching.FunctionCache):
         )
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:  # noqa: ANN401 - numba's own
-        """Returns what was compiled for a signature, None where it is to be compiled."""
+        """Returns the compiled overload of a signature, None where it must be compiled."""
         try:
             return super().load_overload(sig, target_context)
         except Exception as error:  # noqa: BLE001 - unpickling raises whatever the bytes say
@@ -58,7 +58,7 @@ class DisposableCache(caching.FunctionCache):
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:  # noqa: ANN401 - numba's own
-        """Keeps what was compiled for the next start, where there is room."""
+        """Saves a compiled overload for the next start, where there is room."""
         try:
             super().save_overload(sig, data)
         except Exception as error:  # noqa: BLE001 - of the file system, and of an index that is damaged meanwhile
@@ -79,7 +79,7 @@ def _reason(error: Exception) -> str:
 
 @functools.cache
 def compiled(function: Callable[..., Any], *, fast_maths: frozenset[str] = frozenset()) -> Callable[..., Any]:
-    """The function, compiled at its first call or read from the cache on disk.
+    """Returns the function compiled at its first call, or read from the cache on disk.
 
     Numba keeps its cache beside the source or, where that is read-only, in the user's cache directory
     (`NUMBA_CACHE_DIR` moves it); with neither writable it compiles anew in each process.
@@ -87,7 +87,7 @@ def compiled(function: Callable[..., Any], *, fast_maths: frozenset[str] = froze
     result: Any = numba.njit(nogil=True, fastmath=set(fast_maths), error_model="numpy")(function)
     try:
         result._cache = DisposableCache(function)
-    except (RuntimeError, OSError):  # no locator available: nowhere to write
+    except (RuntimeError, OSError):  # no locator available
         log.info("there is no place for compiled kernels: they are compiled at each start")
     compiled_function: Callable[..., Any] = result
     return compiled_function

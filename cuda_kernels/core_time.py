@@ -1,4 +1,4 @@
-"""CPU time of a thread, with that of the threads that worked for it."""
+"""CPU time of a thread and of its worker threads."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ _helped = _Helped()
 
 
 def core_time_s() -> float:
-    """CPU seconds of the calling thread, and of those that worked for it, since some moment of its own.
+    """Returns CPU seconds of the calling thread and of its workers, since an arbitrary epoch.
 
-    Only differences within one thread mean something. What others do on the same cores does not count, nor
-    does waiting.
+    Only differences within one thread are meaningful; waiting and other threads do not count.
     """
     return time.thread_time() + _helped.by_s
 
 
 def add_helpers_time(spent_s: float) -> None:
-    """Counts CPU seconds that another thread spent for the calling one."""
+    """Adds CPU seconds that a worker spent for the calling thread."""
     _helped.by_s += spent_s

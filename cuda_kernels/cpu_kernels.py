@@ -1,9 +1,9 @@
-"""The CPU raymarcher's compiled code: one function that draws tiles until none is left.
+"""The CPU raymarcher's Numba kernels: `draw_tiles` renders tiles until none is left.
 
 One file, long as it is: Numba keeps what it compiled under the file of the outermost function and that file's
 date, and knows nothing of functions and types of other files that went into it. After a change there, caches
 would go on with the old machine code. Sizes of networks and grids are ordinary arguments: one compilation
-serves every speaker. The two inner loops that decide the speed (a block of a dense layer, the corners of a
+serves every speaker. The two hot loops (a block of a dense layer, the corners of a
 grid cell) are written as vector instructions; the rest is left to LLVM's loop vectoriser.
 
 Fast maths: `contract` lets a multiply and an add fuse, `nsz` ignores the sign of zero. `reassoc` stays out:
@@ -29,7 +29,7 @@ from .arrays import F32, I64, U8, U32
 
 I32 = npt.NDArray[np.int32]
 
-CHUNK = 64  # samples that pass through the networks together
+CHUNK = 64  # samples in one batch through the networks
 TILE = 32  # pixels a side: as many rays as keep the chunks of later waves full
 RAYS = TILE * TILE
 LANES = np.uint64(CHUNK)
@@ -87,12 +87,12 @@ class PackedGrid(NamedTuple):
 
     @property
     def width(self) -> int:
-        """Numbers that one position is encoded to."""
+        """Features of one encoded position."""
         return len(self.scale) * self.features
 
 
 class HeadArrays(NamedTuple):
-    """The head, all but what changes from frame to frame."""
+    """The head's constants across frames."""
 
     position_grid: PackedGrid
     ambient_grid: PackedGrid
@@ -113,7 +113,7 @@ class HeadArrays(NamedTuple):
 
 
 class TorsoArrays(NamedTuple):
-    """The torso, all but what changes from frame to frame."""
+    """The torso's constants across frames."""
 
     present: bool
     grid: PackedGrid
@@ -125,7 +125,7 @@ class TorsoArrays(NamedTuple):
 
 
 class FrameArrays(NamedTuple):
-    """What changes from frame to frame."""
+    """Inputs of one frame."""
 
     pose: F32  # (3, 4)
     ambient_biases: F32
@@ -142,7 +142,7 @@ class FrameArrays(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """One thread's working memory."""
+    """One thread's scratch buffers."""
 
     rays: F32  # (RAY_ROWS, RAYS)
     steps: I32  # (STEP_ROWS, RAYS)
@@ -309,7 +309,7 @@ def _blend_cells(
 
 @intrinsic
 def _take_next(typing: Any, counter: Any) -> Any:
-    """The counter's value before it is raised by one, for all threads in turn."""
+    """Returns a shared counter's value and increments it atomically."""
     signature = types.int64(counter)
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -321,7 +321,7 @@ def _take_next(typing: Any, counter: Any) -> Any:
 
 @intrinsic
 def _float_of_bits(typing: Any, bits: Any) -> Any:
-    """The float32 that an int32's bits mean."""
+    """Returns an int32's bits reinterpreted as a float32."""
     signature = types.float32(types.int32)
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -333,7 +333,7 @@ def _float_of_bits(typing: Any, bits: Any) -> Any:
 # ------------------------------------------------------------------------------------------- small maths
 @njit(fastmath=FAST_MATHS, error_model="numpy", forceinline=True)
 def _exp(x: Any) -> Any:
-    """exp to 2 units in the last place, in a form that vectorises; the argument is held within range."""
+    """Returns exp(x) to 2 ulp, in a form that vectorises; the argument is clamped."""
     x = min(max(x, np.float32(-87.0)), np.float32(88.0))
     n = np.floor(x * np.float32(1.4426950408889634) + np.float32(0.5))
     r = (x - n * np.float32(0.693359375)) + n * np.float32(2.12194440e-4)
@@ -359,7 +359,7 @@ def _tanh(x: Any) -> Any:
 
 @njit(fastmath=FAST_MATHS, error_model="numpy", forceinline=True)
 def _sin_cos(x: Any) -> tuple[Any, Any]:
-    """(sin x, cos x) to 2e-7 for |x| up to some thousands, in a form that vectorises.
+    """Returns (sin x, cos x) to 2e-7 for |x| up to some thousands, in a form that vectorises.
 
     The argument is reduced by multiples of pi / 2 in three parts, then both are polynomials on [-pi/4, pi/4].
     """
@@ -395,7 +395,7 @@ def _sin_cos(x: Any) -> tuple[Any, Any]:
 def _run_net(
     net: PackedNet, biases: F32, buffers: F32, at: int, even: int, odd: int, relu_layers: int, groups: int
 ) -> int:
-    """Runs a net on a chunk from row `at`, layers alternating between rows `even` and `odd`; its output row.
+    """Runs a net on a chunk from row `at`, alternating between rows `even` and `odd`; returns its output row.
 
     ReLU follows the first `relu_layers` layers.
     """
@@ -480,7 +480,7 @@ def _encode(
         scale, smoothstep = grid.scale[level], grid.smoothstep
         sy, sz = grid.stride_y[level], grid.stride_z[level]
         mask, rows = grid.mask[level], grid.rows[level]
-        # A coordinate that is no number (a network that overflows) must not become an address.
+        # A NaN coordinate (a network that overflows) must not become an address.
         last = np.uint32(np.int32(np.ceil(scale)))
         if sz == np.uint32(0):  # z does not enter the index: the corners above equal those below
             for s in range(CHUNK):
@@ -538,14 +538,14 @@ STEP_ROWS = 4
 
 @njit(fastmath=FAST_MATHS, error_model="numpy", forceinline=True)
 def _slab(low: Any, high: Any, origin: Any, inverse: Any, near: Any, far: Any) -> Any:
-    """(near, far) narrowed to where a ray is between two planes."""
+    """Returns (near, far) narrowed to where a ray is between two planes."""
     a, b = (low - origin) * inverse, (high - origin) * inverse
     return max(near, min(a, b)), min(far, max(a, b))
 
 
 @njit(fastmath=FAST_MATHS, error_model="numpy", forceinline=True)
 def _inverse(d: Any) -> Any:
-    """1 / d with zero moved away from the division, as the reference's slab test has it."""
+    """Returns 1 / d with zero kept from the division, as the reference's slab test has it."""
     return np.float32(1.0) / (np.float32(1e-15) if abs(d) < np.float32(1e-15) else d)
 
 
@@ -609,7 +609,7 @@ def _setup(head: HeadArrays, frame: FrameArrays, scratch: Scratch, left: int, to
 
 @njit(fastmath=FAST_MATHS, error_model="numpy", forceinline=True)
 def _next_occupied(head: HeadArrays, pose: F32, rays: F32, q: int, k: Any, end: Any) -> Any:
-    """The first lattice step from k on whose point lies in an occupied cell, or -1."""
+    """Returns the first lattice step from k on in an occupied cell, or -1."""
     side = np.int32(head.side)
     top = np.float32(side - 1)
     cells = np.float32(0.5) * np.float32(side) / head.bound  # per unit length
@@ -631,7 +631,7 @@ def _next_occupied(head: HeadArrays, pose: F32, rays: F32, q: int, k: Any, end: 
         if d == 0:
             return k
         # A point at most d - 1 cells further on any axis is still among the empty ones; a hair less, so that
-        # rounding can cost a look at an empty cell but never skip an occupied one.
+        # rounding can cost a visit to an empty cell but never skip an occupied one.
         k += np.int32(1) + np.int32(np.float32(d - 1) * steps_a_cell * np.float32(0.9999))
     return -1
 
@@ -672,7 +672,7 @@ def _harmonics(rays: F32, steps: I32, first: int, count: int, buffers: F32, at: 
 
 @njit(fastmath=FAST_MATHS, error_model="numpy")
 def _draw_head(head: HeadArrays, frame: FrameArrays, scratch: Scratch) -> int:
-    """Marches the tile's rays, wave by wave, each one sample a living ray; the number of samples taken."""
+    """Marches the tile's rays in waves of one sample a live ray; returns the number of samples."""
     rays, steps, points, buffers = scratch.rays, scratch.steps, scratch.points, scratch.buffers
     pose = frame.pose
     half, one = np.float32(0.5), np.float32(1.0)
@@ -704,7 +704,7 @@ def _draw_head(head: HeadArrays, frame: FrameArrays, scratch: Scratch) -> int:
                     points[axis * (RAYS + CHUNK) + living] = (p + head.bound) * unit
                 living += 1
         alive, living = living, 0
-        for a in range(alive, (alive + CHUNK - 1) // CHUNK * CHUNK):  # what fills the last chunk up
+        for a in range(alive, (alive + CHUNK - 1) // CHUNK * CHUNK):  # padding of the last chunk
             points[a] = points[RAYS + CHUNK + a] = points[2 * (RAYS + CHUNK) + a] = half
         for first in range(0, alive, CHUNK):
             count = min(CHUNK, alive - first)
@@ -755,7 +755,7 @@ def _draw_head(head: HeadArrays, frame: FrameArrays, scratch: Scratch) -> int:
 # ------------------------------------------------------------------------------------------- torso
 @njit(fastmath=FAST_MATHS, error_model="numpy", forceinline=True)
 def _occupied_here(occupancy: F32, row: Any, column: Any) -> Any:
-    """Whether the bilinear look-up at (row, column) in [-1, 1], outermost cells at +-1, is above zero."""
+    """Returns whether the bilinear sample at (row, column), outermost cells at +-1, is above zero."""
     side = occupancy.shape[0]
     half, one = np.float32(0.5), np.float32(1.0)
     y = (row + one) * half * np.float32(side - 1)
@@ -776,7 +776,7 @@ def _occupied_here(occupancy: F32, row: Any, column: Any) -> Any:
 def _draw_torso(
     torso: TorsoArrays, frame: FrameArrays, scratch: Scratch, left: int, top: int, width: int, height: int
 ) -> None:
-    """Lays the torso over the background behind the tile's head, where it may be and can be seen."""
+    """Composites the torso behind the tile's head, where occupied and not hidden."""
     rays, steps, points, buffers = scratch.rays, scratch.steps, scratch.points, scratch.buffers
     half, one, two = np.float32(0.5), np.float32(1.0), np.float32(2.0)
     seen = 0
@@ -844,9 +844,9 @@ def _to_byte(value: Any) -> Any:
 def draw_tiles(
     head: HeadArrays, torso: TorsoArrays, frame: FrameArrays, scratch: Scratch, counter: I64, image: U8
 ) -> int:
-    """Draws tiles of `image` (height, width, 3) until the shared counter is through; the head samples taken.
+    """Draws tiles of `image` (height, width, 3) until the shared counter ends; returns the head samples.
 
-    Several threads may run it at once, each with its own scratch: they share the counter, and write apart.
+    Several threads may run it at once, each with its own scratch; they share only the counter.
     """
     height, width = image.shape[0], image.shape[1]
     across = (width + TILE - 1) // TILE

@@ -1,4 +1,4 @@
-"""One speaker drawn on the CPU: head, torso and background in one call, any size, as RGB or I420."""
+"""CPU raymarcher: head, torso and background of one speaker in one call, any size, as RGB or I420."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ MAX_POSE = 1e6
 
 
 class RenderInputError(ValueError):
-    """An argument of a render call that cannot be drawn: what, expected, got."""
+    """An invalid argument of a render call: field, expected, got."""
 
 
 def _kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of cpu_kernels, compiled."""
+    """Returns a function of cpu_kernels, compiled."""
     return compiled(function, fast_maths=frozenset(cpu_kernels.FAST_MATHS))
 
 
 def _output(shape: tuple[int, ...], out: U8 | None) -> U8:
-    """`out` if it is such an array, a new one if there is none; else RenderInputError."""
+    """Returns `out`, or a new array if None; RenderInputError if `out` does not fit."""
     if out is None:
         return np.empty(shape, np.uint8)
     fits = out.shape == shape and out.dtype == np.uint8
@@ -64,7 +64,7 @@ def _output(shape: tuple[int, ...], out: U8 | None) -> U8:
 
 
 def _widest(*nets: PackedNet) -> int:
-    """Most rows that any layer of the nets reads or writes."""
+    """Returns the most rows that any layer of the nets reads or writes."""
     rows = 0
     for net in nets:
         if len(net.inputs):
@@ -73,7 +73,7 @@ def _widest(*nets: PackedNet) -> int:
 
 
 def rgb_to_i420(image: U8, out: U8 | None = None) -> U8:
-    """(H * 3 / 2, W) planar I420, BT.601 limited range, of an (H, W, 3) RGB image with even sides.
+    """Returns planar I420 (H * 3 / 2, W), BT.601 limited range, of RGB (H, W, 3) with even sides.
 
     Chroma is the mean of each two by two pixels.
     """
@@ -85,20 +85,19 @@ def rgb_to_i420(image: U8, out: U8 | None = None) -> U8:
 
 
 class CpuRaymarcher:
-    """Draws one scene; safe to call from several threads, which then wait for one another.
+    """Renders one scene; thread-safe, calls are serialised.
 
-    The work is shared by plain threads around one compiled function that lets the interpreter go: the caller
-    draws too, and whoever is free takes the next tile. Numba's own `parallel` is not used: of its threading
-    layers `workqueue` ends the process when two threads enter it, `omp` breaks in forked children, and `tbb`
-    is a further package.
+    A thread pool and the caller share the tiles through one compiled function that releases the GIL.
+    Numba's own `parallel` is not used: of its threading layers `workqueue` aborts the process when two
+    threads enter it, `omp` breaks in forked children, and `tbb` is a further package.
     """
 
     def __init__(self, scene: Scene, *, threads: int = 2) -> None:
-        """Folds and packs the scene.
+        """Folds and packs the scene's networks.
 
         Args:
             scene: what to draw; checked here.
-            threads: how many draw at once, the caller's among them; 1 to 64.
+            threads: that render, the caller included; 1 to 64.
 
         Raises:
             SceneError: the scene's arrays do not fit together.
@@ -110,7 +109,7 @@ class CpuRaymarcher:
         self.scene = scene
         self.threads = threads
         self.samples = 0
-        """Head samples that the last call took."""
+        """Head samples of the last call."""
         self._head = fold_head(scene.head)
         self._torso = fold_torso(scene.torso) if scene.torso is not None else None
         self._head_arrays = self._make_head_arrays()
@@ -205,7 +204,7 @@ class CpuRaymarcher:
         region_px: tuple[int, int, int, int] | None = None,
         out: U8 | None = None,
     ) -> U8:
-        """The picture (size, size, 3) uint8 RGB, or a region of it.
+        """Returns the picture (size, size, 3) uint8 RGB, or a region of it.
 
         Args:
             c2w: (4, 4) camera to head space, OpenGL axes.
@@ -229,13 +228,13 @@ class CpuRaymarcher:
             draw = _kernel(cpu_kernels.draw_tiles)
             head, torso = self._head_arrays, self._torso_arrays
 
-            def help_draw(scratch: Scratch) -> tuple[int, float]:
+            def draw_share(scratch: Scratch) -> tuple[int, float]:
                 start_s = time.thread_time()
                 taken: int = draw(head, torso, frame, scratch, counter, out)
                 return taken, time.thread_time() - start_s
 
             others = [
-                self._pool.submit(help_draw, scratch)
+                self._pool.submit(draw_share, scratch)
                 for scratch in self._scratches[1:]
                 if self._pool is not None
             ]
@@ -253,7 +252,7 @@ class CpuRaymarcher:
         size_px: int,
         out: U8 | None = None,
     ) -> U8:
-        """The picture as planar I420 (size * 3 / 2, size) uint8, BT.601 limited range; size must be even.
+        """Returns the picture as planar I420 (size * 3 / 2, size) uint8, BT.601 limited range; even sizes.
 
         Raises:
             RenderInputError: as for `render`, or an odd size.
@@ -265,14 +264,14 @@ class CpuRaymarcher:
         return rgb_to_i420(self.render(c2w=c2w, condition=condition, size_px=size_px), out)
 
     def warm_up(self) -> float:
-        """Seconds that it took to compile what `render` runs, or read it from the cache, and to draw once."""
+        """Returns the seconds taken to compile the kernels, or read them from the cache, and render once."""
         started = time.perf_counter()
         condition = np.zeros(self.condition_size, np.float32)
         self.render(c2w=np.eye(4, dtype=np.float32), condition=condition, size_px=32)
         return time.perf_counter() - started
 
     def close(self) -> None:
-        """Ends the threads; drawing is over. May be called twice."""
+        """Ends the threads; further calls are refused. May be called twice."""
         with self._lock:
             self._closed = True
         if self._pool is not None:
@@ -283,7 +282,7 @@ class CpuRaymarcher:
         if pose.shape != (4, 4) or not np.isfinite(pose).all():
             got = f"shape {pose.shape}" if pose.shape != (4, 4) else "NaN or infinity"
             raise RenderInputError(f"c2w: expected (4, 4) finite numbers, got {got}")
-        if np.abs(pose).max() > MAX_POSE:  # beyond, float32 has no cells any more
+        if np.abs(pose).max() > MAX_POSE:  # beyond, float32 cannot resolve cells
             raise RenderInputError(f"c2w: expected numbers up to {MAX_POSE:g}, got {np.abs(pose).max():.3g}")
         vector = np.ascontiguousarray(condition, np.float32)
         if vector.shape != (self.condition_size,) or not np.isfinite(vector).all():

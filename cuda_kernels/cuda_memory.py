@@ -1,4 +1,4 @@
-"""Memory that launches use again: on the device, pinned beside it, and what pictures come out to."""
+"""Reusable memory of launches: device memory, staging buffers, and a pool of pinned output buffers."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from .cuda_module import CudaDevice, CudaError
 
 
 def _grown(size: int, least: int) -> int:
-    """The next power of two: what grows frame by frame is made anew a few times, not at each."""
+    """Returns the next power of two, so that growth reallocates rarely."""
     return 1 << (max(size, least) - 1).bit_length()
 
 
 class PinnedBuffer:
-    """Bytes in pinned memory and as many on the device; grows, never shrinks."""
+    """Staging buffer: pinned host memory and as much device memory; grows, never shrinks."""
 
     def __init__(self, device: CudaDevice, least: int) -> None:
         self._device, self._least = device, least
         self.size = self.pinned = self.address = 0
 
     def reserve(self, size: int) -> None:
-        """Makes room for so many bytes; what was in it is lost if it grows."""
+        """Ensures a capacity in bytes; the content is lost if it grows."""
         if size > self.size:
             size = _grown(size, self._least)
             self.free()
@@ -34,11 +34,11 @@ class PinnedBuffer:
             self.size = size
 
     def bytes_at(self, start: int, size: int) -> U8:
-        """The pinned bytes, shared."""
+        """Returns a view of the pinned bytes."""
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(self.pinned + start))
 
     def free(self) -> None:
-        """Gives both back."""
+        """Frees both."""
         if self.pinned:
             self._device.free_pinned(self.pinned)
         if self.address:
@@ -47,14 +47,14 @@ class PinnedBuffer:
 
 
 class DeviceMemory:
-    """Bytes on the device; grows, never shrinks."""
+    """Device memory; grows, never shrinks."""
 
     def __init__(self, device: CudaDevice, least: int) -> None:
         self._device, self._least = device, least
         self.size = self.address = 0
 
     def reserve(self, size: int) -> None:
-        """Makes room for so many bytes; what was in it is lost if it grows."""
+        """Ensures a capacity in bytes; the content is lost if it grows."""
         if size > self.size:
             size = _grown(size, self._least)
             self.free()
@@ -62,14 +62,14 @@ class DeviceMemory:
             self.size = size
 
     def free(self) -> None:
-        """Gives it back."""
+        """Frees it."""
         if self.address:
             self._device.free(self.address)
         self.size = self.address = 0
 
 
 class Lease:
-    """Pinned bytes of one launch's pictures; they go back once no array shows them any more."""
+    """Reference-counted pinned buffer of one launch's pictures, returned to the pool by its finaliser."""
 
     def __init__(self, pool: PinnedPool, address: int, size: int) -> None:
         self._pool, self._address, self._size = pool, address, size
@@ -82,33 +82,33 @@ class Lease:
 
     @property
     def address(self) -> int:
-        """Where the bytes are."""
+        """The buffer's host address."""
         return self._address
 
     def __del__(self) -> None:
-        """Gives the bytes back."""
+        """Returns the buffer to its pool."""
         self._pool.take_back(self._address, self._size)
 
 
 class PinnedPool:
-    """Pinned memory that pictures come out to; it outlives the renderer as long as an array shows it."""
+    """Pool of pinned output buffers; leased ones outlive the renderer while an array refers to them."""
 
     def __init__(self, device: CudaDevice, least: int) -> None:
         self._device, self._least = device, least
-        self._lock = threading.RLock()  # a lease may end wherever an array is let go, here too
+        self._lock = threading.RLock()  # a finaliser may run in any thread, under this lock too
         self._free: list[tuple[int, int]] = []  # (address, size)
         self._leased = 0
         self._closed = False
 
     def lease(self, size: int) -> Lease:
-        """At least so many bytes."""
+        """Returns a buffer of at least `size` bytes."""
         with self._lock:
             fitting = [block for block in self._free if block[1] >= size]
             if fitting:
                 address, size = min(fitting, key=lambda block: block[1])
                 self._free.remove((address, size))
             else:
-                while self._free:  # too small, and what is asked for grows
+                while self._free:  # too small, and sizes only grow
                     self._device.free_pinned(self._free.pop()[0])
                 size = _grown(size, self._least)
                 address = self._device.allocate_pinned(size)
@@ -116,7 +116,7 @@ class PinnedPool:
             return Lease(self, address, size)
 
     def take_back(self, address: int, size: int) -> None:
-        """Takes what was leased; the last one of a closed renderer closes the device."""
+        """Takes back a leased buffer; the last one of a closed pool closes the device."""
         with self._lock:
             self._leased -= 1
             self._free.append((address, size))
@@ -125,7 +125,7 @@ class PinnedPool:
                     self._end()
 
     def close(self) -> None:
-        """Gives all back and closes the device, now or with the last lease."""
+        """Frees all buffers and closes the device, now or with the last lease."""
         with self._lock:
             self._closed = True
             self._end()

@@ -1,8 +1,8 @@
-"""The compiled raymarcher for this machine's GPU, and the device that it runs on.
+"""The raymarcher's cubins (prebuilt, cached or compiled by NVRTC) and the CUDA device they run on.
 
-Prebuilt kernels lie in `cubins/`, one for each width and architecture (build_cubins.py makes them). What is
-not among them, or is older than its sources, is compiled by NVRTC and kept in the user's cache directory.
-Neither torch nor a compiler is needed: cuda-bindings reaches the driver, and NVRTC comes as a wheel.
+Prebuilt cubins lie in `cubins/`, one for each width and architecture (build_cubins.py makes them). Missing or
+stale ones are compiled by NVRTC into the user's cache directory. Neither torch nor a compiler is needed:
+cuda-bindings calls the driver, and NVRTC comes as a wheel.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ _WARP_KIB = 5  # of a warp's own memory
 
 
 class CudaUnavailableError(InputError):
-    """The GPU cannot be used here: what is missing, and the way out."""
+    """No usable GPU: what is missing, and the way out."""
 
 
 class CudaError(RuntimeError):
-    """A call that the driver refused: which, why."""
+    """A driver call that failed: which, why."""
 
 
 # ---------------------------------------------------------------------------------------------- variants
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """How the kernel is compiled for one width and architecture."""
+    """Compile-time parameters of the kernel for one width and architecture."""
 
     width: int
     architecture: int  # 90 for sm_90
@@ -68,27 +68,27 @@ class Variant:
 
     @property
     def file_name(self) -> str:
-        """Of the prebuilt kernel."""
+        """Name of the prebuilt cubin."""
         return f"raymarcher_{self.width}.sm_{self.architecture}.cubin.xz"
 
 
 def variant_for(width: int, architecture: int) -> Variant:
-    """The variant that suits an architecture: weights in shared memory where eight warps fit beside them."""
+    """Returns an architecture's variant: weights in shared memory where eight warps fit beside them."""
     shared_kib = _SHARED_KIB.get(architecture, _SHARED_KIB_ELSEWHERE)
-    wanted = {32: 16, 64: 16, 96: 12, 128: 12}[width]
+    most_warps = {32: 16, 64: 16, 96: 12, 128: 12}[width]
     beside = int(shared_kib - 2 - _WEIGHTS_KIB[width]) // _WARP_KIB  # 2 KiB: the scene's record
     in_shared = beside >= 8
     room = beside if in_shared else int(shared_kib - 2) // _WARP_KIB
     return Variant(
         width=width,
         architecture=architecture,
-        warps=min(wanted, room // 4 * 4),  # a multiprocessor has four schedulers
+        warps=min(most_warps, room // 4 * 4),  # a multiprocessor has four schedulers
         weights_in_shared=in_shared,
     )
 
 
 def sources_digest() -> str:
-    """SHA-256 of all that the raymarcher is made from."""
+    """Returns the SHA-256 of the raymarcher's sources."""
     return _digest(SOURCES)
 
 
@@ -101,7 +101,7 @@ def _digest(names: tuple[str, ...]) -> str:
 
 
 def _prebuilt(variant: Variant) -> bytes | None:
-    """The prebuilt kernel, or None where there is none of today's sources."""
+    """Returns the prebuilt cubin, or None where there is none of these sources."""
     path = CUBINS / variant.file_name
     if not (path.is_file() and MANIFEST.is_file() and MANIFEST.read_text().strip() == sources_digest()):
         return None
@@ -109,7 +109,7 @@ def _prebuilt(variant: Variant) -> bytes | None:
 
 
 def prebuilt_architecture(architecture: int) -> int | None:
-    """The prebuilt architecture whose code runs on another: the nearest below of the same generation."""
+    """Returns the binary-compatible prebuilt architecture: the nearest below of the same major version."""
     fitting = [
         known for known in ARCHITECTURES if known <= architecture and known // 10 == architecture // 10
     ]
@@ -118,13 +118,13 @@ def prebuilt_architecture(architecture: int) -> int | None:
 
 # ---------------------------------------------------------------------------------------------- compiling
 def cache_directory() -> Path:
-    """Where compiled kernels are kept: GENEFACE_KERNEL_CACHE, or the user's cache directory."""
+    """Returns the folder of compiled kernels: GENEFACE_KERNEL_CACHE, or the user's cache directory."""
     named = os.environ.get("GENEFACE_KERNEL_CACHE")
     return Path(named) if named else user_cache_dir() / "kernels"
 
 
 def import_extra(name: str) -> ModuleType:
-    """A module of the extra [cuda].
+    """Returns a module of the extra [cuda].
 
     Raises:
         CudaUnavailableError: it cannot be imported.
@@ -139,7 +139,7 @@ def import_extra(name: str) -> ModuleType:
 
 
 def compile_with_nvrtc(variant: Variant) -> bytes:
-    """The variant's machine code, made by NVRTC.
+    """Returns the variant's cubin, compiled by NVRTC.
 
     Raises:
         CudaUnavailableError: no NVRTC, or one that does not know the architecture.
@@ -150,13 +150,13 @@ def compile_with_nvrtc(variant: Variant) -> bytes:
 def compile_sources(
     sources: tuple[str, ...], architecture: int, options: tuple[str, ...] = (), *, instead: str
 ) -> bytes:
-    """Machine code for an architecture, made by NVRTC of a source and the headers named after it.
+    """Returns a cubin for an architecture, compiled by NVRTC from a source and its headers.
 
     Args:
         sources: file names beside this one, the main source first.
         architecture: 90 for sm_90.
         options: of the compiler.
-        instead: what a user may do where it cannot be made.
+        instead: the way out where it cannot be compiled.
 
     Raises:
         CudaUnavailableError: no NVRTC, or one that does not know the architecture.
@@ -196,15 +196,15 @@ def compile_sources(
 
 
 def _cached(variant: Variant) -> bytes:
-    """The variant's machine code from the user's cache, where NVRTC puts it if need be."""
+    """Returns the variant's cubin from the user's cache, compiled by NVRTC if missing."""
     return _kept((sources_digest(), variant), lambda: compile_with_nvrtc(variant))
 
 
 def training_code(architecture: int) -> bytes:
-    """The training kernels for an architecture, from the user's cache or compiled now.
+    """Returns the training kernels' cubin for an architecture, cached or compiled now.
 
     Raises:
-        CudaUnavailableError: NVRTC cannot make them.
+        CudaUnavailableError: NVRTC cannot compile them.
     """
     return _kept(
         (_digest((TRAINING_SOURCE,)), architecture),
@@ -213,7 +213,7 @@ def training_code(architecture: int) -> bytes:
 
 
 def _kept(identity: object, make: Callable[[], bytes]) -> bytes:
-    """Machine code of that identity from the user's cache, where what was made anew is put."""
+    """Returns the cubin of that identity from the user's cache, made and cached if missing."""
     key = hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
     path = cache_directory() / f"{key}.cubin"
     if path.is_file():
@@ -221,20 +221,20 @@ def _kept(identity: object, make: Callable[[], bytes]) -> bytes:
     code = make()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # of this thread alone
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # this thread's own
             part = Path(folder) / path.name
             part.write_bytes(code)
-            part.replace(path)  # nobody reads half a kernel
+            part.replace(path)  # atomic
     except OSError:
-        return code  # nowhere to keep it: compiled anew in each process
+        return code  # no cache: compiled in each process
     return code
 
 
 def machine_code(width: int, architecture: int) -> tuple[Variant, bytes]:
-    """The kernel for a width on an architecture: prebuilt, from the cache, or compiled now.
+    """Returns the cubin for a width and architecture: prebuilt, cached, or compiled now.
 
     Raises:
-        CudaUnavailableError: it is not prebuilt, and NVRTC cannot make it.
+        CudaUnavailableError: it is not prebuilt, and NVRTC cannot compile it.
     """
     near = prebuilt_architecture(architecture)
     if near is not None:
@@ -249,7 +249,7 @@ def machine_code(width: int, architecture: int) -> tuple[Variant, bytes]:
 # ---------------------------------------------------------------------------------------------- device
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """A kernel that is loaded on a device."""
+    """A kernel loaded on a device, and its launch configuration."""
 
     function: Any
     threads: int  # of a block
@@ -259,7 +259,7 @@ class Kernel:
 class CudaDevice:
     """One GPU's primary context, a stream for uploads, and the kernels loaded so far.
 
-    Not for several threads at once, save `make_current` and `wait`. The primary context is the one that
+    Not thread-safe, except `make_current` and `wait`. The primary context is the one that
     torch and ONNX Runtime use too.
     """
 
@@ -297,10 +297,10 @@ class CudaDevice:
         self._modules: list[Any] = []
 
     def call(self, name: str, *arguments: object) -> Any:  # noqa: ANN401 -- the bindings ship no types
-        """The result of a driver call.
+        """Returns a driver call's result.
 
         Raises:
-            CudaError: the driver refused it.
+            CudaError: the call failed.
         """
         status, *results = getattr(self._driver, name)(*arguments)
         if int(status) != 0:
@@ -311,11 +311,11 @@ class CudaDevice:
         return int(self.call("cuDeviceGetAttribute", attribute, self._device))
 
     def make_current(self) -> None:
-        """Lets the calling thread use the device."""
+        """Makes the context current to the calling thread."""
         self.call("cuCtxSetCurrent", self._context)
 
     def kernel(self, width: int) -> Kernel:
-        """The kernel of a width, loaded at the first call."""
+        """Returns the kernel of a width, loaded at the first call."""
         found = self._kernels.get(width)
         if found is None:
             _, code = machine_code(width, self.architecture)
@@ -337,59 +337,59 @@ class CudaDevice:
         return found
 
     def allocate(self, size: int) -> int:
-        """Address of so many new bytes on the device."""
+        """Returns the address of newly allocated device memory."""
         return int(self.call("cuMemAlloc", size))
 
     def free(self, address: int) -> None:
-        """Gives back what `allocate` gave."""
+        """Frees device memory."""
         self.call("cuMemFree", address)
 
     def allocate_pinned(self, size: int) -> int:
-        """Address of so many new bytes of this process that the device copies from and to directly."""
+        """Returns the address of newly allocated pinned host memory."""
         return int(self.call("cuMemHostAlloc", size, 0))
 
     def free_pinned(self, address: int) -> None:
-        """Gives back what `allocate_pinned` gave."""
+        """Frees pinned memory."""
         self.call("cuMemFreeHost", address)
 
     def create_stream(self) -> Any:  # noqa: ANN401 -- the bindings ship no types
-        """A stream that neither waits for the default stream nor holds it up."""
+        """Returns a non-blocking stream: not synchronised with the default stream."""
         return self.call("cuStreamCreate", _NON_BLOCKING)
 
     def destroy_stream(self, stream: Any) -> None:  # noqa: ANN401
-        """Gives back what `create_stream` gave."""
+        """Destroys a stream."""
         self.call("cuStreamDestroy", stream)
 
     def create_event(self, *, timed: bool) -> Any:  # noqa: ANN401
-        """A point on a stream: one that `elapsed_ms` measures, or one that a thread waits for asleep."""
+        """Returns an event: timed for `elapsed_ms`, or one that `wait` blocks on without spinning."""
         return self.call("cuEventCreate", 0 if timed else _SLEEPING | _UNTIMED)
 
     def destroy_event(self, event: Any) -> None:  # noqa: ANN401
-        """Gives back what `create_event` gave."""
+        """Destroys an event."""
         self.call("cuEventDestroy", event)
 
     def upload(self, data: U8) -> int:
-        """Address on the device of a copy of the bytes; done when it returns."""
+        """Returns the device address of a synchronous copy of the bytes."""
         address = self.allocate(max(16, data.nbytes))
-        # On a stream, which the default stream, where a plain copy would go, does not wait for or hold up.
+        # On its own stream: a plain copy would synchronise with the default stream.
         self.copy_in(address, data.ctypes.data, data.nbytes, self.stream)
         self.synchronize(self.stream)
         return address
 
     def clear(self, address: int, size: int, stream: Any) -> None:  # noqa: ANN401
-        """Puts the zeroing of so many bytes, a multiple of four, on a stream."""
+        """Enqueues zeroing of `size` bytes, a multiple of four."""
         self.call("cuMemsetD32Async", address, 0, size // 4, stream)
 
     def copy_in(self, address: int, source: int, size: int, stream: Any) -> None:  # noqa: ANN401
-        """Puts a copy to the device on a stream."""
+        """Enqueues a host-to-device copy."""
         self.call("cuMemcpyHtoDAsync", address, source, size, stream)
 
     def copy_out(self, target: int, address: int, size: int, stream: Any) -> None:  # noqa: ANN401
-        """Puts a copy from the device to pinned memory on a stream."""
+        """Enqueues a device-to-host copy into pinned memory."""
         self.call("cuMemcpyDtoHAsync", target, address, size, stream)
 
     def launch(self, kernel: Kernel, blocks: int, argument: U8, stream: Any) -> None:  # noqa: ANN401
-        """Puts a kernel, whose one argument is a record of these bytes, on a stream."""
+        """Enqueues a kernel whose one argument is a record of these bytes."""
         pointers = np.array([argument.ctypes.data], np.uint64)
         self.call(
             "cuLaunchKernel",
@@ -401,23 +401,23 @@ class CudaDevice:
         )
 
     def mark(self, event: Any, stream: Any) -> None:  # noqa: ANN401
-        """Puts an event on a stream."""
+        """Records an event on a stream."""
         self.call("cuEventRecord", event, stream)
 
     def elapsed_ms(self, begin: Any, end: Any) -> float:  # noqa: ANN401
-        """Milliseconds from one event to another that streams have passed; negative if `end` was first."""
+        """Returns the milliseconds between two completed events; negative if `end` was first."""
         return float(self.call("cuEventElapsedTime", begin, end))
 
     def wait(self, event: Any) -> None:  # noqa: ANN401
-        """Waits until an event's stream has passed it; other threads of Python run meanwhile."""
+        """Blocks until an event has completed, with the GIL released."""
         self.call("cuEventSynchronize", event)
 
     def synchronize(self, stream: Any) -> None:  # noqa: ANN401
-        """Waits until all on a stream is done."""
+        """Blocks until a stream is idle."""
         self.call("cuStreamSynchronize", stream)
 
     def close(self) -> None:
-        """Unloads the kernels and lets the context go."""
+        """Unloads the kernels and releases the primary context."""
         self.make_current()
         for module in self._modules:
             self.call("cuModuleUnload", module)

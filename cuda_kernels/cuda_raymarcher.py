@@ -1,4 +1,4 @@
-"""Speakers drawn on an NVIDIA GPU: the frames of any number of sessions in one launch, as RGB or I420."""
+"""CUDA raymarcher: batched frames of any number of sessions and scenes in one launch, as RGB or I420."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from .cuda_records import (
 from .folding import resize_by_area
 from .scene import Scene
 
-_SLOTS = 3  # launches that the GPU may have at once: one that it draws, one behind it, one copied out
+_SLOTS = 3  # launches in flight: one rendered, one queued, one copied out
 _BACKGROUNDS_KEPT = 4  # sizes of one scene's
 _KINDS_KEPT = 64  # of one scene's frames
 _ALIGNMENT = 256  # bytes, of what lies one after the other in a buffer
 _COUNTS_BYTES = 8  # samples of the head, and samples that went through the networks
-# The least that is allocated: pinning and giving back stop all that is under way for milliseconds, so memory
-# is to grow no more once the first launches have run. Enough for 32 pictures of 512 px.
+# Initial allocations, enough for 32 pictures of 512 px: pinning and freeing stall all launches in flight for
+# milliseconds, so memory should not grow after the first ones.
 _MIN_INPUT_BYTES, _MIN_PICTURES_BYTES, _MIN_SCRATCH_BYTES = 1 << 17, 1 << 24, 1 << 27
 
 
@@ -48,7 +48,7 @@ def _aligned(size: int) -> int:
 
 
 class CudaScene:
-    """A scene on a device; made by `CudaRenderer.load`."""
+    """A scene's device memory; made by `CudaRenderer.load`."""
 
     def __init__(self, device: CudaDevice, scene: Scene, packed: PackedScene) -> None:
         self.scene = scene
@@ -60,7 +60,7 @@ class CudaScene:
         try:
             addresses = {name: self._upload(array) for name, array in packed.arrays.items()}
             self.address = self._upload(packed.with_addresses(addresses))
-        except BaseException:  # no room for all of it: none of it stays
+        except BaseException:  # all or nothing
             self.free()
             raise
 
@@ -75,7 +75,7 @@ class CudaScene:
         return address
 
     def background(self, size_px: int) -> int:
-        """Address of the background at a size."""
+        """Returns the device address of the background at a size."""
         found = self._backgrounds.get(size_px)
         if found is None:
             words = background_words(resize_by_area(self.scene.background, size_px))
@@ -83,7 +83,7 @@ class CudaScene:
         return found
 
     def kind(self, request: FrameRequest) -> _Kind:
-        """What the request shares with others of its size and region; good until memory is given back."""
+        """Returns what requests of this size and region share; valid until backgrounds are freed."""
         key = (request.size_px, request.region_px, request.i420)
         found = self._kinds.get(key)
         if found is None:
@@ -93,15 +93,15 @@ class CudaScene:
         return found
 
     def forget_backgrounds(self, kept: set[int]) -> None:
-        """Gives back the oldest backgrounds beyond a few, of sizes other than `kept`."""
+        """Frees the oldest backgrounds beyond a few, of sizes other than `kept`."""
         for size_px in [size for size in self._backgrounds if size not in kept]:
             if len(self._backgrounds) <= _BACKGROUNDS_KEPT:
                 return
             self._device.free(self._backgrounds.pop(size_px))
-            self._kinds.clear()  # they name it
+            self._kinds.clear()  # they hold its address
 
     def free(self) -> None:
-        """Gives the memory back; the scene cannot be drawn any more."""
+        """Frees the memory; the scene cannot be rendered any more."""
         for address in (*self._owned, *self._backgrounds.values()):
             self._device.free(address)
         self._owned.clear()
@@ -111,7 +111,7 @@ class CudaScene:
 
 @dataclass(frozen=True, kw_only=True)
 class FrameRequest:
-    """One picture of a launch."""
+    """One frame of a launch."""
 
     scene: CudaScene
     c2w: npt.NDArray[np.floating]  # (4, 4) camera to head space, OpenGL axes
@@ -123,12 +123,12 @@ class FrameRequest:
 
     @property
     def region(self) -> tuple[int, int, int, int]:
-        """x0 y0 x1 y1 of what is drawn."""
+        """The rendered region, x0 y0 x1 y1."""
         return self.region_px if self.region_px is not None else (0, 0, self.size_px, self.size_px)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the result: (height, width, 3), or (height * 3 / 2, width) for I420."""
+        """The result's shape: (height, width, 3), or (height * 3 / 2, width) for I420."""
         x0, y0, x1, y1 = self.region
         return ((y1 - y0) * 3 // 2, x1 - x0) if self.i420 else (y1 - y0, x1 - x0, 3)
 
@@ -165,7 +165,7 @@ class FrameRequest:
 
 
 class _Kind:
-    """What frames of one scene, size and region have in common."""
+    """What frames of one scene, size and region share."""
 
     def __init__(self, request: FrameRequest, background: int) -> None:
         x0, y0, x1, y1 = request.region
@@ -188,7 +188,7 @@ class _Kind:
 
 
 class _Slot:
-    """Where one launch at a time is drawn: a stream, and memory of its own."""
+    """A stream with its own memory and events, for one launch at a time."""
 
     def __init__(self, device: CudaDevice) -> None:
         self._device = device
@@ -200,7 +200,7 @@ class _Slot:
         self.scratch = DeviceMemory(device, _MIN_SCRATCH_BYTES)
 
     def free(self) -> None:
-        """Gives all back; nothing of it may be in use."""
+        """Frees all; nothing of it may be in use."""
         for memory in (self.input, self.output, self.scratch):
             memory.free()
         for event in (self.begin, self.end, self.done):
@@ -209,7 +209,7 @@ class _Slot:
 
 
 class Launch:
-    """Frames that are being drawn; made by `CudaRenderer.submit`, for `CudaRenderer.collect`."""
+    """A launch in flight; made by `CudaRenderer.submit`, for `CudaRenderer.collect`."""
 
     def __init__(self, slot: _Slot, requests: Sequence[FrameRequest]) -> None:
         self.slot = slot
@@ -222,11 +222,11 @@ class Launch:
 
 
 class CudaRenderer:
-    """Draws frames of the scenes loaded on one GPU; safe to call from several threads.
+    """Renders frames of the scenes loaded on one GPU; thread-safe.
 
     A launch copies one record per frame to the device, starts one kernel for each width of networks among
-    the frames' scenes, and copies the pictures back. Several may be under way: while the GPU draws one, the
-    next is prepared and waits behind it, and the one before is copied out.
+    the frames' scenes, and copies the pictures back. Launches are pipelined: while the GPU renders one, the
+    next is queued behind it, and the one before is copied out.
     """
 
     def __init__(self, *, device: int = 0) -> None:
@@ -237,30 +237,30 @@ class CudaRenderer:
         """
         self.device = CudaDevice(device)
         self.samples = 0
-        """Head samples of the launch that was collected last."""
+        """Head samples of the last collected launch."""
         self.samples_passed = 0
-        """Samples that it took through the networks, those of lanes without a ray among them."""
+        """Its network evaluations, those of idle lanes included."""
         self.kernel_ms = 0.0
-        """Time that its kernels took on the GPU, without what they shared with those of the one before."""
+        """Its kernels' GPU time, without their overlap with the previous launch."""
         self._pinned = PinnedPool(self.device, _MIN_PICTURES_BYTES)
         self._scenes: list[CudaScene] = []
         self._slots: list[_Slot] = []
         self._free_slots: list[_Slot] = []
-        self._flying: list[Launch] = []  # they are kept while the GPU may write to their memory
+        self._in_flight: list[Launch] = []  # kept while the GPU may write to their memory
         self._last: _Slot | None = None  # whose launch was collected last, until another is drawn there
         self._lock = threading.Lock()  # guards all above, and the device
-        self._landed = threading.Condition(self._lock)
+        self._slot_free = threading.Condition(self._lock)
         self._closed = False
 
     def load(self, scene: Scene) -> CudaScene:
-        """The scene, folded, packed and on the device, and the kernel for its width loaded.
+        """Returns the scene folded, packed and uploaded, with the kernel for its width loaded.
 
         Raises:
             SceneError: its arrays do not fit together, or the kernel is not built for such networks or grids.
             CudaUnavailableError: there is no kernel for this GPU.
             CudaError: the device has no room.
         """
-        # Both may take long, so others draw meanwhile; a kernel that is compiled here is kept on disk.
+        # Both may take long, so without the lock; a kernel compiled here is cached on disk.
         packed = pack_scene(scene)
         machine_code(packed.width, self.device.architecture)
         with self._lock:
@@ -272,18 +272,18 @@ class CudaRenderer:
             return loaded
 
     def unload(self, scene: CudaScene) -> None:
-        """Gives back what a scene takes up on the device, once the launches that draw it are done."""
+        """Frees a scene's device memory once the launches that render it are done."""
         with self._lock:
             if scene in self._scenes:
                 self._scenes.remove(scene)
                 self.device.make_current()
-                for launch in self._flying:
+                for launch in self._in_flight:
                     if scene in launch.sizes_px:
                         self.device.wait(launch.slot.done)
                 scene.free()
 
     def render(self, requests: Sequence[FrameRequest]) -> list[U8]:
-        """The pictures, in the order of the requests; each equals what a call of its own would give.
+        """Returns the pictures in the order of the requests; each equals that of a separate call bit for bit.
 
         Raises:
             RenderInputError: a request has an argument of the wrong shape, range or with NaN in it.
@@ -299,10 +299,10 @@ class CudaRenderer:
         return pictures
 
     def submit(self, requests: Sequence[FrameRequest]) -> Launch:
-        """The launch that draws the requests, at least one; `collect` is to be called for it.
+        """Returns the launch of one or more requests; `collect` must be called for it.
 
-        Each must have passed `FrameRequest.check`; their `out` is not written to. Waits while three launches
-        are under way: who submits more than that before collecting waits for others.
+        Each must have passed `FrameRequest.check`; their `out` is not written to. Blocks while three
+        launches are in flight.
 
         Raises:
             RenderInputError: a scene that is not loaded here.
@@ -310,7 +310,7 @@ class CudaRenderer:
         """
         with self._lock:
             while not self._closed and not self._free_slots and len(self._slots) >= _SLOTS:
-                self._landed.wait()
+                self._slot_free.wait()
             self._refuse_closed()
             for request in requests:
                 if request.scene not in self._scenes:
@@ -322,7 +322,7 @@ class CudaRenderer:
             launch = Launch(self._free_slots.pop(0), requests)
             if launch.slot is self._last:
                 self._last = None
-            self._flying.append(launch)
+            self._in_flight.append(launch)
             try:
                 self._enqueue(launch, requests)
             except BaseException:
@@ -331,9 +331,9 @@ class CudaRenderer:
             return launch
 
     def collect(self, launch: Launch) -> list[U8]:
-        """The pictures of a launch once they are drawn, in the order of its requests.
+        """Returns a launch's pictures once rendered, in the order of its requests.
 
-        They share pinned memory that is used again once none of them is referred to: keep a copy, not them.
+        They are views of a pinned buffer that is reused once none is referred to: copy what is kept.
 
         Raises:
             CudaError: the device failed.
@@ -341,18 +341,18 @@ class CudaRenderer:
         self.device.make_current()
         with self._lock:
             self._refuse_closed()
-            if launch not in self._flying:
+            if launch not in self._in_flight:
                 raise RuntimeError("a launch: expected one that is under way here, got one that is not")
         try:
             self.device.wait(launch.slot.done)
         except BaseException:
             with self._lock:
-                self._land(launch)
+                self._finish(launch)
             raise
         with self._lock:
             self._refuse_closed()
             self._measure(launch)
-            self._land(launch)
+            self._finish(launch)
         assert launch.lease is not None  # it was submitted
         memory = np.asarray(launch.lease)
         launch.lease = None
@@ -365,25 +365,25 @@ class CudaRenderer:
             raise RuntimeError("the renderer is closed")
 
     def _abandon(self, launch: Launch) -> None:
-        """Takes back a launch of which only some may be on its stream."""
+        """Withdraws a launch that may be only partly enqueued."""
         with contextlib.suppress(CudaError):  # a device that failed writes no more
             self.device.synchronize(launch.slot.stream)
-        self._land(launch)
+        self._finish(launch)
 
-    def _land(self, launch: Launch) -> None:
-        """Frees a launch's slot, and backgrounds that none draws."""
-        if launch not in self._flying:  # the renderer was closed meanwhile
+    def _finish(self, launch: Launch) -> None:
+        """Frees a launch's slot, and backgrounds that none uses."""
+        if launch not in self._in_flight:  # the renderer was closed meanwhile
             return
-        self._flying.remove(launch)
+        self._in_flight.remove(launch)
         self._free_slots.append(launch.slot)
-        self._landed.notify()
+        self._slot_free.notify()
         for scene in launch.sizes_px:
             if scene in self._scenes:
-                drawn = (other.sizes_px.get(scene, set()) for other in (launch, *self._flying))
+                drawn = (other.sizes_px.get(scene, set()) for other in (launch, *self._in_flight))
                 scene.forget_backgrounds(set().union(*drawn))
 
     def _measure(self, launch: Launch) -> None:
-        """Takes the time of a launch's kernels."""
+        """Measures the time of a launch's kernels."""
         slot, elapsed_ms = launch.slot, self.device.elapsed_ms
         spent_ms = elapsed_ms(slot.begin, slot.end)
         if self._last is not None and self._last is not slot:  # it may have begun behind that one
@@ -392,7 +392,7 @@ class CudaRenderer:
         self._last = slot
 
     def _enqueue(self, launch: Launch, requests: Sequence[FrameRequest]) -> None:
-        """Puts all that a launch is on its slot's stream."""
+        """Enqueues a launch on its slot's stream."""
         device, slot = self.device, launch.slot
         stream, count = slot.stream, len(requests)
         scenes = sorted(launch.sizes_px, key=lambda scene: scene.packed.width)
@@ -467,20 +467,20 @@ class CudaRenderer:
         device.mark(slot.done, stream)
 
     def close(self) -> None:
-        """Gives all memory back once what is under way is done; drawing is over. May be called twice.
+        """Frees all memory once launches in flight are done. May be called twice.
 
-        Memory of pictures that are still referred to goes with the last of them.
+        Pictures that are still referred to keep their buffer.
         """
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-            self._landed.notify_all()
+            self._slot_free.notify_all()
             self.device.make_current()
-            for launch in self._flying:
+            for launch in self._in_flight:
                 self.device.synchronize(launch.slot.stream)
                 launch.lease = None
-            self._flying.clear()
+            self._in_flight.clear()
             for scene in self._scenes:
                 scene.free()
             self._scenes.clear()

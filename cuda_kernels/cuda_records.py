@@ -1,4 +1,4 @@
-"""What the CUDA kernel reads: a scene's folded networks as fragments of halves, its grids, and its frames.
+"""Device data of the CUDA raymarcher: folded networks as half-precision mma fragments, grids, records.
 
 The records are those of raymarcher_scene.cuh, byte for byte; the fragments those of warp_matrix.cuh.
 """
@@ -34,11 +34,11 @@ WIDTHS = (32, 64, 96, 128)
 MAX_LEVELS = 16
 TILE_WIDTH_PX, TILE_HEIGHT_PX = 16, 8
 CHUNKS_A_TILE = 4  # of 32 rays
-PIXEL_BYTES = 8  # of what the head's rays saw
+PIXEL_BYTES = 8  # a pixel's head colour and transmittance
 TORSO_DEFORM_WIDTH, TORSO_CANONICAL_WIDTH, TORSO_OCTAVES = 64, 32, 10
 
-_FEATURES = 2 * MAX_LEVELS  # inputs that a grid takes up, levels that it lacks among them
-_FREQUENCIES = 48  # inputs that the torso's frequencies take up
+_FEATURES = 2 * MAX_LEVELS  # a grid's inputs, padded to MAX_LEVELS
+_FREQUENCIES = 48  # the torso's frequency inputs, padded
 _SH_CONSTANT = 0.28209479177387814  # the first harmonic; the kernel has one in its place
 _MAX_HALF = 65504.0
 
@@ -134,7 +134,7 @@ def _halves(field: str, array: F32) -> F16:
 
 
 def hidden_fragments(field: str, weight: F32) -> U32:
-    """Flat words of a hidden layer: for each 16 outputs, for each 16 inputs, four words a lane.
+    """Returns a hidden layer's fragments, flat: for each 16 outputs, for each 16 inputs, four words a lane.
 
     Args:
         field: what an error names.
@@ -148,7 +148,7 @@ def hidden_fragments(field: str, weight: F32) -> U32:
 
 
 def last_fragments(field: str, weight: F32) -> U32:
-    """Flat words of a last layer (outputs <= 8, inputs): for each 16 inputs two words a lane."""
+    """Returns a last layer's (outputs <= 8, inputs) fragments, flat: two words a lane for each 16 inputs."""
     padded = np.zeros((8, weight.shape[1]), np.float32)
     padded[: weight.shape[0]] = weight
     parts = _halves(field, padded).reshape(8, weight.shape[1] // 16, 2, 4, 2)
@@ -156,7 +156,7 @@ def last_fragments(field: str, weight: F32) -> U32:
 
 
 def _placed(shape: tuple[int, int], *parts: tuple[F32, int]) -> F32:
-    """Zeros of a shape with matrices (weight, first column) in their places."""
+    """Returns zeros of a shape with matrices (weight, first column) placed in them."""
     result = np.zeros(shape, np.float32)
     for weight, column in parts:
         result[: weight.shape[0], column : column + weight.shape[1]] = weight
@@ -164,7 +164,7 @@ def _placed(shape: tuple[int, int], *parts: tuple[F32, int]) -> F32:
 
 
 def _net_words(field: str, layers: list[F32]) -> list[U32]:
-    """Hidden layers and a last one, all padded already but for the last one's outputs."""
+    """Returns the fragments of padded hidden layers and a last layer."""
     words = [hidden_fragments(f"{field}[{index}]", weight) for index, weight in enumerate(layers[:-1])]
     return [*words, last_fragments(f"{field}[{len(layers) - 1}]", layers[-1])]
 
@@ -188,7 +188,7 @@ def _narrowest(field: str, hidden: int, widths: tuple[int, ...]) -> int:
 
 
 def head_width(head: HeadField) -> int:
-    """The width, one of WIDTHS, to which the head's hidden layers are padded.
+    """Returns the width, one of WIDTHS, to which the head's hidden layers are padded.
 
     Raises:
         SceneError: another number of layers than GeneFace's, or wider than the widest.
@@ -203,7 +203,7 @@ def head_width(head: HeadField) -> int:
 
 
 def head_words(head: HeadField, width: int) -> U32:
-    """All weights of the head, folded, in the order in which the kernel reads them."""
+    """Returns the head's folded weights as fragments, in the kernel's order."""
     position = head.position_grid.width
     ambient_first, _ = fold_condition(head.ambient_net[0], position)
     merged, direction, code_bias = fold_color(head.sigma_net[-1], head.color_net[0], head.individual_code)
@@ -239,7 +239,7 @@ def head_words(head: HeadField, width: int) -> U32:
 
 
 def torso_words(torso: TorsoField) -> U32:
-    """All weights of the torso, folded, in the order in which the kernel reads them.
+    """Returns the torso's folded weights as fragments, in the kernel's order.
 
     Raises:
         SceneError: other sizes than the kernel has room for.
@@ -281,7 +281,7 @@ def torso_words(torso: TorsoField) -> U32:
 
 # ---------------------------------------------------------------------------------------------- grids
 def _level_cells(grid: PackedGrid, level: int, words: U32) -> U32:
-    """(rows, 4) words of a level: each row with those at x + 1, at y + 1 and at both.
+    """Returns (rows, 4) words of a level: each row with those at x + 1, at y + 1 and at both.
 
     Args:
         grid: whose level it is.
@@ -291,26 +291,26 @@ def _level_cells(grid: PackedGrid, level: int, words: U32) -> U32:
     first, rows = int(grid.start[level]) // 2, int(grid.rows[level])
     own = words[first : first + rows + 2]  # the first row stands behind the last
     row = np.arange(rows, dtype=np.uint32)
-    # On a level that does not wrap, what would lie beyond its end is never asked for.
+    # A level that does not wrap is never read beyond its end.
     above = np.minimum((row + grid.stride_y[level]) & grid.mask[level], np.uint32(rows))
     return np.stack([own[row], own[row + 1], own[above], own[above + 1]], axis=1)
 
 
 def _grid_record(field: str, grid: PackedGrid) -> tuple[Record, U32]:
-    """(GRID record without its address, (rows, 4) cells of all levels).
+    """Returns a GRID record without its address, and all levels' cells (rows, 4).
 
     Raises:
         SceneError: more levels than the kernel has room for, or another kind of grid than GeneFace's.
     """
     levels = len(grid.scale)
-    wanted = [
+    limits = [
         (levels <= MAX_LEVELS, f"at most {MAX_LEVELS} levels", f"{levels} levels"),
         (grid.features == 2, "two features a level", f"{grid.features}"),
         (not grid.hashed.any(), "levels that are tiled", "a hashed level"),
         (not grid.smoothstep, "linear interpolation", "smoothstep"),
         (bool((grid.mask != 0).all()), "wrapped levels of a power of two of rows", f"{grid.rows.tolist()}"),
     ]
-    for holds, expected, got in wanted:
+    for holds, expected, got in limits:
         if not holds:
             raise SceneError(
                 f"{field}: expected {expected}, got {got}; draw this speaker with the CPU raymarcher"
@@ -330,7 +330,7 @@ def _grid_record(field: str, grid: PackedGrid) -> tuple[Record, U32]:
 # ---------------------------------------------------------------------------------------------- scenes
 @dataclass(frozen=True, kw_only=True)
 class PackedScene:
-    """A scene as arrays that can be uploaded, and the record that names them."""
+    """A scene's arrays for upload, and the record that will hold their addresses."""
 
     width: int
     head: FoldedHead
@@ -342,13 +342,13 @@ class PackedScene:
 
     @cached_property
     def torso_constant(self) -> F64:
-        """(O, I) weights of the pose's frequencies and the code, those of the deform net first."""
+        """Weights (O, I) of the pose's frequencies and the code, those of the deform net first."""
         assert self.torso is not None
         both = (self.torso.deform_constant, self.torso.canonical_constant)
         return np.concatenate(both).astype(np.float64)
 
     def with_addresses(self, addresses: Mapping[str, int]) -> Record:
-        """The SCENE record once each of `arrays` lies at an address."""
+        """Returns the SCENE record with the addresses of `arrays`."""
         record = self.record.copy()
         for name, address in addresses.items():
             if name.endswith("_cells"):
@@ -359,7 +359,7 @@ class PackedScene:
 
 
 def pack_scene(scene: Scene) -> PackedScene:
-    """The scene as the CUDA kernel reads it.
+    """Returns the scene packed for the CUDA kernel.
 
     Raises:
         SceneError: the arrays do not fit together, or the kernel is not built for such networks or grids.
@@ -396,7 +396,7 @@ def pack_scene(scene: Scene) -> PackedScene:
 
 
 def background_words(background: F32) -> U16:
-    """(size, size, 4) uint16: red, green, blue of a (size, size, 3) picture in [0, 1], and nothing."""
+    """Returns (size, size, 4) uint16: RGB of a (size, size, 3) picture in [0, 1], and padding."""
     size = background.shape[0]
     words = np.zeros((size, size, 4), np.uint16)
     words[..., :3] = np.rint(np.clip(background, 0, 1) * 65535)
@@ -405,7 +405,7 @@ def background_words(background: F32) -> U16:
 
 # ---------------------------------------------------------------------------------------------- frames
 def tile_count(width: int, height: int) -> tuple[int, int]:
-    """(tiles across, tiles) of a picture of a size in pixels."""
+    """Returns the tiles across a picture of a size in pixels, and all tiles."""
     across = -(-width // TILE_WIDTH_PX)
     return across, across * -(-height // TILE_HEIGHT_PX)
 
@@ -413,7 +413,7 @@ def tile_count(width: int, height: int) -> tuple[int, int]:
 def frame_template(
     scene: PackedScene, *, size_px: int, region_px: tuple[int, int, int, int], i420: bool, background: int
 ) -> Record:
-    """() of FRAME: what frames of a scene, a size and a region have in common; the rest is zero.
+    """Returns a FRAME record with the fields that depend only on scene, size and region; the rest is zero.
 
     Args:
         scene: whose frames they are.
@@ -436,9 +436,9 @@ def frame_template(
 
 
 def fill_frames(records: Record, scene: PackedScene, *, c2w: F64, conditions: F32) -> None:
-    """Writes what differs between frames of a scene: poses, and the biases that follow from the inputs.
+    """Writes each frame's pose and the biases folded from its inputs.
 
-    A frame's numbers are the same bit for bit however many are filled at once: each has products of its own.
+    A frame's record is the same bit for bit however many are filled at once: each has its own products.
 
     Args:
         records: (N,) of FRAME.
@@ -463,7 +463,7 @@ def fill_frames(records: Record, scene: PackedScene, *, c2w: F64, conditions: F3
 
 
 def _torso_inputs(torso: FoldedTorso, pose: F64) -> F64:
-    """(N, 6 (1 + 2 octaves) + I) the poses' angles, translations and frequencies, and the code."""
+    """Returns (N, 6 (1 + 2 octaves) + I): the poses' angles, translations and frequencies, and the code."""
     octaves = torso.pose_octaves
     values = np.empty((len(pose), 6))
     values[:, 0] = np.arctan2(-pose[:, 1, 2], pose[:, 2, 2])  # as folding.pose_vector
@@ -480,5 +480,5 @@ def _torso_inputs(torso: FoldedTorso, pose: F64) -> F64:
 
 
 def as_bytes(array: npt.NDArray[np.generic] | Record) -> U8:
-    """The array's bytes, flat."""
+    """Returns the array's bytes, flat."""
     return np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)

@@ -1,13 +1,13 @@
-"""What bad input is refused with; it lies here because every folder may import this one."""
+"""The base of errors that a user can mend; here because every folder may import this one."""
 
 from __future__ import annotations
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used; the message is one line fit to be shown as it is.
+    """Unusable input; the message is one line that can be shown to the user.
 
     Attributes:
-        file: where it is; empty where it is in no file, or not told apart.
+        file: where it is; empty where it is in no file, or not known.
         field: which part of it.
         expected: what should be there.
         got: what is there instead.
@@ -23,7 +23,7 @@ class InputError(ValueError):
         got: str = "",
         way_out: str = "",
     ) -> None:
-        """Keeps the parts; they make up the message where none is given."""
+        """Keeps the parts and composes the message from them where none is given."""
         self.file, self.field, self.expected, self.got = file, field, expected, got
         if not message:
             place = "".join(f"{part}: " for part in (file, field) if part)

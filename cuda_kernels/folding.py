@@ -1,4 +1,4 @@
-"""What a fused raymarcher reads: a scene's networks with every constant input folded away, and packed.
+"""Constant folding: a scene's networks packed for the fused raymarchers, constant inputs folded into biases.
 
 Four identities, none an approximation (a Linear layer without bias is W x, and W [x, c] = Wx x + Wc c):
 
@@ -49,7 +49,7 @@ def _check_array(field: str, array: npt.NDArray[np.generic], shape: tuple[int, .
 
 
 def _check_net(field: str, net: tuple[F32, ...], inputs: int | None, outputs: int) -> int:
-    """The number of inputs of a net whose layers chain and that ends in `outputs`."""
+    """Returns the number of inputs of a net whose layers chain and that ends in `outputs`."""
     if len(net) < 1:
         raise _refuse(field, "at least one layer", "none")
     width = net[0].shape[1] if inputs is None else inputs
@@ -66,7 +66,7 @@ def _check_net(field: str, net: tuple[F32, ...], inputs: int | None, outputs: in
 
 
 def _check_grid(field: str, grid: Grid, dimensions: int) -> int:
-    """The number of features that a grid gives (levels times features a level)."""
+    """Returns the number of features that a grid gives (levels times features a level)."""
     layout, offsets = grid.layout, grid.layout.offsets
     if layout.dimensions != dimensions:
         raise _refuse(f"{field}.dimensions", str(dimensions), layout.dimensions)
@@ -84,7 +84,7 @@ def _check_grid(field: str, grid: Grid, dimensions: int) -> int:
 
 
 def check_scene(scene: Scene) -> None:
-    """Returns nothing; raises SceneError with field, expected and got if the scene cannot be drawn."""
+    """Raises SceneError with field, expected and got unless the scene can be rendered."""
     head, camera = scene.head, scene.camera
     position_features = _check_grid("head.position_grid", head.position_grid, 3)
     ambient_features = _check_grid("head.ambient_grid", head.ambient_grid, 2)
@@ -139,7 +139,7 @@ def _check_torso(torso: TorsoField) -> None:
 
 # ---------------------------------------------------------------------------------------------- folds
 def fold_condition(ambient_layer: F32, position_features: int) -> tuple[F32, F32]:
-    """The ambient net's first layer in two: position columns, and the rest: `bias = rest @ condition`."""
+    """Returns the ambient net's first layer split: position columns, the rest: bias = rest @ condition."""
     return (
         np.ascontiguousarray(ambient_layer[:, :position_features]),
         np.ascontiguousarray(ambient_layer[:, position_features:]),
@@ -147,7 +147,7 @@ def fold_condition(ambient_layer: F32, position_features: int) -> tuple[F32, F32
 
 
 def fold_color(sigma_layer: F32, color_layer: F32, individual_code: F32) -> tuple[F32, F32, F32]:
-    """The colour net's first layer over the sigma net's last hidden layer, with what direction and code add.
+    """Returns the colour net's first layer over the sigma net's last hidden layer, folded.
 
     Args:
         sigma_layer: (1 + G, H) last layer of the sigma net; row 0 is the density and stays there.
@@ -171,7 +171,7 @@ def fold_color(sigma_layer: F32, color_layer: F32, individual_code: F32) -> tupl
 
 
 def frequency_row(values: F64, octaves: int) -> F64:
-    """[v, sin v, cos v, sin 2v, cos 2v, ...] of one vector, each group as wide as the vector."""
+    """Returns [v, sin v, cos v, sin 2v, cos 2v, ...] of one vector, each group as wide as the vector."""
     parts = [values]
     for octave in range(octaves):
         parts += [np.sin(values * 2.0**octave), np.cos(values * 2.0**octave)]
@@ -179,7 +179,7 @@ def frequency_row(values: F64, octaves: int) -> F64:
 
 
 def field_pose(c2w: npt.NDArray[np.floating], camera: Camera) -> F64:
-    """(3, 4) pose in the field's space of a camera-to-head pose (4, 4): the instant-ngp convention."""
+    """Returns the field pose (3, 4) of a camera-to-head pose (4, 4): the instant-ngp convention."""
     rows = np.asarray(c2w, np.float64)[[1, 2, 0]]
     pose = np.concatenate([rows[:, :1], -rows[:, 1:3], rows[:, 3:] * camera.scale], axis=1)
     pose[:, 3] += camera.offset
@@ -187,7 +187,7 @@ def field_pose(c2w: npt.NDArray[np.floating], camera: Camera) -> F64:
 
 
 def pose_vector(pose: F64) -> F64:
-    """(6,) Euler angles x, y, z with R = Rx Ry Rz, then the translation, of a (3, 4) pose."""
+    """Returns (6,): Euler angles x, y, z with R = Rx Ry Rz, then the translation, of a (3, 4) pose."""
     angles = (
         math.atan2(-pose[1, 2], pose[2, 2]),
         math.asin(min(1.0, max(-1.0, pose[0, 2]))),
@@ -198,12 +198,12 @@ def pose_vector(pose: F64) -> F64:
 
 # ---------------------------------------------------------------------------------------------- packing
 def round_up(count: int, multiple: int) -> int:
-    """The smallest multiple of `multiple` that is not below `count`."""
+    """Returns the smallest multiple of `multiple` that is not below `count`."""
     return -(-count // multiple) * multiple
 
 
 def pack_net(layers: list[tuple[F32, F32 | None]]) -> PackedNet:
-    """The packed form of layers [(weight (outputs, inputs), bias (outputs,) or None), ...]."""
+    """Returns the packed form of layers [(weight (outputs, inputs), bias (outputs,) or None), ...]."""
     weights, biases, weight_at, bias_at, inputs, blocks = [], [], [], [], [], []
     weight_total = bias_total = previous = 0
     for weight, bias in layers:
@@ -236,7 +236,7 @@ def pack_net(layers: list[tuple[F32, F32 | None]]) -> PackedNet:
 
 
 def pack_grid(grid: Grid) -> PackedGrid:
-    """The packed form of a grid; addresses equal the reference's for every cell."""
+    """Returns the packed form of a grid; addresses equal the reference's for every cell."""
     layout, features = grid.layout, grid.table.shape[1]
     beyond = np.zeros((1, features), np.float32)
     tables = []
@@ -274,7 +274,7 @@ def _unpack_morton(bitfield: U8, side: int) -> U8:
 
 
 def _chessboard_distance(occupied: U8) -> U8:
-    # Two raster sweeps, each over the 13 neighbours already seen: exact where all 26 count as one step away.
+    # Two raster sweeps (chamfer), each over the 13 visited neighbours: exact for the chessboard metric.
     side = occupied.shape[0]
     padded = np.full((side + 2, side + 2, side + 2), 255, np.uint8)
     for x in range(side):
@@ -305,13 +305,13 @@ def _chessboard_distance(occupied: U8) -> U8:
 
 
 def unpack_bitfield(bitfield: U8, side: int) -> U8:
-    """(side, side, side) of 0 and 1, indexed [x, y, z], of a Morton-ordered bitfield (lowest bit first)."""
+    """Returns the occupancy (side, side, side) of 0 and 1, [x, y, z], of a Morton-ordered bitfield."""
     occupied: U8 = compiled(_unpack_morton)(bitfield, side)
     return occupied
 
 
 def distance_field(bitfield: U8, side: int) -> U8:
-    """(side, side, side) chessboard distance to the nearest occupied cell, [x, y, z]; 255 if far or none.
+    """Returns (side, side, side) chessboard distance to the nearest occupied cell, [x, y, z]; at most 255.
 
     From a cell of distance d, every cell fewer than d cells away on all axes is empty.
     """
@@ -322,7 +322,7 @@ def distance_field(bitfield: U8, side: int) -> U8:
 # ---------------------------------------------------------------------------------------------- the whole
 @dataclass(frozen=True, kw_only=True)
 class FoldedHead:
-    """The head as a kernel reads it; biases that change per frame are made by `ambient_bias`."""
+    """The folded head; `ambient_biases` gives the biases of a frame."""
 
     position_grid: PackedGrid
     ambient_grid: PackedGrid
@@ -342,7 +342,7 @@ class FoldedHead:
         return int(self.condition_weights.shape[1])
 
     def ambient_biases(self, condition: F32) -> F32:
-        """All biases of the ambient net for one frame's condition (C,)."""
+        """Returns all biases of the ambient net for one frame's condition (C,)."""
         biases = self.ambient_net.biases.copy()
         rows = self.condition_weights.shape[0]
         biases[:rows] = self.condition_weights @ condition
@@ -351,7 +351,7 @@ class FoldedHead:
 
 @dataclass(frozen=True, kw_only=True)
 class FoldedTorso:
-    """The torso as a kernel reads it; the biases of both first layers follow from the pose."""
+    """The folded torso; the biases of both first layers follow from the pose."""
 
     grid: PackedGrid
     deform_net: PackedNet  # freq(x) -> 2
@@ -365,7 +365,7 @@ class FoldedTorso:
     shrink: float
 
     def biases(self, pose: F64) -> tuple[F32, F32]:
-        """All biases of the deform net and of the canonical net for a (3, 4) field pose."""
+        """Returns all biases of the deform net and of the canonical net for a (3, 4) field pose."""
         constant = np.concatenate([frequency_row(pose_vector(pose), self.pose_octaves), self.individual_code])
         found = []
         for net, weights in (
@@ -389,7 +389,7 @@ EMPTY_NET = PackedNet(
 
 
 def fold_head(head: HeadField) -> FoldedHead:
-    """The folded and packed head."""
+    """Returns the folded and packed head."""
     position_grid, ambient_grid = pack_grid(head.position_grid), pack_grid(head.ambient_grid)
     first, condition_weights = fold_condition(head.ambient_net[0], head.position_grid.width)
     merged, direction, code_bias = fold_color(head.sigma_net[-1], head.color_net[0], head.individual_code)
@@ -421,7 +421,7 @@ def fold_head(head: HeadField) -> FoldedHead:
 
 
 def fold_torso(torso: TorsoField) -> FoldedTorso:
-    """The folded and packed torso."""
+    """Returns the folded and packed torso."""
     seen, features = 2 * (1 + 2 * torso.position_octaves), torso.grid.width
     deform, canonical = torso.deform_net[0], torso.canonical_net[0]
     return FoldedTorso(
@@ -441,7 +441,7 @@ def fold_torso(torso: TorsoField) -> FoldedTorso:
 
 
 def resize_by_area(image: U8, size_px: int) -> F32:
-    """(size, size, 3) in [0, 1] of a square uint8 image: each pixel the mean of the area that it covers."""
+    """Returns a square uint8 image resampled by area to (size, size, 3) in [0, 1]."""
     side = image.shape[0]
     if side == size_px:
         return image.astype(np.float32) / np.float32(255)

@@ -1,4 +1,4 @@
-"""What a raymarcher draws: one speaker's head, torso, camera and background as plain numpy arrays.
+"""A scene: one speaker's head, torso, camera and background as plain numpy arrays.
 
 Shapes follow RAD-NeRF (Tang et al. 2022) as GeneFace trains it. Matrices are stored as torch's
 `Linear.weight`: (outputs, inputs), without bias, ReLU between them.
@@ -18,7 +18,7 @@ from .arrays import F32, U8
 
 @dataclass(frozen=True, kw_only=True)
 class GridLayout:
-    """How a multiresolution grid's table is addressed (Müller et al. 2022, section 3), as RAD-NeRF does it.
+    """Addressing of a multiresolution grid's table (Müller et al. 2022, section 3), as RAD-NeRF does it.
 
     Level l has scale `2**(l * log2_growth) * base_resolution - 1` and
     `ceil(scale) + 1` cells a side; rows beyond a dense level's size wrap by modulo (tiled) or hash.
@@ -44,7 +44,7 @@ class GridLayout:
         hashed: bool = False,
         smoothstep: bool = False,
     ) -> GridLayout:
-        """Levels from `base_resolution` to `desired_resolution` cells a side, up to 2**log2_rows rows each.
+        """Returns `levels` from `base_resolution` to `desired_resolution`, up to 2**log2_rows rows each.
 
         Rows are the cells, capped, rounded up to a multiple of 8.
         """
@@ -78,7 +78,7 @@ class GridLayout:
         """Cells per unit of [0, 1] on each level, in float32 as the reference's kernel has it.
 
         Often a whole number, whose last bit decides how many cells a side there are: the power is taken in
-        float64 and rounded once, so that no machine's own float32 exp2 has a say.
+        float64 and rounded once, independent of the machine's float32 exp2.
         """
         growth, base = np.float32(self.log2_growth), np.float32(self.base_resolution)
         powers = (np.exp2(np.float64(np.float32(level) * growth)) for level in range(self.levels))
@@ -114,7 +114,7 @@ class GridLayout:
 
     @cached_property
     def groups(self) -> tuple[slice, ...]:
-        """The levels, split where the way of addressing changes."""
+        """Slices of levels that are addressed alike."""
         kinds = list(zip(self.axes, self.hashes, strict=True))
         edges = [i for i in range(self.levels) if i == 0 or kinds[i] != kinds[i - 1]] + [self.levels]
         return tuple(slice(a, b) for a, b in pairwise(edges))
@@ -148,7 +148,7 @@ class Grid:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadField:
-    """The head: position and ambient grids, three MLPs, the occupancy bits that bound the march."""
+    """The head: position and ambient grids, three MLPs, the occupancy bitfield that bounds the march."""
 
     position_grid: Grid  # over [-bound, bound]^3
     ambient_grid: Grid  # over [-1, 1]^2
@@ -167,7 +167,7 @@ class HeadField:
 
 @dataclass(frozen=True, kw_only=True)
 class TorsoField:
-    """The torso: a 2-D field over the image that sees the head's pose only."""
+    """The torso: a 2-D field over the image, conditioned on the head's pose alone."""
 
     grid: Grid  # 2-D, over [-1, 1]^2
     deform_net: tuple[F32, ...]  # freq(x) + freq(pose6) + code -> ... -> 2
@@ -196,7 +196,7 @@ class Camera:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """All that is needed to draw one speaker."""
+    """Everything needed to render one speaker."""
 
     head: HeadField
     torso: TorsoField | None

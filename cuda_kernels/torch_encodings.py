@@ -1,4 +1,4 @@
-"""What the fields take their inputs through, in plain torch: grids, spherical harmonics, frequencies.
+"""Input encodings in plain torch: multiresolution grids, spherical harmonics, frequencies.
 
 Grid encoding after Müller et al. 2022 (instant-ngp), addressed as RAD-NeRF (Tang et al. 2022) does, so that
 its trained weights mean the same here. Differentiable in training, the twins of the kernels' encodings.
@@ -18,10 +18,10 @@ HASH_PRIMES = (1, 2654435761, 805459861)
 
 
 def grid_constants(layout: GridLayout, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """A layout's numbers on a device: scales (L,) float32, and (D + 3, L) int32 to address the levels by.
+    """Returns a layout's constants: scales (L,) float32, and (D + 3, L) int32 to address the levels by.
 
     Rows of the second: the strides of each axis, the levels' first rows, their rows and their masks. Modules
-    keep both as buffers, others get them from a cache.
+    keep both as buffers, others use a cache.
     """
     numbers = (*zip(*layout.strides, strict=True), layout.offsets[:-1], layout.rows, layout.masks)
     return (
@@ -41,7 +41,7 @@ def grid_encode(
     bound: float = 1.0,
     constants: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """(N, levels * features) interpolated features, level-major; zeros where x leaves the box.
+    """Returns (N, levels * features) interpolated features, level-major; zeros where x leaves the box.
 
     Differentiable in `x` and `table`; the gradient of the table is one atomic scatter per corner.
 
@@ -65,7 +65,7 @@ def grid_encode(
 def _encode_levels(
     x01: Tensor, table: Tensor, layout: GridLayout, levels: slice, constants: tuple[Tensor, Tensor]
 ) -> Tensor:
-    """(N, levels, features) of levels that are addressed alike."""
+    """Returns (N, levels, features) of levels that are addressed alike."""
     axes, hashed = layout.axes[levels.start], layout.hashes[levels.start]
     scales = constants[0][levels].to(x01.dtype)
     *strides, first_rows, rows, masks = constants[1][:, levels].unbind()  # (L,) each
@@ -100,7 +100,7 @@ def _encode_levels(
 
 
 class _TakenRows(torch.autograd.Function):
-    """index_select whose gradient is summed element by element on the CPU: six times as fast as by rows."""
+    """index_select whose CPU gradient is scattered element by element: six times as fast as by rows."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, table: Tensor, index: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class _TakenRows(torch.autograd.Function):
 
 
 def take_rows(table: Tensor, index: Tensor) -> Tensor:
-    """(M, F) rows of a (rows, F) table at (M,) indices; the gradient reaches the table alone."""
+    """Returns (M, F) rows of a (rows, F) table at (M,) indices; the gradient reaches the table alone."""
     result: Tensor = _TakenRows.apply(table, index)  # type: ignore[no-untyped-call]
     return result
 
@@ -130,7 +130,7 @@ def _as_int32(value: int) -> int:
 
 
 def spherical_harmonics(dirs: Tensor) -> Tensor:
-    """(N, 16) real spherical harmonics up to degree 3 with Condon-Shortley signs, of (N, 3) unit vectors."""
+    """Returns (N, 16) real spherical harmonics to degree 3, Condon-Shortley signs, of (N, 3) unit vectors."""
     x, y, z = dirs.unbind(-1)
     xx, yy, zz, xy, yz, xz = x * x, y * y, z * z, x * y, y * z, x * z
     return torch.stack(
@@ -157,14 +157,14 @@ def spherical_harmonics(dirs: Tensor) -> Tensor:
 
 
 def frequency_encode(x: Tensor, octaves: int) -> Tensor:
-    """(N, D + 2 * D * octaves): x, sin x, cos x, sin 2x, cos 2x, ... of (N, D)."""
+    """Returns (N, D + 2 * D * octaves): x, sin x, cos x, sin 2x, cos 2x, ... of (N, D)."""
     scaled = x.unsqueeze(-2) * (2.0 ** torch.arange(octaves, device=x.device, dtype=x.dtype))[:, None]
     waves = torch.stack((torch.sin(scaled), torch.sin(scaled + math.pi / 2)), -2)  # (N, octaves, 2, D)
     return torch.cat((x, waves.flatten(-3)), -1)
 
 
 class _TruncatedExp(torch.autograd.Function):
-    """exp whose gradient is held finite, so that one huge density cannot end a training."""
+    """exp whose gradient is clamped, so that one huge density does not make it infinite."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
@@ -179,6 +179,6 @@ class _TruncatedExp(torch.autograd.Function):
 
 
 def truncated_exp(x: Tensor) -> Tensor:
-    """exp(x), its gradient taken at x clamped to [-15, 15]."""
+    """Returns exp(x), its gradient taken at x clamped to [-15, 15]."""
     result: Tensor = _TruncatedExp.apply(x)  # type: ignore[no-untyped-call]
     return result

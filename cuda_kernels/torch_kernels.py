@@ -1,8 +1,7 @@
-"""The kernels of training for torch tensors on a GPU: grid encoding, marching, compositing, with gradients.
+"""Training kernels as torch operators: grid encoding, ray marching, compositing, with gradients.
 
-Each function is the twin of that in torch_reference.py. The kernels stand in training.cu; they run on
-torch's current stream in the context that torch uses. To torch each is one operator, which `torch.compile`
-keeps whole.
+Each function is the twin of that in torch_reference.py. The kernels are in training.cu; they run on torch's
+current stream and context. Each is a custom operator, opaque to `torch.compile`.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _MAX_ITEMS = (1 << 31) - 1
 
 # ---------------------------------------------------------------------------------------------- records
 class GridLevel(ctypes.Structure):
-    """One level of a grid."""
+    """One level of a grid; training.cu's record."""
 
     _fields_ = (
         ("scale", ctypes.c_float),
@@ -43,7 +42,7 @@ class GridLevel(ctypes.Structure):
 
 
 class GridArguments(ctypes.Structure):
-    """Of the kernels that encode."""
+    """Arguments of the grid encoding kernels."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("x", "table", "gradient", "result")),
@@ -54,7 +53,7 @@ class GridArguments(ctypes.Structure):
 
 
 class MarchArguments(ctypes.Structure):
-    """Of the kernel that marches."""
+    """Arguments of the ray marching kernel."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("rays_o", "rays_d", "near", "far", "phase", "occupancy")),
@@ -65,18 +64,18 @@ class MarchArguments(ctypes.Structure):
 
 
 class PackArguments(ctypes.Structure):
-    """Of the kernel that puts samples in one row."""
+    """Arguments of the kernel that packs samples."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("rays_o", "rays_d", "t", "ends", "slots", "valid", "ray")),
-        *((name, ctypes.c_void_p) for name in ("positions", "fits", "wanted")),
+        *((name, ctypes.c_void_p) for name in ("positions", "fits", "n_samples_needed")),
         *((name, ctypes.c_uint32) for name in ("rays", "max_steps", "capacity")),
         ("bound", ctypes.c_float),
     )
 
 
 class CompositeArguments(ctypes.Structure):
-    """Of the kernel that composites."""
+    """Arguments of the compositing kernel."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("values", "t", "ends", "image", "weights_sum", "depth")),
@@ -87,7 +86,7 @@ class CompositeArguments(ctypes.Structure):
 
 
 class CompositeGradientArguments(ctypes.Structure):
-    """Of the kernel that gives the gradient of what was composited."""
+    """Arguments of the compositing gradient's kernel."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("values", "t", "ends", "centre", "weights", "live", "image")),
@@ -99,7 +98,7 @@ class CompositeGradientArguments(ctypes.Structure):
 
 @functools.lru_cache(maxsize=64)
 def _grid_levels(layout: GridLayout) -> ctypes.Array[GridLevel]:
-    """The layout's levels as the kernels read them."""
+    """Returns the layout's levels as training.cu's records."""
     levels = (GridLevel * MAX_LEVELS)()
     for level in range(layout.levels):
         record, axes, hashed = levels[level], layout.axes[level], layout.hashes[level]
@@ -123,12 +122,12 @@ def _refuse(what: str, expected: str, got: object) -> None:
 
 
 def _check(what: str, tensor: Tensor, shape: tuple[int | None, ...], device: torch.device) -> None:
-    """Refuses a tensor that has not the shape, where None fits all, or lies elsewhere."""
-    wanted = tuple("any" if side is None else side for side in shape)
+    """Raises ValueError for a tensor of another shape (None: any size) or device."""
+    expected = tuple("any" if side is None else side for side in shape)
     if tensor.dim() != len(shape) or any(
         side is not None and side != has for side, has in zip(shape, tensor.shape, strict=True)
     ):
-        _refuse(what, f"shape {wanted}", tuple(tensor.shape))
+        _refuse(what, f"shape {expected}", tuple(tensor.shape))
     if tensor.device != device:
         _refuse(what, f"a tensor on {device}", tensor.device)
     if tensor.numel() > _MAX_ITEMS:
@@ -143,10 +142,10 @@ def _float(what: str, tensor: Tensor) -> Tensor:
 
 # ---------------------------------------------------------------------------------------------- encoding
 def grid_encode(x: Tensor, table: Tensor, layout: GridLayout, *, bound: float = 1.0) -> Tensor:
-    """(N, levels * features) float32 interpolated features, level-major; zeros where x leaves the box.
+    """Returns (N, levels * features) float32 interpolated features, level-major; zeros outside the box.
 
-    Differentiable, once, in `x` and `table`. Under autocast too all is float32. A grid that the kernels do
-    not know (more than 16 levels, other than 2 features or 2 or 3 dimensions) is encoded by the torch twin.
+    Differentiable, once, in `x` and `table`. Float32 under autocast too. A grid that the kernels do not
+    support (more than 16 levels, other than 2 features or 2 or 3 dimensions) is encoded by the torch twin.
 
     Args:
         x: (N, D) positions in [-bound, bound].
@@ -322,9 +321,9 @@ def march(
     capacity: int | None,
     phase: Tensor | None = None,
 ) -> Marched:
-    """The samples of rays and their positions in one row, as `torch_reference.march_packed` gives them.
+    """Returns packed samples of rays and their positions, as `torch_reference.march_packed` does.
 
-    With a `capacity` nothing waits for the device. No gradient.
+    With a `capacity` the host does not synchronise. No gradient.
 
     Args:
         rays_o: (N, 3).
@@ -432,7 +431,7 @@ def _pack_samples(
     rays_o: Tensor, rays_d: Tensor, t: Tensor, ends: Tensor, max_steps: int, capacity: int, bound: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     rays, device = rays_o.shape[0], t.device
-    # Without a ray the kernel does not run: then these zeros are the result.
+    # Zeros are the result where there are no rays: the kernel does not run.
     make = torch.empty if rays else torch.zeros
     slots, ray = (make(capacity, dtype=torch.int64, device=device) for _ in range(2))
     valid = make(capacity, dtype=torch.bool, device=device)
@@ -451,7 +450,7 @@ def _pack_samples(
         ray=_address(ray),
         positions=_address(positions),
         fits=_address(fits),
-        wanted=_address(n_samples_needed),
+        n_samples_needed=_address(n_samples_needed),
         rays=rays,
         max_steps=max_steps,
         capacity=capacity,
@@ -480,7 +479,7 @@ def _(
 def composite_packed(
     values: Tensor, marched: Marched, *, step: float, stop_transmittance: float = 1e-4
 ) -> Rays:
-    """Front-to-back compositing of samples in one row, as `torch_reference.composite_packed` does it.
+    """Returns packed samples composited front to back, as `torch_reference.composite_packed` does.
 
     Differentiable, once, in `values` through image, weights_sum, depth, ambient and spread.
 

@@ -1,4 +1,4 @@
-"""The training kernels' way onto a GPU: loaded in the context that torch uses, put on its current stream."""
+"""Loading and launching of the training kernels in torch's CUDA context and current stream."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ THREADS = 128  # of a block
 
 
 class Launcher(Protocol):
-    """Where kernels run."""
+    """Launches kernels on a device."""
 
     def launch(self, name: str, arguments: ctypes.Structure, items: int, groups: int = 1) -> None:
-        """Starts a kernel for so many items, each in so many groups of blocks."""
+        """Enqueues a kernel over `items` threads, in `groups` rows of blocks."""
 
 
 class _GpuLauncher:
-    """The kernels, loaded in the primary context of a GPU, which is torch's."""
+    """The kernels loaded in a GPU's primary context, which is torch's."""
 
     def __init__(self, number: int) -> None:
         """Loads the kernels.
 
         Raises:
-            CudaUnavailableError: they cannot be made for this GPU.
-            CudaError: the driver refuses them.
+            CudaUnavailableError: they cannot be compiled for this GPU.
+            CudaError: the driver cannot load them.
         """
         self._driver = import_extra("cuda.bindings.driver")
         self._number = number
@@ -56,11 +56,11 @@ class _GpuLauncher:
         return results[0] if len(results) == 1 else None
 
     def launch(self, name: str, arguments: ctypes.Structure, items: int, groups: int = 1) -> None:
-        """Puts a kernel on torch's current stream."""
+        """Enqueues a kernel on torch's current stream."""
         if items == 0:
             return
         with torch.cuda.device(self._number):
-            # A thread that torch has not used yet, such as one of its own for gradients, has no context.
+            # A thread new to CUDA, such as autograd's, has no current context.
             self._call("cuCtxSetCurrent", self._context)
             function = self._functions.get(name)
             if function is None:
@@ -105,7 +105,7 @@ def _load(device: torch.device) -> Launcher | str:
 
 
 def launcher_of(device: torch.device) -> Launcher:
-    """Where the kernels run for tensors on a device; CudaUnavailableError where they cannot."""
+    """Returns the device's launcher; CudaUnavailableError where the kernels cannot run."""
     found = _launcher_or_reason(device)
     if isinstance(found, str):
         raise CudaUnavailableError(f"training kernels: {found}; train with the torch kernels")
@@ -113,10 +113,7 @@ def launcher_of(device: torch.device) -> Launcher:
 
 
 def usable(device: torch.device) -> bool:
-    """Whether the kernels run on the device: a CUDA device whose kernels could be made and loaded.
-
-    Says by log, once for each CUDA device, why not.
-    """
+    """Returns whether the kernels run on the device; logs once for each CUDA device why not."""
     if device.type == "cuda" and not torch.cuda.is_available():
         return False
     return not isinstance(_launcher_or_reason(device), str)

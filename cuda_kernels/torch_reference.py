@@ -26,7 +26,7 @@ _MISS = float(np.finfo(np.float32).max)
 
 
 def field_pose(c2w: Tensor, camera: Camera) -> Tensor:
-    """(..., 4, 4) camera to field space of (..., 4, 4) camera to head space (instant-ngp's convention)."""
+    """Returns field poses (..., 4, 4) of camera-to-head poses (..., 4, 4): the instant-ngp convention."""
     rotation = c2w[..., [1, 2, 0], :3] * c2w.new_tensor((1.0, -1.0, -1.0))
     translation = c2w[..., [1, 2, 0], 3] * camera.scale + c2w.new_tensor(camera.offset)
     top = torch.cat((rotation, translation.unsqueeze(-1)), -1)
@@ -35,7 +35,7 @@ def field_pose(c2w: Tensor, camera: Camera) -> Tensor:
 
 
 def pose_vector(pose: Tensor) -> Tensor:
-    """(..., 6) XYZ Euler angles in radians (R = Rx Ry Rz), then translation, of (..., 4, 4) field poses."""
+    """Returns (..., 6): XYZ Euler angles (R = Rx Ry Rz), then translation, of (..., 4, 4) field poses."""
     rotation = pose[..., :3, :3]
     angles = torch.stack(
         (
@@ -51,7 +51,7 @@ def pose_vector(pose: Tensor) -> Tensor:
 def pixel_centres(
     size_px: int, image_size_px: int, *, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Tensor]:
-    """(columns, rows), each (size * size,) float32, row-major: pixel centres in pixels of the full image.
+    """Returns columns and rows, each (size * size,): pixel centres, row-major, in pixels of the full image.
 
     Pixel 0 of the full image has its centre at 0.5, at every drawn size.
     """
@@ -61,7 +61,7 @@ def pixel_centres(
 
 
 def rays_through(columns: Tensor, rows: Tensor, pose: Tensor, camera: Camera) -> tuple[Tensor, Tensor]:
-    """(rays_o, rays_d), each (..., N, 3), through points of the full-size image.
+    """Returns (rays_o, rays_d), each (..., N, 3), through points of the full-size image.
 
     Args:
         columns: (..., N) in pixels; the centre of pixel 0 is 0.5.
@@ -78,26 +78,26 @@ def rays_through(columns: Tensor, rows: Tensor, pose: Tensor, camera: Camera) ->
         -1,
     )
     directions = directions / directions.norm(dim=-1, keepdim=True)
-    # Not a matrix product: where TF32 is allowed it would bend the rays by half a pixel.
+    # Not a matrix product: TF32 would bend the rays by half a pixel.
     rays_d = (pose[..., :3, :3] * directions.unsqueeze(-2)).sum(-1)
     return pose[..., :3, 3].expand_as(rays_d), rays_d
 
 
 def camera_rays(pose: Tensor, camera: Camera, size_px: int, image_size_px: int) -> tuple[Tensor, Tensor]:
-    """(rays_o, rays_d), each (size * size, 3), row-major, of a (4, 4) field pose."""
+    """Returns (rays_o, rays_d), each (size * size, 3), row-major, of a (4, 4) field pose."""
     columns, rows = pixel_centres(size_px, image_size_px, device=pose.device)
     return rays_through(columns, rows, pose, camera)
 
 
 def image_coordinates(columns: Tensor, rows: Tensor, image_size_px: int) -> Tensor:
-    """(N, 2) torso coordinates, row first, in [-1, 1] between the centres of the outermost pixels."""
+    """Returns (N, 2) torso coordinates, row first; the outermost pixels' centres are at -1 and 1."""
     return (torch.stack((rows, columns), -1) - 0.5) / (image_size_px - 1) * 2 - 1
 
 
 def near_far(
     rays_o: Tensor, rays_d: Tensor, aabb: Tensor, *, min_near: float = 0.05
 ) -> tuple[Tensor, Tensor]:
-    """(near, far), each (N,): where rays cross the box; both float32's largest value where they miss."""
+    """Returns (near, far), each (N,), of rays and a box; both float32's largest value on a miss."""
     safe = torch.where(rays_d.abs() < 1e-15, torch.full_like(rays_d, 1e-15), rays_d)
     first = (aabb[:3] - rays_o) / safe
     second = (aabb[3:] - rays_o) / safe
@@ -112,7 +112,7 @@ def near_far(
 
 
 def morton_index(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-    """Z-order index of cells whose coordinates are below 1024; x has the lowest bit."""
+    """Returns the Morton index of cells whose coordinates are below 1024; x has the lowest bit."""
 
     def spread(v: Tensor) -> Tensor:
         v = (v | (v << 16)) & 0x030000FF
@@ -124,7 +124,7 @@ def morton_index(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
 
 
 def morton_cells(index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(x, y, z) of Z-order indices."""
+    """Returns (x, y, z) of Morton indices."""
 
     def gather(v: Tensor) -> Tensor:
         v = v & 0x09249249
@@ -137,13 +137,13 @@ def morton_cells(index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def morton_of_volume(size: int, *, device: torch.device | str = "cpu") -> Tensor:
-    """(size**3,) int64: the Z-order index of each cell of an [x, y, z] volume."""
+    """Returns (size**3,) int64: the Morton index of each cell of an [x, y, z] volume."""
     x, y, z = torch.meshgrid(*(torch.arange(size, device=device),) * 3, indexing="ij")
     return morton_index(x, y, z).reshape(-1)
 
 
 def occupancy_volume(bitfield: Tensor, size: int) -> Tensor:
-    """(size, size, size) bool, [x, y, z], of a (size**3 / 8,) uint8 bitfield in Z-order, low bit first."""
+    """Returns occupancy (size, size, size), [x, y, z], of a Morton-ordered bitfield, low bit first."""
     bits = (bitfield[:, None] >> torch.arange(8, device=bitfield.device, dtype=torch.uint8)) & 1
     order = morton_of_volume(size, device=bitfield.device)
     return bits.reshape(-1)[order].reshape(size, size, size).bool()
@@ -153,19 +153,19 @@ def occupancy_volume(bitfield: Tensor, size: int) -> Tensor:
 
 
 class Samples(NamedTuple):
-    """What a ray looks at, padded to the most samples a ray may have."""
+    """Samples of N rays, padded to S a ray."""
 
     t: Tensor  # (N, S) float32, where each sample is taken
     mask: Tensor  # (N, S) bool
 
 
 def step_length(grid_size: int) -> float:
-    """The distance between lattice points: the cube's diagonal over the number of cells a side."""
+    """Returns the distance between lattice points: the cube's diagonal over the number of cells a side."""
     return 2 * math.sqrt(3) / grid_size
 
 
 def lattice_points(aabb: F32 | tuple[float, ...], grid_size: int) -> int:
-    """How many lattice points the longest ray through the box can have."""
+    """Returns how many lattice points the longest ray through the box can have."""
     lower, upper = np.asarray(aabb[:3], np.float64), np.asarray(aabb[3:], np.float64)
     return math.ceil(float(np.linalg.norm(upper - lower)) / step_length(grid_size)) + 1
 
@@ -183,7 +183,7 @@ def march(
     phase: Tensor | None = None,
     accumulate: bool = False,
 ) -> Samples:
-    """The first `max_steps` lattice points of each ray that lie in occupied cells.
+    """Returns the first `max_steps` lattice points of each ray that lie in occupied cells.
 
     Lattice point k is at near + (k + phase) * step_length(size), below far.
 
@@ -228,24 +228,24 @@ def march(
 
 
 def sample_positions(rays_o: Tensor, rays_d: Tensor, t: Tensor, *, bound: float = 1.0) -> Tensor:
-    """(N, S, 3) points at distances (N, S), kept inside the cube."""
+    """Returns (N, S, 3) points at distances (N, S), clamped to the cube."""
     return (rays_o[:, None] + t[..., None] * rays_d[:, None]).clamp(-bound, bound)
 
 
 class Composite(NamedTuple):
-    """What rays see, before any background."""
+    """Rays composited, before any background."""
 
     image: Tensor  # (N, 3), weighted colours
     weights_sum: Tensor  # (N,)
     depth: Tensor  # (N,) weighted distance to the far end of each sample's step
     weights: Tensor  # (N, S)
-    live: Tensor  # (N, S) bool: samples that were looked at before the ray had become opaque
+    live: Tensor  # (N, S) bool: samples before early ray termination
 
 
 def composite(
     sigma: Tensor, color: Tensor, samples: Samples, *, step: float, stop_transmittance: float = 1e-4
 ) -> Composite:
-    """Front-to-back compositing with alpha = 1 - exp(-sigma * step).
+    """Returns samples composited front to back with alpha = 1 - exp(-sigma * step).
 
     Args:
         sigma: (N, S) densities.
@@ -269,17 +269,17 @@ def composite(
 
 
 class Packed(NamedTuple):
-    """The samples that exist, in one row."""
+    """Indices of the samples that exist, packed."""
 
     slots: Tensor  # (M,) int64 into the flattened (N, S)
     valid: Tensor  # (M,) bool; false for the unused end of a fixed-size row
 
 
 def pack(mask: Tensor, capacity: int | None = None) -> Packed:
-    """The set entries of an (N, S) mask.
+    """Returns the set entries of an (N, S) mask, packed.
 
-    With a `capacity` the result has that fixed length and needs no word from the device to the host;
-    what does not fit is left out, last rays first.
+    With a `capacity` the result has that fixed length and the host does not synchronise; what does not fit is
+    dropped, last rays first.
     """
     flat = mask.reshape(-1)
     if capacity is None:
@@ -293,7 +293,7 @@ def pack(mask: Tensor, capacity: int | None = None) -> Packed:
 
 
 def unpack(values: Tensor, packed: Packed, shape: tuple[int, int]) -> Tensor:
-    """(N, S, ...) with the packed (M, ...) values in their places and zeros elsewhere."""
+    """Returns packed (M, ...) values scattered to (N, S, ...), zeros elsewhere."""
     total = shape[0] * shape[1]
     target = torch.where(packed.valid, packed.slots, total)
     empty = values.new_zeros(total + 1, *values.shape[1:])
@@ -301,7 +301,7 @@ def unpack(values: Tensor, packed: Packed, shape: tuple[int, int]) -> Tensor:
 
 
 class Marched(NamedTuple):
-    """The samples of N rays, and the same M in one row in the order of the rays."""
+    """The samples of N rays, padded, and the same packed in the order of the rays."""
 
     samples: Samples  # t (N, S), mask (N, S)
     packed: Packed  # slots (M,), valid (M,)
@@ -326,7 +326,7 @@ def march_packed(
     phase: Tensor | None = None,
     accumulate: bool = False,
 ) -> Marched:
-    """The samples of rays and their positions in one row; arguments as those of `march` and `pack`."""
+    """Returns packed samples of rays and their positions; arguments as those of `march` and `pack`."""
     samples = march(
         rays_o,
         rays_d,
@@ -355,22 +355,22 @@ def march_packed(
 
 
 class Rays(NamedTuple):
-    """What N rays see of M samples in one row, before any background."""
+    """N rays composited from M packed samples, before any background."""
 
     image: Tensor  # (N, 3), weighted colours
     weights_sum: Tensor  # (N,)
     depth: Tensor  # (N,) weighted distance to the far end of each sample's step
-    ambient: Tensor  # (N,) sum over the samples that were looked at, not weighted
+    ambient: Tensor  # (N,) unweighted sum over the live samples
     centre: Tensor  # (N,) weighted mean of how many steps a sample lies behind the ray's first; no gradient
     spread: Tensor  # (N,) weighted squared distance from there, in steps; the centre taken as a constant
     weights: Tensor  # (M,); no gradient
-    live: Tensor  # (N,) int32: samples looked at before the ray had become opaque
+    live: Tensor  # (N,) int32: samples before early ray termination
 
 
 def composite_packed(
     values: Tensor, marched: Marched, *, step: float, stop_transmittance: float = 1e-4
 ) -> Rays:
-    """Front-to-back compositing of samples in one row; what had no room is empty space.
+    """Returns packed samples composited front to back; what had no room is empty space.
 
     Differentiable in `values` through image, weights_sum, depth, ambient and spread.
 
@@ -404,7 +404,7 @@ def composite_packed(
 
 
 class WaveRender(NamedTuple):
-    """The head as the reference's inference loop draws it, before any background."""
+    """The head rendered by the reference's inference loop, before any background."""
 
     image: Tensor  # (N, 3)
     weights_sum: Tensor  # (N,)
@@ -425,10 +425,10 @@ def march_in_waves(
     bound: float = 1.0,
     stop_transmittance: float = 1e-4,
 ) -> WaveRender:
-    """The reference's inference loop: waves of 1 to 8 samples for the rays that are still alive.
+    """Returns the head by the reference's inference loop: waves of 1 to 8 samples for the rays still alive.
 
     A ray gets up to max_steps + 7 samples and one more after it has become opaque, and how many depends
-    on how many rays there are: kept for comparing with the reference, not for drawing.
+    on how many rays there are: only for comparison with the reference.
 
     Args:
         field: (M, 3) positions and (M,) ray numbers to (M,) densities and (M, 3) colours.
@@ -483,14 +483,14 @@ def march_in_waves(
 
 
 def mlp(x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
-    """The outputs of a multilayer perceptron without bias, ReLU between its layers."""
+    """Returns the outputs of a multilayer perceptron without bias, ReLU between its layers."""
     for weight in weights[:-1]:
         x = F.relu(F.linear(x, weight))
     return F.linear(x, weights[-1])
 
 
 def resize_by_area(image: Tensor, size_px: int) -> Tensor:
-    """(size, size, C) float: each pixel the mean of the area it covers of an (S, S, C) float image."""
+    """Returns an (S, S, C) float image resampled by area to (size, size, C)."""
     source = image.shape[0]
     if size_px == source:
         return image
@@ -518,9 +518,9 @@ class _Tensors:
 def head_field(
     head: HeadField, condition: Tensor, *, device: torch.device | str = "cpu"
 ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """A function from (M, 3) positions and (M, 3) directions to (M,) densities and (M, 3) colours.
+    """Returns a function from (M, 3) positions and (M, 3) directions to (M,) densities and (M, 3) colours.
 
-    Nothing is folded: every product is taken as the networks were trained.
+    Nothing is folded: the networks as trained.
     """
     make = _Tensors(device)
     position_layout, ambient_layout = head.position_grid.layout, head.ambient_grid.layout
@@ -537,8 +537,8 @@ def head_field(
         ambient = torch.tanh(mlp(torch.cat((where, condition.expand(count, -1)), 1), ambient_net))
         moved = grid_encode(ambient, ambient_table, ambient_layout)
         density = mlp(torch.cat((where, moved), 1), sigma_net)
-        looks = torch.cat((spherical_harmonics(directions), density[:, 1:], code.expand(count, -1)), 1)
-        return density[:, 0].exp(), torch.sigmoid(mlp(looks, color_net))
+        view = torch.cat((spherical_harmonics(directions), density[:, 1:], code.expand(count, -1)), 1)
+        return density[:, 0].exp(), torch.sigmoid(mlp(view, color_net))
 
     return field
 
@@ -546,7 +546,7 @@ def head_field(
 def torso_over(
     torso: TorsoField, pose: Tensor, coordinates: Tensor, background: Tensor, *, device: torch.device | str
 ) -> Tensor:
-    """(N, 3) the torso over the background.
+    """Returns (N, 3): the torso over the background.
 
     Args:
         torso: the field.
@@ -575,8 +575,8 @@ def torso_over(
 
 
 def sample_occupancy(occupancy: Tensor, coordinates: Tensor) -> Tensor:
-    """(N,) a [row, column] grid read bilinearly at (N, 2) row-first coordinates; ±1: outermost cells."""
-    grid = coordinates.flip(-1)[None, :, None]  # grid_sample wants columns first
+    """Returns (N,): a [row, column] grid sampled bilinearly at (N, 2) row-first coordinates in [-1, 1]."""
+    grid = coordinates.flip(-1)[None, :, None]  # grid_sample takes columns first
     return F.grid_sample(occupancy[None, None], grid, align_corners=True)[0, 0, :, 0]
 
 
@@ -591,7 +591,7 @@ def render_scene(
     waves: bool = False,
     rays_at_once: int = 1 << 16,
 ) -> Tensor:
-    """(size, size, 3) float32 in [0, 1], row-major: head over torso over background.
+    """Returns (size, size, 3) float32 in [0, 1], row-major: head over torso over background.
 
     Args:
         scene: what to draw.

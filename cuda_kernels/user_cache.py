@@ -1,4 +1,4 @@
-"""Where this program keeps what it compiled for a machine."""
+"""The program's cache folder for compiled kernels and engines."""
 
 from __future__ import annotations
 

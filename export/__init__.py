@@ -1,1 +1,1 @@
-"""From trained checkpoints to one verified speaker bundle."""
+"""Export: trained checkpoints to one verified speaker bundle."""

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     parsed = _parser().parse_args(argv)
-    # The ONNX exporter tells every rewrite at INFO.
+    # The ONNX exporter logs every rewrite at INFO.
     log_to_stderr(logging.WARNING, "%(levelname)s %(name)s: %(message)s")
     logging.getLogger("export").setLevel(logging.INFO)
     try:
@@ -50,8 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     for name, request, run, what in (
         ("geneface", GenefaceRequest, _geneface, "import a speaker that was trained with GeneFace"),
         ("bundle", BundleRequest, _bundle, "make a bundle from networks of ours and the speaker's data"),
-        ("distil", DistillationRequest, _distil, "teach an imported speaker's motion to a network for CPUs"),
-        ("slim", SlimRequest, _slim, "teach a wide head's pictures to a narrow one for CPUs"),
+        ("distil", DistillationRequest, _distil, "distil an imported speaker's motion for CPUs"),
+        ("slim", SlimRequest, _slim, "distil a wide head into a narrow one for CPUs"),
     ):
         command = commands.add_parser(name, help=what)
         add_flags(command, flags_of(request).values())
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="check a bundle again, without its sources")
     verify.add_argument("bundle", type=Path, help="the bundle's folder")
     verify.set_defaults(run=_verify)
-    seal = commands.add_parser("seal", help="make hashes true again after a change by hand that is meant")
+    seal = commands.add_parser("seal", help="recompute hashes after a deliberate change by hand")
     seal.add_argument("bundle", type=Path, help="the bundle's folder")
     seal.set_defaults(run=_seal)
     figures = commands.add_parser("figures", help="put measured figures into bundle and model card")
@@ -113,7 +113,7 @@ def _slim(parsed: argparse.Namespace) -> int:
 
 
 def _print_made(speaker: Speaker) -> None:
-    """Prints what was made and how each exported part compares with its source."""
+    """Prints the bundle and how each exported part compares with its source."""
     from .verification import stored_checks
 
     total = sum(record.size_bytes for record in speaker.settings.files.values())

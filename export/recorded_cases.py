@@ -1,7 +1,7 @@
-"""Inputs and what a speaker's networks made of them before export, kept in the bundle to be tried again.
+"""Recorded inputs and outputs of a speaker's networks before export, kept in the bundle to verify it.
 
-A bundle's hashes say that its files are whole. They do not say that another machine's runtime makes the same
-of them; these cases do, without the checkpoints.
+A bundle's hashes prove that its files are intact; these cases, that another machine's runtime computes the
+same from them, without the checkpoints.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ _PARTS = ("features", "motion", "chain", "condition", "pictures")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ExportedParts:
-    """What the cases are tried on: graphs as content or file."""
+    """The exported parts that the cases are run on: graphs as content or file."""
 
     features_onnx: bytes | Path
     motion_onnx: bytes | Path
@@ -90,7 +90,7 @@ def read_cases(speaker: Speaker) -> RecordedCases | None:
     """Returns the cases in a speaker's bundle, None where it has none.
 
     Raises:
-        BundleError: the file is no safetensors, or an array is called otherwise.
+        BundleError: the file is no safetensors, or an array has another name.
     """
     if RECORDED_CASES_FILE not in speaker.settings.files:
         return None
@@ -129,9 +129,9 @@ def replay(cases: RecordedCases, parts: ExportedParts) -> dict[str, float]:
     if cases.chain:
         distances = []
         for case in cases.chain:
-            heard = encoder.run(None, {"pcm": case["pcm"]})[0]
+            encoded = encoder.run(None, {"pcm": case["pcm"]})[0]
             feed = _without(case, "landmarks", "pcm")
-            feed["features"] = padded(heard, 2 * case["landmarks"].shape[1])
+            feed["features"] = padded(encoded, 2 * case["landmarks"].shape[1])
             apart = (motion.run(None, feed)[0] - case["landmarks"]).reshape(-1, 3)
             distances.append(MM_PER_UNIT * np.linalg.norm(apart, axis=1))
         errors["recorded_chain_error_mm"] = _largest(distances)

@@ -1,4 +1,4 @@
-"""Files that somebody gives: opened only if they are files (a pipe may never end), and where links lead."""
+"""Regular files opened without blocking (pipes and devices are refused), and paths with links resolved."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def real_path(name: str, path: Path) -> Path:
-    """Returns the path without links, as far as they lead anywhere: one in a circle stays.
+    """Returns the path with its links resolved; one in a circle stays.
 
     Raises:
         InputError: it is relative and the working folder is gone.

@@ -1,4 +1,4 @@
-"""What the commands of `geneface-export` are asked for; without torch, so that --help needs none."""
+"""The settings of `geneface-export`'s commands; without torch, so that --help needs none."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_STUDENT_LOOKAHEAD_MS = 160
 
 @dataclass(frozen=True, kw_only=True)
 class BundleRequest:
-    """What a bundle is to be made from."""
+    """Settings of `bundle`: checkpoints, data and limits."""
 
     out: Annotated[Path, Option("the bundle's folder; an older bundle there is replaced")]
     name: Annotated[str, Option("the speaker's name")]
@@ -61,7 +61,7 @@ class BundleRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class GenefaceRequest:
-    """Which GeneFace speaker is imported, and how it is to be streamed."""
+    """Settings of `geneface`: the speaker to import, and how it streams."""
 
     checkpoints: Annotated[Path, Option("GeneFace's checkpoints folder, or the speaker's folder in it")]
     data: Annotated[Path, Option("the speaker's trainval_dataset.npy, out of GeneFace's data/binary")]
@@ -94,18 +94,18 @@ class GenefaceRequest:
     lookahead_ms: Annotated[
         int,
         Range(0, MAX_LOOKAHEAD_MS, step=FRAME_MS),
-        Option("sound after a frame that its motion hears at least"),
+        Option("sound after a frame that its motion takes at least"),
     ] = 320
     hop_frames: Annotated[
         Literal[1, 2, 4], Option("frames between two runs of the networks: 1, 2 or 4; fewer cost more")
     ] = 2
-    window_ms: Annotated[int, Range(0, 20_000, step=FRAME_MS), Option("sound that HuBERT hears at once")] = (
+    window_ms: Annotated[int, Range(0, 20_000, step=FRAME_MS), Option("sound that HuBERT takes at once")] = (
         2560
     )
     motion_window_ms: Annotated[
         int,
         Range(4 * FRAME_MS, 30_000, step=4 * FRAME_MS),
-        Option("features that Audio2Motion and PostNet see at once"),
+        Option("features that Audio2Motion and PostNet take at once"),
     ] = 2560
     temperature: Annotated[
         float, Range(0, 2), Option("of the motion's noise, which belongs to each frame; 0 for none")
@@ -132,9 +132,9 @@ class GenefaceRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationRequest:
-    """Which speaker's motion a small network is to learn, and from what speech."""
+    """Settings of `distil`: the teacher, the speech and the student's training."""
 
-    bundle: Annotated[Path, Option("the speaker whose motion is learnt: the teacher", positional=True)]
+    bundle: Annotated[Path, Option("the speaker whose motion is distilled: the teacher", positional=True)]
     speech: Annotated[
         Path, Option("folder of recordings, two or more, of anything ffmpeg decodes; many voices are best")
     ]
@@ -146,7 +146,7 @@ class DistillationRequest:
     lookahead_ms: Annotated[
         int,
         Range(0, MAX_STUDENT_LOOKAHEAD_MS, step=FRAME_MS),
-        Option(f"later sound a frame may hear: 0 to {MAX_STUDENT_LOOKAHEAD_MS} in steps of {FRAME_MS}"),
+        Option(f"later sound a frame may depend on: 0 to {MAX_STUDENT_LOOKAHEAD_MS} in steps of {FRAME_MS}"),
     ] = MAX_STUDENT_LOOKAHEAD_MS
     steps: Annotated[int, Range(1), Option("training steps in all; the rate falls over them")] = 6000
     batch: Annotated[int, Range(1), Option("crops a step; 128 on a GPU")] = 32
@@ -177,7 +177,7 @@ class DistillationRequest:
 
     @property
     def work_folder(self) -> Path:
-        """Where the teacher's output and the training go."""
+        """The folder of the teacher's output and of the training."""
         return self.out.with_name(f"{self.out.name}.work") if self.work is None else self.work
 
     @property
@@ -188,7 +188,7 @@ class DistillationRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class SlimRequest:
-    """Which bundle's head is to be made narrow, and how."""
+    """Settings of `slim`: the teacher's bundle, the student's width and its training."""
 
     bundle: Annotated[
         Path, Option("the bundle's folder; its head must be wider than --hidden", positional=True)
@@ -222,5 +222,5 @@ class SlimRequest:
 
     @property
     def work_folder(self) -> Path:
-        """Where lessons and checkpoints are."""
+        """The folder of the lessons and of the checkpoints."""
         return self.work or self.out.with_name(self.out.name + ".work")

@@ -1,4 +1,4 @@
-"""A finished bundle checked again, with nothing but the bundle: what can be rerun without its sources."""
+"""Verification of a finished bundle by itself: every check that can be rerun without its sources."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ STORED_LIMITS: dict[str, tuple[float | None, float | None]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One thing that was checked."""
+    """One check: what was found, its limit, and whether it holds."""
 
     name: str
     found: str
@@ -50,7 +50,7 @@ class Check:
 
 
 def verify_bundle(path: Path, *, size_px: int = 192, poses: int = 2) -> list[Check]:
-    """Returns every check in order; the bundle is read with all of its own first.
+    """Returns every check in order, after those of loading the bundle.
 
     Raises:
         BundleError: the bundle cannot be read, or a network does not take or give what speaker.json says.
@@ -71,7 +71,7 @@ def verify_bundle(path: Path, *, size_px: int = 192, poses: int = 2) -> list[Che
     landmarks = _in_silence(speaker)
     normalized = (landmarks - speaker.motion.landmark_mean) / speaker.motion.landmark_std
     largest = float(np.abs(normalized).max())
-    # Silence is the most ordinary sound there is: a face far outside the speaker's range is a wrong graph.
+    # Silence must give a face within the speaker's range.
     checks.append(Check(name="face in silence, deviations", found=f"{largest:.3g}", holds=bool(largest < 10)))
     frame = np.clip(normalized, -speaker.motion.clamp_std, speaker.motion.clamp_std).reshape(1, 204)
     window = np.repeat(frame.astype(np.float32), speaker.condition.window_frames, axis=0)
@@ -109,7 +109,7 @@ def _check(title: str, name: str, value: float) -> Check:
 
 
 def _in_silence(speaker: Speaker) -> F32:
-    """Returns the face (68, 3) that silence makes."""
+    """Returns the landmarks (68, 3) that silence gives."""
     if speaker.motion.features is None:
         silence = np.zeros((1, speaker.motion.window_samples), np.float32)
         landmarks = _run(speaker.motion_onnx, "pcm", silence, ("landmarks", (1, 204))).reshape(1, 68, 3)

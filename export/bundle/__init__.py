@@ -1,1 +1,1 @@
-"""Checkpoints of this project's training into one speaker bundle."""
+"""Speaker bundles from this project's own checkpoints."""

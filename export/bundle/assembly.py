@@ -1,4 +1,4 @@
-"""A speaker's bundle from its trained networks and its video: every part exported, checked, described."""
+"""Bundle assembly: a speaker's trained networks and video, every part exported, verified, documented."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class AssemblyError(InputError):
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """The origin file: the record in the bundle and what the law and the reader want to know."""
+    """The origin file: the bundle's record, and what the model card says besides."""
 
     subject: str
     consent: str
@@ -86,7 +86,7 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _SpeakerFiles:
-    """What is taken from the speaker's data folder."""
+    """What a bundle takes from the speaker's training set."""
 
     landmarks: F32  # (T, 68, 3) of the training frames, head space
     c2w: F32  # (T, 4, 4)
@@ -278,7 +278,7 @@ def training_of(task: str, path: Path, net: nn.Module) -> Training:
     differing = {
         key: value
         for key, value in content.get("settings", {}).items()
-        # Folders say where somebody's disk has what, nothing about the recipe.
+        # Paths of one machine are no part of the recipe.
         if key in plain and key != "steps" and value != plain[key] and "/" not in str(value)
     }
     seed = content.get("loop", {}).get("seed")
@@ -307,7 +307,7 @@ def _read_speaker_files(data: Path) -> _SpeakerFiles:
 
 
 def _require_same_face(trained: TrainedHead, corpus: Path | None) -> None:
-    """Refuses a head whose landmarks are offsets from another face than Audio2Motion's are."""
+    """Refuses a head trained on offsets from another mean face than Audio2Motion's."""
     if corpus is None:
         return
     file = corpus / LANDMARKS_FILE
@@ -338,9 +338,9 @@ def _export_motion(
     report = export_motion(audio2motion, postnet, LogMel(), path=path, subspace=subspace, audio=audio)
     verification["motion_largest_error"] = report.largest_error
     random = np.random.default_rng(0)
-    heard = random.normal(0, 0.1, report.window_samples * 8).astype(np.float32) if audio is None else audio
-    starts = np.linspace(0, len(heard) - report.window_samples, 32).astype(int)
-    feeds = [{"pcm": heard[None, start : start + report.window_samples]} for start in starts]
+    sound = random.normal(0, 0.1, report.window_samples * 8).astype(np.float32) if audio is None else audio
+    starts = np.linspace(0, len(sound) - report.window_samples, 32).astype(int)
+    feeds = [{"pcm": sound[None, start : start + report.window_samples]} for start in starts]
     return _small(request, "motion", path.read_bytes(), feeds, verification), report
 
 

@@ -1,4 +1,4 @@
-"""Writes the condition networks as ONNX: a window of normalised landmarks to what drives the head.
+"""ONNX export of the condition networks: a window of normalised landmarks to the condition vector.
 
 The graph is built from the weights, not traced. A window's frames are convolved one by one over a time axis
 of length 1, so only the centre taps of those kernels matter and the convolutions become products.
@@ -28,19 +28,19 @@ MAX_ERROR = 1e-5
 
 
 class ConditionExportError(InputError):
-    """A graph that does not say what the torch modules say."""
+    """A graph that disagrees with the torch modules."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConditionExport:
-    """What was exported."""
+    """The exported graph and its error."""
 
     content: bytes
     largest_error: float  # to torch, over all tried windows
 
 
 class _Graph:
-    """Nodes and weights in the order in which they are added."""
+    """Nodes and initialisers in the order in which they are added."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -67,7 +67,7 @@ class _Graph:
 def export_condition(
     config: ConditionConfig, prenet: FramePrenet, attention: WindowAttention | None
 ) -> ConditionExport:
-    """Returns condition.onnx and how far it is from torch.
+    """Returns condition.onnx and its largest error against torch.
 
     The graph takes `window` (window_frames, inputs) float32 and gives `condition` (outputs,).
 

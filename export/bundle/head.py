@@ -1,4 +1,4 @@
-"""A trained head and torso as the scene that a bundle holds, and how faithfully it is drawn."""
+"""A trained head and torso as a bundle's scene, and the PSNR of rendering it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ MIN_PSNR_DB = 45.0
 
 
 class SceneExportError(InputError):
-    """A head and a torso that do not fit together, or a scene that is not drawn as it should be."""
+    """A head and a torso that do not fit together, or a scene that is rendered below the PSNR limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Faithfulness:
-    """How close pictures come to the torch twin drawing the weights as trained; PSNR over all pixels."""
+    """PSNR over all pixels against the torch twin with the weights as trained."""
 
     float16_psnr_db: float  # the twin, from the scene as the bundle holds it
     raymarcher_psnr_db: float  # the CPU raymarcher, from the scene as the bundle holds it
@@ -72,7 +72,7 @@ def stored(scene: Scene) -> Scene:
 def measure_faithfulness(
     trained: Scene, kept: Scene, *, poses: F32, conditions: Sequence[F32], size_px: int = 256
 ) -> Faithfulness:
-    """Returns how close the kept scene's pictures come to the trained one's, over (F, 4, 4) poses."""
+    """Returns the PSNR of the stored scene's pictures against the trained one's, over (F, 4, 4) poses."""
     raymarcher = CpuRaymarcher(kept)
     rounding, drawing = [], []
     try:

@@ -1,4 +1,4 @@
-"""The model card of a bundle: what it is, what it was made from, how, and how good it is."""
+"""A bundle's model card: subject, training data, recipe and quality figures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NOBODY = "a synthetic character, nobody's likeness"
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """One network as it was trained."""
+    """How one network was trained."""
 
     task: str
     step: int
@@ -23,7 +23,7 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What the card says."""
+    """The card's contents."""
 
     name: str
     synthetic: bool

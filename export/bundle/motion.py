@@ -1,8 +1,8 @@
-"""Writes the motion networks as ONNX, and proves that the graph says what the torch modules say.
+"""ONNX export of the motion networks, verified against the torch modules.
 
 `motion.onnx` is one graph from samples to landmarks: front end, Audio2Motion, PostNet, and the projection
-onto the speaker's own ways of moving. It holds the causal layers without their padding, so that a window of
-the receptive field gives one frame and works out nothing that this frame does not need.
+onto the speaker's landmark subspace. The causal layers lose their padding, so that a window of the receptive
+field gives one frame and computes nothing that this frame does not need.
 """
 
 from __future__ import annotations
@@ -31,11 +31,10 @@ MAX_ERROR = 1e-4
 
 @dataclass(frozen=True, kw_only=True)
 class MotionExportReport:
-    """What was written and how it compares.
+    """An exported graph and its error against torch.
 
     Attributes:
         path: The graph.
-        bytes: Its size.
         window_frames, window_samples, lookahead_frames: The window that one call takes.
         largest_error: Largest difference to torch over all tried inputs, in the output's unit.
         cases: How many inputs were tried.
@@ -43,7 +42,6 @@ class MotionExportReport:
     """
 
     path: Path
-    bytes: int
     window_frames: int
     window_samples: int
     lookahead_frames: int
@@ -53,7 +51,7 @@ class MotionExportReport:
 
 
 class MotionChain(nn.Module):
-    """Samples of one window to the landmarks of the one frame it was cut for."""
+    """The module that is exported: samples of one window to the landmarks of one frame."""
 
     def __init__(
         self,
@@ -67,7 +65,7 @@ class MotionChain(nn.Module):
         self.subspace = subspace
 
     def forward(self, pcm: Tensor) -> Tensor:
-        """Returns (1, 204) of `pcm` (1, window_samples) in [-1, 1]."""
+        """Returns landmarks (1, 204) of `pcm` (1, window_samples) in [-1, 1]."""
         landmarks = self.audio2motion.predict(self.features(pcm))  # (1, n, 204)
         if self.postnet is not None:
             landmarks = self.postnet(landmarks)  # (1, n, 204)
@@ -81,7 +79,7 @@ def motion_window_frames(audio2motion: Audio2MotionConfig, postnet: PostNetConfi
 
 
 def window_samples(window_frames: int, features: LogMel) -> int:
-    """Returns the samples of a window: its frames, and what the front end hears before them."""
+    """Returns the samples of a window: its frames and the front end's left context."""
     return FRAME_SAMPLES * window_frames + features.left_context_samples
 
 
@@ -92,45 +90,30 @@ def export_motion(
     *,
     path: Path,
     subspace: LandmarkSubspace | None = None,
-    window_frames: int | None = None,
-    lookahead_frames: int | None = None,
     audio: F32 | None = None,
 ) -> MotionExportReport:
-    """Writes `path` and returns how it compares with the torch modules.
+    """Writes motion.onnx to `path` and returns its error against the torch modules.
 
     Args:
         audio2motion: A causal network.
         postnet: A causal network, or None for a speaker without one.
         features: The front end that both were trained on.
         path: Where the graph goes; one file.
-        subspace: What the speaker's face can do; absent, the networks' landmarks come out as they are.
-        window_frames: Video frames of a window; the receptive field if absent, which is also the least.
-        lookahead_frames: Must be the network's own; for a caller who wants it checked.
+        subspace: The speaker's landmark subspace; without one nothing is projected.
         audio: (samples,) at 16 kHz in [-1, 1] to compare on, besides noise, tones and silence.
 
     Raises:
-        ExportError: The networks look ahead, the window is too short, or the graph differs from its source.
+        ExportError: The networks are not causal, or the graph differs from its source.
     """
     config = audio2motion.config
     if not config.causal or (postnet is not None and not postnet.config.causal):
         raise ExportError("motion.onnx: networks: expected causal=True in both, got one that looks both ways")
-    if lookahead_frames is not None and lookahead_frames != config.lookahead_frames:
-        raise ExportError(
-            f"motion.onnx: lookahead_frames: expected the network's {config.lookahead_frames}, got "
-            f"{lookahead_frames}; it was trained with its own"
-        )
     if config.feature_dimension != features.dimension:
         raise ExportError(
             f"motion.onnx: features: expected {config.feature_dimension} numbers, got {features.dimension}; "
             f"use the front end the network was trained on"
         )
-    least = motion_window_frames(config, postnet.config if postnet else None)
-    window_frames = least if window_frames is None else window_frames
-    if window_frames < least:
-        raise ExportError(
-            f"motion.onnx: window_frames: expected at least the receptive field {least}, got "
-            f"{window_frames}; leave it out to take that"
-        )
+    window_frames = motion_window_frames(config, postnet.config if postnet else None)
     chain = MotionChain(audio2motion, postnet, features, subspace).eval()
     folded = plain_copy(chain)
     width = window_samples(window_frames, features)
@@ -142,7 +125,6 @@ def export_motion(
     refuse_if_wrong(path, error, MAX_ERROR)
     return MotionExportReport(
         path=path,
-        bytes=path.stat().st_size,
         window_frames=window_frames,
         window_samples=width,
         lookahead_frames=config.lookahead_frames,
@@ -154,16 +136,14 @@ def export_motion(
 
 @dataclass(frozen=True, kw_only=True)
 class SyncNetExportReport:
-    """What was written and how it compares; see `MotionExportReport`."""
+    """An exported graph and its error against torch; see `MotionExportReport`."""
 
     path: Path
-    bytes: int
-    embedding: int
     largest_error: float
 
 
 def export_syncnet(syncnet: SyncNet, *, path: Path) -> SyncNetExportReport:
-    """Writes `path` and returns how it compares with torch.
+    """Writes syncnet.onnx to `path` and returns its error against torch.
 
     The graph takes `audio` (B, 10, feature_dimension) and `mouth` (B, 5, 60) and gives `audio_embedding` and
     `mouth_embedding` (B, embedding) of unit length. B is free.
@@ -192,9 +172,7 @@ def export_syncnet(syncnet: SyncNet, *, path: Path) -> SyncNetExportReport:
     ]
     error = compare(path, syncnet, feeds).largest_error
     refuse_if_wrong(path, error, MAX_ERROR)
-    return SyncNetExportReport(
-        path=path, bytes=path.stat().st_size, embedding=syncnet.config.audio_widths[-1], largest_error=error
-    )
+    return SyncNetExportReport(path=path, largest_error=error)
 
 
 def _windows_to_try(width: int, audio: F32 | None) -> list[F32]:
@@ -203,7 +181,7 @@ def _windows_to_try(width: int, audio: F32 | None) -> list[F32]:
     tried = [
         random.normal(0, 0.1, width),
         random.uniform(-1, 1, width),
-        # Some noise below the tone: without it the quiet bands hold nothing but float32's own rounding.
+        # Noise below the tone: without it the quiet bands hold only float32's rounding.
         0.3 * np.sin(2 * np.pi * 220 * seconds) + random.normal(0, 1e-4, width),
         np.zeros(width),
     ]

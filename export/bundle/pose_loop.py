@@ -1,7 +1,7 @@
-"""What a speaker does besides speaking: a path of the head that repeats without a seam, and a blink.
+"""Idle motion of a speaker: a seamless loop of head poses, and the mean blink.
 
-Both are taken from the speaker's own video. Poses are handled as the head's motion before a camera that
-stands still: rotation of the head and translation of its origin, blended by slerp and lerp.
+Both are taken from the speaker's own video. Poses are handled as the head's motion before a fixed
+camera: rotation of the head and translation of its origin, blended by slerp and lerp.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class PerformanceError(InputError):
 
 @dataclass(frozen=True, kw_only=True)
 class LoopSettings:
-    """What kind of loop is looked for."""
+    """Lengths and limits of the loop."""
 
     shortest_s: float = 24.0
     longest_s: float = 60.0
@@ -48,7 +48,7 @@ class LoopSettings:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PoseLoop:
-    """A path that repeats: frame P - 1 leads to frame 0 as any frame leads to the next."""
+    """A closed path of poses: frame P - 1 is followed by frame 0 as any frame by the next."""
 
     poses: F32  # (P, 4, 4) c2w
     first_frame: int  # of the stretch in the video
@@ -134,7 +134,7 @@ def _calmest_join(w2c: F64, settings: LoopSettings, blend: int) -> _Join | None:
 
 
 def seam_measure(loop: F32, source: F32, *, percentile: float = 95.0) -> SeamMeasure:
-    """Returns how rough the step from the last pose of `loop` to its first is, 1 being as `source` rarely is.
+    """Returns the largest step and acceleration at the seam of `loop` over the source's `percentile` of each.
 
     Args:
         loop: (P, 4, 4) c2w.
@@ -187,7 +187,7 @@ def _faded(stretch: F64, into: F64) -> F64:
     """Returns (T, 4, 4): the stretch, its last poses faded into the (B, 4, 4) that lead to its start."""
     blend = len(into)
     share = (np.arange(blend) + 1) / (blend + 1)
-    share = share * share * share * (share * (6 * share - 15) + 10)  # no jump in speed or its change
+    share = share * share * share * (share * (6 * share - 15) + 10)  # smootherstep
     faded = stretch.copy()
     tail = faded[-blend:]
     turn = rotation_vectors(into[:, :3, :3] @ tail[:, :3, :3].transpose(0, 2, 1))

@@ -1,4 +1,4 @@
-"""A speaker bundle written: whole or not at all."""
+"""Atomic writing of a speaker bundle."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ CARD_FILE = "MODEL_CARD.md"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BundleParts:
-    """All that a bundle is made of, in memory."""
+    """A bundle's contents, in memory."""
 
     name: str
     synthetic: bool
@@ -71,7 +71,7 @@ class BundleParts:
 
 
 def parts_of(speaker: Speaker) -> BundleParts:
-    """Returns the parts that a bundle was written from, to be written again with some of them replaced."""
+    """Returns a bundle's parts, to be written again with some of them replaced."""
 
     def content(file: Path | None) -> bytes | None:
         return None if file is None else file.read_bytes()
@@ -101,7 +101,7 @@ def parts_of(speaker: Speaker) -> BundleParts:
 
 
 def require_free(out: Path) -> None:
-    """Refuses a folder that no bundle may be written to: before hours of work, not after.
+    """Refuses a folder that no bundle may be written to, before hours of work.
 
     Raises:
         BundleError: `out` is there and is no bundle.
@@ -161,7 +161,7 @@ def _replace(out: Path, partial: Path) -> None:
 def folder_beside(out: Path) -> Iterator[Path]:
     """Gives an empty folder beside the bundle folder `out` for the files it is made of, and removes it.
 
-    The one of a program that was killed goes with the next bundle written there.
+    One left by a killed program is removed with the next bundle written there.
     """
     out = Path(out).absolute()
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -182,7 +182,7 @@ def _empty_folder(path: Path) -> Path:
 def seal(path: Path) -> Speaker:
     """Returns the speaker after speaker.json's sizes, hashes and checksum were written anew.
 
-    For a change by hand that is meant: the model card, the name, a figure. All else is checked as ever.
+    For a deliberate change by hand: the model card, the name, a figure. All else is checked as at any load.
 
     Raises:
         BundleError: the bundle does not hold even with true hashes; speaker.json is left as it was.
@@ -283,7 +283,7 @@ def _contents(parts: BundleParts) -> dict[str, bytes]:
         files={name: _record(content) for name, content in contents.items()},
     )
     document = to_mapping(settings)
-    from_mapping(SpeakerSettings, document)  # what cannot be read again is not written
+    from_mapping(SpeakerSettings, document)  # refuses what could not be read back
     return {**contents, SETTINGS_FILE: _settings_text(document)}
 
 

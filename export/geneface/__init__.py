@@ -1,1 +1,1 @@
-"""Speakers that were trained with GeneFace: their files read, compared and imported."""
+"""Import of speakers trained with GeneFace."""

@@ -1,4 +1,4 @@
-"""A GeneFace speaker's trained networks, out of the work folders that its trainer left.
+"""A GeneFace speaker's trained networks, read from its trainer's work folders.
 
 Audio2Motion and SyncNet are taken from inside the PostNet checkpoint, since PostNet's training moved the
 batch norms of Audio2Motion.
@@ -32,7 +32,7 @@ T = TypeVar("T")
 Network = TypeVar("Network", bound=nn.Module)
 State = Mapping[str, Tensor]
 
-# A key of the child `model` that tells what a checkpoint is; a torso's holds the head's keys too.
+# Prefixes of keys in the child `model`, by kind; a torso's checkpoint holds the head's keys too.
 _KINDS: Final = (
     ("PostNet", "block1."),
     ("Audio2Motion", "vae."),
@@ -41,12 +41,12 @@ _KINDS: Final = (
     ("head", "ambient_net."),
 )
 
-# Beginnings of keys that only another project's networks have, and why those cannot be taken.
+# Prefixes of keys that only another project's networks have, and why those cannot be imported.
 _OTHERS: Final = (
     (
         "ER-NeRF",
         ("encoder_xy.", "aud_ch_att_net.", "unc_net.", "anchor_points"),
-        "its head hears audio instead of landmarks and its torso follows anchor points",
+        "its head takes audio instead of landmarks and its torso follows anchor points",
     ),
     (
         "GeneFace++",
@@ -58,10 +58,10 @@ _OTHERS: Final = (
         ("model_coarse.", "model_fine.", "network_fn_state_dict", "network_audnet_state_dict"),
         "it has no feature grids and takes seconds a frame",
     ),
-    ("RAD-NeRF", ("encoder_ambient.", "audio_net."), "its head hears audio instead of landmarks"),
+    ("RAD-NeRF", ("encoder_ambient.", "audio_net."), "its head takes audio instead of landmarks"),
 )
 
-# GeneFace's keys of what has another name in our configs.
+# GeneFace's names of our configs' fields, where they differ.
 _HEAD_KEYS: Final = {
     "window_frames": "smo_win_size",
     "lookahead_frames": "smo_win_size",
@@ -88,7 +88,7 @@ _TORSO_KEYS: Final = {
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSource:
-    """Which file a part was taken from, and why from this one."""
+    """The file a network was read from, and why this one."""
 
     part: str
     path: Path
@@ -98,7 +98,7 @@ class CheckpointSource:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GenefaceCheckpoint:
-    """One file of GeneFace's trainer.
+    """One checkpoint of GeneFace's trainer.
 
     Attributes:
         path: The file.
@@ -114,7 +114,7 @@ class GenefaceCheckpoint:
 
     @property
     def kind(self) -> str:
-        """What it is a checkpoint of: PostNet, Audio2Motion, SyncNet, torso or head."""
+        """The kind of network: PostNet, Audio2Motion, SyncNet, torso or head."""
         model = self.children.get("model", {})
         for kind, beginning in _KINDS:
             if any(key.startswith(beginning) for key in model):
@@ -156,7 +156,7 @@ class GenefaceNetworks:
         postnet: Those landmarks to the speaker's; with pitch it takes `audio2motion.pitch_embed`'s embedding.
         head: The radiance field and its condition networks.
         torso: The torso's field, None for a speaker without.
-        syncnet: The one that judged the training, None where the checkpoint lacks it.
+        syncnet: The lip-sync loss's network, None where the checkpoint lacks it.
         clamp_std: Normalised landmarks are held within so many deviations.
         sources: What was read, part by part.
     """
@@ -170,8 +170,8 @@ class GenefaceNetworks:
     sources: tuple[CheckpointSource, ...]
 
     @property
-    def hears_pitch(self) -> bool:
-        """Whether the motion needs the voice's pitch."""
+    def takes_pitch(self) -> bool:
+        """Whether the motion networks take pitch."""
         return self.audio2motion.config.pitch_channels > 0
 
     @property
@@ -186,7 +186,7 @@ class GenefaceNetworks:
 
     @property
     def window_frames(self) -> int:
-        """Frames of landmarks that the head's condition looks at."""
+        """Frames of landmarks in the condition's window."""
         return self.head.config.condition.window_frames
 
 
@@ -223,7 +223,7 @@ def read_checkpoint(file: Path) -> GenefaceCheckpoint:
 
 
 def _children(states: Mapping[Any, Any]) -> dict[str, State]:
-    """Returns each child's state; flat keys `child.key` are parted."""
+    """Returns each child's state dict; flat keys `child.key` are split."""
     children: dict[str, State] = {}
     for key, value in states.items():
         name, _, rest = str(key).partition(".")
@@ -283,7 +283,7 @@ def read_networks(
 
 
 def build_audio2motion(checkpoint: GenefaceCheckpoint) -> Audio2Motion:
-    """Returns Audio2Motion out of a PostNet's checkpoint or its own; it hears pitch if it has such keys."""
+    """Returns Audio2Motion out of a PostNet's checkpoint or its own; it takes pitch if it has such keys."""
     if _check_kind(checkpoint, "PostNet", "Audio2Motion") == "PostNet":
         place, state = _nested(checkpoint, "audio2motion_task", "model")
     else:
@@ -293,25 +293,25 @@ def build_audio2motion(checkpoint: GenefaceCheckpoint) -> Audio2Motion:
 
 
 def build_postnet(checkpoint: GenefaceCheckpoint) -> PostNet:
-    """Returns PostNet out of its checkpoint; it hears pitch if it is wide enough for it."""
+    """Returns PostNet out of its checkpoint; it takes pitch if its input is wide enough."""
     _check_kind(checkpoint, "PostNet")
     state = checkpoint.children["model"]
     first = state.get("block1.0.conv_block.0.weight")
-    hears_pitch = first is not None and first.ndim == 3 and first.shape[1] > LANDMARK_DIMENSION
-    heard = (
+    takes_pitch = first is not None and first.ndim == 3 and first.shape[1] > LANDMARK_DIMENSION
+    embedded = (
         "audio2motion_task" in checkpoint.children
         and "model.pitch_embed.weight" in (checkpoint.children["audio2motion_task"])
     )
-    if hears_pitch and not heard:
+    if takes_pitch and not embedded:
         raise GenefaceFileError(
             f"{checkpoint.path}: state_dict.audio2motion_task.model.pitch_embed.weight: expected 300x64 "
-            f"float32, which its PostNet hears, got none; take the checkpoint as GeneFace wrote it"
+            f"float32, which its PostNet takes, got none; take the checkpoint as GeneFace wrote it"
         )
-    return _load(PostNet(PostNetConfig(pitch_channels=64 if hears_pitch else 0)), state, checkpoint, "model")
+    return _load(PostNet(PostNetConfig(pitch_channels=64 if takes_pitch else 0)), state, checkpoint, "model")
 
 
 def build_syncnet(checkpoint: GenefaceCheckpoint) -> SyncNet:
-    """Returns SyncNet out of its own checkpoint or one that it judged."""
+    """Returns SyncNet out of its own checkpoint or that of a network it trained."""
     if _check_kind(checkpoint, "SyncNet", "Audio2Motion", "PostNet") == "SyncNet":
         return _load(SyncNet(), checkpoint.children["model"], checkpoint, "model")
     place, state = _nested(checkpoint, "syncnet_task", "model")
@@ -379,7 +379,7 @@ def build_torso(checkpoint: GenefaceCheckpoint) -> Torso:
     if aware or checkpoint.setting("torso_head_aware", bool, False):
         raise GenefaceFileError(
             f"{checkpoint.path}: {aware or 'torso_head_aware'}: expected a torso that sees the pose alone, "
-            f"got one that looks at the drawn head too, by chance in half of the frames; "
+            f"got one that takes the drawn head too, by chance in half of the frames; "
             f"train with torso_head_aware: false"
         )
     setting = checkpoint.setting
@@ -415,7 +415,7 @@ def _grid(checkpoint: GenefaceCheckpoint, resolution: int) -> GridConfig:
 
 @contextmanager
 def _sizes_of(checkpoint: GenefaceCheckpoint, keys: Mapping[str, str]) -> Iterator[None]:
-    """Says which config it was, and which of its `keys`, where ours refuses a size."""
+    """Names the config and its key where our config refuses a size."""
     try:
         yield
     except SettingsError as error:

@@ -1,4 +1,4 @@
-"""A GeneFace speaker's `trainval_dataset.npy`: what is needed to draw the speaker and is in no checkpoint."""
+"""A GeneFace speaker's `trainval_dataset.npy`: poses, camera, background and landmark statistics."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def _check_pose(sample: _Entries, pose: F64) -> None:
 
 
 class _Entries:
-    """A dict of the file: values come out checked, and what is refused is named by its place."""
+    """A dict of the file: values are checked when read; a refusal names their key."""
 
     def __init__(self, file: Path, values: Mapping[Any, Any], place: str = "") -> None:
         self._file = file
@@ -170,17 +170,17 @@ class _Entries:
         All numbers are finite, in float32 too.
         """
         value = self._values.get(key)
-        wanted = "x".join("any" if size is None else str(size) for size in shape)
+        expected = "x".join("any" if size is None else str(size) for size in shape)
         if not isinstance(value, np.ndarray):
             self.require(
-                False, key, f"an array of {wanted}", "none" if value is None else type(value).__name__
+                False, key, f"an array of {expected}", "none" if value is None else type(value).__name__
             )
         assert isinstance(value, np.ndarray)
         fits = len(shape) == value.ndim and all(
             size == given if size is not None else given > 0
             for size, given in zip(shape, value.shape, strict=True)
         )
-        self.require(fits, key, f"shape {wanted}", "x".join(map(str, value.shape)) or "a single value")
+        self.require(fits, key, f"shape {expected}", "x".join(map(str, value.shape)) or "a single value")
         if dtype is np.uint8:
             self.require(value.dtype == np.uint8, key, "bytes", value.dtype)
         else:

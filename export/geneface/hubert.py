@@ -1,4 +1,4 @@
-"""HuBERT read from where people keep it, written as features.onnx, and heard offline as GeneFace hears it."""
+"""HuBERT loaded from its usual sources, exported to features.onnx, and run offline as GeneFace runs it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from models.time_base import FEATURE_HOP_SAMPLES, SAMPLE_RATE_HZ
 from models.torchaudio_pair import import_torchaudio
 
 from ..onnx.graphs import strip_metadata, to_float16_weights
-from ..onnx.torch_graph import compare, ms_per_call, refuse_if_wrong, write_graph
+from ..onnx.torch_graph import compare, refuse_if_wrong, write_graph
 from ..regular_file import open_regular
 from .pickles import read_torch
 
@@ -61,7 +61,7 @@ def load_hubert(source: Path | None, *, config: HubertConfig | None = None) -> H
         config: The sizes of a `.pth` file's weights; hubert-large's if absent.
 
     Raises:
-        HubertError: The source cannot be had or used; one line.
+        HubertError: The source is missing or unusable; one line.
         GenefaceFileError: A torch file is broken or holds anything but weights; one line.
     """
     if source is None:
@@ -129,7 +129,7 @@ _MAX_CONFIG_BYTES = 1 << 20
 
 
 def _folder_config(file: Path) -> HubertConfig:
-    """Returns the sizes in a `config.json`, after all else in it was found to be HuBERT-large's."""
+    """Returns the sizes in a `config.json` whose other settings are HuBERT-large's."""
 
     def refused(key: str, expected: str, got: object) -> HubertError:
         return HubertError(f"{file}: {key}: expected {expected}, got {show(got)}; {_WAY_OUT}")
@@ -173,31 +173,27 @@ def _folder_config(file: Path) -> HubertConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturesExportReport:
-    """What was written and how it compares.
+    """features.onnx and its error against torch.
 
     Attributes:
         path: The graph.
-        bytes: Its size.
         largest_error: Largest difference between the float32 graph and torch over all tried sounds.
         float16_change: Largest change of a feature by rounding the weights; None where they are float32.
         largest_feature: Of the tried sounds, to compare the two with.
         cases: How many sounds were tried.
-        ms_per_call: Median on this machine, one thread, for one second of sound.
     """
 
     path: Path
-    bytes: int
     largest_error: float
     float16_change: float | None
     largest_feature: float
     cases: int
-    ms_per_call: float
 
 
 def export_features(
     hubert: Hubert, *, path: Path, audio: F32 | None = None, float32_weights: bool = False
 ) -> FeaturesExportReport:
-    """Writes `path` and returns how it compares with torch.
+    """Writes features.onnx to `path` and returns its error against torch.
 
     The graph takes `pcm` (1, samples) of zero mean and unit variance and gives `features`
     (1, (samples - 400) // 320 + 1, dimension). `samples` is free, from 400 on.
@@ -232,12 +228,10 @@ def export_features(
     path.write_bytes(content)
     return FeaturesExportReport(
         path=path,
-        bytes=len(content),
         largest_error=error,
         float16_change=change,
         largest_feature=largest,
         cases=len(feeds),
-        ms_per_call=ms_per_call(content, {"pcm": np.zeros((1, SAMPLE_RATE_HZ), np.float32)}, calls=5),
     )
 
 
@@ -266,8 +260,8 @@ def normalised(pcm: F32) -> F32:
 def offline_features(run: Callable[[F32], F32], pcm: F32) -> F32:
     """Returns the features ((n - 80) // 320, dimension) of a whole recording, as GeneFace's preparation does.
 
-    The whole recording is normalised, then encoded in clips of 1000 features, the rest as a clip of its own;
-    a rest shorter than one feature is dropped. Where that leaves a feature missing, it is zero.
+    The whole recording is normalised, then encoded in clips of 1000 features, the remainder as its own clip;
+    a remainder shorter than one feature is dropped. A feature missing for that is zero.
 
     Args:
         run: Features (1, Tx, dimension) of normalised sound (1, samples), Tx = (samples - 400) // 320 + 1.

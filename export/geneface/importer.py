@@ -1,4 +1,4 @@
-"""A GeneFace speaker imported: checkpoints and data in, one verified bundle out.
+"""Import of a GeneFace speaker: checkpoints and data in, one verified bundle out.
 
 The recipe's work folders hold the networks, `trainval_dataset.npy` holds what they do not: poses, camera,
 background and the landmarks' range. GeneFace's poses count in ten decimetres, a bundle's in decimetres.
@@ -62,7 +62,7 @@ _WINDOW_CASES = 4
 
 
 class GenefaceImportError(InputError):
-    """Parts of a GeneFace speaker that do not fit together, or that say something else once exported."""
+    """Parts of a GeneFace speaker that do not fit together, or that change once exported."""
 
 
 def import_geneface(request: GenefaceRequest) -> Speaker:
@@ -86,7 +86,7 @@ def import_geneface(request: GenefaceRequest) -> Speaker:
     chain = GenefaceMotionChain(
         networks.audio2motion,
         networks.postnet,
-        networks.audio2motion.pitch_embed if networks.hears_pitch else None,
+        networks.audio2motion.pitch_embed if networks.takes_pitch else None,
         _subspace(request, data),
     ).eval()
     verification: dict[str, float] = {}
@@ -104,7 +104,7 @@ def import_geneface(request: GenefaceRequest) -> Speaker:
             path=folder / "motion.onnx",
             features=data.hubert if data.hubert.any() else None,
             f0_hz=data.f0_hz,
-            float32_weights=True,  # beside HuBERT nobody sees its size
+            float32_weights=True,  # small beside HuBERT
         )
         features_onnx, motion_onnx = features.path.read_bytes(), motion.path.read_bytes()
     verification["features_largest_error"] = features.largest_error / features.largest_feature
@@ -196,13 +196,13 @@ def _feature_difference(hubert: Hubert, pcm: F32, data: GenefaceDataset) -> floa
     """Returns how far this HuBERT's features of the video's first seconds are from those it was trained on.
 
     Raises:
-        GenefaceImportError: so far that it is another HuBERT, or another sound.
+        GenefaceImportError: beyond the limit: another HuBERT, or another sound.
     """
     with torch.no_grad():
-        heard = offline_features(lambda sound: hubert(torch.from_numpy(sound)).numpy(), pcm)
-    frames = min(len(heard), len(data.hubert))
+        found = offline_features(lambda sound: hubert(torch.from_numpy(sound)).numpy(), pcm)
+    frames = min(len(found), len(data.hubert))
     theirs = data.hubert[:frames]
-    difference = float(np.sqrt(np.mean((heard[:frames] - theirs) ** 2) / np.mean(theirs**2)))
+    difference = float(np.sqrt(np.mean((found[:frames] - theirs) ** 2) / np.mean(theirs**2)))
     if not difference <= MAX_FEATURE_DIFFERENCE:
         raise GenefaceImportError(
             f"hubert: expected features of --audio within {MAX_FEATURE_DIFFERENCE:g} of the data's, got "
@@ -212,7 +212,7 @@ def _feature_difference(hubert: Hubert, pcm: F32, data: GenefaceDataset) -> floa
 
 
 def _head_path(data: GenefaceDataset, verification: dict[str, float]) -> tuple[F32, str]:
-    """Returns the poses that a stream repeats, in decimetres, and what they are in words."""
+    """Returns the poses that a stream repeats, in decimetres, and their description."""
     c2w = data.poses_smoothed.copy()
     c2w[:, :3, 3] *= DM_PER_UNIT
     try:
@@ -243,7 +243,7 @@ def _motion_settings(
         block_frames=sizes.squeeze,
         latent_channels=sizes.latent_channels,
         temperature=request.temperature,
-        hears_pitch=networks.hears_pitch,
+        hears_pitch=networks.takes_pitch,
     )
     return MotionSettings(
         kind="features",
@@ -270,7 +270,7 @@ def _record(
     camera: Camera,
     poses: F32,
 ) -> RecordedCases:
-    """Returns what the imported networks themselves make of random and of real inputs."""
+    """Returns the imported networks' own outputs for random and real inputs."""
     random = np.random.default_rng(0)
     sounds = [random.normal(0, 0.1, _CASE_SAMPLES).astype(np.float32)]
     if pcm is not None and len(pcm) >= _CASE_SAMPLES:
@@ -278,15 +278,15 @@ def _record(
         sounds.append(pcm[start : start + _CASE_SAMPLES])
     steps = 2 * _CASE_FRAMES
 
-    def moved(heard: F32, pitch: F32) -> dict[str, F32]:
+    def moved(encoded: F32, pitch: F32) -> dict[str, F32]:
         sizes = networks.audio2motion.config
         feed = {
-            "features": heard,
+            "features": encoded,
             "latent": latent_noise(
                 seed=0, first_step=0, steps=_CASE_FRAMES // sizes.squeeze, channels=sizes.latent_channels
             ),
         }
-        if networks.hears_pitch:
+        if networks.takes_pitch:
             feed["f0_hz"] = pitch[None, :steps]
         with torch.no_grad():
             landmarks = chain(*(torch.from_numpy(array) for array in feed.values())).numpy()
@@ -294,12 +294,12 @@ def _record(
 
     features, chained = [], []
     for sound in sounds:
-        heard = normalised(sound)[None]
+        scaled = normalised(sound)[None]
         with torch.no_grad():
-            features.append({"pcm": heard, "features": hubert(torch.from_numpy(heard)).numpy()})
+            features.append({"pcm": scaled, "features": hubert(torch.from_numpy(scaled)).numpy()})
         pitch = f0_hz(sound)
         case = moved(padded(features[-1]["features"], steps), np.pad(pitch, (0, max(0, steps - len(pitch)))))
-        chained.append({"pcm": heard, **{name: array for name, array in case.items() if name != "features"}})
+        chained.append({"pcm": scaled, **{name: array for name, array in case.items() if name != "features"}})
     noise = random.normal(0, 0.5, (1, steps, data.hubert.shape[1])).astype(np.float32)
     motion = [moved(noise, np.zeros(steps, np.float32))]
     if len(data.hubert) >= steps:

@@ -1,7 +1,7 @@
-"""Writes a GeneFace speaker's Audio2Motion and PostNet as one ONNX graph: features in, landmarks out.
+"""ONNX export of a GeneFace speaker's Audio2Motion and PostNet as one graph: features to landmarks.
 
-The networks look both ways, so the graph takes the features of T video frames and gives as many; what a
-stream or a recording makes of that is for whoever runs it. T is free, a whole number of latent steps.
+The networks are not causal: the graph takes the features of T video frames and gives as many. T is free, a
+multiple of a latent step's frames.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from models.postnet import PostNet
 from models.time_convolution import plain_copy
 
 from ..onnx.graphs import strip_metadata, to_float16_weights
-from ..onnx.torch_graph import ExportError, compare, ms_per_call, refuse_if_wrong, write_graph
+from ..onnx.torch_graph import ExportError, compare, refuse_if_wrong, write_graph
 
 MAX_ERROR = 1e-4
 """Two orders of float32 sums of a few hundred terms differ by some 1e-6; a wrong graph by more than 1e-2."""
@@ -30,33 +30,28 @@ TRIED_STEPS = (1, 2, 7, 25, 63)
 
 @dataclass(frozen=True, kw_only=True)
 class GenefaceMotionReport:
-    """What was written and how it compares.
+    """motion.onnx and its error against torch.
 
     Attributes:
         path: The graph.
-        bytes: Its size.
         block_frames, latent_channels: Video frames to a step of the latent, and its width.
-        hears_pitch: The graph takes `f0_hz`.
+        takes_pitch: The graph takes `f0_hz`.
         largest_error: Largest difference between the float32 graph and torch over all tried windows.
         float16_change: Largest change of a landmark by rounding the weights; None where they are float32.
         cases: How many windows were tried.
-        ms_per_call: Median on this machine, one thread, for `timed_frames` frames.
     """
 
     path: Path
-    bytes: int
     block_frames: int
     latent_channels: int
-    hears_pitch: bool
+    takes_pitch: bool
     largest_error: float
     float16_change: float | None
     cases: int
-    ms_per_call: float
-    timed_frames: int
 
 
 class GenefaceMotionChain(nn.Module):
-    """Audio2Motion, then PostNet, then the projection onto what the speaker's face can do, if there is one.
+    """Audio2Motion, then PostNet, then the projection onto the landmark subspace, if there is one.
 
     GeneFace blanks in PostNet those frames whose landmarks are all zero, which marks the padding of a batch
     of clips. Here is one clip, and a network's output is never all zero: no frame is blanked.
@@ -79,7 +74,7 @@ class GenefaceMotionChain(nn.Module):
         Args:
             features: (1, 2 T, feature_dimension).
             latent: (1, latent_channels, T / block_frames), noise already times its temperature.
-            f0_hz: (1, 2 T), 0 where unvoiced; only for the variant that hears pitch.
+            f0_hz: (1, 2 T), 0 where unvoiced; only for the pitch variant.
         """
         landmarks = self.audio2motion.predict(features, f0_hz=f0_hz, z_prior=latent)  # (1, T, 204)
         pitch = None
@@ -98,14 +93,14 @@ def export_geneface_motion(
     f0_hz: F32 | None = None,
     float32_weights: bool = False,
 ) -> GenefaceMotionReport:
-    """Writes `path` and returns how it compares with the torch modules.
+    """Writes motion.onnx to `path` and returns its error against the torch modules.
 
     The graph takes `features` (1, 2 T, feature_dimension), `latent` (1, latent_channels, T / block_frames)
-    and, for the variant that hears pitch, `f0_hz` (1, 2 T); it gives `landmarks` (1, T, 204).
+    and, for the pitch variant, `f0_hz` (1, 2 T); it gives `landmarks` (1, T, 204).
 
     Args:
         chain: Audio2Motion as it stands in PostNet's checkpoint, the speaker's PostNet, for the pitch variant
-            the embedding that both hear, and the projection, if there is one.
+            the embedding that both take, and the projection, if there is one.
         path: Where the graph goes; one file.
         features: (Tx, feature_dimension) of real speech to compare on, besides noise.
         f0_hz: (>= Tx,) of the same speech.
@@ -116,7 +111,7 @@ def export_geneface_motion(
         GraphError: Rounded weights change the landmarks too much.
     """
     audio2motion, config = chain.audio2motion, chain.audio2motion.config
-    hears_pitch = config.pitch_channels > 0
+    takes_pitch = config.pitch_channels > 0
     if config.causal:
         raise ExportError(
             "motion.onnx: audio2motion: expected one that looks both ways, got a causal one; "
@@ -126,14 +121,14 @@ def export_geneface_motion(
         ("postnet", chain.postnet.config.pitch_channels > 0),
         ("pitch_embed", chain.pitch_embed is not None),
     ):
-        if there != hears_pitch:
-            wanted, got = ("one", "none") if hears_pitch else ("none", "one")
+        if there != takes_pitch:
+            expected, got = ("one", "none") if takes_pitch else ("none", "one")
             raise ExportError(
-                f"motion.onnx: {name}: expected {wanted} that hears pitch, as audio2motion does"
-                f"{'' if hears_pitch else ' not'}, got {got}; take both from one PostNet checkpoint"
+                f"motion.onnx: {name}: expected {expected} that hears pitch, as audio2motion does"
+                f"{'' if takes_pitch else ' not'}, got {got}; take both from one PostNet checkpoint"
             )
     chain = chain.eval()
-    names = ("features", "latent", "f0_hz") if hears_pitch else ("features", "latent")
+    names = ("features", "latent", "f0_hz") if takes_pitch else ("features", "latent")
     feeds = _windows_to_try(audio2motion, features, f0_hz)
     steps = torch.export.Dim("steps", min=1, max=1 << 20)
     block = 2 * config.squeeze
@@ -155,18 +150,14 @@ def export_geneface_motion(
         small = to_float16_weights(content, feeds)
         content, change = small.content, small.rounding
     path.write_bytes(content)
-    longest = feeds[len(TRIED_STEPS) - 1]
     return GenefaceMotionReport(
         path=path,
-        bytes=len(content),
         block_frames=config.squeeze,
         latent_channels=config.latent_channels,
-        hears_pitch=hears_pitch,
+        takes_pitch=takes_pitch,
         largest_error=error,
         float16_change=change,
         cases=len(feeds),
-        ms_per_call=ms_per_call(content, longest, calls=20),
-        timed_frames=longest["features"].shape[1] // 2,
     )
 
 
@@ -183,14 +174,14 @@ def _windows_to_try(
     if features is not None:
         sources.append((features, np.zeros(len(features), np.float32) if f0_hz is None else f0_hz))
     feeds = []
-    for heard, pitch in sources:
+    for encoded, pitch in sources:
         for steps in TRIED_STEPS:
             length = 2 * config.squeeze * steps
-            if len(heard) < length:
+            if len(encoded) < length:
                 continue
-            part = slice(start := int(random.integers(0, len(heard) - length + 1)), start + length)
+            part = slice(start := int(random.integers(0, len(encoded) - length + 1)), start + length)
             feed = {
-                "features": heard[None, part].astype(np.float32),
+                "features": encoded[None, part].astype(np.float32),
                 "latent": random.standard_normal((1, config.latent_channels, steps)).astype(np.float32),
             }
             if config.pitch_channels:

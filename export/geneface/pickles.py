@@ -1,4 +1,4 @@
-"""Checkpoints and data sets of others, read without running anything in them.
+"""A pickle reader for untrusted checkpoints and data sets that executes nothing in them.
 
 `torch.load` and `numpy.load` hand a file's pickle to an interpreter that may call whatever the file names;
 torch's restricted one calls less, but a damaged file can crash it (decision 31 in docs/decisions). The one
@@ -57,7 +57,7 @@ _DTYPES: Final = {
     **{code: np.dtype(f"<{code}") for code in _NUMBERS},
     "O8": np.dtype("O"),
 }
-# Values that people keep beside their weights. To make one runs nothing, but only tensors are wanted here.
+# Plain values that occur beside weights: harmless to construct, but only tensors are kept.
 _HARMLESS: Final = re.compile(
     r"torch\.(Size|device|dtype|layout|memory_format|qscheme|finfo|iinfo|Tensor|Generator|torch_version\.TorchVersion)"
     r"|torch\.(_C\.Generator|serialization\._get_layout|_utils\.torch\.(preserve_format|contiguous_format"
@@ -95,7 +95,7 @@ _ZIP_ERRORS: Final = (
 
 
 class GenefaceFileError(InputError):
-    """A file of GeneFace's that cannot be taken: which, what was expected, got, the way out, in one line."""
+    """A file of GeneFace's that is refused: file, expected, got and the way out in one line."""
 
 
 class _RefusedError(Exception):
@@ -307,7 +307,7 @@ class _Storages:
 
 
 class _Name:
-    """A name of the table that a pickle mentioned: a word, not the thing it names."""
+    """A name of the table that a pickle mentioned, never imported."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -446,7 +446,7 @@ class _Machine:
     def _build(self, value: object, state: object) -> object:
         match value:
             case np.dtype():
-                # (version, byte order, no sub-array, no fields, ...): what _DTYPES says is what there is.
+                # (version, byte order, no sub-array, no fields, ...): _DTYPES decides.
                 if not (isinstance(state, tuple) and len(state) >= 5 and state[1] in ("<", "|", "=")):
                     raise _refused("numpy.dtype", "little-endian", "another state")
                 if any(part is not None for part in state[2:5]):

@@ -21,7 +21,7 @@ _MAX_BASES: Final = 32
 
 
 class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]  # yaml ships no types
-    """PyYAML's safe loader without what takes time or memory out of all proportion to the text."""
+    """PyYAML's safe loader without constructs that cost time or memory out of proportion to the text."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Refuses merged keys: each merge of a merge doubles, and GeneFace's trainer writes none."""

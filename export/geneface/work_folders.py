@@ -1,8 +1,8 @@
-"""The work folders that GeneFace's trainer left, and which of their checkpoints to take.
+"""GeneFace trainer's work folders, and the choice of a checkpoint in them.
 
 GeneFace (Ye et al., ICLR 2023) keeps one folder a task below `checkpoints/<speaker>`, with `config.yaml`,
-`model_ckpt_steps_<N>.ckpt` and `tb_logs`. The recipe's own folder names come first; others are told by what
-they contain.
+`model_ckpt_steps_<N>.ckpt` and `tb_logs`. The recipe's own folder names come first, then any that match a
+pattern.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _CHECKPOINT_NAME: Final = re.compile(r"model_ckpt_steps_(\d+)\.ckpt")
 _BEST_NAME: Final = "model_ckpt_best.pt"
 _MAX_NAMED_STEPS: Final = 12
 
-# Folder names of GeneFace's recipe, else what a name must hold.
+# Folder names of GeneFace's recipe, else the pattern of a name.
 _FOLDERS: Final = {
     "postnet": (
         ("lm3d_postnet_sync", "postnet", "lm3d_postnet_sync_pitch", "postnet_pitch"),
@@ -148,7 +148,7 @@ def postnet_checkpoint(path: Path, steps: int | None) -> tuple[Path, str]:
 
 
 def _read_curves(folder: Path, saved: Mapping[int, Path]) -> Curves | None:
-    """Returns what GeneFace logged at the saved steps, None where that is not there.
+    """Returns the validation curves logged at the saved steps, None where they are missing.
 
     Validation writes `val/mse` and `val/sync` at its step; training `tr/disc_pos_conf` and `tr/disc_neg_conf`
     of single batches in between: a step gets the median of those since the validation before it.

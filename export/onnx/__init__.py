@@ -1,1 +1,1 @@
-"""Torch networks as ONNX graphs, and what is done to graphs."""
+"""Export of torch networks to ONNX, and passes over the graphs."""

@@ -1,4 +1,4 @@
-"""ONNX graphs run, and made small: weights held as float16, what the exporter noted for itself taken out."""
+"""ONNX graphs: inference sessions, float16 initialisers, exporter metadata stripped."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ MAX_ROUNDING = 2e-2
 
 
 class GraphError(InputError):
-    """A graph that says something else once its weights are rounded."""
+    """A graph whose outputs change too much once its initialisers are rounded to float16."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SmallGraph:
-    """A graph made small."""
+    """A graph with float16 initialisers."""
 
     content: bytes
     rounding: float  # largest change of an output over the tried inputs, in the output's unit
 
 
 def strip_metadata(content: bytes) -> bytes:
-    """Returns the graph without names of source files, stack traces and other notes of its exporter."""
+    """Returns the graph without its exporter's metadata: source files, stack traces, doc strings."""
     model = onnx.load_from_string(content)
     for holder in (model, model.graph):
         holder.doc_string = ""
@@ -61,10 +61,10 @@ def strip_metadata(content: bytes) -> bytes:
 def to_float16_weights(
     content: bytes, feeds: list[dict[str, F32]], *, largest_rounding: float = MAX_ROUNDING
 ) -> SmallGraph:
-    """Returns the graph with its weights as float16, cast to float32 once when it is loaded.
+    """Returns the graph with its initialisers as float16, cast to float32 once at load.
 
     Args:
-        content: a graph without notes.
+        content: a graph without metadata.
         feeds: inputs to compare on, before and after.
         largest_rounding: what an output may change by, in its unit.
 
@@ -121,7 +121,7 @@ def open_graph(
 
     Args:
         graph: its content or its file.
-        silent: what is wrong is raised, not printed too.
+        silent: errors are raised, not also printed.
         all_cores: for a large graph.
         providers: ONNX Runtime's names of what may run it, the best first.
     """

@@ -1,4 +1,4 @@
-"""Torch modules written as ONNX and held against what they were written from."""
+"""Torch modules exported to ONNX and compared with the graph's outputs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OPSET = 21
 
 
 class ExportError(InputError):
-    """An exported graph that does not say what its source says, or sources that do not fit together."""
+    """An exported graph that disagrees with its source, or sources that do not fit together."""
 
 
 def write_graph(
@@ -36,13 +36,13 @@ def write_graph(
     outputs: tuple[str, ...],
     dynamic_shapes: tuple[Mapping[int, Any], ...] | None = None,
 ) -> None:
-    """Writes `path`, one file with its weights inside, checked in itself.
+    """Writes the ONNX graph `path`, one file with its initialisers inside, and checks it.
 
     Args:
         module: In evaluation mode.
         example: What it is traced on.
         path: Where the graph goes.
-        inputs, outputs: Their names, in order.
+        inputs, outputs: Names, in order.
         dynamic_shapes: For each input its free axes as `torch.export.Dim`; none is free if absent.
     """
     with torch.no_grad(), warnings.catch_warnings():
@@ -66,23 +66,23 @@ def write_graph(
 
 
 class Comparison(NamedTuple):
-    """How a graph compares with the module it was written from, over all inputs, in the output's unit."""
+    """A graph's largest error against its module, and the largest output, over all inputs."""
 
     largest_error: float
     largest_output: float
 
 
 def compare(graph: bytes | Path, module: nn.Module, feeds: Sequence[Mapping[str, F32]]) -> Comparison:
-    """Returns how far a graph is from the module on any of `feeds`; NaN in either stays NaN."""
+    """Returns the largest difference between graph and module on any of `feeds`; NaN in either stays NaN."""
     session = open_graph(graph)
     errors, outputs = [], []
     for feed in feeds:
         with torch.no_grad():
             expected = module(*(torch.from_numpy(array) for array in feed.values()))
         expected = expected if isinstance(expected, tuple) else (expected,)
-        for got, wanted in zip(session.run(None, dict(feed)), expected, strict=True):
-            errors.append(np.abs(got - wanted.numpy()).max())
-            outputs.append(np.abs(wanted.numpy()).max())
+        for got, truth in zip(session.run(None, dict(feed)), expected, strict=True):
+            errors.append(np.abs(got - truth.numpy()).max())
+            outputs.append(np.abs(truth.numpy()).max())
     return Comparison(float(np.max(errors)), float(np.max(outputs)))
 
 
@@ -95,11 +95,11 @@ def refuse_if_wrong(path: Path, error: float, largest: float) -> None:
         )
 
 
-def ms_per_call(graph: bytes | Path, feed: Mapping[str, F32], *, calls: int = 100) -> float:
+def ms_per_call(graph: bytes | Path, feed: Mapping[str, F32]) -> float:
     """Returns the median time of a call on this machine, on one thread."""
     session = open_graph(graph)
     taken = []
-    for _ in range(calls):
+    for _ in range(100):
         start = time.perf_counter()
         session.run(None, dict(feed))
         taken.append(time.perf_counter() - start)

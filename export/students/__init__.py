@@ -1,1 +1,1 @@
-"""Small networks that learn from a bundle's large ones."""
+"""Knowledge distillation of a bundle's large networks into small ones."""

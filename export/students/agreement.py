@@ -1,4 +1,4 @@
-"""How closely a student's motion follows its teacher's, on speech that it was not trained on."""
+"""Agreement of a student's motion with its teacher's on held-out speech."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Agreement:
     rmse_mm: float  # of the 68 points' distances
     mouth_rmse_mm: float  # of the 20 mouth points'
     best_lag_frames: int  # at which the apertures correlate best; above 0: the student is late
-    lookahead_ms: int  # later sound that a frame hears
+    lookahead_ms: int  # later sound that a frame depends on
     ms_per_frame: float  # median of motion.onnx on one thread of this machine
 
     def figures(self) -> dict[str, float]:
@@ -45,7 +45,7 @@ class Agreement:
 def measure_agreement(
     motion_onnx: bytes, motion: MotionSettings, recordings: Sequence[Recording], mean_face: F32
 ) -> Agreement:
-    """Returns how the graph, run window by window as over a stream, agrees with what the teacher said."""
+    """Returns the graph's agreement with the teacher's landmarks, run window by window as in a stream."""
     students, teachers, taken_ms = [], [], []
     for recording in tqdm(recordings, desc="agreement", unit="recording"):
         landmarks, ms = stream(motion_onnx, motion, recording.pcm())
@@ -64,8 +64,7 @@ def measure_agreement(
 def stream(motion_onnx: bytes, motion: MotionSettings, pcm: F32) -> tuple[F32, F32]:
     """Returns landmarks (T, 204) of samples (640 T,) by the live path's windows, and each call's ms (T,).
 
-    Before the sound there is silence; after it, as at the end of a recording that is streamed, the sound
-    backwards.
+    Padded with silence before the sound and, as at the end of a streamed recording, by reflection after it.
     """
     ahead = FRAME_SAMPLES * motion.lookahead_frames
     before = motion.window_samples - FRAME_SAMPLES - ahead

@@ -1,8 +1,8 @@
-"""A small causal motion network that learns from a speaker's own, and the bundle that runs on it.
+"""Knowledge distillation of a speaker's motion into a small causal student, and the student's bundle.
 
-An imported speaker's motion (a large speech encoder, Audio2Motion, PostNet) needs a GPU and looks both ways.
-It is run offline over a folder of speech; a log-mel Audio2Motion of May's sizes, which hears at most 160 ms
-ahead, is trained to give the same landmarks, in the speaker's domain at once, without a PostNet.
+An imported speaker's motion (a large speech encoder, Audio2Motion, PostNet) needs a GPU and is not causal.
+It is run offline over a folder of speech; a log-mel Audio2Motion of May's sizes, with at most 160 ms
+of look-ahead, is trained to give the same landmarks, directly in the speaker's domain, without a PostNet.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ OF_THE_MOTION = (
     "recorded_landmarks",
     "recorded_chain",
 )
-"""How the names of those checks begin that are of the teacher's motion alone."""
+"""Prefixes of the checks that concern only the teacher's motion."""
 
 
 class DistillationError(InputError):
-    """A student that cannot be made, or is not good enough to be shown."""
+    """A student that cannot be trained, or whose motion lags its teacher's."""
 
 
 class StoppedError(RuntimeError):
@@ -68,7 +68,7 @@ class StoppedError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DistillationReport:
-    """What came of it."""
+    """The student's bundle, its agreement with the teacher and its corpus."""
 
     speaker: Speaker  # of the student's bundle
     agreement: Agreement
@@ -76,7 +76,7 @@ class DistillationReport:
     step: int
 
     def lines(self) -> list[str]:
-        """Returns what there is to tell, a line each."""
+        """Returns the report's lines."""
         found = self.agreement
         rows = [
             (
@@ -105,18 +105,18 @@ class DistillationReport:
 def distil(request: DistillationRequest, *, teacher: Teacher | None = None) -> DistillationReport:
     """Returns the report of the student's bundle written to `request.out`.
 
-    What was done is kept in the work folder: the teacher's landmarks of each recording and the training's
-    checkpoints. The same request after a stop goes on there.
+    The work folder keeps the teacher's landmarks of each recording and the training's checkpoints; the same
+    request resumes there after a stop.
 
     Args:
-        request: What is asked for.
-        teacher: Says the speech in place of the bundle's own motion.
+        request: The settings.
+        teacher: Used in place of the bundle's own motion.
 
     Raises:
         ValueError: an input that is missing, broken or does not fit, or a student that is out of step with
             its teacher; no bundle is written.
         StoppedError: stopped before the last step.
-        FloatingPointError: training went astray.
+        FloatingPointError: the training diverged.
     """
     speaker = load_speaker(request.bundle)
     if request.out.exists() and not (request.out / SETTINGS_FILE).is_file():
@@ -183,7 +183,7 @@ def _offline_motion(speaker: Speaker) -> Teacher:
 
 
 def _mean_face(motion: MotionSettings) -> F32:
-    """Returns (68, 3) dm: the speaker's, or one that only has a mouth's corners, so that widths have a sense.
+    """Returns the mean face (68, 3) dm: the speaker's, else one of mouth corners only, to measure widths.
 
     A bundle imported from GeneFace has none. Apertures are then off by a constant, which no figure here sees.
     """
@@ -238,7 +238,7 @@ def _train(request: DistillationRequest, corpus: TeacherCorpus, folder: Path, de
 def _export(
     student: Audio2Motion, corpus: TeacherCorpus, out: Path
 ) -> tuple[bytes, MotionExportReport, dict[str, float]]:
-    """Returns motion.onnx, how it was exported, and what was found when it was compared with torch."""
+    """Returns motion.onnx, its export report, and its checks against torch."""
     subspace = LandmarkSubspace.fit(torch.from_numpy(corpus.train_landmarks()), unexplained=UNEXPLAINED)
     log.info("motion: the face moves in %d ways", len(subspace.basis))
     heard = corpus.held_out[0].pcm()
@@ -255,7 +255,7 @@ def _export(
 
 
 def _figures(speaker: Speaker, agreement: Agreement) -> dict[str, float]:
-    """Returns the student's figures, and the teacher's own under a name that says so."""
+    """Returns the student's figures, and the teacher's under a prefix."""
     own = {
         f"teacher.{name}": value
         for name, value in speaker.figures.items()

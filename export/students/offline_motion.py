@@ -1,7 +1,6 @@
-"""A speaker's motion over a whole recording, as the reference works it out offline.
+"""Offline inference of a speaker's motion over a whole recording, as the reference does it.
 
-It is what a stream comes near to: what the look-ahead benchmark measures against, and what teaches a causal
-student.
+The ground truth of the look-ahead benchmark, and the teacher of a causal student.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ class OfflineMotion:
     """A speaker's networks, opened to run over recordings."""
 
     def __init__(self, speaker: Speaker, *, providers: Sequence[str] | None = None) -> None:
-        """Opens them.
+        """Opens the networks.
 
         Args:
             speaker: of either kind.
@@ -50,9 +49,8 @@ class OfflineMotion:
     def landmarks(self, pcm: F32, *, temperature: float | None = None) -> F32:
         """Returns landmarks (n // 640, 68, 3) in the speaker's domain of a recording.
 
-        A network that looks both ways has the noise of a stream that begins with the recording, and zero
-        features after its end. A causal one has, as in a stream, silence before the recording and its last
-        moments backwards after it.
+        A non-causal network gets the latent noise of a stream that begins with the recording, and zero
+        features after its end. A causal one gets, as in a stream, silence before it and reflection after it.
 
         Args:
             pcm: (n,) float32 in [-1, 1], 16 kHz mono.
@@ -81,14 +79,14 @@ class OfflineMotion:
         return np.concatenate([self._motion.run(None, {"pcm": window})[0] for window in windows])
 
     def _both_ways(self, pcm: F32, of: FeatureSettings, temperature: float) -> F32:
-        """Returns (>= n // 640, 204): all of the recording's features, zeros up to a whole latent step."""
+        """Returns landmarks (>= n // 640, 204); features are zero-padded to a whole latent step."""
         assert self._features is not None
         encoder = self._features
-        heard = offline_features(lambda sound: encoder.run(None, {"pcm": sound})[0], pcm)
-        steps = -(-len(heard) // (2 * of.block_frames))
+        features = offline_features(lambda sound: encoder.run(None, {"pcm": sound})[0], pcm)
+        steps = -(-len(features) // (2 * of.block_frames))
         frames = steps * of.block_frames
         feed = {
-            "features": np.pad(heard, ((0, 2 * frames - len(heard)), (0, 0)))[None],
+            "features": np.pad(features, ((0, 2 * frames - len(features)), (0, 0)))[None],
             "latent": np.float32(temperature)
             * latent_noise(seed=of.seed, first_step=0, steps=steps, channels=of.latent_channels),
         }
@@ -97,7 +95,7 @@ class OfflineMotion:
         return self._in_pieces(feed, of.block_frames, frames)
 
     def _in_pieces(self, feed: dict[str, F32], block: int, frames: int) -> F32:
-        """Returns (frames, 204), worked out piece by piece with all that each frame depends on beside it."""
+        """Returns landmarks (frames, 204), computed in pieces with the receptive field around each."""
         piece, context = (-(-length // block) * block for length in (PIECE_FRAMES, CONTEXT_FRAMES))
         moved = []
         for start in range(0, frames, piece):

@@ -1,7 +1,7 @@
-"""A bundle's wide head taught to a narrow one, for CPUs and small GPUs; all else of the bundle stays.
+"""Knowledge distillation of a bundle's wide head into a narrow one, for CPUs and small GPUs.
 
-`prepare` makes lessons of the bundle and recordings of speech, `training.head_student` teaches the narrow
-head from them alone, and `finish` measures both heads and writes the bundle. The training may run on another
+`prepare` makes lessons of the bundle and recordings of speech, `training.head_student` trains the narrow
+head on them alone, and `finish` measures both heads and writes the bundle. The training may run on another
 machine: copy the work folder there and back.
 """
 
@@ -60,13 +60,13 @@ FRAMES_BETWEEN_BLINKS = 70
 MEASURED_FRAMES = 16
 TIMED_FRAMES = 12
 TIMED_SIZES_PX = (192, 256)
-MIN_FRAMES = 2 * FRAME_RATE_HZ  # of speech: fewer say next to nothing of a face
+MIN_FRAMES = 2 * FRAME_RATE_HZ  # of speech
 CARD_HEAD = "## Slim head"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlimReport:
-    """What came out."""
+    """The slim bundle and its figures."""
 
     speaker: Speaker  # the slim bundle, read back
     figures: dict[str, float]  # those under `slim.` in the bundle
@@ -86,9 +86,9 @@ def offline_motion(speaker: Speaker) -> Motion:
 def slim(
     request: SlimRequest, *, open_motion: Callable[[Speaker], Motion] = offline_motion
 ) -> SlimReport | None:
-    """Returns what came out once the slim bundle is written; None if training was stopped before its end.
+    """Returns the report once the slim bundle is written; None if training was stopped before its end.
 
-    The same call goes on where it stopped.
+    The same call resumes it.
 
     Raises:
         ValueError: an input that is missing, broken or does not fit; no bundle is written.
@@ -101,7 +101,7 @@ def slim(
         frames_per_step=frames,
         pixels_per_frame=pixels,
         anneal_steps=request.steps,
-        # Plain torch takes seconds a picture on a CPU; what counts is measured by the raymarcher at the end.
+        # Plain torch takes seconds a picture on a CPU; the raymarcher measures at the end.
         validation_px=min(128 if request.device == "cpu" else 256, speaker.image_size_px),
         validation_frames=4 if request.device == "cpu" else 8,
         compile=request.compile,
@@ -183,7 +183,7 @@ def prepare(request: SlimRequest, *, open_motion: Callable[[Speaker], Motion] = 
 
 
 def _source(speaker: Speaker, request: SlimRequest) -> str:
-    """Returns what tells lessons apart: hashes of all that they are made from."""
+    """Returns the lessons' identity: hashes of all that they are made from."""
     names = ("head.safetensors", "poses.safetensors", "condition.onnx", "motion.onnx")
     hashes = [speaker.settings.files[name].sha256 for name in names]
     for path in request.speech:
@@ -222,7 +222,7 @@ def conditions(speaker: Speaker, track: F32) -> F32:
 
 
 def mouth_reach(speaker: Speaker) -> F32:
-    """Returns (80, 3) corners in head space of all that the lips can reach; (0, 3) without a mean face."""
+    """Returns (80, 3) corners in head space of the lips' reach; (0, 3) without a mean face."""
     motion = speaker.motion
     if motion.mean_face is None:
         return np.zeros((0, 3), np.float32)
@@ -236,7 +236,7 @@ def mouth_reach(speaker: Speaker) -> F32:
 
 
 def finish(request: SlimRequest, speaker: Speaker, task: StudentTask) -> SlimReport:
-    """Returns what came out, once the slim head is measured and its bundle written.
+    """Returns the report, once the slim head is measured and its bundle written.
 
     Raises:
         SceneExportError: the slim head is not drawn as torch draws it.
@@ -284,7 +284,7 @@ def _held_out(poses: F32, driven: F32) -> tuple[F32, F32]:
 
 
 def compare(wide: Scene, narrow: Scene, poses: F32, driven: F32, mouth: F32) -> dict[str, float]:
-    """Returns how close the narrow scene's full-size pictures come to the wide one's, poses as given.
+    """Returns the PSNR of the narrow scene's full-size pictures against the wide one's, at the given poses.
 
     PSNR over whole pictures, over what the wide head covers for the most part, and over the mouth's box;
     and the largest error of any channel of any pixel, of 255.
@@ -321,7 +321,7 @@ def _raymarcher(scene: Scene) -> Iterator[CpuRaymarcher]:
 
 @contextmanager
 def _silhouettes(scene: Scene) -> Iterator[Callable[[F32, F32], npt.NDArray[np.bool_]]]:
-    """Gives a function from pose and condition to (S, S) bool: the head hides half of what is behind."""
+    """Gives a function from pose and condition to (S, S) bool: the head's opacity is a half or more."""
     plain = [
         dataclasses.replace(scene, torso=None, background=np.full_like(scene.background, value))
         for value in (0, 255)
@@ -387,7 +387,7 @@ def _write(
     out: Path, speaker: Speaker, scene: Scene, slim_figures: dict[str, float], checks: dict[str, float]
 ) -> Speaker:
     """Returns the slim bundle read back: the wide one's parts but for head, figures, checks and card."""
-    # What was measured of the wide head says nothing certain of the slim one.
+    # The wide head's figures do not hold for the slim one.
     before = {
         name if name.startswith("wide.") else f"wide.{name}": value
         for name, value in speaker.figures.items()

@@ -1,8 +1,8 @@
-"""What a teacher says over a folder of speech, laid out as a corpus that training reads.
+"""A teacher's landmarks over a folder of speech, as a corpus for training.
 
-The teacher hears each recording once; its landmarks are kept, so that a run that was stopped goes on with
-the next recording. Pauses are known by their loudness, and where the teacher's lips meet while somebody
-speaks counts as a bilabial: training weighs both.
+The teacher runs once over each recording; its landmarks are kept, so that a stopped run resumes with the next
+recording. Pauses are found by loudness, and closed lips of the teacher during speech count as a bilabial:
+training weighs both.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ CLOSED_SHARE = 0.1  # of the mouth's usual opening, that still counts as shut
 
 
 class SpeechError(InputError):
-    """Speech that nothing can be learnt from, or a teacher that does not say it as it should."""
+    """Speech without enough to train on, or a teacher whose landmarks are unusable."""
 
 
 class SavedLandmarksError(FileError):
-    """What the teacher said in an earlier run, broken since."""
+    """The teacher's landmarks of an earlier run, damaged since."""
 
 
 class Teacher(Protocol):
@@ -61,11 +61,11 @@ class Teacher(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
-    """One recording that the teacher has said."""
+    """One recording and the teacher's landmarks of it."""
 
     file: Path
     digest: str  # of its sound and its teacher
-    said: Path  # .npy of the landmarks, float32 (frames, 204)
+    saved: Path  # .npy of the landmarks, float32 (frames, 204)
     frames: int
     clips: tuple[Clip, ...]  # their rows count from 0
 
@@ -75,8 +75,8 @@ class Recording:
         return np.multiply(whole, 1 / 32768, dtype=np.float32)
 
     def landmarks(self) -> F32:
-        """Returns what the teacher said, (frames, 204)."""
-        return read_npy(self.said, Kind((self.frames, LANDMARK_DIMENSION)), SavedLandmarksError, _SAY_AGAIN)
+        """Returns the teacher's landmarks, (frames, 204)."""
+        return read_npy(self.saved, Kind((self.frames, LANDMARK_DIMENSION)), SavedLandmarksError, _SAY_AGAIN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,22 +90,22 @@ class TeacherCorpus:
 
     @property
     def digest(self) -> str:
-        """What training depends on: the recordings of each split as their teacher says them."""
+        """Identifies the corpus: recordings and teacher of each split."""
         splits = [[recording.digest for recording in split] for split in (self.train, self.held_out)]
         return hashlib.sha256(json.dumps(splits).encode()).hexdigest()[:16]
 
     @property
     def train_minutes(self) -> float:
-        """Minutes of speech that training hears."""
+        """Minutes of speech to train on."""
         return sum(recording.frames for recording in self.train) / FRAME_RATE_HZ / 60
 
     @property
     def held_out_minutes(self) -> float:
-        """Minutes of speech that only measuring hears."""
+        """Minutes of speech held out."""
         return sum(recording.frames for recording in self.held_out) / FRAME_RATE_HZ / 60
 
     def train_landmarks(self) -> F32:
-        """Returns the teacher's landmarks (rows, 204) over all that training hears."""
+        """Returns the teacher's landmarks (rows, 204) over all training recordings."""
         return np.concatenate([recording.landmarks() for recording in self.train])
 
 
@@ -123,18 +123,18 @@ def make_teacher_corpus(
     Args:
         speech: Searched with its sub-folders; hidden files are passed over.
         work: The teacher's landmarks are kept in `work/teacher`.
-        open_teacher: Called once, if some recording is still to be said.
-        identity: Names the teacher; another one's landmarks are not taken for its own.
+        open_teacher: Called once, if some recording has no landmarks yet.
+        identity: Identifies the teacher: landmarks of another are not reused.
         temperature: Of the teacher's noise.
         mean_face: (68, 3) dm, what the landmarks are offsets from.
 
     Raises:
-        SpeechError: fewer than two usable recordings, or the teacher gives something else than landmarks.
+        SpeechError: fewer than two usable recordings, or a teacher that gives no landmarks.
     """
     if not speech.is_dir():
         raise SpeechError(f"{speech}: expected a folder of recordings, found none; check --speech")
-    said = work / "teacher"
-    said.mkdir(parents=True, exist_ok=True)
+    saved = work / "teacher"
+    saved.mkdir(parents=True, exist_ok=True)
     files = sorted(
         file
         for file in speech.rglob("*")
@@ -154,7 +154,7 @@ def make_teacher_corpus(
             left_out.append(str(error))
             log.warning("left out: %s", error)
             continue
-        path = said / f"{digest}.npy"
+        path = saved / f"{digest}.npy"
         if not path.is_file():
             teacher = teacher or open_teacher()
             sound = np.multiply(pcm, 1 / 32768, dtype=np.float32)
@@ -167,7 +167,7 @@ def make_teacher_corpus(
             rows = landmarks.reshape(frames, LANDMARK_DIMENSION).astype(np.float32)
             with atomic_write(path) as part:
                 np.save(part, rows, allow_pickle=False)
-        recording = Recording(file=file.resolve(), digest=digest, said=path, frames=frames, clips=())
+        recording = Recording(file=file.resolve(), digest=digest, saved=path, frames=frames, clips=())
         clips = _clips(recording, pcm, mean_face)
         found[digest] = dataclasses.replace(recording, clips=tuple(clips))
     recordings = tuple(found.values())
@@ -237,7 +237,7 @@ def _clips(recording: Recording, pcm: I16, mean_face: F32) -> list[Clip]:
 
 
 def _runs(label: str, where: BOOL) -> list[Phone]:
-    """Returns the run of true frames (T,) as phones."""
+    """Returns each run of true frames (T,) as a phone."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], where, [False]]).astype(np.int8)))
     return [
         (label, int(first) / FRAME_RATE_HZ, int(last) / FRAME_RATE_HZ) for first, last in edges.reshape(-1, 2)

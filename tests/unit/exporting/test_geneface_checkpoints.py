@@ -146,7 +146,7 @@ def test_a_speaker_out_of_geneface_s_folders(checkpoints, field_states, motion_c
     assert networks.head.config == HEAD
     assert networks.torso.config == TORSO
     assert networks.syncnet is None
-    assert not networks.hears_pitch
+    assert not networks.takes_pitch
     assert (networks.camera_scale, networks.camera_offset) == (3.0, (0.0, 0.5, 0.0))
     assert (networks.clamp_std, networks.window_frames) == (2.0, 3)
     steps = {source.part: (source.path.parent.name, source.step) for source in networks.sources}
@@ -217,7 +217,7 @@ def test_pitch_is_told_by_keys(tmp_path):
     assert build_postnet(checkpoint).config.pitch_channels == 64
 
 
-def test_a_postnet_that_hears_pitch_needs_its_embedding(tmp_path):
+def test_a_postnet_that_takes_pitch_needs_its_embedding(tmp_path):
     children = {"audio2motion_task": {}, "model": state(PostNet(PostNetConfig(pitch_channels=64)))}
     checkpoint = read_checkpoint(write_work_folder(tmp_path, children, config="video_id: May"))
     with pytest.raises(GenefaceFileError) as refusal:

@@ -79,7 +79,7 @@ def test_the_temperature_scales_the_noise(speaker):
     assert np.abs(own - cold).max() > 0.01
 
 
-def test_the_pitch_variant_hears_pitch(pitch_speaker):
+def test_the_pitch_variant_takes_pitch(pitch_speaker):
     pcm = voice(48_000)
     got = OfflineMotion(pitch_speaker).landmarks(pcm)
     assert f0_hz(pcm).any()

@@ -77,7 +77,7 @@ def test_a_recording_is_said_once(speech, tmp_path):
     again = LoudnessTeacher()
     assert make(speech, tmp_path, again).digest == made.digest
     assert again.said == 0
-    made.train[0].said.unlink()  # as if the first run had been stopped before it
+    made.train[0].saved.unlink()  # as if the first run had been stopped before it
     make(speech, tmp_path, again)
     assert again.said == 1
     assert not list(tmp_path.rglob(".*"))
@@ -89,7 +89,7 @@ def test_a_recording_is_said_once(speech, tmp_path):
     ids=["an object array", "another length", "not finite"],
 )
 def test_landmarks_broken_since_they_were_said_are_refused(speech, tmp_path, landmarks):
-    file = make(speech, tmp_path).train[0].said
+    file = make(speech, tmp_path).train[0].saved
     np.save(file, landmarks)
     with pytest.raises(SavedLandmarksError, match="delete it, and the teacher says it again") as caught:
         make(speech, tmp_path)

@@ -142,7 +142,7 @@ def test_a_launch_that_nobody_collects_keeps_its_memory_until_the_end(renderer, 
 def test_a_fourth_launch_waits_for_one_to_be_collected(renderer, scenes):
     launches = [renderer.submit([request(scenes, number)]) for number in range(3)]
     fourth = ThreadPoolExecutor(1).submit(renderer.render, [request(scenes, 3)])
-    assert len(renderer._flying) == 3
+    assert len(renderer._in_flight) == 3
     for number, launch in enumerate(launches):
         assert_same(copies(renderer.collect(launch)), renderer.render([request(scenes, number)]))
     assert_same(fourth.result(PATIENCE_S), renderer.render([request(scenes, 3)]))

@@ -110,10 +110,10 @@ def test_features_of_a_sound_are_computed_once(speaker, speech):
             return networks.features.run(inputs)
 
     networks = open_networks(speaker)
-    remembering = dataclasses.replace(networks, features=lookahead._Remembering(Counted()))
+    memoised = dataclasses.replace(networks, features=lookahead._Memoised(Counted()))
     for lookahead_ms in (80, 320):
         motion = with_windows(speaker.motion, lookahead_ms=lookahead_ms, heard_s=1.28, seen_s=2.56)
-        plain, quick = stream(networks, motion, speech), stream(remembering, motion, speech)
+        plain, quick = stream(networks, motion, speech), stream(memoised, motion, speech)
         assert np.array_equal(plain, quick)
     assert len(runs) == 150 // 4 + 1
 
