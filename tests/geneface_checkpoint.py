@@ -7,8 +7,10 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import refusals
 import torch
@@ -46,6 +48,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         content: Any = read_torch(unpack(path, Path(folder) / "unpacked.ckpt"))
     return content["state_dict"]
+
+
+def read_case(path: Path) -> SimpleNamespace:
+    """Returns the arrays of a parity case's `.npz` as tensors, by name."""
+    with np.load(path) as file:
+        return SimpleNamespace(**{key: torch.from_numpy(file[key]) for key in file})
 
 
 def child(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
