@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-LINE = re.compile(r"(?P<where>.+?): expected (?P<expected>.+?), got (?P<got>.+?)(?:; (?P<way_out>.+))?")
+# "got: " is followed by what another library says.
+LINE = re.compile(r"(?P<where>.+?): expected (?P<expected>.+?), got:? (?P<got>.+?)(?:; (?P<way_out>.+))?")
 
 
 class Refusal(NamedTuple):

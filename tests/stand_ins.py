@@ -40,6 +40,21 @@ class StandInRaymarcher:
         self.closed = True
 
 
+def write_mute_video(path: Path) -> Path:
+    """Writes a video of one black picture, without sound."""
+    import av  # the programs that load this module need no PyAV of it
+
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=25)
+        video.width = video.height = 64
+        video.pix_fmt = "yuv420p"
+        container.mux(
+            video.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24"))
+        )
+        container.mux(video.encode(None))
+    return path
+
+
 def write_wav(path: Path, samples: np.ndarray, rate_hz: int = 16000) -> Path:
     """Writes samples (n,) or (n, channels): float32 as IEEE float, anything else as 16-bit PCM."""
     samples = samples[:, None] if samples.ndim == 1 else samples

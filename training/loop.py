@@ -153,11 +153,19 @@ def load_checkpoint(path: Path, *, device: str | torch.device = "cpu") -> dict[s
         ) from error
     if not isinstance(content, dict) or content.get("version") != CHECKPOINT_VERSION:
         got = content.get("version") if isinstance(content, dict) else type(content).__name__
-        raise CheckpointError(f"{path}: version: expected {CHECKPOINT_VERSION}, got {got}; train it anew")
+        raise CheckpointError(
+            file=str(path),
+            field="version",
+            expected=str(CHECKPOINT_VERSION),
+            got=str(got),
+            way_out="train it anew",
+        )
     for key, kind in (("task", str), ("step", int), ("state", dict)):
         if not isinstance(content.get(key), kind):
             got = type(content[key]).__name__ if key in content else "none"
-            raise CheckpointError(f"{path}: {key}: expected {kind.__name__}, got {got}; train it anew")
+            raise CheckpointError(
+                file=str(path), field=key, expected=kind.__name__, got=got, way_out="train it anew"
+            )
     return content
 
 
@@ -183,7 +191,11 @@ def load_task_state(path: Path, task: str, *, device: str | torch.device = "cpu"
     content = load_checkpoint(file, device=device)
     if content["task"] != task:
         raise CheckpointError(
-            f"{file}: task: expected {task}, got {content['task']}; name that task's folder"
+            file=str(file),
+            field="task",
+            expected=task,
+            got=content["task"],
+            way_out="name that task's folder",
         )
     state: dict[str, Any] = content["state"]
     return state
@@ -298,7 +310,20 @@ def _resume(task: Task, out: Path, device: torch.device) -> int:
     content = load_checkpoint(path, device="cpu")
     if content["task"] != task.name:
         raise CheckpointError(
-            f"{path}: task: expected {task.name}, got {content['task']}; choose another --out folder"
+            file=str(path),
+            field="task",
+            expected=task.name,
+            got=content["task"],
+            way_out="choose another --out folder",
+        )
+    rng = content.get("rng")
+    if not isinstance(rng, dict) or "cpu" not in rng:  # `write_slim` leaves them out
+        raise CheckpointError(
+            file=str(path),
+            field="rng",
+            expected="the state of torch's generators",
+            got="none",
+            way_out="nothing can go on from it: choose another --out folder",
         )
     try:
         task.load_state_dict(content["state"])
@@ -308,9 +333,9 @@ def _resume(task: Task, out: Path, device: torch.device) -> int:
             f"{path}: state does not fit these settings ({reason}); use the settings in settings.json "
             "beside it or another --out folder"
         ) from error
-    torch.set_rng_state(content["rng"]["cpu"])
-    if device.type == "cuda" and "cuda" in content["rng"]:
-        torch.cuda.set_rng_state(content["rng"]["cuda"], device)
+    torch.set_rng_state(rng["cpu"])
+    if device.type == "cuda" and "cuda" in rng:
+        torch.cuda.set_rng_state(rng["cuda"], device)
     step: int = content["step"]
     log.info("%s: goes on from %s", task.name, path)
     return step

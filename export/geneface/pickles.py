@@ -99,7 +99,11 @@ class GenefaceFileError(InputError):
 
 
 class _RefusedError(Exception):
-    """What is wrong with a pickle, before the file's name is added."""
+    """What is wrong with a pickle, before the file's name is added: the parts of a `GenefaceFileError`."""
+
+    def __init__(self, **parts: str) -> None:
+        self.parts = parts
+        super().__init__(parts)
 
 
 def read_torch(path: Path) -> object:
@@ -129,14 +133,16 @@ def _reading(path: Path, read: Callable[[BinaryIO, int], object]) -> object:
         with open_regular(path) as file:
             return read(file, os.fstat(file.fileno()).st_size)
     except _RefusedError as refusal:
-        raise GenefaceFileError(f"{path}: {refusal}") from None
+        raise GenefaceFileError(file=str(path), **refusal.parts) from None
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise GenefaceFileError(f"{path}: expected a readable file, got: {reason}; check the path") from None
+        raise GenefaceFileError(
+            file=str(path), expected="a readable file", got=reason, way_out="check the path"
+        ) from None
 
 
 def _refused(what: str, expected: str, got: object, way_out: str = _WAY_OUT) -> _RefusedError:
-    return _RefusedError(f"{what}: expected {expected}, got {one_line(str(got), 100)}; {way_out}")
+    return _RefusedError(field=what, expected=expected, got=one_line(str(got), 100), way_out=way_out)
 
 
 # The containers --------------------------------------------------------------------------------------

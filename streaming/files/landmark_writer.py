@@ -35,7 +35,12 @@ class LandmarkOutput:
             InputError: an ending that is not .npz, or a place that cannot be written to.
         """
         if path.suffix.lower() != ".npz":
-            raise InputError(f"{path}: expected a name ending in .npz for --landmarks; call it motion.npz")
+            raise InputError(
+                file=str(path),
+                expected="a name ending in .npz for --landmarks",
+                got=path.suffix or "no ending",
+                way_out="call it motion.npz",
+            )
         check_writable(path, "--landmarks")
         self.path = path
         self._file = PartialFile(path)

@@ -35,7 +35,12 @@ def check_writable(path: Path, flag: str) -> None:
     """
     folder = path.parent
     if path.is_dir():
-        raise InputError(f"{path}: expected a file's name for {flag}, got a folder; add a name to it")
+        raise InputError(
+            file=str(path),
+            expected=f"a file's name for {flag}",
+            got="a folder",
+            way_out="add a name to it",
+        )
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; create it, or give {flag} another place")
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -78,8 +83,10 @@ class VideoOutput:
         container = CONTAINERS.get(path.suffix.lower())
         if container is None:
             raise InputError(
-                f"{path}: expected a name ending in {', '.join(CONTAINERS)} for {flag}, "
-                f"got {path.suffix or 'no ending'}; call it talking.mp4"
+                file=str(path),
+                expected=f"a name ending in {', '.join(CONTAINERS)} for {flag}",
+                got=path.suffix or "no ending",
+                way_out="call it talking.mp4",
             )
         if size_px % 2:
             raise InputError(f"speaker: expected pictures of an even size for H.264, got {size_px} px")

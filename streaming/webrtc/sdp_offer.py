@@ -592,7 +592,9 @@ def _bundle(
             f'sdp: expected BUNDLE to name mids of the offer, got "{strange}"; use bundlePolicy max-bundle'
         )
     if not is_whole:
-        raise OfferError("sdp: expected all sections in one BUNDLE group; use bundlePolicy max-bundle")
+        raise OfferError(
+            "sdp: expected all sections in one BUNDLE group, got some or none; use bundlePolicy max-bundle"
+        )
     return group
 
 

@@ -14,7 +14,6 @@ import bundle_factory
 import cv2
 import numpy as np
 import pytest
-import refusals
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load, save
@@ -59,11 +58,10 @@ def refused(bundle):
     """Which file and which field of it are refused, what was expected and what was got."""
     with pytest.raises(BundleError) as caught:
         load_speaker(bundle)
-    error, said = caught.value, refusals.parts(str(caught.value))
+    error, (_, _, way_out) = caught.value, str(caught.value).partition("; ")
     assert len(str(error)) < 800
-    assert said.where == f"{error.file}: {error.field}"
-    assert said.way_out
-    return pathlib.Path(error.file).name, error.field, said.expected, said.got
+    assert way_out
+    return pathlib.Path(error.file).name, error.field, error.expected, error.got
 
 
 def read_or_refused(bundle):

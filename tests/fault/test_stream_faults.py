@@ -92,14 +92,7 @@ def test_a_header_without_samples(run, tmp_path):
 
 
 def test_a_video_without_sound(run, tmp_path):
-    recording = tmp_path / "mute.mp4"
-    with av.open(str(recording), "w") as container:
-        video = container.add_stream("libx264", rate=25)
-        video.width = video.height = 64
-        video.pix_fmt = "yuv420p"
-        picture = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
-        container.mux(video.encode(picture))
-        container.mux(video.encode(None))
+    recording = stand_ins.write_mute_video(tmp_path / "mute.mp4")
     assert "expected a sound track, got video only" in refused(run(recording), tmp_path)
 
 

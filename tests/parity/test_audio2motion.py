@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
-from geneface_checkpoint import read_checkpoint
+from geneface_checkpoint import read_case, read_checkpoint
 
 from models.audio2motion import Audio2Motion, Audio2MotionConfig, f0_to_coarse
 
@@ -40,8 +38,7 @@ def close(got, expected):
 
 @pytest.fixture(scope="module")
 def case(shared_fixtures):
-    with np.load(shared_fixtures / "audio2motion" / "io.npz") as file:
-        return SimpleNamespace(**{key: torch.from_numpy(file[key]) for key in file})
+    return read_case(shared_fixtures / "audio2motion" / "io.npz")
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ import pytest
 import torch
 from geneface_checkpoint import read_checkpoint
 from pictures import psnr_db
+from small_scene import SMALL
 
 from benchmarks.synthetic_scene import make_condition, make_pose, make_scene
 from cuda_kernels.cpu_raymarcher import CpuRaymarcher
@@ -27,15 +28,6 @@ from models.torso import Torso, TorsoConfig
 PSNR_DB = 56.0  # of bytes against float: 58.9 dB if nothing else differs, less where a plain background
 # lies half-way between two bytes
 PSNR_GENEFACE_DB = 45.0  # untrained weights enlarge a rounding of 1e-7 in a position to 1e-2 in a feature
-SMALL = {
-    "hidden": 16,
-    "levels": 5,
-    "log2_rows": 10,
-    "condition": 8,
-    "grid_size": 32,
-    "image_size_px": 128,
-    "torso_hidden": 16,
-}
 
 
 def compare(scene, size_px, *, psnr=PSNR_DB, yaw=0.15, pitch=-0.1):

@@ -15,6 +15,7 @@ import pytest
 import torch
 from geneface_checkpoint import read_checkpoint
 from pictures import psnr_db
+from small_scene import SMALL
 
 from benchmarks.synthetic_scene import make_condition, make_pose, make_scene
 from cuda_kernels.cpu_raymarcher import rgb_to_i420
@@ -27,15 +28,6 @@ from models.torso import Torso, TorsoConfig
 PSNR_DB = 45.0  # what the project asks of any kernel
 LARGEST, MAX_SHARE = 6 / 255, 0.999  # likewise: of a pixel's difference, and of how many pixels
 POISON = 201
-SMALL = {
-    "hidden": 16,
-    "levels": 5,
-    "log2_rows": 10,
-    "condition": 8,
-    "grid_size": 32,
-    "image_size_px": 128,
-    "torso_hidden": 16,
-}
 WIDE = {"levels": 16, "log2_rows": 16, "condition": 64, "torso_hidden": 64}
 
 

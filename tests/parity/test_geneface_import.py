@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from geneface_checkpoint import write_checkpoints
+from geneface_checkpoint import read_case, write_checkpoints
 
 from cuda_kernels.scene import Camera
 from cuda_kernels.torch_reference import field_pose
@@ -43,11 +42,6 @@ def may(checkpoints):
     return read_networks(find_folders(checkpoints, "May"), "May")
 
 
-def load(path):
-    with np.load(path) as file:
-        return SimpleNamespace(**{key: torch.from_numpy(file[key]) for key in file})
-
-
 def close(got, expected):
     torch.testing.assert_close(got, expected, rtol=0, atol=TOLERANCE)
 
@@ -70,7 +64,7 @@ def test_where_each_part_comes_from(may):
 
 @torch.no_grad()
 def test_sound_to_a_speakers_landmarks(may, shared_fixtures):
-    case = load(shared_fixtures / "postnet" / "io.npz")
+    case = read_case(shared_fixtures / "postnet" / "io.npz")
     raw = may.audio2motion.predict(case.chain_hubert, z_prior=case.chain_z)
     close(raw, case.chain_raw_lm3d)
     close(may.postnet(raw, mask=nonzero_frames(raw)), case.chain_refine_lm3d)
@@ -80,7 +74,7 @@ def test_sound_to_a_speakers_landmarks(may, shared_fixtures):
 @torch.no_grad()
 def test_the_generic_audio2motion(checkpoints, shared_fixtures):
     checkpoint = read_checkpoint(checkpoints / "lrs3" / "lm3d_vae_sync" / "model_ckpt_steps_40000.ckpt")
-    case = load(shared_fixtures / "audio2motion" / "io.npz")
+    case = read_case(shared_fixtures / "audio2motion" / "io.npz")
     model = build_audio2motion(checkpoint)
     close(model.predict(case.hubert, mask=case.y_mask, z_prior=case.z_prior), case.infer_pred_T1)
     assert not build_syncnet(checkpoint).training
@@ -88,7 +82,7 @@ def test_the_generic_audio2motion(checkpoints, shared_fixtures):
 
 @torch.no_grad()
 def test_syncnet_s_embeddings(checkpoints, shared_fixtures):
-    case = load(shared_fixtures / "syncnet" / "io.npz")
+    case = read_case(shared_fixtures / "syncnet" / "io.npz")
     model = build_syncnet(read_checkpoint(checkpoints / "lrs3" / "syncnet" / "model_ckpt_steps_40000.ckpt"))
     audio, mouth = model(case.hubert, case.mouth_lm)
     close(audio, case.audio_embedding)
@@ -99,7 +93,7 @@ def test_syncnet_s_embeddings(checkpoints, shared_fixtures):
 def test_a_frame_of_the_head(checkpoints, shared_fixtures):
     file = checkpoints / "May" / "lm3d_radnerf" / "model_ckpt_steps_250000.ckpt"
     head = build_head(read_checkpoint(file))
-    case = load(shared_fixtures / "radnerf_render" / "head_frame3.npz")
+    case = read_case(shared_fixtures / "radnerf_render" / "head_frame3.npz")
     condition = head.encode_condition(case.cond_wins[:, 0][None])
     drawn = head.draw_in_waves(case.rays_o[0], case.rays_d[0], condition)
     image = drawn.image + (1 - drawn.weights_sum)[:, None] * case.bg_color[0]
@@ -108,7 +102,7 @@ def test_a_frame_of_the_head(checkpoints, shared_fixtures):
 
 @torch.no_grad()
 def test_a_frame_of_torso_and_head(may, shared_fixtures):
-    case = load(shared_fixtures / "radnerf_torso" / "torso_frame3.npz")
+    case = read_case(shared_fixtures / "radnerf_torso" / "torso_frame3.npz")
     behind = may.torso(case.bg_coords[0], case.pose6, case.bg_color[0])
     close(behind.alpha, case.torso_alpha_map[:, 0])
     close(behind.image, case.torso_rgb_map[0])
@@ -120,7 +114,7 @@ def test_a_frame_of_torso_and_head(may, shared_fixtures):
 
 def test_poses_camera_and_landmarks_of_the_data_set(may, shared_fixtures):
     data = read_dataset(shared_fixtures / "dataset" / "trainval_dataset.npy")
-    case = load(shared_fixtures / "dataset" / "expected_dataset.npz")
+    case = read_case(shared_fixtures / "dataset" / "expected_dataset.npz")
     camera = Camera(
         focal_px=data.focal_px,
         cx_px=data.cx_px,

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
-import numpy as np
 import pytest
 import torch
-from geneface_checkpoint import child, read_checkpoint
+from geneface_checkpoint import child, read_case, read_checkpoint
 
 from models.audio2motion import Audio2Motion
 from models.postnet import MotionDiscriminator, PostNet, PostNetConfig, nonzero_frames
@@ -23,8 +20,7 @@ def close(got, expected):
 
 @pytest.fixture(scope="module")
 def case(shared_fixtures):
-    with np.load(shared_fixtures / "postnet" / "io.npz") as file:
-        return SimpleNamespace(**{key: torch.from_numpy(file[key]) for key in file})
+    return read_case(shared_fixtures / "postnet" / "io.npz")
 
 
 @pytest.fixture(scope="module")

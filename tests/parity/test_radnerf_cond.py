@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
-import numpy as np
 import pytest
 import torch
+from geneface_checkpoint import read_case
 
 from models.condition import ConditionConfig, ConditionNet
 
@@ -16,8 +14,7 @@ TOLERANCE = 1e-4
 
 @pytest.fixture(scope="module")
 def case(shared_fixtures):
-    with np.load(shared_fixtures / "radnerf_cond" / "io.npz") as file:
-        return SimpleNamespace(**{key: torch.from_numpy(file[key]) for key in file})
+    return read_case(shared_fixtures / "radnerf_cond" / "io.npz")
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from geneface_checkpoint import read_checkpoint
+from geneface_checkpoint import read_case, read_checkpoint
 from pictures import psnr_db
 
 from cuda_kernels.scene import Camera, GridLayout, Scene
@@ -28,11 +28,6 @@ PSNR_DB = 60  # two faithful implementations of the reference's kernels are 68-7
 LARGEST = 1e-2  # of which single pixels up to 5e-3
 WEIGHTS_SUM = 1e-2  # not averaged over colours, so as far apart as the largest pixel
 DEPTH = 3e-2  # weights times a distance of about 3
-
-
-def load(path):
-    with np.load(path) as file:
-        return SimpleNamespace(**{key: torch.from_numpy(file[key]) for key in file})
 
 
 def largest(got, expected):
@@ -83,7 +78,7 @@ def test_grid_variants(folder, kind, interpolation, dimensions):
 
 @torch.no_grad()
 def test_point_queries(head, folder):
-    case = load(folder / "point_queries.npz")
+    case = read_case(folder / "point_queries.npz")
     condition, code = case.cond_feat[None], case.individual_code[None]
     assert largest(head.position_embedder(case.position), case.pos_feat) <= NUMBERS
     assert largest(spherical_harmonics(case.direction), case.dir_feat) <= NUMBERS
@@ -103,7 +98,7 @@ def test_point_queries(head, folder):
 
 @torch.no_grad()
 def test_a_frame_by_the_references_schedule(head, folder):
-    case = load(folder / "head_frame3.npz")
+    case = read_case(folder / "head_frame3.npz")
     rays_o, rays_d, background = case.rays_o[0], case.rays_d[0], case.bg_color[0]
     near, far = near_far(rays_o, rays_d, head.aabb_infer)
     torch.testing.assert_close(near, case.nears, rtol=1e-6, atol=1e-6)
@@ -126,7 +121,7 @@ def test_a_frame_by_the_references_schedule(head, folder):
 
 @torch.no_grad()
 def test_a_training_step_of_the_reference(head, folder):
-    case = load(folder / "head_trainmode_frame5.npz")
+    case = read_case(folder / "head_trainmode_frame5.npz")
     rays_o, rays_d, background = case.rays_o[0], case.rays_d[0], case.bg_color[0]
     row = int(case.individual_index)
     drawn = head(
@@ -148,7 +143,7 @@ def test_a_training_step_of_the_reference(head, folder):
 
 @torch.no_grad()
 def test_two_updates_of_the_grid(folder):
-    case = load(folder / "density_update_grid32.npz")
+    case = read_case(folder / "density_update_grid32.npz")
     head = Head(HeadConfig(grid_size=32)).eval()
     with lzma.open(folder / "density_update_grid32_weights.pt.xz") as file:
         missing = head.load_state_dict(torch.load(file, weights_only=True), strict=False).missing_keys
@@ -167,8 +162,8 @@ def test_two_updates_of_the_grid(folder):
 
 
 def test_poses_and_rays_of_the_references_data(shared_fixtures):
-    case = load(shared_fixtures / "dataset" / "expected_dataset.npz")
-    frame = load(shared_fixtures / "radnerf_render" / "head_frame3.npz")
+    case = read_case(shared_fixtures / "dataset" / "expected_dataset.npz")
+    frame = read_case(shared_fixtures / "radnerf_render" / "head_frame3.npz")
     focal, _, cx, cy = case.intrinsics.tolist()
     camera = Camera(focal_px=focal, cx_px=cx, cy_px=cy)
     assert largest(pose_vector(case.poses_trainval_smoothed), case.pose6_smoothed) <= NUMBERS
@@ -187,8 +182,8 @@ def portrait(shared_fixtures, head):
     state = read_checkpoint(shared_fixtures / "radnerf_torso" / "model_ckpt_steps_250000.ckpt.xz")["model"]
     torso = Torso(TorsoConfig()).eval()
     torso.load_state_dict({key: value for key, value in state.items() if "torso" in key})
-    case = load(shared_fixtures / "radnerf_torso" / "torso_frame3.npz")
-    frame = load(shared_fixtures / "radnerf_render" / "head_frame3.npz")
+    case = read_case(shared_fixtures / "radnerf_torso" / "torso_frame3.npz")
+    frame = read_case(shared_fixtures / "radnerf_render" / "head_frame3.npz")
     focal, _, cx, cy = frame.intrinsics.tolist()
     scene = Scene(
         head=head.field(),

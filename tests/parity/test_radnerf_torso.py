@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
-import numpy as np
 import pytest
 import torch
-from geneface_checkpoint import read_checkpoint
+from geneface_checkpoint import read_case, read_checkpoint
 
 from cuda_kernels.torch_encodings import frequency_encode
 from cuda_kernels.torch_reference import pose_vector, torso_over
@@ -16,11 +13,6 @@ from models.torso import Torso, TorsoConfig
 
 TOLERANCE = 1e-4
 """The same float32 formulas; sin(512 x) enlarges a rounding of its argument to some 1e-5."""
-
-
-def load(path):
-    with np.load(path) as file:
-        return SimpleNamespace(**{key: torch.from_numpy(file[key]) for key in file})
 
 
 def close(got, expected):
@@ -57,7 +49,7 @@ def test_has_as_many_parameters_as_the_reference():
 
 @torch.no_grad()
 def test_point_queries(torso, folder):
-    case = load(folder / "point_queries.npz")
+    case = read_case(folder / "point_queries.npz")
     close(frequency_encode(case.pose6, 4), case.pose_embed)
     close(frequency_encode(case.x * 0.8, 10), case.pos_embed)
     alpha, color, deform = torso.query(case.x, case.pose6, case.code[None])
@@ -68,7 +60,7 @@ def test_point_queries(torso, folder):
 
 @torch.no_grad()
 def test_a_torso_frame_is_the_references(torso, folder):
-    case = load(folder / "torso_frame3.npz")
+    case = read_case(folder / "torso_frame3.npz")
     drawn = torso(case.bg_coords[0], case.pose6, case.bg_color[0])
     close(drawn.deform, case.deform)
     close(drawn.alpha, case.torso_alpha_map[:, 0])
@@ -77,7 +69,7 @@ def test_a_torso_frame_is_the_references(torso, folder):
 
 @torch.no_grad()
 def test_training_shapes_give_the_same_picture(torso, folder):
-    case = load(folder / "torso_frame3.npz")
+    case = read_case(folder / "torso_frame3.npz")
     torso.train()
     drawn = torso(case.bg_coords[0], case.pose6, case.bg_color[0])
     torso.eval()
@@ -85,8 +77,8 @@ def test_training_shapes_give_the_same_picture(torso, folder):
 
 
 def test_the_twin_draws_the_torso_as_the_modules_do(torso, folder, shared_fixtures):
-    case = load(folder / "torso_frame3.npz")
-    pose = load(shared_fixtures / "radnerf_render" / "head_frame3.npz").pose_matrix[0]
+    case = read_case(folder / "torso_frame3.npz")
+    pose = read_case(shared_fixtures / "radnerf_render" / "head_frame3.npz").pose_matrix[0]
     close(pose_vector(pose)[None], case.pose6)
     got = torso_over(torso.field(), pose, case.bg_coords[0], case.bg_color[0], device="cpu")
     close(got, case.torso_rgb_map[0])
@@ -94,7 +86,7 @@ def test_the_twin_draws_the_torso_as_the_modules_do(torso, folder, shared_fixtur
 
 @torch.no_grad()
 def test_an_update_of_the_torsos_occupancy_is_the_references(state, folder):
-    case = load(folder / "density_update.npz")
+    case = read_case(folder / "density_update.npz")
     torso = Torso(TorsoConfig()).eval()
     torso.load_state_dict({key: value for key, value in state.items() if "torso" in key})
     torso.density_grid_torso.copy_(case.before)

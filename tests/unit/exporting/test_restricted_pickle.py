@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import pickle
@@ -34,6 +35,18 @@ WINDING = (
     (),
     (1, (2, [3])),
 )
+
+
+def refused(read, path):
+    """Returns what a file is refused with, once it is one line of this file's."""
+    with pytest.raises(GenefaceFileError) as caught:
+        read(path)
+    line = str(caught.value)
+    assert line.startswith(f"{path}: ")
+    assert "\n" not in line
+    assert line.partition("; ")[2]
+    assert caught.value.file == str(path)
+    return caught.value
 
 
 def save(content, path, zipped):
@@ -185,49 +198,66 @@ class Evil:
         return os.system, (f"touch {self.trace}",)
 
 
-HOSTILE = {
-    "system": (lambda: Calls(os.system, "true"), f"the global {os.system.__module__}.system"),
-    "eval": (lambda: Calls(eval, "1"), r"builtin(s|__)\.eval"),
-    "getattr": (lambda: Calls(getattr, 1, "real"), r"builtin(s|__)\.getattr"),
-    "partial": (lambda: partial(print, 1), "functools.partial"),
-    "torch.load": (lambda: Calls(torch.load, "x"), "torch.serialization.load"),
-    "object": (Stated, "test_restricted_pickle.Stated"),
-    "set": (lambda: {1, 2}, "pickle"),
-    "complex": (lambda: 1j, r"builtin(s|__)\.complex"),
-    "path": (lambda: Path("x"), "pathlib"),
-    "class": (lambda: [OrderedDict], None),
-    "call with arguments": (lambda: Calls(OrderedDict, [(1, 2)]), "OrderedDict: expected an empty one"),
-    "storage": (lambda: Calls(torch.FloatStorage, 3), "a call of a listed function"),
-    "fields": (lambda: np.zeros(2, [("a", "f4")]), "numpy"),
-    "big-endian": (lambda: np.zeros(2, ">f4"), "little-endian"),
-    "objects": (lambda: np.array([None, {}], object), "a single object"),
-    "date": (lambda: np.array(["2020"], "M8[D]"), "numpy.dtype"),
-    "key": (lambda: {(1, 2): 3}, "keys"),
-    "encode": (lambda: Calls(__import__("_codecs").encode, "a", "rot13"), "latin1"),
-}
+SYSTEM = f"the global {os.system.__module__}.system"
+PATH = f"{type(Path()).__module__}.{type(Path()).__name__}"
+TENSORS = "only tensors, arrays, containers and numbers"
+NUMPY = "one of f2 f4 f8 i1 i2 i4 i8 u1 u2 u4 u8 b1"
+HOSTILE = {  # a value; the field, what is expected, what is got ("builtins" has another name in protocol 2)
+    "system": (lambda: Calls(os.system, "true"), "pickle", TENSORS, SYSTEM),
+    "eval": (lambda: Calls(eval, "1"), "pickle", TENSORS, "the global builtins.eval"),
+    "getattr": (lambda: Calls(getattr, 1, "real"), "pickle", TENSORS, "the global builtins.getattr"),
+    "partial": (lambda: partial(print, 1), "pickle", TENSORS, "the global functools.partial"),
+    "torch.load": (lambda: Calls(torch.load, "x"), "pickle", TENSORS, "the global torch.serialization.load"),
+    "object": (Stated, "pickle", TENSORS, f"the global {__name__}.Stated"),
+    "complex": (lambda: 1j, "pickle", TENSORS, "builtins.complex, which is not read"),
+    "path": (lambda: Path("x"), "pickle", TENSORS, f"{PATH}, which is not read"),
+    "call with arguments": (
+        lambda: Calls(OrderedDict, [(1, 2)]), "OrderedDict", "an empty one to fill", "arguments",
+    ),
+    "storage": (
+        lambda: Calls(torch.FloatStorage, 3),
+        "pickle", "a call of a listed function", "one of torch.FloatStorage",
+    ),
+    "fields": (lambda: np.zeros(2, [("a", "f4")]), "numpy.dtype", NUMPY, "another"),
+    "big-endian": (lambda: np.zeros(2, ">f4"), "numpy.dtype", "little-endian", "another state"),
+    "objects": (
+        lambda: np.array([None, {}], object), "numpy array of objects", "a single object", "more than one",
+    ),
+    "date": (lambda: np.array(["2020"], "M8[D]"), "numpy.dtype", NUMPY, "another"),
+    "key": (lambda: {(1, 2): 3}, "pickle", "texts or whole numbers for keys", "tuple"),
+    "encode": (lambda: Calls(codecs.encode, "a", "rot13"), "bytes", "a text in latin1", "something else"),
+}  # fmt: skip
+
+
+def hostile(path, form, value):
+    """Returns how to read a file of a value in one of the three forms, once it is written."""
+    if form != "npy":
+        save(value, path, form == "zip")
+        return read_torch
+    with path.open("wb") as file:
+        np.save(file, np.array(value, dtype=object))
+    return read_npy
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 @pytest.mark.parametrize("form", ["legacy", "zip", "npy"])
 def test_what_is_no_plain_value_is_refused(tmp_path, name, form):
-    make, named = HOSTILE[name]
-    path = tmp_path / "hostile"
-    if form == "npy":
-        with path.open("wb") as file:
-            np.save(file, np.array({"a": make()}, dtype=object))
-    else:
-        save({"a": make()}, path, form == "zip")
-    read = read_npy if form == "npy" else read_torch
-    if named is None:  # the bare name stays a word that nothing can be called by
-        assert type(read(path)["a"][0]).__name__ == "_Name"
-        return
-    with pytest.raises(GenefaceFileError, match=named) as refusal:
-        read(path)
-    message = str(refusal.value)
-    assert message.startswith(f"{path}: ")
-    assert "\n" not in message
-    assert "expected" in message
-    assert "; " in message
+    make, field, expected, got = HOSTILE[name]
+    error = refused(hostile(tmp_path / "hostile", form, {"a": make()}), tmp_path / "hostile")
+    assert (error.field, error.expected) == (field, expected)
+    assert error.got == (got if form == "npy" else got.replace("builtins.", "__builtin__."))
+
+
+@pytest.mark.parametrize("form", ["legacy", "zip", "npy"])
+def test_a_set_is_refused(tmp_path, form):
+    error = refused(hostile(tmp_path / "hostile", form, {"a": {1, 2}}), tmp_path / "hostile")
+    assert error.got == ("the operation EMPTY_SET" if form == "npy" else "__builtin__.set, which is not read")
+
+
+@pytest.mark.parametrize("form", ["legacy", "zip", "npy"])
+def test_a_bare_name_stays_a_word_that_nothing_can_be_called_by(tmp_path, form):
+    read = hostile(tmp_path / "hostile", form, {"a": [OrderedDict]})
+    assert type(read(tmp_path / "hostile")["a"][0]).__name__ == "_Name"
 
 
 def alarm_of(tmp_path, *, value=None, name=""):
@@ -240,11 +270,10 @@ def alarm_of(tmp_path, *, value=None, name=""):
             file.write(b"\x80\x02c" + f"{module}\n{last}\n.".encode())
         else:
             pickle.dump([value], file, protocol=4)
-    with pytest.raises(GenefaceFileError) as refusal:
-        read_npy(path)
-    assert name in str(refusal.value)
-    alarm = "the file would run it: do not open it elsewhere either" in str(refusal.value)
-    assert alarm != ("which is not read" in str(refusal.value))
+    error = refused(read_npy, path)
+    assert name in error.got
+    alarm = "the file would run it: do not open it elsewhere either" in str(error)
+    assert alarm != error.got.endswith(", which is not read")
     return alarm
 
 
@@ -337,13 +366,8 @@ def test_a_name_that_may_run_something_raises_the_alarm(tmp_path, name):
 @pytest.mark.parametrize("form", ["legacy", "zip", "npy"])
 def test_a_command_in_a_file_is_not_run(tmp_path, form):
     trace, path = tmp_path / "trace", tmp_path / "hostile"
-    if form == "npy":
-        with path.open("wb") as file:
-            np.save(file, np.array(Evil(trace), dtype=object))
-    else:
-        save({"state_dict": Evil(trace)}, path, form == "zip")
-    with pytest.raises(GenefaceFileError, match="system"):
-        (read_npy if form == "npy" else read_torch)(path)
+    read = hostile(path, form, {"state_dict": Evil(trace)})
+    assert refused(read, path).got == SYSTEM
     assert not trace.exists()
 
 
@@ -366,64 +390,64 @@ def deep_key():
 
 
 @pytest.mark.parametrize(
-    ("operations", "named"),
+    ("operations", "expected", "got"),
     [
-        (b"\x80\x02c__builtin__\neval\nX\x01\x00\x00\x001\x85R.", "__builtin__.eval"),
-        (b"\x80\x02cos\nsys\\yem\n.", "a name with a backslash"),
-        (b"\x80\x02(S'1'\ni__builtin__\neval\n.", "the operation"),
-        (b"\x80\x02ccollections\nOrderedDict\n)\x81.", "the operation NEWOBJ"),
-        (b"\x80\x02\x82\x01.", "the operation EXT1"),
-        (b"\x80\x02Pspam\n.", "the operation PERSID"),
-        (b"\x80\x02K\x01Q.", "no persistent id"),
-        (b"\x80\x02K\x01)R.", "a listed function"),
-        (b"\x80\x02}}b.", None),
-        (b"\x80\x02]}b.", "with a state"),
-        (b"\x80\x02}X\x01\x00\x00\x00aK\x01s}X\x01\x00\x00\x00aK\x01sb.", "with a state"),
-        (b"\x80\x02K\x01r\xff\xff\xff\x7f.", None),  # a memo place of two thousand million
-        (b"\x80\x02j\xff\xff\xff\x7f.", "a reference to none"),
-        (b"\x80\x04\x8d" + struct.pack("<Q", 2**60) + b"x.", "a whole one"),
-        (b"\x80\x04\x8e" + struct.pack("<Q", 2**60) + b"x.", "a whole one"),
-        (b"\x80\x02X\xff\xff\xff\x7fx.", "a whole one"),
-        (b"\x80\x02\x8b\xff\xff\xff\x7f1.", "a whole one"),
-        (b"\x80\x04\x95" + struct.pack("<Q", 2**60) + b"K\x01.", None),  # a frame's length is not believed
-        (b"\x80\x02K\x01a.", "a whole one"),
-        (b"\x80\x02K\x01K\x02a.", "expected a list"),
-        (b"\x80\x02}(K\x01u.", "a key without one"),
-        (b"\x80\x02K\x01K\x02.", "a whole one"),
-        (b"\x80\x02.", "a whole one"),
-        (b"\x80\x02t.", "a whole one"),
-        (b"\x80\x02cnumpy\nndarray\n.", "a value"),
+        (b"\x80\x02c__builtin__\neval\nX\x01\x00\x00\x001\x85R.", TENSORS, "the global __builtin__.eval"),
+        (b"\x80\x02cos\nsys\\yem\n.", "a whole one", "a broken or truncated one (a name with a backslash)"),
+        (b"\x80\x02(S'1'\ni__builtin__\neval\n.", "plain values", "the operation STRING"),
+        (b"\x80\x02ccollections\nOrderedDict\n)\x81.", "plain values", "the operation NEWOBJ"),
+        (b"\x80\x02\x82\x01.", "plain values", "the operation EXT1"),
+        (b"\x80\x02Pspam\n.", "plain values", "the operation PERSID"),
+        (b"\x80\x02K\x01Q.", "no persistent id", "one"),
+        (b"\x80\x02K\x01)R.", "a call of a listed function", "one of int"),
+        (b"\x80\x02}}b.", None, None),
+        (b"\x80\x02]}b.", "no object with a state", "one of list"),
+        (b"\x80\x02}X\x01\x00\x00\x00aK\x01s}X\x01\x00\x00\x00aK\x01sb.",
+         "no object with a state", "one of dict"),
+        (b"\x80\x02K\x01r\xff\xff\xff\x7f.", None, None),  # a memo place of two thousand million
+        (b"\x80\x02j\xff\xff\xff\x7f.", "a value that was kept", "a reference to none"),
+        (b"\x80\x04\x8d" + struct.pack("<Q", 2**60) + b"x.", "a whole one", "a broken or truncated one ("),
+        (b"\x80\x04\x8e" + struct.pack("<Q", 2**60) + b"x.", "a whole one", "a broken or truncated one ("),
+        (b"\x80\x02X\xff\xff\xff\x7fx.", "a whole one", "a broken or truncated one ("),
+        (b"\x80\x02\x8b\xff\xff\xff\x7f1.", "a whole one", "a broken or truncated one ("),
+        (b"\x80\x04\x95" + struct.pack("<Q", 2**60) + b"K\x01.", None, None),  # its length is not believed
+        (b"\x80\x02K\x01a.", "a whole one", "a broken or truncated one ("),
+        (b"\x80\x02K\x01K\x02a.", "a list", "int"),
+        (b"\x80\x02}(K\x01u.", "keys with values", "a key without one"),
+        (b"\x80\x02K\x01K\x02.", "a whole one", "a broken or truncated one ("),
+        (b"\x80\x02.", "a whole one", "a broken or truncated one ("),
+        (b"\x80\x02t.", "a whole one", "a broken or truncated one ("),
+        (b"\x80\x02cnumpy\nndarray\n.", "a value", "numpy.ndarray"),
         (b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85c_codecs\nencode\n"
-         b"X\x01\x00\x00\x00bX\x06\x00\x00\x00latin1\x86R\x87R.", "a value"),
+         b"X\x01\x00\x00\x00bX\x06\x00\x00\x00latin1\x86R\x87R.", "a value", "_UnfilledArray"),
         (b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nJ\xff\xff\xff\x7f\x85C\x01b\x87R.",
-         "an empty one"),
-        (deep_key(), "keys"),
-        (b"\x80\x02" + b"]" * 300_000 + b"a" * 299_999 + b".", None),
-        (b"", "a whole one"),
+         "an empty one to fill", "something else"),
+        (deep_key(), "texts or whole numbers for keys", "tuple"),
+        (b"\x80\x02" + b"]" * 300_000 + b"a" * 299_999 + b".", None, None),
+        (b"", "a whole one", "a broken or truncated one ("),
     ],
 )  # fmt: skip
-def test_pickles_that_no_pickler_writes(tmp_path, operations, named):
+def test_pickles_that_no_pickler_writes(tmp_path, operations, expected, got):
     path = npy(tmp_path, operations)
-    if named is None:
+    if expected is None:
         read_npy(path)
         return
-    with pytest.raises(GenefaceFileError, match=named) as refusal:
-        read_npy(path)
-    assert len(str(refusal.value)) < 400 + len(str(path))
+    error = refused(read_npy, path)
+    assert error.expected == expected
+    assert error.got.startswith(got)
+    assert len(str(error)) < 400 + len(str(path))
 
 
 def test_a_text_that_would_be_shown_in_full_is_cut(tmp_path):
     name = b"x" * 100_000
     path = npy(tmp_path, b"\x80\x04X" + struct.pack("<I", len(name)) + name + b"X\x01\x00\x00\x00y\x93.")
-    with pytest.raises(GenefaceFileError) as refusal:
-        read_npy(path)
-    assert len(str(refusal.value)) < 500 + len(str(path))
+    assert len(str(refused(read_npy, path))) < 500 + len(str(path))
 
 
 def test_more_operations_than_any_file_needs_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(restricted_pickle, "_MAX_OPERATIONS", 1000)
-    with pytest.raises(GenefaceFileError, match="at most 1000 operations"):
-        read_npy(npy(tmp_path, b"\x80\x02" + b"]" * 2000 + b"."))
+    path = npy(tmp_path, b"\x80\x02" + b"]" * 2000 + b".")
+    assert refused(read_npy, path).expected == "at most 1000 operations"
 
 
 # Files of torch.save that it did not write -------------------------------------------------------------
@@ -484,8 +508,7 @@ def test_a_view_within_its_storage_is_read(tmp_path, zipped):
 )
 def test_views_that_leave_their_storage_are_refused(tmp_path, zipped, shape, strides, offset):
     path = write_raw(tmp_path / "a.pt", zipped, view(shape, strides, offset))
-    with pytest.raises(GenefaceFileError, match="tensor: expected"):
-        read_torch(path)
+    assert refused(read_torch, path).field == "tensor"
 
 
 @FORMS
@@ -502,36 +525,38 @@ def test_views_that_leave_their_storage_are_refused(tmp_path, zipped, shape, str
     ],
 )
 def test_other_persistent_ids_are_refused(tmp_path, zipped, identity):
-    with pytest.raises(GenefaceFileError, match="persistent id"):
-        read_torch(write_raw(tmp_path / "a.pt", zipped, identity))
+    path = write_raw(tmp_path / "a.pt", zipped, identity)
+    assert refused(read_torch, path).field == "persistent id"
 
 
 @FORMS
 @pytest.mark.parametrize("count", [1000, 2**45])
 def test_storages_larger_than_the_file_are_not_made(tmp_path, zipped, count):
-    with pytest.raises(GenefaceFileError, match=f"storage 0: expected {4 * count} bytes"):
-        read_torch(write_raw(tmp_path / "a.pt", zipped, storage(count=count)))
+    error = refused(read_torch, write_raw(tmp_path / "a.pt", zipped, storage(count=count)))
+    assert (error.field, error.expected) == ("storage 0", f"{4 * count} bytes")
 
 
 @FORMS
 def test_one_storage_has_one_type(tmp_path, zipped):
     twice = b"](" + storage() + storage(kind=b"ctorch\nLongStorage\n", count=2) + b"e"
-    with pytest.raises(GenefaceFileError, match="storage 0: expected one size and type, got two"):
-        read_torch(write_raw(tmp_path / "a.pt", zipped, twice))
+    error = refused(read_torch, write_raw(tmp_path / "a.pt", zipped, twice))
+    assert (error.field, error.expected, error.got) == ("storage 0", "one size and type", "two")
 
 
 # What torch's own restricted loader dies of: see docs/decisions/0009-our-own-pickle-reader.md.
 MANY_LETTERS = "".join(map(chr, range(0x4E00, 0x9E00))) * 20
 DEADLY = {
-    "a deep key": (deep_key()[2:-1], "texts or whole numbers for keys"),
-    "8 GB of zeros": (b"cbuiltins\nbytearray\n" + pushed(2**33) + b"\x85R", "builtins.bytearray"),
+    "a deep key": (deep_key()[2:-1], "pickle", "texts or whole numbers for keys"),
+    "8 GB of zeros": (b"cbuiltins\nbytearray\n" + pushed(2**33) + b"\x85R", "pickle", TENSORS),
     "a codec without end": (
         b"c_codecs\nencode\n" + pushed(MANY_LETTERS) + pushed("punycode") + b"\x86R",
-        "latin1",
+        "bytes",
+        "a text in latin1",
     ),
     "a state of a type, two entries short": (
         b"cnumpy\ndtype\n" + pushed("f8") + b"\x89\x88\x87R" + pushed((3, "<", None, -1, -1, 0)) + b"b",
         "numpy.dtype",
+        "a plain type",
     ),
 }
 
@@ -539,12 +564,9 @@ DEADLY = {
 @FORMS
 @pytest.mark.parametrize("name", DEADLY)
 def test_a_pickle_that_ends_other_readers_is_one_line(tmp_path, zipped, name):
-    operations, named = DEADLY[name]
-    path = write_raw(tmp_path / "a.pt", zipped, operations)
-    with pytest.raises(GenefaceFileError, match=named) as refusal:
-        read_torch(path)
-    assert str(refusal.value).startswith(f"{path}: ")
-    assert "\n" not in str(refusal.value)
+    operations, field, expected = DEADLY[name]
+    error = refused(read_torch, write_raw(tmp_path / "a.pt", zipped, operations))
+    assert (error.field, error.expected) == (field, expected)
 
 
 # Damaged files ---------------------------------------------------------------------------------------
@@ -560,9 +582,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path, zipped):
     cut = tmp_path / "cut.pt"
     for length in lengths:
         cut.write_bytes(content[:length])
-        with pytest.raises(GenefaceFileError) as refusal:
-            read_torch(cut)
-        assert "\n" not in str(refusal.value)
+        refused(read_torch, cut)
 
 
 def test_a_data_set_cut_anywhere_is_refused(tmp_path):
@@ -571,8 +591,7 @@ def test_a_data_set_cut_anywhere_is_refused(tmp_path):
     content, cut = path.read_bytes(), tmp_path / "cut.npy"
     for length in range(len(content)):
         cut.write_bytes(content[:length])
-        with pytest.raises(GenefaceFileError):
-            read_npy(cut)
+        refused(read_npy, cut)
 
 
 def test_a_damaged_weight_in_an_archive_is_refused(tmp_path):
@@ -580,8 +599,7 @@ def test_a_damaged_weight_in_an_archive_is_refused(tmp_path):
     content = path.read_bytes()
     assert content.count(struct.pack("<f", 77.0)) == 1
     path.write_bytes(content.replace(struct.pack("<f", 77.0), struct.pack("<f", 78.0)))
-    with pytest.raises(GenefaceFileError, match="data/0"):
-        read_torch(path)
+    assert "data/0" in refused(read_torch, path).got
 
 
 @FORMS
@@ -616,7 +634,7 @@ def test_a_data_set_with_changed_bytes_is_read_or_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "named"),
+    ("content", "expected"),
     [
         (b"", "a whole one"),
         (b"GIF89a", "a whole one"),
@@ -624,19 +642,17 @@ def test_a_data_set_with_changed_bytes_is_read_or_refused(tmp_path):
         (b"PK\x03\x04 and no more", "a whole archive"),
     ],
 )
-def test_other_files_are_refused(tmp_path, content, named):
+def test_other_files_are_refused(tmp_path, content, expected):
     path = tmp_path / "other"
     path.write_bytes(content)
-    with pytest.raises(GenefaceFileError, match=named):
-        read_torch(path)
+    assert refused(read_torch, path).expected == expected
 
 
 def test_a_big_endian_machines_file_is_refused(tmp_path):
     parts = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": False}]
     path = tmp_path / "other"
     path.write_bytes(b"".join(pickle.dumps(part, protocol=2) for part in parts))
-    with pytest.raises(GenefaceFileError, match="little_endian"):
-        read_torch(path)
+    assert refused(read_torch, path).field == "little_endian"
 
 
 def rezipped(path, change):
@@ -654,26 +670,27 @@ def rezipped(path, change):
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
+    ("change", "field", "got"),
     [
-        (lambda name, value: None if name.endswith("data.pkl") else (value,), "data.pkl"),
-        (lambda name, value: None if name.endswith("data/0") else (value,), "no such member"),
-        (lambda name, value: (value[:-4] if name.endswith("data/0") else value,), "400 bytes"),
-        (lambda name, value: (value, zipfile.ZIP_DEFLATED), "a compressed one"),
-        (lambda name, value: (b"big" if name.endswith("byteorder") else value,), "byteorder"),
+        (
+            lambda name, value: None if name.endswith("data.pkl") else (value,),
+            "content",
+            "one with 0 data.pkl",
+        ),
+        (lambda name, value: None if name.endswith("data/0") else (value,), "data/0", "no such member"),
+        (lambda name, value: (value[:-4] if name.endswith("data/0") else value,), "data/0", "396"),
+        (lambda name, value: (value, zipfile.ZIP_DEFLATED), "byteorder", "a compressed one"),
+        (lambda name, value: (b"big" if name.endswith("byteorder") else value,), "byteorder", "another"),
     ],
 )
-def test_archives_that_torch_does_not_write_are_refused(tmp_path, change, named):
+def test_archives_that_torch_does_not_write_are_refused(tmp_path, change, field, got):
     path = rezipped(save({"a": torch.arange(100.0)}, tmp_path / "a.pt", True), change)
-    with pytest.raises(GenefaceFileError, match=named):
-        read_torch(path)
+    error = refused(read_torch, path)
+    assert (error.field, error.got) == (field, got)
 
 
 def test_an_absent_file_and_a_plain_array_are_refused(tmp_path):
-    with pytest.raises(GenefaceFileError, match="No such file"):
-        read_torch(tmp_path / "none")
+    assert refused(read_torch, tmp_path / "none").got == "No such file or directory"
     np.save(tmp_path / "plain.npy", np.ones(3))
-    with pytest.raises(GenefaceFileError, match="one pickled object"):
-        read_npy(tmp_path / "plain.npy")
-    with pytest.raises(GenefaceFileError, match=r"a \.npy file"):
-        read_npy(Path(__file__))
+    assert refused(read_npy, tmp_path / "plain.npy").expected == "one pickled object"
+    assert refused(read_npy, Path(__file__)).expected == "a .npy file"

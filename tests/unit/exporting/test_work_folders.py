@@ -5,11 +5,10 @@ import struct
 
 import pytest
 import yaml
-from geneface_checkpoint import one_line_about
+from geneface_checkpoint import refused
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from torch.utils.tensorboard import SummaryWriter
 
-from export.geneface.pickles import GenefaceFileError
 from export.geneface.work_folders import find_folders, postnet_checkpoint
 
 # Folders ---------------------------------------------------------------------------------------------
@@ -47,9 +46,9 @@ def test_work_folders_are_found_by_name(tmp_path, names, expected):
     ],
 )
 def test_work_folders_that_cannot_be_told_are_refused(tmp_path, names, named):
-    with pytest.raises(GenefaceFileError, match=named) as refusal:
-        find_folders(folders(tmp_path, *names), "May")
-    one_line_about(refusal, tmp_path)
+    said = refused(find_folders, folders(tmp_path, *names), "May")
+    assert said.where.startswith(str(tmp_path))
+    assert named in f"{said.expected}, {said.got}"
 
 
 # Which step ------------------------------------------------------------------------------------------
@@ -144,6 +143,7 @@ def test_logs_that_cannot_be_read_choose_nothing(many_steps, broken, name):
 
 def test_a_step_given_is_taken_or_missed(many_steps):
     assert taken(many_steps, 2000) == ("model_ckpt_steps_2000.ckpt", "the step given")
-    with pytest.raises(GenefaceFileError) as refusal:
-        taken(many_steps, 2500)
-    one_line_about(refusal, many_steps, "model_ckpt_steps_2500.ckpt", "1000, 2000, 3000")
+    said = refused(taken, many_steps, 2500)
+    assert said.where.startswith(str(many_steps))
+    assert "model_ckpt_steps_2500.ckpt" in f"{said.where}, {said.expected}"
+    assert "1000, 2000, 3000" in said.got

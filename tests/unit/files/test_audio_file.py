@@ -532,14 +532,7 @@ def test_what_is_not_there_or_holds_nothing_is_refused(tmp_path):
 
 
 def test_a_video_without_sound_is_refused(tmp_path):
-    path = tmp_path / "silent.mp4"
-    with av.open(str(path), "w") as container:
-        video = container.add_stream("libx264", rate=25)
-        video.width = video.height = 64
-        video.pix_fmt = "yuv420p"
-        picture = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
-        container.mux(video.encode(picture))
-        container.mux(video.encode(None))
+    path = stand_ins.write_mute_video(tmp_path / "silent.mp4")
     expected = "expected a sound track, got video only; give a recording with sound"
     assert refused(path) == f"{path}: {expected}"
 

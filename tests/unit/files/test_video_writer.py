@@ -118,13 +118,18 @@ def test_a_video_without_a_picture_is_refused(tmp_path):
 
 
 def test_places_that_cannot_be_written_to_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"\.avi: expected a name ending in \.mp4"):
-        output(tmp_path / "a.avi")
+    (tmp_path / "folder.mp4").mkdir()
+    for name, expected, got in (
+        ("a.avi", "a name ending in .mp4", ".avi"),
+        ("a", "a name ending in .mp4", "no ending"),
+        ("folder.mp4", "a file's name", "a folder"),
+    ):
+        with pytest.raises(InputError) as refusal:
+            output(tmp_path / name)
+        assert (refusal.value.file, refusal.value.got) == (str(tmp_path / name), got)
+        assert refusal.value.expected.startswith(expected)
     with pytest.raises(InputError, match="no such folder"):
         output(tmp_path / "no" / "a.mp4")
-    (tmp_path / "folder.mp4").mkdir()
-    with pytest.raises(InputError, match="got a folder"):
-        output(tmp_path / "folder.mp4")
 
 
 def test_landmarks_are_written_whole(tmp_path):
@@ -154,9 +159,12 @@ def test_landmarks_without_a_mean_face_say_so_by_its_absence(tmp_path):
         assert archive["landmarks"].shape == (0, 68, 3)
 
 
-def test_landmarks_need_their_ending(tmp_path):
-    with pytest.raises(InputError, match=r"ending in \.npz"):
-        LandmarkOutput(tmp_path / "motion.npy", mean_face=None)
+@pytest.mark.parametrize(("name", "got"), [("out.csv", ".csv"), ("out", "no ending")])
+def test_landmarks_need_their_ending(tmp_path, name, got):
+    with pytest.raises(InputError) as refusal:
+        LandmarkOutput(tmp_path / name, mean_face=None)
+    assert (refusal.value.file, refusal.value.got) == (str(tmp_path / name), got)
+    assert refusal.value.expected == "a name ending in .npz for --landmarks"
 
 
 def test_a_long_sound_is_written_in_its_own_time(tmp_path):

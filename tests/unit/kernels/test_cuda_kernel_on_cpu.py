@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from emulated_raymarcher import COMPILER, HostScene, compile_kernel, draw
 from pictures import psnr_db
+from small_scene import SMALL
 
 from benchmarks.synthetic_scene import make_condition, make_pose, make_scene
 from cuda_kernels import cuda_records
@@ -21,15 +22,6 @@ from cuda_kernels.cpu_raymarcher import CpuRaymarcher, rgb_to_i420
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="g++ is not installed")
 
 PSNR_DB = 50.0  # of bytes against bytes: halves are worth eleven bits
-SMALL = {
-    "hidden": 16,
-    "levels": 5,
-    "log2_rows": 10,
-    "condition": 8,
-    "grid_size": 32,
-    "image_size_px": 128,
-    "torso_hidden": 16,
-}
 POSE = make_pose(0.15, -0.1)
 
 

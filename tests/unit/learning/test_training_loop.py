@@ -156,9 +156,24 @@ def test_what_is_no_checkpoint_is_one_line(tmp_path, content):
 def test_a_checkpoint_that_lacks_a_part_is_one_line(tmp_path, key):
     content = {"version": loop.CHECKPOINT_VERSION, "task": "toy", "step": 12, "state": {}, "rng": {}}
     del content[key]
-    torch.save(content, tmp_path / "checkpoint_00000012.pt")
-    with pytest.raises(CheckpointError, match=f"{key}: expected"):
+    path = tmp_path / "checkpoint_00000012.pt"
+    torch.save(content, path)
+    with pytest.raises(CheckpointError) as refusal:
         loop.load_task_state(tmp_path, "toy")
+    assert (refusal.value.file, refusal.value.field, refusal.value.got) == (str(path), key, "none")
+
+
+@pytest.mark.parametrize("rng", [{}, {"cuda": torch.zeros(16, dtype=torch.uint8)}, None])
+def test_a_checkpoint_without_the_generators_state_is_not_gone_on_from(tmp_path, rng):
+    fit(toy(), tmp_path, settings())
+    path = tmp_path / "checkpoint_00000012.pt"
+    loop.save_checkpoint(path, loop.load_checkpoint(path) | {"rng": rng})
+    task = toy()
+    before = task.net[0].weight.clone()
+    with pytest.raises(CheckpointError) as refusal:
+        fit(task, tmp_path, settings(steps=16))
+    assert (refusal.value.file, refusal.value.field, refusal.value.got) == (str(path), "rng", "none")
+    assert torch.equal(task.net[0].weight, before)
 
 
 def test_a_checkpoint_of_other_sizes_or_another_task_is_refused(tmp_path):
@@ -168,8 +183,9 @@ def test_a_checkpoint_of_other_sizes_or_another_task_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="does not fit these settings"):
         fit(other, tmp_path, settings(steps=16))
     other.name = "elsewhere"
-    with pytest.raises(CheckpointError, match="expected elsewhere, got toy"):
+    with pytest.raises(CheckpointError) as refusal:
         fit(other, tmp_path, settings(steps=16))
+    assert (refusal.value.field, refusal.value.expected, refusal.value.got) == ("task", "elsewhere", "toy")
 
 
 def test_a_failed_write_keeps_the_old_checkpoint(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import refusals
 from onnx import TensorProto, helper
 
 from models.bundle_files import BundleError, FileRecord
@@ -90,35 +91,49 @@ def test_a_free_axis_takes_other_lengths(tmp_path, network):
     assert OnnxEngine(free).run(ones(7)).shape == (7, 2)
 
 
+def refused(network, error=EngineError):
+    """Returns the parts of the line that a network is refused with."""
+    with pytest.raises(error) as caught:
+        open_engine(network)
+    return refusals.parts(str(caught.value))
+
+
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "field", "expected", "got"),
     [
-        ({"inputs": {"left": (3, 2)}}, "expected the inputs left, got left, right"),
-        ({"inputs": {"left": (3, 2), "middle": (1, 2)}}, "an input named 'middle', got left, right"),
+        ({"inputs": {"left": (3, 2)}}, "", "the inputs left", "left, right"),
+        ({"inputs": {"left": (3, 2), "middle": (1, 2)}}, "", "an input named 'middle'", "left, right"),
         (
             {"inputs": {"left": (4, 2), "right": (1, 2)}},
-            r"input 'left': expected float32 \[4, 2\], got tensor\(float\) \[3, 2\]",
+            ": input 'left'",
+            "float32 [4, 2]",
+            "tensor(float) [3, 2]",
         ),
-        ({"inputs": {"left": (3,), "right": (1, 2)}}, r"input 'left': expected float32 \[3\]"),
-        ({"output": "sum"}, "an output named 'sum', got out, twice"),
-        ({"output_shape": (2, 2)}, r"output 'out': expected float32 \[2, 2\]"),
+        (
+            {"inputs": {"left": (3,), "right": (1, 2)}},
+            ": input 'left'",
+            "float32 [3]",
+            "tensor(float) [3, 2]",
+        ),
+        ({"output": "sum"}, "", "an output named 'sum'", "out, twice"),
+        ({"output_shape": (2, 2)}, ": output 'out'", "float32 [2, 2]", "tensor(float) [3, 2]"),
     ],
 )
-def test_an_input_of_another_name_or_shape_is_refused(network, change, message):
-    with pytest.raises(EngineError, match=rf"sum\.onnx: .*{message}.*; export it again$"):
-        open_engine(dataclasses.replace(network, **change))
+def test_an_input_of_another_name_or_shape_is_refused(network, change, field, expected, got):
+    said = refused(dataclasses.replace(network, **change))
+    assert said == (f"{network.model}{field}", expected, got, "export it again")
 
 
 def test_an_input_of_another_type_is_refused(tmp_path, network):
     double = dataclasses.replace(network, model=written(tmp_path / "double.onnx", kind=TensorProto.DOUBLE))
-    with pytest.raises(EngineError, match=r"input 'left': expected float32 \[3, 2\], got tensor\(double\)"):
-        open_engine(double)
+    expected = f"{double.model}: input 'left'", "float32 [3, 2]", "tensor(double) [3, 2]"
+    assert refused(double)[:3] == expected
 
 
 def test_the_output_of_free_axes_is_checked_by_a_run(tmp_path, network):
     free = written(tmp_path / "free.onnx", free=True)
-    with pytest.raises(EngineError, match=r"out: expected float32 \[5, 2\], got float32 \[3, 2\]"):
-        open_engine(dataclasses.replace(network, model=free, output_shape=(5, 2)))
+    said = refused(dataclasses.replace(network, model=free, output_shape=(5, 2)))
+    assert said[:3] == (f"{free}: out", "float32 [5, 2]", "float32 [3, 2]")
 
 
 def test_lengths_that_a_network_cannot_run_are_refused(tmp_path, network):
@@ -128,8 +143,9 @@ def test_lengths_that_a_network_cannot_run_are_refused(tmp_path, network):
     four = dataclasses.replace(
         network, model=tmp_path / "free.onnx", inputs={"left": (3, 2), "right": (4, 2)}
     )
-    with pytest.raises(EngineError, match=r"expected it to run on left \[3, 2\], right \[4, 2\], got: .*Add"):
-        open_engine(four)
+    said = refused(four)
+    assert (said.where, said.expected) == (str(four.model), "it to run on left [3, 2], right [4, 2]")
+    assert "Add" in said.got
 
 
 @pytest.mark.parametrize("content", [b"", b"no network", None])
@@ -140,7 +156,7 @@ def test_what_is_no_network_is_refused_in_one_line(tmp_path, network, content):
     with pytest.raises(BundleError) as raised:
         open_engine(dataclasses.replace(network, model=model))
     assert raised.value.file == str(model)
-    assert ("expected a file" if content is None else "expected an ONNX network") in str(raised.value)
+    assert raised.value.expected == ("a file" if content is None else "an ONNX network")
     assert "\n" not in str(raised.value)
 
 
@@ -187,10 +203,10 @@ NOT_FINITE = {
 @pytest.mark.parametrize("heard", NOT_FINITE)
 def test_numbers_that_are_none_are_the_bundle_s_fault(tmp_path, heard):
     network = scalar_network(tmp_path / "odd.onnx", NOT_FINITE[heard])
-    with pytest.raises(
-        EngineError, match=rf"odd\.onnx: y: expected finite numbers, got 1 of 1 .* of {heard};"
-    ):
-        open_engine(network)
+    said = refused(network)
+    assert said[:2] == (f"{network.model}: y", "finite numbers")
+    assert said.got.startswith("1 of 1 ")
+    assert said.got.endswith(f" of {heard}")
 
 
 def endless(path):
@@ -207,8 +223,9 @@ def endless(path):
 
 def test_a_network_that_never_returns_is_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_engine, "MAX_FIRST_RUN_S", 0.2)
-    with pytest.raises(EngineTimeoutError, match=r"endless\.onnx: expected an answer within 0 s, got none"):
-        open_engine(endless(tmp_path / "endless.onnx"))
+    said = refused(endless(tmp_path / "endless.onnx"), EngineTimeoutError)
+    assert said.where.endswith("endless.onnx")
+    assert said[1:3] == ("an answer within 0 s", "none")
 
 
 def test_runs_end_with_the_program(tmp_path, monkeypatch):
@@ -244,8 +261,7 @@ def test_a_runtime_that_itself_never_returns_is_left_alone(network, monkeypatch,
     monkeypatch.setattr(onnx_engine, "MAX_FIRST_RUN_S", 0.1)
     monkeypatch.setattr(onnx_engine, "_GRACE_S", 0.1)
     try:
-        with pytest.raises(EngineTimeoutError, match=r"sum\.onnx: expected an answer within 0 s, got none"):
-            open_engine(network)
+        assert refused(network, EngineTimeoutError)[1:3] == ("an answer within 0 s", "none")
     finally:
         gate.set()
 

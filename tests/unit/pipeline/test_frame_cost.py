@@ -126,6 +126,15 @@ def meter_of(
     )
 
 
+def quick_meter(speaker, networks, clock):
+    """Returns a meter of what is drawn in 1 ms."""
+
+    def make_renderer(size):
+        return Drawing(clock, size, draw_ms=[1.0])
+
+    return FrameCostMeter(speaker, networks, make_renderer, threads=2, cores=2, clock=clock, cpu=clock)
+
+
 def test_a_frame_is_drawn_on_the_raymarcher_s_threads_and_the_rest_beside(speaker, encoded):
     clock = Clock()
     meter, _, asked = meter_of(
@@ -287,15 +296,7 @@ def test_networks_on_a_gpu_are_timed_by_the_clock(speaker, encoded):
     motion = Network(clock, real.motion, 8.0)
     motion.device, motion.spend = "A GPU", clock.wait
     networks = SpeakerNetworks(motion=motion, condition=Network(clock, real.condition, 1.0))
-    meter = FrameCostMeter(
-        speaker,
-        networks,
-        lambda size: Drawing(clock, size, draw_ms=[1.0]),
-        threads=2,
-        cores=2,
-        clock=clock,
-        cpu=clock,
-    )
+    meter = quick_meter(speaker, networks, clock)
     cost = meter.measure(96)
     assert meter.motion_ms == pytest.approx(8.0)
     assert cost.other_ms == pytest.approx(8 + 1 + 4)
@@ -311,15 +312,7 @@ def test_a_large_network_takes_all_cores_and_is_counted_by_all_of_them(speaker, 
         motion=Network(clock, real.motion, 10.0), condition=Network(clock, real.condition, 1.0)
     )
     networks.motion.spend = lambda ms: clock.spend(ms, threads=2, counted=False)
-    meter = FrameCostMeter(
-        speaker,
-        networks,
-        lambda size: Drawing(clock, size, draw_ms=[1.0]),
-        threads=2,
-        cores=2,
-        clock=clock,
-        cpu=clock,
-    )
+    meter = quick_meter(speaker, networks, clock)
     assert 10 - 1e-9 <= meter.motion_ms <= 11.5 + 1e-9
     assert meter.measure(96).other_core_ms == pytest.approx(20 + 1 + 4)
 

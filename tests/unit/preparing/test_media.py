@@ -10,6 +10,15 @@ import pytest
 from preparation.media import MediaError, read_pcm, to_picture, video_frames, write_flac, write_video
 
 
+def refused(read, path):
+    """Returns the field, what is expected and what is got where a file is refused in one line."""
+    with pytest.raises(MediaError) as caught:
+        read(path)
+    assert caught.value.file == str(path)
+    assert "\n" not in str(caught.value)
+    return caught.value.field, caught.value.expected, caught.value.got
+
+
 def write_wav(path: Path, samples: np.ndarray, rate_hz: int, layout: str) -> None:
     with av.open(str(path), "w") as out:
         stream = out.add_stream("pcm_s16le", rate=rate_hz, layout=layout)
@@ -71,24 +80,21 @@ def test_the_first_track_that_decodes_is_read(tmp_path):
     path.write_bytes(path.read_bytes().replace(b"A_PCM/INT/LIT", b"A_ABC/INT/LIT", 1))
     assert read_pcm(path)[0] == 2000
     path.write_bytes(path.read_bytes().replace(b"A_PCM/INT/LIT", b"A_ABC/INT/LIT", 1))
-    with pytest.raises(MediaError, match="no audio stream that ffmpeg can decode"):
-        read_pcm(path)
+    assert refused(read_pcm, path) == ("sound", "a sound track", "no audio stream that ffmpeg can decode")
 
 
 def test_what_is_no_regular_file_is_refused_before_it_is_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe.wav")
     for path in (tmp_path / "pipe.wav", tmp_path, Path("/dev/zero")):
-        with pytest.raises(MediaError, match="a folder or a device"):
-            read_pcm(path)
-    with pytest.raises(MediaError, match="cannot be read"):
-        read_pcm(tmp_path / ("x" * 300))
+        assert refused(read_pcm, path) == ("", "a recording", "a folder or a device")
+    assert "cannot be read" in refused(read_pcm, tmp_path / ("x" * 300))[2]
 
 
 def test_a_list_of_other_files_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.ts")
     (tmp_path / "a.ffconcat").write_text("ffconcat version 1.0\nfile pipe.ts\n")
-    with pytest.raises(MediaError, match=r"a\.ffconcat: expected one recording, got a playlist"):
-        read_pcm(tmp_path / "a.ffconcat")
+    _, expected, got = refused(read_pcm, tmp_path / "a.ffconcat")
+    assert (expected, got) == ("one recording", "a playlist, a script or a damaged header")
 
 
 def test_a_title_in_no_known_encoding_does_not_matter(tmp_path):
@@ -110,18 +116,18 @@ def test_bad_files_are_refused_in_one_line(tmp_path):
     silent = np.zeros((2, 16, 16), np.uint8)
     write_video(tmp_path / "mute.mkv", silent, "gray", codec="ffv1", pixel_format="gray")
     write_wav(tmp_path / "sound.wav", np.zeros(1600, np.int16), 16_000, "mono")
-    for name, words in [
-        ("absent.wav", "no such file"),
-        ("empty.wav", "empty"),
-        ("text.wav", "ffmpeg can decode"),
-        ("mute.mkv", "no audio stream"),
+    for name, *said in [
+        ("absent.wav", "", "a recording", "no such file"),
+        ("empty.wav", "", "a recording", "an empty file"),
+        ("text.wav", "", "a recording that ffmpeg can decode", "something else"),
+        ("mute.mkv", "sound", "a sound track", "no audio stream"),
     ]:
-        with pytest.raises(MediaError, match=words) as caught:
-            read_pcm(tmp_path / name)
-        assert "\n" not in str(caught.value)
-        assert name in str(caught.value)
-    with pytest.raises(MediaError, match="no video stream"):
-        next(video_frames(tmp_path / "sound.wav"))
+        field, expected, got = refused(read_pcm, tmp_path / name)
+        assert [field, expected, got.partition(" (")[0]] == said
+    frames = video_frames(tmp_path / "sound.wav")
+    with pytest.raises(MediaError) as caught:
+        next(frames)
+    assert (caught.value.field, caught.value.got) == ("pictures", "no video stream")
 
 
 def test_shared_corpus_of_may_has_the_length_it_states(shared_fixtures):

@@ -10,15 +10,12 @@ import types
 import numpy as np
 import pytest
 import stand_ins
-from bundle_factory import write_tiny_bundle
 from manual_clock import ManualClock
 from on_loop import on_loop, until
 from session_parts import SOUND_STEP, VIDEO_STEP, StandInEncoder, StandInSender
 
-from models.speaker import load_speaker
 from streaming.errors import NetworkFailureError
 from streaming.pipeline.loaded_speaker import LoadedSpeaker
-from streaming.pipeline.networks import open_networks
 from streaming.pipeline.render_size import FrameCost
 from streaming.session.liveness import PEER_TIMEOUT_S
 from streaming.session.metrics import Metrics
@@ -67,16 +64,6 @@ class StandInPeer:
         await self.may_close.wait()
         if self.fails is not None:
             raise self.fails
-
-
-@pytest.fixture(scope="module")
-def speaker(tmp_path_factory):
-    return load_speaker(write_tiny_bundle(tmp_path_factory.mktemp("speakers") / "Tiny", image_size_px=128))
-
-
-@pytest.fixture(scope="module")
-def networks(speaker):
-    return open_networks(speaker)
 
 
 class Setup:

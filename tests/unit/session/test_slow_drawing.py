@@ -9,13 +9,10 @@ import types
 
 import pytest
 import stand_ins
-from bundle_factory import write_tiny_bundle
 from on_loop import until
 from patience import PATIENCE_S
 
-from models.speaker import load_speaker
 from streaming.pipeline.loaded_speaker import LoadedSpeaker
-from streaming.pipeline.networks import open_networks
 from streaming.pipeline.render_size import FrameCost
 from streaming.session.drawing_pace import EASY_FPS, SLOW_FPS, WINDOW_S, DrawingPace, slow_note
 from streaming.session.metrics import Metrics
@@ -177,16 +174,6 @@ class Simulation:
         while not settled():
             assert asyncio.get_running_loop().time() < deadline_s
             await asyncio.sleep(0.0005)
-
-
-@pytest.fixture(scope="module")
-def speaker(tmp_path_factory):
-    return load_speaker(write_tiny_bundle(tmp_path_factory.mktemp("speakers") / "Tiny", image_size_px=128))
-
-
-@pytest.fixture(scope="module")
-def networks(speaker):
-    return open_networks(speaker)
 
 
 @pytest.fixture

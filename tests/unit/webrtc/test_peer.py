@@ -10,6 +10,7 @@ import re
 import socket
 
 import numpy as np
+import offers
 import pytest
 from aioice import ice as aioice_ice
 from aiortc import RTCPeerConnection, RTCRtpReceiver, RTCRtpSender, RTCRtpTransceiver
@@ -20,7 +21,6 @@ from aiortc.rtcdtlstransport import RTCCertificate, RTCDtlsTransport
 from aiortc.rtcicetransport import RTCIceTransport
 from aiortc.rtcrtpreceiver import StreamStatistics
 from aiortc.sdp import SessionDescription
-from offers import BROWSERS, CHROME, FIREFOX, SAFARI
 from on_loop import on_loop, until
 from webrtc_client import (
     BLOCK_SAMPLES,
@@ -43,6 +43,9 @@ from streaming.webrtc.sdp_offer import NotAcceptableError, Offer, OfferError
 from streaming.webrtc.video_encoder import CODECS
 
 H264, VP8 = CODECS
+# Of this machine's addresses alone: no connectivity check leaves it.
+BROWSERS = {name: text.replace("192.0.2.", "127.0.2.") for name, text in offers.BROWSERS.items()}
+CHROME, FIREFOX, SAFARI = (BROWSERS[name] for name in ("Chrome", "Firefox", "Safari"))
 
 
 @pytest.fixture(autouse=True)
@@ -530,8 +533,7 @@ async def test_a_peer_closes_before_the_answer():
 async def test_a_peer_closes_while_nobody_comes():
     ours = Ours()
     await ours.answer(CHROME)
-    await asyncio.sleep(0.05)
-    assert ours.peer.state == "connecting"
+    await until(lambda: ours.peer.state == "connecting")
     await ours.peer.aclose()
     assert ours.peer.state == "closed"
 

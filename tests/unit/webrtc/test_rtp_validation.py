@@ -193,26 +193,18 @@ MALFORMED_RTCP = {
 }
 
 
-@pytest.mark.parametrize("name", MALFORMED_RTP)
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [("rtp", data) for data in MALFORMED_RTP.values()] + [("rtcp", data) for data in MALFORMED_RTCP.values()],
+    ids=[*MALFORMED_RTP, *MALFORMED_RTCP],
+)
 @on_loop
-async def test_a_malformed_rtp_packet_is_dropped_and_told(name):
+async def test_a_malformed_packet_is_dropped_and_told(kind, data):
     transport = Transport()
     await transport.start()
-    await transport.rtp(MALFORMED_RTP[name])
-    assert [kind for kind, _ in transport.told] == ["rtp"]
-    assert transport.heard == []
-    await transport.still_works()
-    await transport.receiver.stop()
-
-
-@pytest.mark.parametrize("name", MALFORMED_RTCP)
-@on_loop
-async def test_a_malformed_rtcp_packet_is_dropped_and_told(name):
-    transport = Transport()
-    await transport.start()
-    await transport.rtcp(MALFORMED_RTCP[name])
-    assert [kind for kind, _ in transport.told] == ["rtcp"]
-    assert transport.estimates == []
+    await getattr(transport, kind)(data)
+    assert [told for told, _ in transport.told] == [kind]
+    assert transport.heard == transport.estimates == []
     await transport.still_works()
     await transport.receiver.stop()
 
