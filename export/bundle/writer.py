@@ -19,7 +19,14 @@ from safetensors.numpy import save
 
 from cuda_kernels.arrays import F32, U8
 from cuda_kernels.scene import Grid, HeadField, Scene, TorsoField
-from models.bundle_files import RECORDED_CASES_FILE, SETTINGS_FILE, BundleError, FileRecord
+from models.bundle_files import (
+    MAX_FILE_BYTES,
+    RECORDED_CASES_FILE,
+    SETTINGS_FILE,
+    BundleError,
+    FileRecord,
+    read_file,
+)
 from models.partial_files import aside_path, atomic_write, partial_path, restore_aside, sweep_abandoned
 from models.settings import from_mapping, to_mapping
 from models.speaker import Speaker, load_speaker
@@ -92,12 +99,27 @@ def parts_of(speaker: Speaker) -> BundleParts:
         recorded_cases=content(recorded),
         poses=speaker.poses,
         blinks=speaker.blinks,
-        model_card=(speaker.path / CARD_FILE).read_text(encoding="utf-8"),
+        model_card=read_card(speaker.path),
         verification=speaker.verification,
         figures=speaker.figures,
         fps=speaker.fps,
         sample_rate_hz=speaker.sample_rate_hz,
     )
+
+
+def read_card(path: Path) -> str:
+    """Returns the model card of the bundle folder `path`, its lines ending in a plain line feed.
+
+    Raises:
+        BundleError: it cannot be read or is no UTF-8.
+    """
+    file = path / CARD_FILE
+    try:
+        text = read_file(file, MAX_FILE_BYTES[CARD_FILE]).decode()
+    except UnicodeDecodeError:
+        way_out = "save it as UTF-8, then run `geneface-export seal`"
+        raise BundleError(str(file), "content", "UTF-8 text", "other bytes", way_out) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def require_free(out: Path) -> None:
@@ -213,7 +235,7 @@ def add_figures(path: Path, figures: Mapping[str, float]) -> Speaker:
     path = Path(path).absolute()
     settings = read_settings(path)
     merged = {**settings.figures, **figures}
-    card = with_figures((path / CARD_FILE).read_text(encoding="utf-8"), merged).encode()
+    card = with_figures(read_card(path), merged).encode()
     settings = dataclasses.replace(
         settings, figures=merged, files={**settings.files, CARD_FILE: _record(card)}
     )

@@ -34,7 +34,7 @@ from training.loop import checkpoints, fit
 from ..bundle.assembly import FILES, training_of
 from ..bundle.model_card import Card, model_card
 from ..bundle.motion import MotionExportReport, export_motion
-from ..bundle.writer import BundleParts, folder_beside, parts_of, write_bundle
+from ..bundle.writer import BundleParts, folder_beside, parts_of, read_card, write_bundle
 from ..onnx.graphs import strip_metadata, to_float16_weights
 from ..requests import DistillationRequest
 from .agreement import Agreement, measure_agreement
@@ -123,6 +123,7 @@ def distil(request: DistillationRequest, *, teacher: Teacher | None = None) -> D
         raise DistillationError(
             f"{request.out}: out: expected no such folder yet, got one that is no bundle; give a new folder"
         )
+    read_card(speaker.path)  # refused now rather than after the training
     device = device_named(request.device)
     mean_face = _mean_face(speaker.motion)
     corpus = make_teacher_corpus(
