@@ -23,9 +23,9 @@ from models.audio2motion import LANDMARK_DIMENSION, Audio2Motion
 from models.features import LogMel
 from models.landmark_subspace import LandmarkSubspace
 from models.postnet import PostNet
-from models.settings import SettingsError, from_mapping, one_line
+from models.settings import SettingsError, from_mapping, one_line, require
 from models.speaker import Speaker
-from models.speaker_settings import ConditionSettings, MotionSettings, OriginRecord
+from models.speaker_settings import ConditionSettings, MotionSettings, OriginRecord, check_speaker_name
 from models.syncnet import AUDIO_FRAMES, MOTION_FRAMES, MOUTH_DIMENSION, SyncNet
 from models.time_base import FRAME_MS, FRAME_RATE_HZ, FRAME_S
 from preparation.corpus_set import LANDMARKS_FILE, read_mean_face
@@ -78,6 +78,11 @@ class Origin:
     synthetic: bool
     licence: str
 
+    def __post_init__(self) -> None:
+        """Refuses what cannot be written as UTF-8."""
+        for name, value in vars(self).items():
+            require(not isinstance(value, str) or _is_whole(value), name, "whole characters", value)
+
     @property
     def record(self) -> OriginRecord:
         """The part that speaker.json keeps under `origin`."""
@@ -100,6 +105,7 @@ def make_bundle(request: BundleRequest) -> Speaker:
     Raises:
         ValueError: an input that is missing, broken or does not fit the others; nothing is written.
     """
+    check_speaker_name(request.name)
     require_free(request.out)
     origin = read_origin(request.origin)
     figures = read_figures(request.figures)
@@ -234,12 +240,21 @@ def read_figures(paths: tuple[Path, ...]) -> dict[str, float]:
         if found is None:
             raise AssemblyError(f"{path}: expected a JSON object of figures, got a {type(content).__name__}")
         for name, value in found.items():
+            if not _is_whole(name):
+                raise AssemblyError(
+                    f"{path}: {one_line(name)}: expected whole characters, got half of one; name it anew"
+                )
             if not math.isfinite(value):
                 raise AssemblyError(
                     f"{path}: {one_line(name)}: expected a finite number, got {value}; measure it anew"
                 )
         figures |= found
     return figures
+
+
+def _is_whole(text: str) -> bool:
+    r"""Returns whether a text can be written as UTF-8; JSON's "\ud800" alone cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _read_json(path: Path) -> object:

@@ -28,7 +28,7 @@ from models.bundle_files import (
     read_file,
 )
 from models.partial_files import aside_path, atomic_write, partial_path, restore_aside, sweep_abandoned
-from models.settings import from_mapping, to_mapping
+from models.settings import from_mapping, one_line, to_mapping
 from models.speaker import Speaker, load_speaker
 from models.speaker_settings import (
     SCHEMA_VERSION,
@@ -41,6 +41,7 @@ from models.speaker_settings import (
     SpeakerSettings,
     TorsoSettings,
     checksum,
+    parse_settings,
     read_settings,
 )
 from models.time_base import FRAME_RATE_HZ, SAMPLE_RATE_HZ
@@ -210,18 +211,20 @@ def seal(path: Path) -> Speaker:
         BundleError: the bundle does not hold even with true hashes; speaker.json is left as it was.
     """
     file = path / SETTINGS_FILE
-    before = file.read_bytes() if file.is_file() else b""
-    try:
-        document = json.loads(before or b"{}")
-    except ValueError:
-        raise BundleError(str(file), "content", "JSON", "something else") from None
-    if not isinstance(document, dict) or not isinstance(document.get("files"), dict):
+    before = read_file(file, MAX_FILE_BYTES[SETTINGS_FILE])
+    document = parse_settings(file, before)
+    if not isinstance(document.get("files"), dict):
         raise BundleError(str(file), "files", "an object", "none")
     for name in document["files"]:
         if Path(name).name == name and (path / name).is_file():
             document["files"][name] = to_mapping(_record((path / name).read_bytes()))
+    try:
+        content = _settings_text(document)
+    except (ValueError, RecursionError) as error:  # an infinite number, an unpaired surrogate
+        got = f"something else ({one_line(str(error), 100)})"
+        raise BundleError(str(file), "content", "finite numbers and whole characters", got) from None
     with atomic_write(file) as part:
-        part.write_bytes(_settings_text(document))
+        part.write_bytes(content)
     try:
         return load_speaker(path)
     except BundleError:

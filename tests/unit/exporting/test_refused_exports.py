@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import bundle_factory
@@ -9,8 +10,11 @@ import pytest
 import refusals
 import wide_speaker
 
+from cuda_kernels.errors import InputError
+from export.bundle.assembly import AssemblyError, make_bundle, read_figures, read_origin
 from export.bundle.writer import CARD_FILE, add_figures, parts_of, seal
-from export.requests import DistillationRequest, SlimRequest
+from export.geneface.importer import import_geneface
+from export.requests import BundleRequest, DistillationRequest, GenefaceRequest, SlimRequest
 from export.students.distillation import distil
 from export.students.slimming import prepare
 from models.bundle_files import BundleError
@@ -71,3 +75,68 @@ def test_figures_for_a_bundle_without_a_card_are_refused(bundle):
     line = refusals.parts(str(refused.value))
     assert line.where == f"{bundle / CARD_FILE}: file"
     assert line.way_out
+
+
+# Names and texts ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["\udcff", "", "a\nb", "x" * 101])
+@pytest.mark.parametrize("make", [make_bundle, import_geneface])
+def test_a_name_that_no_bundle_may_have_is_refused_first(tmp_path, make, name):
+    common = {"out": tmp_path / "Out", "data": tmp_path, "name": name, "origin": tmp_path / "no"}
+    if make is make_bundle:
+        request = BundleRequest(**common, audio2motion=tmp_path, head=tmp_path)
+    else:
+        request = GenefaceRequest(**{**common, "name": None}, speaker=name, checkpoints=tmp_path)
+    with pytest.raises(InputError, match=r"^name: expected 1 to 100 printable characters, got "):
+        make(request)
+
+
+@pytest.mark.parametrize("key", ["subject", "licence"])
+def test_an_origin_of_half_characters_is_refused(tmp_path, key):
+    file = tmp_path / "origin.json"
+    texts = dict.fromkeys(("subject", "consent", "data", "recipe", "licence"), "x")
+    file.write_text(json.dumps({**texts, "synthetic": True, key: "a\ud800"}))
+    with pytest.raises(AssemblyError) as refused:
+        read_origin(file)
+    assert refusals.parts(str(refused.value)).where == f"{file}: {key}"
+    file.write_text(json.dumps({**texts, "synthetic": True, key: "Zoé 😀"}))
+    assert getattr(read_origin(file), key) == "Zoé 😀"
+
+
+def test_a_figure_named_by_half_a_character_is_refused(tmp_path):
+    file = tmp_path / "figures.json"
+    file.write_text('{"a": {"\\ud800": 1}}')
+    with pytest.raises(AssemblyError) as refused:
+        read_figures((file,))
+    assert refusals.parts(str(refused.value)).where == f"{file}: a.\\ud800"
+
+
+# Sealing --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('"fps": 25', '"fps": NaN'),
+        ('"fps": 25', '"fps": 1e999'),
+        ('"fps": 25', '"fps": 25, "fps": 25'),
+        ('"fps": 25', '"fps": ' + "[" * 200_000),
+        ('"fps": 25', '"fps": ' + "9" * 5000),
+        ('"name": "Tiny"', '"name": "\\ud800"'),
+        ('"fps": 25', "\udcff"),
+    ],
+    ids=["NaN", "infinite", "twice", "deep", "long", "half a character", "no UTF-8"],
+)
+def test_sealing_refuses_settings_that_cannot_be_written(bundle, before, after):
+    file = bundle / "speaker.json"
+    text = file.read_text(encoding="utf-8")
+    assert before in text
+    file.write_text(text.replace(before, after), encoding="utf-8", errors="surrogateescape")
+    content = file.read_bytes()
+    with pytest.raises(BundleError) as refused:
+        seal(bundle)
+    line = refusals.parts(str(refused.value))
+    assert line.where == f"{file}: content"
+    assert line.way_out
+    assert file.read_bytes() == content
