@@ -109,6 +109,9 @@ def make_bundle(request: BundleRequest) -> Speaker:
     require_free(request.out)
     origin = read_origin(request.origin)
     figures = read_figures(request.figures)
+    for path in (request.audio2motion, request.postnet, request.syncnet, request.head, request.torso):
+        if path is not None:
+            _recorded_settings(path)  # refused now rather than after the exports
     files = _read_speaker_files(request.data)
     trained = load_head(request.head)
     _require_same_face(trained, request.corpus)
@@ -275,29 +278,38 @@ def _numbers(value: Mapping[str, Any], prefix: str) -> dict[str, float]:
 
 def training_of(task: str, path: Path, net: nn.Module) -> Training:
     """Returns how a network was trained: from its checkpoint and settings.json beside it, if there."""
-    folder = path if path.is_dir() else path.parent
     step = int(load_checkpoint(_checkpoint_of(path))["step"])
     parameters = sum(parameter.numel() for parameter in net.parameters())
-    settings_file = folder / "settings.json"
-    if not settings_file.is_file():
+    content = _recorded_settings(path)
+    if content is None:
         return Training(task=task, step=step, parameters=parameters)
-    try:
-        content = json.loads(settings_file.read_text(encoding="utf-8"))
-    except ValueError:
-        raise AssemblyError(
-            f"{settings_file}: expected the JSON that training wrote, got something else; delete it to go "
-            "without"
-        ) from None
     defaults = dataclasses.asdict(settings_type_of(importlib.import_module(f"training.{task}"))())
     plain = json.loads(json.dumps(defaults, default=str))
     differing = {
         key: value
-        for key, value in content.get("settings", {}).items()
+        for key, value in content["settings"].items()
         # Folders say where somebody's disk has what, nothing about the recipe.
         if key in plain and key != "steps" and value != plain[key] and "/" not in str(value)
     }
-    seed = content.get("loop", {}).get("seed")
+    seed = content["loop"].get("seed")
     return Training(task=task, step=step, parameters=parameters, seed=seed, settings=differing)
+
+
+def _recorded_settings(path: Path) -> dict[str, dict[str, Any]] | None:
+    """Returns `settings` and `loop` of the settings.json beside a checkpoint; None where there is none."""
+    file = (path if path.is_dir() else path.parent) / "settings.json"
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        content = None
+    parts = ("settings", "loop")
+    if not isinstance(content, dict) or not all(isinstance(content.get(name, {}), dict) for name in parts):
+        raise AssemblyError(
+            f"{file}: expected the JSON that training wrote, got something else; delete it to go without"
+        )
+    return {name: content.get(name, {}) for name in parts}
 
 
 def _checkpoint_of(path: Path) -> Path:

@@ -200,7 +200,16 @@ def _require_same_speech(folder: Path, corpus: TeacherCorpus) -> None:
     file = folder / "settings.json"
     if not checkpoints(folder) or not file.is_file():
         return
-    if json.loads(file.read_text(encoding="utf-8")).get("speech") != corpus.digest:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise DistillationError(
+            f"{file}: expected the JSON object that training wrote, got something else; delete that folder "
+            "to begin anew"
+        )
+    if content.get("speech") != corpus.digest:
         raise DistillationError(
             f"{folder}: expected the teacher and the recordings that its training began with, got others; "
             "give another --work, or delete that folder to begin anew"

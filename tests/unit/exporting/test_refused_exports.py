@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import bundle_factory
+import feature_bundle
+import numpy as np
 import pytest
 import refusals
 import wide_speaker
+from safetensors.numpy import save
 
 from cuda_kernels.errors import InputError
 from export.bundle.assembly import AssemblyError, make_bundle, read_figures, read_origin
-from export.bundle.writer import CARD_FILE, add_figures, parts_of, seal
+from export.bundle.writer import CARD_FILE, add_figures, parts_of, seal, write_bundle
 from export.geneface.importer import import_geneface
+from export.recorded_cases import read_cases
 from export.requests import BundleRequest, DistillationRequest, GenefaceRequest, SlimRequest
-from export.students.distillation import distil
+from export.students import distillation
+from export.students.distillation import DistillationError, distil
 from export.students.slimming import prepare
+from export.verification import verify_bundle
 from models.bundle_files import BundleError
 from models.speaker import load_speaker
+
+
+def repr_start(content):
+    return repr(content[:20])
 
 
 @pytest.fixture
@@ -140,3 +152,71 @@ def test_sealing_refuses_settings_that_cannot_be_written(bundle, before, after):
     assert line.where == f"{file}: content"
     assert line.way_out
     assert file.read_bytes() == content
+
+
+# What trainings and exports left --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content", [b"[]", b'{"loop":null}', b'{"settings":[]}', b"{", b"\xff", b"[" * 100_000], ids=repr_start
+)
+def test_settings_beside_a_checkpoint_are_refused_before_anything_is_exported(tmp_path, content):
+    file = tmp_path / "settings.json"
+    file.write_bytes(content)
+    texts = dict.fromkeys(("subject", "consent", "data", "recipe", "licence"), "x")
+    (tmp_path / "origin.json").write_text(json.dumps({**texts, "synthetic": True}))
+    request = BundleRequest(
+        out=tmp_path / "Out",
+        name="Tiny",
+        audio2motion=tmp_path / "model.pt",
+        head=tmp_path / "head.pt",
+        data=tmp_path,
+        origin=tmp_path / "origin.json",
+    )
+    with pytest.raises(AssemblyError) as refused:
+        make_bundle(request)
+    line = refusals.parts(str(refused.value))
+    assert line.where == str(file)
+    assert "delete it" in line.way_out
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{", b"\xff", b"[" * 100_000, b"null"], ids=repr_start)
+def test_settings_of_an_older_distillation_that_cannot_be_read_are_refused(tmp_path, monkeypatch, content):
+    monkeypatch.setattr(distillation, "checkpoints", lambda _: {1: tmp_path / "1.pt"})
+    (tmp_path / "settings.json").write_bytes(content)
+    with pytest.raises(DistillationError) as refused:
+        distillation._require_same_speech(tmp_path, SimpleNamespace(digest="x"))
+    line = refusals.parts(str(refused.value))
+    assert line.where == str(tmp_path / "settings.json")
+    assert line.way_out == "delete that folder to begin anew"
+
+
+def with_cases(parts, path, *keys):
+    """Returns the speaker of a bundle whose recorded cases are arrays of these names."""
+    content = save({key: np.zeros(1, np.float32) for key in keys})
+    return write_bundle(path, dataclasses.replace(parts, recorded_cases=content))
+
+
+def test_recorded_cases_of_a_speaker_without_features_are_refused(tmp_path):
+    speaker = with_cases(bundle_factory.tiny_parts(), tmp_path / "Tiny", "motion.0.landmarks")
+    with pytest.raises(BundleError) as refused:
+        verify_bundle(speaker.path)
+    assert refusals.parts(str(refused.value)).where == f"{speaker.path / 'verification.safetensors'}: file"
+
+
+@pytest.mark.parametrize(
+    ("key", "field"),
+    [
+        (f"motion.{'1' * 5000}.x", f"motion.{'1' * 73}"),
+        ("motion.0.x", "motion.0.landmarks"),
+        ("chain.0.landmarks", "chain.0.pcm"),
+    ],
+    ids=["long", "motion", "chain"],
+)
+def test_recorded_cases_that_are_not_whole_are_refused(tmp_path, key, field):
+    speaker = with_cases(feature_bundle.feature_parts(), tmp_path / "Tiny", key)
+    with pytest.raises(BundleError) as refused:
+        read_cases(speaker)
+    line = refusals.parts(str(refused.value))
+    assert line.where == f"{speaker.path / 'verification.safetensors'}: {field}"
+    assert line.way_out
