@@ -127,11 +127,30 @@ def require_free(out: Path) -> None:
     """Refuses a folder that no bundle may be written to: before hours of work, not after.
 
     Raises:
-        BundleError: `out` is there and is no bundle.
+        BundleError: `out` is there and is no bundle, or no folder can be there.
     """
+    require_folder(out, "out")
     if out.exists() and not (out / SETTINGS_FILE).is_file():
         way_out = "give a new folder or an older bundle to replace"
         raise BundleError(str(out), "out", "no such folder yet", "one that is no bundle", way_out)
+
+
+def require_folder(path: Path, name: str) -> None:
+    """Refuses a place, called `name`, that is no folder and where none can be made.
+
+    Raises:
+        BundleError: it is a file or below one, or no folder can have its name.
+    """
+    way_out = f"give another place for {name}"
+    try:
+        place = path.absolute()
+        nearest = next(folder for folder in (place, *place.parents) if folder.exists())
+        is_folder = nearest.is_dir()
+    except OSError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        raise BundleError(str(path), name, "a folder's name", reason, way_out) from None
+    if not is_folder:
+        raise BundleError(str(nearest), name, "a folder", "a file", way_out)
 
 
 def write_bundle(out: Path, parts: BundleParts, *, max_bytes: int | None = None) -> Speaker:

@@ -45,7 +45,7 @@ from training.loop import LoopSettings
 
 from ..bundle.head import measure_faithfulness, psnr_db, require_faithful, stored
 from ..bundle.model_card import with_figures
-from ..bundle.writer import head_tensors, parts_of, read_card, require_free, write_bundle
+from ..bundle.writer import head_tensors, parts_of, read_card, require_folder, require_free, write_bundle
 from ..onnx.graphs import open_graph
 from ..recorded_cases import PICTURES, read_cases
 from ..requests import SlimRequest
@@ -137,8 +137,9 @@ def prepare(request: SlimRequest, *, open_motion: Callable[[Speaker], Motion] = 
             work folder holds other lessons.
     """
     speaker = load_speaker(request.bundle)
-    require_wider(speaker.settings.head, request.hidden)
     require_free(request.out)
+    require_folder(request.work_folder, "work")
+    require_wider(speaker.settings.head, request.hidden)
     read_card(speaker.path)  # refused now rather than after the training
     source = _source(speaker, request)
     file = request.work_folder / LESSONS_FILE

@@ -30,7 +30,7 @@ from models.speaker import load_speaker
 
 
 def repr_start(content):
-    return repr(content[:20])
+    return repr(content[:20]) if isinstance(content, (bytes, str)) else None
 
 
 @pytest.fixture
@@ -220,3 +220,35 @@ def test_recorded_cases_that_are_not_whole_are_refused(tmp_path, key, field):
     line = refusals.parts(str(refused.value))
     assert line.where == f"{speaker.path / 'verification.safetensors'}: {field}"
     assert line.way_out
+
+
+# Places ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["file", "file/Out", "file/a/Out", "x" * 300], ids=repr_start)
+@pytest.mark.parametrize("name", ["out", "work"])
+@pytest.mark.parametrize(
+    "begin",
+    [
+        lambda given, speech: distil(DistillationRequest(**given, speech=speech)),
+        lambda given, speech: prepare(SlimRequest(**given, speech=(speech,))),
+    ],
+    ids=["distil", "slim"],
+)
+def test_a_place_that_no_folder_can_have_is_refused(tmp_path, bundle, place, name, begin):
+    (tmp_path / "file").write_bytes(b"x")
+    given = {"bundle": bundle, "out": tmp_path / "Out", name: tmp_path / place}
+    with pytest.raises(InputError) as refused:
+        begin(given, tmp_path / "speech")
+    line = refusals.parts(str(refused.value))
+    assert name in line.where
+    assert line.way_out
+    assert (tmp_path / "file").read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("place", ["file", "file/Out", "x" * 300], ids=repr_start)
+def test_a_bundle_is_not_written_to_a_place_that_no_folder_can_have(tmp_path, place):
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(BundleError) as refused:
+        write_bundle(tmp_path / place, bundle_factory.tiny_parts())
+    assert refusals.parts(str(refused.value)).way_out
