@@ -73,7 +73,15 @@ class RecordedCases:
         return content
 
 
-_PARTS = ("features", "motion", "chain", "condition", "pictures")
+_PARTS = {
+    "features": ("pcm", "features"),
+    "motion": ("landmarks",),
+    "chain": ("pcm", "landmarks"),
+    "condition": ("window", "condition"),
+    "pictures": ("c2w", "condition", "picture"),
+}
+"""The arrays that every case of a part has."""
+_MAX_NUMBER_DIGITS = 9
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,7 +98,7 @@ def read_cases(speaker: Speaker) -> RecordedCases | None:
     """Returns the cases in a speaker's bundle, None where it has none.
 
     Raises:
-        BundleError: the file is no safetensors, or an array has another name.
+        BundleError: the file is no safetensors, or an array has another name or is missing.
     """
     if RECORDED_CASES_FILE not in speaker.settings.files:
         return None
@@ -102,10 +110,16 @@ def read_cases(speaker: Speaker) -> RecordedCases | None:
     cases: dict[str, dict[int, dict[str, npt.NDArray[np.float32]]]] = {part: {} for part in _PARTS}
     for key, array in arrays.items():
         part, _, rest = key.partition(".")
-        number, _, name = rest.partition(".")
-        if part not in cases or not number.isdecimal() or not name:
+        digits, _, name = rest.partition(".")
+        is_number = digits.isdecimal() and len(digits) <= _MAX_NUMBER_DIGITS
+        if part not in cases or not is_number or not name:
             raise BundleError(str(file), key[:80], "PART.NUMBER.NAME", "another key")
-        cases[part].setdefault(int(number), {})[name] = array
+        cases[part].setdefault(int(digits), {})[name] = array
+    for part, names in _PARTS.items():
+        for number, case in cases[part].items():
+            for name in names:
+                if name not in case:
+                    raise BundleError(str(file), f"{part}.{number}.{name}", "an array", "none")
     return RecordedCases(**{part: list(found.values()) for part, found in cases.items()})
 
 

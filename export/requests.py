@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cuda_kernels.errors import InputError
-from models.settings import BELOW_1, POSITIVE, Option, Range, check_ranges
+from models.settings import BELOW_1, Option, Range, check_ranges
 from models.time_base import FRAME_MS
 
 from .regular_file import real_path
 
 MAX_LOOKAHEAD_MS = 1600
 MAX_STUDENT_LOOKAHEAD_MS = 160
+
+_UP_TO_A_MILLION = Range(math.ulp(0.0), 1e6, words="more than 0 and at most 1000000")
+_STEPS = Range(1, 10_000_000, words="1 to 10000000")
+_POSES = Range(1, 1000)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +42,7 @@ class BundleRequest:
     figures: Annotated[
         tuple[Path, ...], Option("JSON files of measured figures to put into bundle and card")
     ] = ()
-    max_mb: Annotated[float, POSITIVE, Option("refuse a larger bundle")] = 12.0
+    max_mb: Annotated[float, _UP_TO_A_MILLION, Option("refuse a larger bundle")] = 12.0
     unexplained: Annotated[
         float,
         BELOW_1,
@@ -46,12 +51,12 @@ class BundleRequest:
             "variance these may leave out, 0 for no projection"
         ),
     ] = 1e-4
-    clamp_std: Annotated[float, Option("landmarks are held within so many deviations")] = 2.5
-    ema: Annotated[float, Option("weight of the previous frame's landmarks")] = 0.2
+    clamp_std: Annotated[float, Range(0.1, 100), Option("landmarks are held within so many deviations")] = 2.5
+    ema: Annotated[float, Range(0, 0.99), Option("weight of the previous frame's landmarks")] = 0.2
     float32_networks: Annotated[
         bool, Option("keep the ONNX networks' weights in float32, twice the size")
     ] = False
-    check_poses: Annotated[int, Range(1), Option("pictures drawn to check head and torso")] = 4
+    check_poses: Annotated[int, _POSES, Option("pictures drawn to check head and torso")] = 4
     check_size_px: Annotated[int, Range(32, 512), Option("their size")] = 256
 
     def __post_init__(self) -> None:
@@ -89,7 +94,9 @@ class GenefaceRequest:
     head: Annotated[Path | None, Option("the head's, if it is not found")] = None
     torso: Annotated[Path | None, Option("the torso's, if it is not found")] = None
     postnet_steps: Annotated[
-        int | None, Option("PostNet's checkpoint to take; without it a rule chooses by the training's logs")
+        int | None,
+        Range(0, 10**9, words="0 to 1000000000"),
+        Option("PostNet's checkpoint to take; without it a rule chooses by the training's logs"),
     ] = None
     lookahead_ms: Annotated[
         int,
@@ -119,7 +126,7 @@ class GenefaceRequest:
         ),
     ] = 0.0
     float32_networks: Annotated[bool, Option("keep HuBERT's weights in float32, twice the size")] = False
-    check_poses: Annotated[int, Range(1), Option("pictures drawn to check head and torso")] = 4
+    check_poses: Annotated[int, _POSES, Option("pictures drawn to check head and torso")] = 4
 
     def __post_init__(self) -> None:
         """Checks ranges."""
@@ -148,15 +155,15 @@ class DistillationRequest:
         Range(0, MAX_STUDENT_LOOKAHEAD_MS, step=FRAME_MS),
         Option(f"later sound a frame may depend on: 0 to {MAX_STUDENT_LOOKAHEAD_MS} in steps of {FRAME_MS}"),
     ] = MAX_STUDENT_LOOKAHEAD_MS
-    steps: Annotated[int, Range(1), Option("training steps in all; the rate falls over them")] = 6000
-    batch: Annotated[int, Range(1), Option("crops a step; 128 on a GPU")] = 32
+    steps: Annotated[int, _STEPS, Option("training steps in all; the rate falls over them")] = 6000
+    batch: Annotated[int, Range(1, 65_536), Option("crops a step; 128 on a GPU")] = 32
     temperature: Annotated[
         float, Range(0, 2), Option("of the teacher's noise; 0: its most likely motion, which can be learnt")
     ] = 0.0
     device: Annotated[str, Option("torch device to train on: cpu, cuda, cuda:1")] = "cpu"
     max_minutes: Annotated[
         float | None,
-        POSITIVE,
+        _UP_TO_A_MILLION,
         Option("stop training with a checkpoint after this long; the same command goes on"),
     ] = None
 
@@ -201,9 +208,11 @@ class SlimRequest:
         tuple[Path, ...], Option("recordings of speech, a minute or more in all, best in several voices")
     ]
     device: Annotated[str, Option("torch device: cpu, cuda, cuda:1")] = "cpu"
-    steps: Annotated[int, Range(1), Option("steps of training in all, those before a stop included")] = 6000
+    steps: Annotated[int, _STEPS, Option("steps of training in all, those before a stop included")] = 6000
     rays: Annotated[
-        int | None, Range(256), Option("rays a step (65536 on a GPU, 8192 on a CPU); fewer need less memory")
+        int | None,
+        Range(256, 1 << 24, words="256 to 16777216"),
+        Option("rays a step (65536 on a GPU, 8192 on a CPU); fewer need less memory"),
     ] = None
     compile: Annotated[bool, Option("compile the networks: faster on a GPU")] = False
     work: Annotated[

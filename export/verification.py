@@ -10,7 +10,7 @@ import numpy as np
 from cuda_kernels.arrays import F32
 from cuda_kernels.cpu_raymarcher import CpuRaymarcher
 from cuda_kernels.torch_reference import render_scene
-from models.bundle_files import BundleError
+from models.bundle_files import RECORDED_CASES_FILE, BundleError
 from models.speaker import Speaker, load_speaker
 from models.time_base import SAMPLE_RATE_HZ
 
@@ -60,7 +60,9 @@ def verify_bundle(path: Path, *, size_px: int = 192, poses: int = 2) -> list[Che
     checks += stored_checks(speaker)
     cases = recorded_cases.read_cases(speaker)
     if cases is not None:
-        assert speaker.features_onnx is not None  # only an imported speaker has recorded cases
+        if speaker.features_onnx is None:  # only an imported speaker has recorded cases
+            file = str(path / RECORDED_CASES_FILE)
+            raise BundleError(file, "file", "none, as motion.features is null", "one")
         parts = recorded_cases.ExportedParts(
             features_onnx=speaker.features_onnx,
             motion_onnx=speaker.motion_onnx,

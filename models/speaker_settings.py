@@ -294,8 +294,7 @@ class SpeakerSettings:
         require(
             self.schema_version == SCHEMA_VERSION, "schema_version", f"{SCHEMA_VERSION}", self.schema_version
         )
-        named = 0 < len(self.name) <= 100 and self.name.isprintable() and self.name == self.name.strip()
-        require(named, "name", "1 to 100 printable characters", self.name)
+        check_speaker_name(self.name)
         require(self.fps == FRAME_RATE_HZ, "fps", f"{FRAME_RATE_HZ}", self.fps)
         rate_hz = self.sample_rate_hz
         require(rate_hz == SAMPLE_RATE_HZ, "sample_rate_hz", f"{SAMPLE_RATE_HZ}", rate_hz)
@@ -308,6 +307,12 @@ class SpeakerSettings:
             f"{self.head.condition_size} (what head.ambient_net takes)",
             self.condition.size,
         )
+
+
+def check_speaker_name(name: str) -> None:
+    """Raises SettingsError for a name that no speaker may have."""
+    named = 0 < len(name) <= 100 and name.isprintable() and name == name.strip()
+    require(named, "name", "1 to 100 printable characters", name)
 
 
 def _check_net(
@@ -346,13 +351,7 @@ def read_settings(path: Path) -> SpeakerSettings:
     if not path.is_dir():
         raise BundleError(str(path), "folder", "a speaker bundle", "no such folder", "check the path")
     raw = read_file(file, MAX_FILE_BYTES[SETTINGS_FILE])
-    try:
-        document = json.loads(raw, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
-    except (ValueError, RecursionError) as error:
-        reason = one_line(str(error), 100)
-        raise BundleError(str(file), "content", "JSON", f"something else ({reason})") from None
-    if not isinstance(document, dict):
-        raise BundleError(str(file), "content", "an object", show(document))
+    document = parse_settings(file, raw)
     version = document.get("schema_version")
     if version != SCHEMA_VERSION or isinstance(version, bool):
         raise BundleError(
@@ -377,6 +376,18 @@ def read_settings(path: Path) -> SpeakerSettings:
         )
     _check_file_table(file, settings)
     return settings
+
+
+def parse_settings(file: Path, raw: bytes) -> dict[str, Any]:
+    """Returns the object that speaker.json's content holds; BundleError where it is no JSON object."""
+    try:
+        document = json.loads(raw, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+    except (ValueError, RecursionError) as error:
+        reason = one_line(str(error), 100)
+        raise BundleError(str(file), "content", "JSON", f"something else ({reason})") from None
+    if not isinstance(document, dict):
+        raise BundleError(str(file), "content", "an object", show(document))
+    return document
 
 
 def _refuse_constant(text: str) -> float:

@@ -23,9 +23,9 @@ from models.audio2motion import LANDMARK_DIMENSION, Audio2Motion
 from models.features import LogMel
 from models.landmark_subspace import LandmarkSubspace
 from models.postnet import PostNet
-from models.settings import SettingsError, from_mapping, one_line
+from models.settings import SettingsError, from_mapping, one_line, require
 from models.speaker import Speaker
-from models.speaker_settings import ConditionSettings, MotionSettings, OriginRecord
+from models.speaker_settings import ConditionSettings, MotionSettings, OriginRecord, check_speaker_name
 from models.syncnet import AUDIO_FRAMES, MOTION_FRAMES, MOUTH_DIMENSION, SyncNet
 from models.time_base import FRAME_MS, FRAME_RATE_HZ, FRAME_S
 from preparation.corpus_set import LANDMARKS_FILE, read_mean_face
@@ -78,6 +78,11 @@ class Origin:
     synthetic: bool
     licence: str
 
+    def __post_init__(self) -> None:
+        """Refuses what cannot be written as UTF-8."""
+        for name, value in vars(self).items():
+            require(not isinstance(value, str) or _is_whole(value), name, "whole characters", value)
+
     @property
     def record(self) -> OriginRecord:
         """The part that speaker.json keeps under `origin`."""
@@ -100,9 +105,13 @@ def make_bundle(request: BundleRequest) -> Speaker:
     Raises:
         ValueError: an input that is missing, broken or does not fit the others; nothing is written.
     """
+    check_speaker_name(request.name)
     require_free(request.out)
     origin = read_origin(request.origin)
     figures = read_figures(request.figures)
+    for path in (request.audio2motion, request.postnet, request.syncnet, request.head, request.torso):
+        if path is not None:
+            _recorded_settings(path)  # refused now rather than after the exports
     files = _read_speaker_files(request.data)
     trained = load_head(request.head)
     _require_same_face(trained, request.corpus)
@@ -234,12 +243,21 @@ def read_figures(paths: tuple[Path, ...]) -> dict[str, float]:
         if found is None:
             raise AssemblyError(f"{path}: expected a JSON object of figures, got a {type(content).__name__}")
         for name, value in found.items():
+            if not _is_whole(name):
+                raise AssemblyError(
+                    f"{path}: {one_line(name)}: expected whole characters, got half of one; name it anew"
+                )
             if not math.isfinite(value):
                 raise AssemblyError(
                     f"{path}: {one_line(name)}: expected a finite number, got {value}; measure it anew"
                 )
         figures |= found
     return figures
+
+
+def _is_whole(text: str) -> bool:
+    r"""Returns whether a text can be written as UTF-8; JSON's "\ud800" alone cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _read_json(path: Path) -> object:
@@ -260,29 +278,38 @@ def _numbers(value: Mapping[str, Any], prefix: str) -> dict[str, float]:
 
 def training_of(task: str, path: Path, net: nn.Module) -> Training:
     """Returns how a network was trained: from its checkpoint and settings.json beside it, if there."""
-    folder = path if path.is_dir() else path.parent
     step = int(load_checkpoint(_checkpoint_of(path))["step"])
     parameters = sum(parameter.numel() for parameter in net.parameters())
-    settings_file = folder / "settings.json"
-    if not settings_file.is_file():
+    content = _recorded_settings(path)
+    if content is None:
         return Training(task=task, step=step, parameters=parameters)
-    try:
-        content = json.loads(settings_file.read_text(encoding="utf-8"))
-    except ValueError:
-        raise AssemblyError(
-            f"{settings_file}: expected the JSON that training wrote, got something else; delete it to go "
-            "without"
-        ) from None
     defaults = dataclasses.asdict(settings_type_of(importlib.import_module(f"training.{task}"))())
     plain = json.loads(json.dumps(defaults, default=str))
     differing = {
         key: value
-        for key, value in content.get("settings", {}).items()
+        for key, value in content["settings"].items()
         # Paths of one machine are no part of the recipe.
         if key in plain and key != "steps" and value != plain[key] and "/" not in str(value)
     }
-    seed = content.get("loop", {}).get("seed")
+    seed = content["loop"].get("seed")
     return Training(task=task, step=step, parameters=parameters, seed=seed, settings=differing)
+
+
+def _recorded_settings(path: Path) -> dict[str, dict[str, Any]] | None:
+    """Returns `settings` and `loop` of the settings.json beside a checkpoint; None where there is none."""
+    file = (path if path.is_dir() else path.parent) / "settings.json"
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        content = None
+    parts = ("settings", "loop")
+    if not isinstance(content, dict) or not all(isinstance(content.get(name, {}), dict) for name in parts):
+        raise AssemblyError(
+            f"{file}: expected the JSON that training wrote, got something else; delete it to go without"
+        )
+    return {name: content.get(name, {}) for name in parts}
 
 
 def _checkpoint_of(path: Path) -> Path:

@@ -19,9 +19,16 @@ from safetensors.numpy import save
 
 from cuda_kernels.arrays import F32, U8
 from cuda_kernels.scene import Grid, HeadField, Scene, TorsoField
-from models.bundle_files import RECORDED_CASES_FILE, SETTINGS_FILE, BundleError, FileRecord
+from models.bundle_files import (
+    MAX_FILE_BYTES,
+    RECORDED_CASES_FILE,
+    SETTINGS_FILE,
+    BundleError,
+    FileRecord,
+    read_file,
+)
 from models.partial_files import aside_path, atomic_write, partial_path, restore_aside, sweep_abandoned
-from models.settings import from_mapping, to_mapping
+from models.settings import from_mapping, one_line, to_mapping
 from models.speaker import Speaker, load_speaker
 from models.speaker_settings import (
     SCHEMA_VERSION,
@@ -34,6 +41,7 @@ from models.speaker_settings import (
     SpeakerSettings,
     TorsoSettings,
     checksum,
+    parse_settings,
     read_settings,
 )
 from models.time_base import FRAME_RATE_HZ, SAMPLE_RATE_HZ
@@ -92,7 +100,7 @@ def parts_of(speaker: Speaker) -> BundleParts:
         recorded_cases=content(recorded),
         poses=speaker.poses,
         blinks=speaker.blinks,
-        model_card=(speaker.path / CARD_FILE).read_text(encoding="utf-8"),
+        model_card=read_card(speaker.path),
         verification=speaker.verification,
         figures=speaker.figures,
         fps=speaker.fps,
@@ -100,15 +108,49 @@ def parts_of(speaker: Speaker) -> BundleParts:
     )
 
 
+def read_card(path: Path) -> str:
+    """Returns the model card of the bundle folder `path`, its lines ending in a plain line feed.
+
+    Raises:
+        BundleError: it cannot be read or is no UTF-8.
+    """
+    file = path / CARD_FILE
+    try:
+        text = read_file(file, MAX_FILE_BYTES[CARD_FILE]).decode()
+    except UnicodeDecodeError:
+        way_out = "save it as UTF-8, then run `geneface-export seal`"
+        raise BundleError(str(file), "content", "UTF-8 text", "other bytes", way_out) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def require_free(out: Path) -> None:
     """Refuses a folder that no bundle may be written to, before hours of work.
 
     Raises:
-        BundleError: `out` is there and is no bundle.
+        BundleError: `out` is there and is no bundle, or no folder can be there.
     """
+    require_folder(out, "out")
     if out.exists() and not (out / SETTINGS_FILE).is_file():
         way_out = "give a new folder or an older bundle to replace"
         raise BundleError(str(out), "out", "no such folder yet", "one that is no bundle", way_out)
+
+
+def require_folder(path: Path, name: str) -> None:
+    """Refuses a place, called `name`, that is no folder and where none can be made.
+
+    Raises:
+        BundleError: it is a file or below one, or no folder can have its name.
+    """
+    way_out = f"give another place for {name}"
+    try:
+        place = path.absolute()
+        nearest = next(folder for folder in (place, *place.parents) if folder.exists())
+        is_folder = nearest.is_dir()
+    except OSError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        raise BundleError(str(path), name, "a folder's name", reason, way_out) from None
+    if not is_folder:
+        raise BundleError(str(nearest), name, "a folder", "a file", way_out)
 
 
 def write_bundle(out: Path, parts: BundleParts, *, max_bytes: int | None = None) -> Speaker:
@@ -188,18 +230,20 @@ def seal(path: Path) -> Speaker:
         BundleError: the bundle does not hold even with true hashes; speaker.json is left as it was.
     """
     file = path / SETTINGS_FILE
-    before = file.read_bytes() if file.is_file() else b""
-    try:
-        document = json.loads(before or b"{}")
-    except ValueError:
-        raise BundleError(str(file), "content", "JSON", "something else") from None
-    if not isinstance(document, dict) or not isinstance(document.get("files"), dict):
+    before = read_file(file, MAX_FILE_BYTES[SETTINGS_FILE])
+    document = parse_settings(file, before)
+    if not isinstance(document.get("files"), dict):
         raise BundleError(str(file), "files", "an object", "none")
     for name in document["files"]:
         if Path(name).name == name and (path / name).is_file():
             document["files"][name] = to_mapping(_record((path / name).read_bytes()))
+    try:
+        content = _settings_text(document)
+    except (ValueError, RecursionError) as error:  # an infinite number, an unpaired surrogate
+        got = f"something else ({one_line(str(error), 100)})"
+        raise BundleError(str(file), "content", "finite numbers and whole characters", got) from None
     with atomic_write(file) as part:
-        part.write_bytes(_settings_text(document))
+        part.write_bytes(content)
     try:
         return load_speaker(path)
     except BundleError:
@@ -213,7 +257,7 @@ def add_figures(path: Path, figures: Mapping[str, float]) -> Speaker:
     path = Path(path).absolute()
     settings = read_settings(path)
     merged = {**settings.figures, **figures}
-    card = with_figures((path / CARD_FILE).read_text(encoding="utf-8"), merged).encode()
+    card = with_figures(read_card(path), merged).encode()
     settings = dataclasses.replace(
         settings, figures=merged, files={**settings.files, CARD_FILE: _record(card)}
     )

@@ -21,7 +21,7 @@ from models.landmark_subspace import LandmarkSubspace
 from models.latent_noise import latent_noise
 from models.pitch import f0_hz
 from models.speaker import Speaker
-from models.speaker_settings import ConditionSettings, FeatureSettings, MotionSettings
+from models.speaker_settings import ConditionSettings, FeatureSettings, MotionSettings, check_speaker_name
 from models.time_base import (
     FEATURE_HOP_SAMPLES,
     FEATURE_RATE_HZ,
@@ -72,6 +72,7 @@ def import_geneface(request: GenefaceRequest) -> Speaker:
         ValueError: an input that is missing, broken or does not fit the others, or a part that differs from
             its source once exported; nothing is written.
     """
+    check_speaker_name(request.name or request.speaker)
     require_free(request.out)
     origin = read_origin(request.origin) if request.origin else _unstated_origin(request.speaker)
     networks = _read_networks(request)

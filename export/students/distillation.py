@@ -20,7 +20,6 @@ import torch
 from cuda_kernels.arrays import F32
 from cuda_kernels.errors import InputError
 from models.audio2motion import Audio2Motion
-from models.bundle_files import SETTINGS_FILE
 from models.features import LogMel
 from models.landmark_subspace import LandmarkSubspace
 from models.speaker import Speaker, load_speaker
@@ -34,7 +33,15 @@ from training.loop import checkpoints, fit
 from ..bundle.assembly import FILES, training_of
 from ..bundle.model_card import Card, model_card
 from ..bundle.motion import MotionExportReport, export_motion
-from ..bundle.writer import BundleParts, folder_beside, parts_of, write_bundle
+from ..bundle.writer import (
+    BundleParts,
+    folder_beside,
+    parts_of,
+    read_card,
+    require_folder,
+    require_free,
+    write_bundle,
+)
 from ..onnx.graphs import strip_metadata, to_float16_weights
 from ..requests import DistillationRequest
 from .agreement import Agreement, measure_agreement
@@ -119,10 +126,9 @@ def distil(request: DistillationRequest, *, teacher: Teacher | None = None) -> D
         FloatingPointError: the training diverged.
     """
     speaker = load_speaker(request.bundle)
-    if request.out.exists() and not (request.out / SETTINGS_FILE).is_file():
-        raise DistillationError(
-            f"{request.out}: out: expected no such folder yet, got one that is no bundle; give a new folder"
-        )
+    require_free(request.out)
+    require_folder(request.work_folder, "work")
+    read_card(speaker.path)  # refused now rather than after the training
     device = device_named(request.device)
     mean_face = _mean_face(speaker.motion)
     corpus = make_teacher_corpus(
@@ -199,7 +205,16 @@ def _require_same_speech(folder: Path, corpus: TeacherCorpus) -> None:
     file = folder / "settings.json"
     if not checkpoints(folder) or not file.is_file():
         return
-    if json.loads(file.read_text(encoding="utf-8")).get("speech") != corpus.digest:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise DistillationError(
+            f"{file}: expected the JSON object that training wrote, got something else; delete that folder "
+            "to begin anew"
+        )
+    if content.get("speech") != corpus.digest:
         raise DistillationError(
             f"{folder}: expected the teacher and the recordings that its training began with, got others; "
             "give another --work, or delete that folder to begin anew"

@@ -45,7 +45,7 @@ from training.loop import LoopSettings
 
 from ..bundle.head import measure_faithfulness, psnr_db, require_faithful, stored
 from ..bundle.model_card import with_figures
-from ..bundle.writer import CARD_FILE, head_tensors, parts_of, require_free, write_bundle
+from ..bundle.writer import head_tensors, parts_of, read_card, require_folder, require_free, write_bundle
 from ..onnx.graphs import open_graph
 from ..recorded_cases import PICTURES, read_cases
 from ..requests import SlimRequest
@@ -137,8 +137,10 @@ def prepare(request: SlimRequest, *, open_motion: Callable[[Speaker], Motion] = 
             work folder holds other lessons.
     """
     speaker = load_speaker(request.bundle)
-    require_wider(speaker.settings.head, request.hidden)
     require_free(request.out)
+    require_folder(request.work_folder, "work")
+    require_wider(speaker.settings.head, request.hidden)
+    read_card(speaker.path)  # refused now rather than after the training
     source = _source(speaker, request)
     file = request.work_folder / LESSONS_FILE
     if file.is_file():
@@ -394,14 +396,14 @@ def _write(
         if not name.startswith("slim.")
     }
     figures = {**slim_figures, **before}
-    card = (speaker.path / CARD_FILE).read_text(encoding="utf-8")
+    parts = parts_of(speaker)
     settings = speaker.settings
     cases = read_cases(speaker)  # the pictures among them are the wide head's
     parts = dataclasses.replace(
-        parts_of(speaker),
+        parts,
         scene=scene,
         recorded_cases=None if cases is None else dataclasses.replace(cases, pictures=()).content(),
-        model_card=with_figures(_with_note(card, settings.head, scene.head), figures),
+        model_card=with_figures(_with_note(parts.model_card, settings.head, scene.head), figures),
         verification={
             **{name: value for name, value in speaker.verification.items() if name != PICTURES},
             **checks,

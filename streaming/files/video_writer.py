@@ -31,18 +31,21 @@ def check_writable(path: Path, flag: str) -> None:
     """Refuses a path that no file can be written to, before any work is done for it.
 
     Raises:
-        InputError: it is a folder, or its folder does not exist or may not be written.
+        InputError: it is a folder or no name of a file, or its folder does not exist or may not be written.
     """
     folder = path.parent
-    if path.is_dir():
-        raise InputError(
-            file=str(path),
-            expected=f"a file's name for {flag}",
-            got="a folder",
-            way_out="add a name to it",
-        )
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; create it, or give {flag} another place")
+    with writing_errors(path):
+        if "\0" in str(path):
+            raise OSError(errno.EINVAL, "a null byte in its name")
+        if path.is_dir():
+            raise InputError(
+                file=str(path),
+                expected=f"a file's name for {flag}",
+                got="a folder",
+                way_out="add a name to it",
+            )
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder; create it, or give {flag} another place")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f"{folder}: may not be written to; give {flag} another place")
     sweep_abandoned(folder)

@@ -174,7 +174,7 @@ def test_bad_inputs_are_refused_before_any_work(place, tmp_path):
     occupied.mkdir()
     (occupied / "letter.txt").write_text("keep me")
     teacher = LoudnessTeacher()
-    with pytest.raises(DistillationError, match="got one that is no bundle"):
+    with pytest.raises(InputError, match="got one that is no bundle"):
         distil(request(place, occupied), teacher=teacher)
     with pytest.raises(InputError, match="--device: expected cpu or cuda, got 'abacus'"):
         distil(request(place, tmp_path / "a", device="abacus"), teacher=teacher)

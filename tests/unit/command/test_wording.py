@@ -42,7 +42,7 @@ def ended(program, capsys, *arguments):
         (
             "geneface-export",
             "seal /no/such",
-            "geneface-export seal: /no/such/speaker.json: files: expected an object, got none; "
+            "geneface-export seal: /no/such/speaker.json: file: expected a file, got no such file; "
             "copy the bundle again or rebuild it with `geneface-export bundle`",
         ),
     ],

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from export.requests import BundleRequest, DistillationRequest, GenefaceRequest, SlimRequest
-from models.settings import flags_of
+from models.settings import SettingsError, flags_of
 
 FOLDERS = {"bundle": Path("a/May"), "speech": Path("b"), "out": Path("c/Small")}
+REQUIRED = {
+    BundleRequest: {
+        **dict.fromkeys(("audio2motion", "head", "data", "origin"), Path("a")),
+        "out": Path("b"),
+        "name": "A",
+    },
+    GenefaceRequest: {"checkpoints": Path("a"), "data": Path("b"), "speaker": "A", "out": Path("c")},
+    DistillationRequest: FOLDERS,
+    SlimRequest: {"bundle": Path("a"), "out": Path("b"), "speech": (Path("c"),)},
+}
 
 
 def test_the_work_folder_stands_beside_the_bundle_unless_it_is_given():
@@ -35,8 +46,8 @@ def test_every_field_of_a_request_is_a_flag(request_type):
         ({"lookahead_ms": 200}, "lookahead_ms: expected 0 to 160 in steps of 40, got 200"),
         ({"lookahead_ms": 50}, "lookahead_ms: expected 0 to 160 in steps of 40, got 50"),
         ({"lookahead_ms": -40}, "lookahead_ms"),
-        ({"steps": 0}, "steps: expected 1 or more, got 0"),
-        ({"batch": 0}, "batch: expected 1 or more, got 0"),
+        ({"steps": 0}, "steps: expected 1 to 10000000, got 0"),
+        ({"batch": 0}, "batch: expected 1 to 65536, got 0"),
         ({"temperature": 2.5}, "temperature: expected 0 to 2, got 2.5"),
         ({"temperature": float("nan")}, "temperature"),
         ({"max_minutes": 0.0}, "max_minutes: expected more than 0"),
@@ -81,3 +92,20 @@ def test_a_relative_path_in_a_deleted_working_folder_is_one_line(tmp_path, monke
     with pytest.raises(ValueError, match="expected a path that can be followed") as error:
         make()
     assert "\n" not in str(error.value)
+
+
+NUMBERS = [
+    (request_type, entry.name)
+    for request_type in REQUIRED
+    for entry in dataclasses.fields(request_type)
+    if re.search(r"Annotated\[\s*(int|float)\b", str(entry.type))
+]
+
+
+@pytest.mark.parametrize(("request_type", "name"), NUMBERS)
+def test_no_number_of_a_request_is_without_limits(request_type, name):
+    assert len(NUMBERS) >= 20
+    for number in (float("nan"), float("inf"), float("-inf"), -(10**30), 10**30, 1e308):
+        with pytest.raises(SettingsError) as refused:
+            request_type(**{**REQUIRED[request_type], name: number})
+        assert refused.value.field == name

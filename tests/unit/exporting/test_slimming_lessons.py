@@ -127,8 +127,8 @@ def test_inputs_that_are_missing_or_too_little_are_refused(bundle, speech, tmp_p
     [
         ({"hidden": 48}, "hidden: expected 32 or 64, got 48"),
         ({"speech": ()}, "speech: expected at least one recording, got none"),
-        ({"steps": 0}, "steps: expected 1 or more, got 0"),
-        ({"rays": 10}, "rays: expected 256 or more, got 10"),
+        ({"steps": 0}, "steps: expected 1 to 10000000, got 0"),
+        ({"rays": 10}, "rays: expected 256 to 16777216, got 10"),
         ({"out": Path("Wide")}, "out: expected another folder than the bundle's, got Wide"),
     ],
 )

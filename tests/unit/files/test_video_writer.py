@@ -4,7 +4,7 @@ import pytest
 import stand_ins
 
 from streaming.errors import InputError
-from streaming.files.audio_file import SoundFormat
+from streaming.files.audio_file import AudioFile, SoundFormat
 from streaming.files.landmark_writer import LandmarkOutput
 from streaming.files.video_writer import VideoOutput
 from streaming.pipeline.i420 import I420Converter
@@ -179,3 +179,26 @@ def test_a_long_sound_is_written_in_its_own_time(tmp_path):
         video.publish()
     heard = np.concatenate([b.to_ndarray()[0] for b in decoded(path, "audio")])[: pcm.shape[1]]
     assert np.corrcoef(heard, pcm[0, : len(heard)])[0, 1] > 0.98
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + "/x", "a\0b"], ids=["name", "folder", "null byte"])
+@pytest.mark.parametrize(
+    "open_output",
+    [
+        lambda path: output(path.with_name(f"{path.name}.mp4")),
+        lambda path: LandmarkOutput(path.with_name(f"{path.name}.npz"), mean_face=None),
+    ],
+    ids=["video", "landmarks"],
+)
+def test_a_name_that_no_file_can_have_is_refused(tmp_path, open_output, name):
+    with pytest.raises(InputError) as refused:
+        open_output(tmp_path / name)
+    assert str(refused.value).startswith(f"{tmp_path / name}")
+    assert "; nothing was left there, write elsewhere" in str(refused.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"], ids=["long", "null byte"])
+def test_a_recording_under_a_name_that_no_file_can_have_is_refused(tmp_path, name):
+    with pytest.raises(InputError, match=r"expected a readable file, got (file name too long|.*null byte)"):
+        AudioFile(tmp_path / name)
