@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +19,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.audio2motion import LANDMARK_DIMENSION
+from models.settings import Range, check_ranges
 from models.time_base import FRAME_SAMPLES, SAMPLE_RATE_HZ
 from preparation import speaker_set
 from preparation.corpus_set import INDEX_FILE, CorpusError, read_corpus_set
 from preparation.corpus_set import read_sound as read_clips_sound
 from preparation.sounds import SPEECH, Sound, classify_frames, quiet_frames
+
+from .ranges import DECIBELS, SHARE, SPEED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,15 +227,21 @@ class Crops:
 class CropSettings:
     """Which pieces of clips a batch is made of."""
 
-    nonspeech_share: float = field(
+    nonspeech_share: Annotated[float, SHARE] = field(
         default=0.08, metadata={"help": "share of crops from clips without speech"}
     )
-    lead_frames: int = field(
+    lead_frames: Annotated[int, Range(0, 10_000)] = field(
         default=12, metadata={"help": "a crop starts at most this far before its clip, in silence"}
     )
-    speed_share: float = field(default=0.5, metadata={"help": "share of crops played faster or slower"})
-    slowest: float = field(default=0.85, metadata={"help": "lowest speed"})
-    fastest: float = field(default=1.2, metadata={"help": "highest speed"})
+    speed_share: Annotated[float, SHARE] = field(
+        default=0.5, metadata={"help": "share of crops played faster or slower"}
+    )
+    slowest: Annotated[float, SPEED] = field(default=0.85, metadata={"help": "lowest speed"})
+    fastest: Annotated[float, SPEED] = field(default=1.2, metadata={"help": "highest speed"})
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        check_ranges(self)
 
 
 def clip_weights(clips: Clips, *, nonspeech_share: float) -> Tensor:
@@ -319,18 +328,36 @@ def crops_at(
 class DegradeSettings:
     """How a clean recording is made to sound like anybody's microphone in anybody's room."""
 
-    share: float = field(default=0.85, metadata={"help": "share of crops that are degraded at all"})
-    gain_low_db: float = field(default=-24.0, metadata={"help": "lowest gain"})
-    gain_high_db: float = field(default=10.0, metadata={"help": "highest gain"})
-    noise_share: float = field(default=0.7, metadata={"help": "share with coloured noise"})
-    snr_low_db: float = field(default=3.0, metadata={"help": "lowest signal to noise ratio"})
-    snr_high_db: float = field(default=40.0, metadata={"help": "highest signal to noise ratio"})
-    tone_db: float = field(default=9.0, metadata={"help": "largest random boost or cut of a band"})
-    band_share: float = field(default=0.25, metadata={"help": "share with a band limit"})
-    room_share: float = field(default=0.4, metadata={"help": "share with reverberation"})
-    room_longest_s: float = field(default=0.5, metadata={"help": "longest time to fall by 60 dB"})
-    babble_share: float = field(default=0.12, metadata={"help": "share with another voice far behind"})
-    gate_share: float = field(default=0.2, metadata={"help": "share with a noise gate: zeros between words"})
+    share: Annotated[float, SHARE] = field(
+        default=0.85, metadata={"help": "share of crops that are degraded at all"}
+    )
+    gain_low_db: Annotated[float, DECIBELS] = field(default=-24.0, metadata={"help": "lowest gain"})
+    gain_high_db: Annotated[float, DECIBELS] = field(default=10.0, metadata={"help": "highest gain"})
+    noise_share: Annotated[float, SHARE] = field(default=0.7, metadata={"help": "share with coloured noise"})
+    snr_low_db: Annotated[float, DECIBELS] = field(
+        default=3.0, metadata={"help": "lowest signal to noise ratio"}
+    )
+    snr_high_db: Annotated[float, DECIBELS] = field(
+        default=40.0, metadata={"help": "highest signal to noise ratio"}
+    )
+    tone_db: Annotated[float, Range(0, 100)] = field(
+        default=9.0, metadata={"help": "largest random boost or cut of a band"}
+    )
+    band_share: Annotated[float, SHARE] = field(default=0.25, metadata={"help": "share with a band limit"})
+    room_share: Annotated[float, SHARE] = field(default=0.4, metadata={"help": "share with reverberation"})
+    room_longest_s: Annotated[float, Range(0.08, 60)] = field(
+        default=0.5, metadata={"help": "longest time to fall by 60 dB"}
+    )
+    babble_share: Annotated[float, SHARE] = field(
+        default=0.12, metadata={"help": "share with another voice far behind"}
+    )
+    gate_share: Annotated[float, SHARE] = field(
+        default=0.2, metadata={"help": "share with a noise gate: zeros between words"}
+    )
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        check_ranges(self)
 
 
 def degrade(pcm: Tensor, settings: DegradeSettings | None = None) -> Tensor:

@@ -187,7 +187,7 @@ def test_missing_parts_are_named_in_one_line(corpus, speaker, trained, tmp_path,
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: syncnet.SyncNetSettings(frames=6), "frames: expected 13 or more"),
+        (lambda: syncnet.SyncNetSettings(frames=6), "frames: expected 13 to 10000"),
         (lambda: syncnet.SyncNetSettings(mouth_scale=1.5), "mouth_scale"),
         (lambda: audio2motion.Audio2MotionSettings(average_decay=1.0), "average_decay"),
         (lambda: audio2motion.Audio2MotionSettings(lookahead_frames=-1), "lookahead_frames"),
