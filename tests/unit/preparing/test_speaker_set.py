@@ -268,6 +268,28 @@ def test_truth_that_does_not_fit_is_refused_by_name(folder, name, array, expecte
 
 
 @pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda pose: pose.fill(0),
+        lambda pose: pose[:3, :3].__imul__(2),
+        lambda pose: pose[0, :3].__imul__(-1),
+        lambda pose: pose[:3, 0].fill(0),
+        lambda pose: pose[3].fill(0),
+        lambda pose: pose[3].__setitem__(0, 1),
+        lambda pose: pose[0].__setitem__(3, 1e30),
+        lambda pose: pose[0].__setitem__(0, 1e38),
+    ],
+    ids=["zeros", "scaled", "mirrored", "flat", "without 1", "projecting", "far", "huge"],
+)
+def test_a_pose_that_is_not_rigid_is_refused_by_its_frame(folder, spoil):
+    poses = tiny_speaker.swaying_poses(FRAMES)
+    spoil(poses[5])
+    change_truth(folder, c2w=poses)
+    error = refused(read_truth, folder)
+    assert (error.file, error.field) == (str(folder / "truth.npz"), "c2w of frame 5")
+
+
+@pytest.mark.parametrize(
     ("spoil", "field"),
     [
         (lambda path: path.unlink(), ""),
