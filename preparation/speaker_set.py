@@ -101,7 +101,10 @@ def read_background(folder: Path) -> U8:
     path = folder / BACKGROUND_FILE
     if not path.is_file():
         raise SpeakerDataError(path, "", "the empty background", "no such file", _GIVE)
-    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    try:
+        picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    except cv2.error:  # more pixels than it allows
+        picture = None
     if picture is None:
         raise SpeakerDataError(path, "", "the empty background", "no picture that can be read", _PREPARE)
     height, width = picture.shape[:2]
