@@ -32,7 +32,7 @@ from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # its stub
 
 from cuda_kernels.errors import InputError
 from models.partial_files import atomic_write
-from models.settings import Option, Range, check_ranges
+from models.settings import Option, Range, check_ranges, show
 from models.torch_device import device_named
 
 from .pictures import write_picture
@@ -159,6 +159,9 @@ def load_checkpoint(path: Path, *, device: str | torch.device = "cpu") -> dict[s
         if not isinstance(content.get(key), kind):
             got = type(content[key]).__name__ if key in content else "none"
             raise CheckpointError(f"{path}: {key}: expected {kind.__name__}, got {got}; train it anew")
+    if isinstance(content["step"], bool) or not 0 <= content["step"] < 2**63:
+        got = show(content["step"])
+        raise CheckpointError(f"{path}: step: expected 0 or more, got {got}; delete it to go on from another")
     return content
 
 
@@ -312,15 +315,15 @@ def _resume(task: Task, out: Path, device: torch.device) -> int:
         )
     try:
         task.load_state_dict(content["state"])
-    except (RuntimeError, KeyError, ValueError) as error:
+        torch.set_rng_state(content["rng"]["cpu"])
+        if device.type == "cuda" and "cuda" in content["rng"]:
+            torch.cuda.set_rng_state(content["rng"]["cuda"], device)
+    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(
             f"{path}: state does not fit these settings ({reason}); use the settings in settings.json "
             "beside it or another --out folder"
         ) from error
-    torch.set_rng_state(content["rng"]["cpu"])
-    if device.type == "cuda" and "cuda" in content["rng"]:
-        torch.cuda.set_rng_state(content["rng"]["cuda"], device)
     step: int = content["step"]
     log.info("%s: goes on from %s", task.name, path)
     return step

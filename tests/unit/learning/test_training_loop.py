@@ -269,3 +269,29 @@ def test_a_damaged_line_of_the_validations_is_left_out(tmp_path, line):
     file.write_bytes(line + b"\n" + file.read_bytes())
     fit(toy(), tmp_path, settings(steps=8))
     assert [row["step"] for row in loop.read_validations(tmp_path)] == [4, 8]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"state": {"net": None, "optimizer": None}},
+        {"state": {"net": [], "optimizer": []}},
+        {"state": {"net": {}, "optimizer": {"param_groups": 1}}},
+        {"step": 10**30},
+        {"step": -5},
+        {"step": True},
+        {"rng": {"cpu": torch.zeros(7, dtype=torch.uint8)}},
+        {"rng": {"cpu": torch.zeros(7)}},
+        {"rng": {"cpu": [1]}},
+        {"rng": [1]},
+    ],
+    ids=str,
+)
+def test_a_checkpoint_of_other_things_is_one_line(tmp_path, change):
+    fit(toy(), tmp_path, settings(steps=4))
+    path = tmp_path / "checkpoint_00000004.pt"
+    torch.save(torch.load(path, weights_only=True) | change, path)
+    with pytest.raises(CheckpointError) as refusal:
+        fit(toy(), tmp_path, settings(steps=8))
+    assert str(refusal.value).startswith(f"{path}: ")
+    assert "\n" not in str(refusal.value)
