@@ -86,6 +86,19 @@ def load_corpus(folder: Path, *, device: str | torch.device = "cpu", max_clips: 
     )
 
 
+def require_speech(folder: Path, validation: Clips, *, frames: int) -> None:
+    """Refuses clips of a corpus's validation split that SyncNet cannot judge.
+
+    Raises:
+        CorpusError: none is of speech, or one that is has fewer than so many frames.
+    """
+    lengths = validation.frames[validation.speech]
+    if not len(lengths) or int(lengths.min()) < frames:
+        expected = f"clips of speech of {frames} frames or more in the split val"
+        got = f"one of {int(lengths.min())} frames" if len(lengths) else "none"
+        raise CorpusError(folder / INDEX_FILE, "kind and frames", expected, got, "mark other clips with it")
+
+
 def load_clips(
     folder: Path, split: str, *, device: str | torch.device = "cpu", max_clips: int | None = None
 ) -> Clips:

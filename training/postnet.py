@@ -28,7 +28,16 @@ from preparation.sounds import Sound
 
 from .audio2motion import draw_track, load_audio2motion, motion_loss, motion_scalars
 from .checkpoint_choice import choose_checkpoint, chosen_checkpoint
-from .corpus import Clips, Corpus, DegradeSettings, crops_at, degrade, load_corpus, load_speaker
+from .corpus import (
+    Clips,
+    Corpus,
+    DegradeSettings,
+    crops_at,
+    degrade,
+    load_corpus,
+    load_speaker,
+    require_speech,
+)
 from .loop import LoopSettings, Validation, load_task_state
 from .measures import MotionTrack, compare_motion, measure_motion
 from .ranges import BATCH, COUNT, CROP_FRAMES, RATE, SHARE, STEPS, WEIGHT
@@ -82,6 +91,7 @@ def make_task(data: Path, settings: PostNetSettings, device: torch.device) -> Po
     audio2motion = load_audio2motion(settings.audio2motion, device=device)
     syncnet = load_syncnet(settings.syncnet, device=device)
     corpus = load_corpus(settings.corpus, device=device, max_clips=settings.max_clips)
+    require_speech(settings.corpus, corpus.validation, frames=MOTION_FRAMES)
     speaker = load_speaker(data, corpus.train.mean_face, device=device)
     return PostNetTask(corpus, speaker, audio2motion, syncnet, settings, device)
 

@@ -32,6 +32,7 @@ from .corpus import (
     degrade,
     load_corpus,
     random_crops,
+    require_speech,
 )
 from .loop import LoopSettings, Validation, load_task_state
 from .measures import SyncMeasures, measure_sync
@@ -73,6 +74,7 @@ class SyncNetSettings:
 def make_task(data: Path, settings: SyncNetSettings, device: torch.device) -> SyncNetTask:
     """The task on a corpus folder."""
     corpus = load_corpus(data, device=device, max_clips=settings.max_clips)
+    require_speech(data, corpus.validation, frames=MOTION_FRAMES)
     return SyncNetTask(corpus.train, corpus.validation, settings, device)
 
 
