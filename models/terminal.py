@@ -46,7 +46,7 @@ def with_safe_streams(program: str, run: Callable[[], int]) -> int:
     """Returns the exit code of `run`, whatever stdout and stderr are: closed, full, in a narrow encoding.
 
     What does not fit the encoding is written as escapes. What cannot be written is dropped; for stdout the
-    exit code is then 1 where it would be 0, and stderr says so.
+    exit code is then 1 where it would be 0, and stderr says so. Ctrl-C ends it with one line and exit code 1.
     """
     _fill_descriptors()
     with contextlib.ExitStack() as opened:
@@ -59,6 +59,9 @@ def with_safe_streams(program: str, run: Callable[[], int]) -> int:
         opened.enter_context(contextlib.redirect_stderr(typing.cast(TextIO, err)))
         try:
             code = run()
+        except KeyboardInterrupt:
+            err.write(f"{program}: stopped by SIGINT\n")
+            code = 1
         except SystemExit as ended:  # argparse's
             out.flush()
             if out.lost is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import lzma
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -25,6 +27,10 @@ _READ_ERRORS = (
     MemoryError,
     RuntimeError,
     SyntaxError,
+    TypeError,
+    OverflowError,
+    tokenize.TokenError,
+    lzma.LZMAError,
     zipfile.BadZipFile,
     zlib.error,
 )

@@ -13,7 +13,7 @@ from torch.nn import functional
 from cuda_kernels.arrays import F32
 from cuda_kernels.scene import Camera
 
-from .speaker_set import HEAD, LABEL_STEP, MASKS_FILE, NECK, SpeakerDataError
+from .speaker_set import HEAD, LABEL_STEP, MASKS_FILE, NECK, TRUTH_FILE, SpeakerDataError
 
 BOX_FILL = 0.95  # how much of [-1, 1] the visible head fills along its longest side
 CONTINUED_PX = 64
@@ -71,6 +71,8 @@ def field_box(
     """
     points = landmarks.reshape(-1, 3)
     low, high = points.min(0), points.max(0)
+    if not (high > low).any():
+        raise SpeakerDataError(Path(TRUTH_FILE), "landmarks", "a face", "one point", "prepare the set anew")
     reach = 1.5 * float((high - low).max())
     side = 64
     middle = (low + high) / 2

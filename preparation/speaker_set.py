@@ -15,7 +15,7 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
-from cuda_kernels.arrays import F32, I16, I64, U8
+from cuda_kernels.arrays import BOOL, F32, I16, I64, U8
 from models.partial_files import atomic_write
 from models.time_base import FRAME_RATE_HZ, FRAME_SAMPLES
 
@@ -38,6 +38,8 @@ TRUTH = {
 _NO_LABEL = 255
 _LABELS = np.full(256, _NO_LABEL, np.uint8)
 _LABELS[np.arange(CLOTHES + 1) * LABEL_STEP] = np.arange(CLOTHES + 1)
+_MAX_SKEW = 1e-2  # of a rotation against its transpose
+_MAX_DISTANCE_DM = 1e6
 _MAX_TIME_ERROR_S = 0.008  # a container may count in whole ms
 _PREPARE = "prepare the set anew"
 _GIVE = "give the folder of a speaker's whole set"
@@ -57,7 +59,7 @@ def read_truth(folder: Path, *names: str) -> dict[str, F32]:
 
     Raises:
         SpeakerDataError: the file is absent or broken, or an array is missing, of another shape or length,
-            or not finite.
+            or not finite; or a pose is not rigid.
     """
     path = folder / TRUTH_FILE
     kinds = {name: TRUTH[name] for name in names or TRUTH}
@@ -70,7 +72,24 @@ def read_truth(folder: Path, *names: str) -> dict[str, F32]:
             raise SpeakerDataError(path, name, expected, length, _PREPARE)
     if "focal" in truth and not truth["focal"] > 0:
         raise SpeakerDataError(path, "focal", "more than 0 px", truth["focal"], _PREPARE)
+    if "c2w" in truth:
+        wrong = np.flatnonzero(~_rigid(truth["c2w"]))
+        if len(wrong):
+            expected = "a rotation and a position within 1e6 dm over 0 0 0 1"
+            raise SpeakerDataError(path, f"c2w of frame {wrong[0]}", expected, "another matrix", _PREPARE)
     return truth
+
+
+def _rigid(poses: F32) -> BOOL:
+    """Returns which of the matrices (T, 4, 4) are a rotation and a position (T,)."""
+    rotation = poses[:, :3, :3].astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        unit = np.abs(rotation.transpose(0, 2, 1) @ rotation - np.eye(3)).max(axis=(1, 2)) <= _MAX_SKEW
+        turned = np.linalg.det(rotation) > 0
+    last = np.abs(poses[:, 3] - [0, 0, 0, 1]).max(axis=1) <= _MAX_SKEW
+    placed = np.abs(poses[:, :3, 3]).max(axis=1) <= _MAX_DISTANCE_DM
+    found: BOOL = unit & turned & last & placed
+    return found
 
 
 def read_background(folder: Path) -> U8:
@@ -82,7 +101,10 @@ def read_background(folder: Path) -> U8:
     path = folder / BACKGROUND_FILE
     if not path.is_file():
         raise SpeakerDataError(path, "", "the empty background", "no such file", _GIVE)
-    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    try:
+        picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    except cv2.error:  # more pixels than it allows
+        picture = None
     if picture is None:
         raise SpeakerDataError(path, "", "the empty background", "no picture that can be read", _PREPARE)
     height, width = picture.shape[:2]

@@ -37,6 +37,7 @@ from .corpus import (
 from .loop import LoopSettings, Validation, load_task_state
 from .measures import MotionMeasures, MotionTrack, compare_motion, measure_motion
 from .plots import draw_curves
+from .ranges import BATCH, COUNT, CROP_FRAMES, GRADIENT, RATE, SHARE, STEPS, WEIGHT
 from .syncnet import load_syncnet, sync_loss_of_windows
 
 MATMUL_PRECISION = "highest"  # TF32 would fill the quiet bands of the log-mel with rounding noise
@@ -52,40 +53,44 @@ MM_PER_UNIT = 10.0  # landmarks are ten times the offset in dm
 class MotionWeights:
     """Weights of the motion loss, by region and time."""
 
-    mouth: Annotated[float, Option("weight of the 20 mouth points")] = 1.0
-    jaw: Annotated[float, Option("weight of the 17 jaw points")] = 0.4
-    upper: Annotated[float, Option("weight of nose, brows and eyes")] = 0.15
-    continuity: Annotated[float, Option("weight of frame differences")] = 3.0
-    opening: Annotated[float, Option("weight of the opening of the inner lips")] = 2.0
-    width: Annotated[float, Option("weight of the distance of the mouth's corners")] = 1.0
-    closure: Annotated[float, Option("weight of b, p, m frames in the opening")] = 5.0
-    silence: Annotated[float, Option("weight of resting frames in the opening")] = 2.0
+    mouth: Annotated[float, WEIGHT, Option("weight of the 20 mouth points")] = 1.0
+    jaw: Annotated[float, WEIGHT, Option("weight of the 17 jaw points")] = 0.4
+    upper: Annotated[float, WEIGHT, Option("weight of nose, brows and eyes")] = 0.15
+    continuity: Annotated[float, WEIGHT, Option("weight of frame differences")] = 3.0
+    opening: Annotated[float, WEIGHT, Option("weight of the opening of the inner lips")] = 2.0
+    width: Annotated[float, WEIGHT, Option("weight of the distance of the mouth's corners")] = 1.0
+    closure: Annotated[float, WEIGHT, Option("weight of b, p, m frames in the opening")] = 5.0
+    silence: Annotated[float, WEIGHT, Option("weight of resting frames in the opening")] = 2.0
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        check_ranges(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Audio2MotionSettings:
     """How Audio2Motion is trained."""
 
-    steps: Annotated[int, Option("steps in all; the rate falls over them")] = LOOP.steps
-    batch: Annotated[int, Option("crops a step")] = 128
-    frames: Annotated[int, Option("frames of a crop that count")] = 80
+    steps: Annotated[int, STEPS, Option("steps in all; the rate falls over them")] = LOOP.steps
+    batch: Annotated[int, BATCH, Option("crops a step")] = 128
+    frames: Annotated[int, CROP_FRAMES, Option("frames of a crop that count")] = 80
     warm_frames: Annotated[
-        int | None, Option("frames before them that do not; the receptive field if absent")
+        int | None, Range(0, 10_000), Option("frames before them that do not; the receptive field if absent")
     ] = None
-    lookahead_frames: Annotated[int, Range(0), Option("frames of later sound a frame may take")] = 4
-    learning_rate: Annotated[float, Option("highest rate of Adam")] = 1.5e-3
-    last_rate_share: Annotated[float, Option("share of it that is left at the end")] = 0.02
-    gradient_clip: Annotated[float, Option("largest norm of the gradient")] = 50.0
+    lookahead_frames: Annotated[int, Range(0, 100), Option("frames of later sound a frame may take")] = 4
+    learning_rate: Annotated[float, RATE, Option("highest rate of Adam")] = 1.5e-3
+    last_rate_share: Annotated[float, SHARE, Option("share of it that is left at the end")] = 0.02
+    gradient_clip: Annotated[float, GRADIENT, Option("largest norm of the gradient")] = 50.0
     average_decay: Annotated[float, BELOW_1, Option("decay of the averaged weights, exported")] = 0.998
-    mode_weight: Annotated[float, Option("weight of the motion at the prior's mode")] = 1.0
-    reconstruction_weight: Annotated[float, Option("weight of the reconstruction")] = 0.3
+    mode_weight: Annotated[float, WEIGHT, Option("weight of the motion at the prior's mode")] = 1.0
+    reconstruction_weight: Annotated[float, WEIGHT, Option("weight of the reconstruction")] = 0.3
     motion: MotionWeights = field(default_factory=lambda: MotionWeights())
-    kl_weight: Annotated[float, Option("weight of the divergence of posterior and prior")] = 0.02
-    sync_weight: Annotated[float, Option("weight of the frozen SyncNet's loss")] = 0.5
-    sync_below: Annotated[float, Option("validation sync at which that term is switched on")] = 0.75
-    sync_windows: Annotated[int, Option("windows of that term a step")] = 1024
+    kl_weight: Annotated[float, WEIGHT, Option("weight of the divergence of posterior and prior")] = 0.02
+    sync_weight: Annotated[float, WEIGHT, Option("weight of the frozen SyncNet's loss")] = 0.5
+    sync_below: Annotated[float, WEIGHT, Option("validation sync at which that term is switched on")] = 0.75
+    sync_windows: Annotated[int, COUNT, Option("windows of that term a step")] = 1024
     syncnet: Annotated[Path | None, Option("training folder of SyncNet; no sync term if absent")] = None
-    max_clips: Annotated[int | None, Option("at most so many clips of a split")] = None
+    max_clips: Annotated[int | None, COUNT, Option("at most so many clips of a split")] = None
 
     def __post_init__(self) -> None:
         """Checks the ranges."""

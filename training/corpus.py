@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +18,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.audio2motion import LANDMARK_DIMENSION
+from models.settings import Range, check_ranges
 from models.time_base import FRAME_SAMPLES, SAMPLE_RATE_HZ
 from preparation import speaker_set
 from preparation.corpus_set import INDEX_FILE, CorpusError, read_corpus_set
 from preparation.corpus_set import read_sound as read_clips_sound
 from preparation.sounds import SPEECH, Sound, classify_frames, quiet_frames
+
+from .ranges import DECIBELS, SHARE, SPEED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +82,19 @@ def load_corpus(folder: Path, *, device: str | torch.device = "cpu", max_clips: 
         train=load_clips(folder, "train", device=device, max_clips=max_clips),
         validation=load_clips(folder, "val", device=device, max_clips=max_clips),
     )
+
+
+def require_speech(folder: Path, validation: Clips, *, frames: int) -> None:
+    """Refuses clips of a corpus's validation split that SyncNet cannot judge.
+
+    Raises:
+        CorpusError: none is of speech, or one that is has fewer than so many frames.
+    """
+    lengths = validation.frames[validation.speech]
+    if not len(lengths) or int(lengths.min()) < frames:
+        expected = f"clips of speech of {frames} frames or more in the split val"
+        got = f"one of {int(lengths.min())} frames" if len(lengths) else "none"
+        raise CorpusError(folder / INDEX_FILE, "kind and frames", expected, got, "mark other clips with it")
 
 
 def load_clips(
@@ -215,11 +231,15 @@ class Crops:
 class CropSettings:
     """How crops are sampled."""
 
-    nonspeech_share: float = 0.08  # of crops, from clips without speech
-    lead_frames: int = 12  # a crop starts at most this far before its clip, in silence
-    speed_share: float = 0.5  # of crops, played faster or slower
-    slowest: float = 0.85
-    fastest: float = 1.2
+    nonspeech_share: Annotated[float, SHARE] = 0.08  # of crops, from clips without speech
+    lead_frames: Annotated[int, Range(0, 10_000)] = 12  # of silence before its clip that a crop may start in
+    speed_share: Annotated[float, SHARE] = 0.5  # of crops, played faster or slower
+    slowest: Annotated[float, SPEED] = 0.85
+    fastest: Annotated[float, SPEED] = 1.2
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        check_ranges(self)
 
 
 def clip_weights(clips: Clips, *, nonspeech_share: float) -> Tensor:
@@ -303,18 +323,22 @@ def crops_at(
 class DegradeSettings:
     """Audio augmentation: random microphones and rooms."""
 
-    share: float = 0.85  # of crops that are degraded at all; of those:
-    gain_low_db: float = -24.0
-    gain_high_db: float = 10.0
-    noise_share: float = 0.7  # with coloured noise
-    snr_low_db: float = 3.0
-    snr_high_db: float = 40.0
-    tone_db: float = 9.0  # largest boost or cut of an octave
-    band_share: float = 0.25  # with a band limit
-    room_share: float = 0.4  # with reverberation
-    room_longest_s: float = 0.5  # longest RT60
-    babble_share: float = 0.12  # with another voice far behind
-    gate_share: float = 0.2  # with a noise gate: zeros between words
+    share: Annotated[float, SHARE] = 0.85  # of crops that are degraded at all; of those:
+    gain_low_db: Annotated[float, DECIBELS] = -24.0
+    gain_high_db: Annotated[float, DECIBELS] = 10.0
+    noise_share: Annotated[float, SHARE] = 0.7  # with coloured noise
+    snr_low_db: Annotated[float, DECIBELS] = 3.0
+    snr_high_db: Annotated[float, DECIBELS] = 40.0
+    tone_db: Annotated[float, Range(0, 100)] = 9.0  # largest boost or cut of an octave
+    band_share: Annotated[float, SHARE] = 0.25  # with a band limit
+    room_share: Annotated[float, SHARE] = 0.4  # with reverberation
+    room_longest_s: Annotated[float, Range(0.08, 60)] = 0.5  # longest RT60
+    babble_share: Annotated[float, SHARE] = 0.12  # with another voice far behind
+    gate_share: Annotated[float, SHARE] = 0.2  # with a noise gate: zeros between words
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        check_ranges(self)
 
 
 def degrade(pcm: Tensor, settings: DegradeSettings | None = None) -> Tensor:

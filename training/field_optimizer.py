@@ -12,7 +12,9 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from models.settings import Option
+from models.settings import Option, Range, check_ranges
+
+from .ranges import COUNT, MINUTES, RATE, SHARE, STEPS
 
 RATE_WARMUP_STEPS = 100
 Kernels = Literal["auto", "cuda", "torch"]
@@ -22,22 +24,26 @@ Kernels = Literal["auto", "cuda", "torch"]
 class FieldTrainingSettings:
     """Training settings that head and torso share."""
 
-    frames: Annotated[int | None, Option("train on that many frames, spread (all)")] = None
-    frames_per_step: Annotated[int, Option("frames that share a step")] = 32
-    pixels_per_frame: Annotated[int, Option("pixels of each")] = 2048
-    net_rate: Annotated[float, Option("learning rate of the networks")] = 2e-3
-    grid_rate: Annotated[float, Option("learning rate of the grids")] = 1e-2
-    final_rate: Annotated[float, Option("what is left of the rates at the end")] = 0.02
-    anneal_steps: Annotated[int, Option("steps over which the rates fall")] = 20_000
+    frames: Annotated[int | None, COUNT, Option("train on that many frames, spread (all)")] = None
+    frames_per_step: Annotated[int, Range(1, 10_000), Option("frames that share a step")] = 32
+    pixels_per_frame: Annotated[int, COUNT, Option("pixels of each")] = 2048
+    net_rate: Annotated[float, RATE, Option("learning rate of the networks")] = 2e-3
+    grid_rate: Annotated[float, RATE, Option("learning rate of the grids")] = 1e-2
+    final_rate: Annotated[float, SHARE, Option("what is left of the rates at the end")] = 0.02
+    anneal_steps: Annotated[int, STEPS, Option("steps over which the rates fall")] = 20_000
     anneal_minutes: Annotated[
-        float | None, Option("let the rates fall over this time instead of over steps")
+        float | None, MINUTES, Option("let the rates fall over this time instead of over steps")
     ] = None
     kernels: Annotated[
         Kernels, Option("cuda: kernels of our own, torch: their twin, auto: kernels where they run")
     ] = "auto"
-    average_decay: Annotated[float, Option("of the averaged weights that are kept")] = 0.995
-    validation_frames: Annotated[int, Option("frames drawn at each validation")] = 8
+    average_decay: Annotated[float, SHARE, Option("of the averaged weights that are kept")] = 0.995
+    validation_frames: Annotated[int, COUNT, Option("frames drawn at each validation")] = 8
     validate_only: Annotated[bool, Option("measure what --out holds, train nothing")] = False
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        check_ranges(self)
 
 
 class Schedule:

@@ -22,7 +22,7 @@ from cuda_kernels.torch_reference import field_pose, morton_of_volume, near_far
 from models.density_grid import cell_positions, dilate, mean_density, pack_bits
 from models.encodings import GridConfig
 from models.head import Head, HeadConfig
-from models.settings import Option
+from models.settings import Option, Range
 from preparation.silhouettes import FieldBox, carve
 from preparation.speaker_set import HEAD
 
@@ -45,6 +45,7 @@ from .fields import (
     uses_cuda_kernels,
 )
 from .loop import LoopSettings, Validation
+from .ranges import LEVELS, LOG2_ROWS, RESOLUTION, SHARE, WEIGHT, WIDTH
 from .ray_sampler import Pixels, SamplingShares, composite_target, figure_box, sample_pixels
 from .speaker_data import SpeakerData, load_speaker_data
 
@@ -70,39 +71,49 @@ class HeadTrainingSettings(FieldTrainingSettings):
     mean_face: Annotated[
         Path | None, Option("npz with mean_face (68, 3) (../corpus/landmarks.npz, else own mean)")
     ] = None
-    window_frames: Annotated[int, Option("landmark frames that drive one picture")] = (
+    window_frames: Annotated[int, Range(1, 64), Option("landmark frames that drive one picture")] = (
         SIZES.condition.window_frames
     )
-    lookahead_frames: Annotated[int, Option("how many of them lie in the future")] = (
+    lookahead_frames: Annotated[int, Range(0, 63), Option("how many of them lie in the future")] = (
         SIZES.condition.lookahead_frames
     )
-    condition_size: Annotated[int, Option("width of the condition")] = SIZES.condition.outputs
-    hidden: Annotated[int, Option("width of the three networks")] = SIZES.hidden_sigma
-    geometry_features: Annotated[int, Option("numbers from density to colour net")] = SIZES.geometry_features
-    levels: Annotated[int, Option("levels of each grid")] = SIZES.position_grid.levels
-    position_log2_rows: Annotated[int, Option("rows a level of the position grid, log2")] = (
+    condition_size: Annotated[int, WIDTH, Option("width of the condition")] = SIZES.condition.outputs
+    hidden: Annotated[int, WIDTH, Option("width of the three networks")] = SIZES.hidden_sigma
+    geometry_features: Annotated[int, Range(0, 1024), Option("numbers from density to colour net")] = (
+        SIZES.geometry_features
+    )
+    levels: Annotated[int, LEVELS, Option("levels of each grid")] = SIZES.position_grid.levels
+    position_log2_rows: Annotated[int, LOG2_ROWS, Option("rows a level of the position grid, log2")] = (
         SIZES.position_grid.log2_rows
     )
     position_resolution: Annotated[
-        int, Option("finest cells along the field's side; tiling drops an axis above 2^(log2_rows / 2)")
+        int,
+        RESOLUTION,
+        Option("finest cells along the field's side; tiling drops an axis above 2^(log2_rows / 2)"),
     ] = SIZES.position_grid.desired_resolution
-    ambient_log2_rows: Annotated[int, Option("rows a level of the ambient grid, log2")] = (
+    ambient_log2_rows: Annotated[int, LOG2_ROWS, Option("rows a level of the ambient grid, log2")] = (
         SIZES.ambient_grid.log2_rows
     )
-    ambient_resolution: Annotated[int, Option("its finest cells along a side")] = (
+    ambient_resolution: Annotated[int, RESOLUTION, Option("its finest cells along a side")] = (
         SIZES.ambient_grid.desired_resolution
     )
     hashed: Annotated[bool, Option("hash fine position levels instead of tiling them")] = False
-    grid_size: Annotated[int, Option("occupancy cells along a side; sets the step")] = SIZES.grid_size
-    max_steps: Annotated[int, Option("samples a ray may have")] = SIZES.max_steps
-    samples_per_ray: Annotated[int, Option("room for samples in a step, mean over rays")] = 8
-    warmup_steps: Annotated[int, Option("steps before the occupancy is believed")] = 600
-    entropy_weight: Annotated[float, Option("of the opacity's entropy")] = 1e-4
-    concentration_weight: Annotated[float, Option("of the depth's spread, in steps")] = 1e-4
-    ambient_weight: Annotated[float, Option("of ambient motion outside the face")] = 1e-3
-    mouth_share: Annotated[float, Option("of the rays go to the mouth's box")] = 0.2
-    eyes_share: Annotated[float, Option("of the rays go to the eyes' boxes")] = 0.1
-    edge_random_share: Annotated[float, Option("of the edge's pixels must be all head or none of it")] = 0.5
+    grid_size: Annotated[int, Range(8, 512), Option("occupancy cells along a side; sets the step")] = (
+        SIZES.grid_size
+    )
+    max_steps: Annotated[int, Range(1, 1024), Option("samples a ray may have")] = SIZES.max_steps
+    samples_per_ray: Annotated[
+        int, Range(1, 10_000), Option("room for samples in a step, mean over rays")
+    ] = 8
+    warmup_steps: Annotated[int, Range(0, 10**9), Option("steps before the occupancy is believed")] = 600
+    entropy_weight: Annotated[float, WEIGHT, Option("of the opacity's entropy")] = 1e-4
+    concentration_weight: Annotated[float, WEIGHT, Option("of the depth's spread, in steps")] = 1e-4
+    ambient_weight: Annotated[float, WEIGHT, Option("of ambient motion outside the face")] = 1e-3
+    mouth_share: Annotated[float, SHARE, Option("of the rays go to the mouth's box")] = 0.2
+    eyes_share: Annotated[float, SHARE, Option("of the rays go to the eyes' boxes")] = 0.1
+    edge_random_share: Annotated[
+        float, SHARE, Option("of the edge's pixels must be all head or none of it")
+    ] = 0.5
     start: Annotated[
         Path | None, Option("trained head of the same sizes (folder or checkpoint) to go on from")
     ] = None

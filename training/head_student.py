@@ -41,13 +41,14 @@ from models.density_grid import cell_positions
 from models.encodings import GridConfig
 from models.head import Head, HeadConfig
 from models.partial_files import atomic_write
-from models.settings import Option, from_mapping, to_mapping
+from models.settings import Option, Range, from_mapping, to_mapping
 from models.speaker_settings import SPHERICAL_HARMONICS, GridSettings, HeadSettings
 from models.torch_device import device_named
 
 from .field_optimizer import FieldOptimizer, FieldTrainingSettings
 from .fields import uses_cuda_kernels
 from .loop import LoopSettings, Outcome, Validation, fit
+from .ranges import COUNT, RATE, SHARE, WIDTH
 
 LESSONS_FILE = "lessons.safetensors"
 HELD_OUT = 0.1  # validation split: the end of the poses and of the conditions
@@ -66,14 +67,16 @@ class LessonsError(InputError):
 class StudentTrainingSettings(FieldTrainingSettings):
     """Size of the student and how it is trained."""
 
-    frames_per_step: Annotated[int, Option("poses and conditions that share a step")] = 32
-    pixels_per_frame: Annotated[int, Option("rays of each")] = 2048
-    net_rate: Annotated[float, Option("learning rate of the networks")] = 1e-2
-    hidden: Annotated[int, Option("width of the three networks")] = 32
-    mouth_share: Annotated[float, Option("of the rays go to the mouth's box")] = 0.25
-    validation_px: Annotated[int, Option("size of the pictures drawn at validation")] = 256
+    frames_per_step: Annotated[int, Range(1, 10_000), Option("poses and conditions that share a step")] = 32
+    pixels_per_frame: Annotated[int, COUNT, Option("rays of each")] = 2048
+    net_rate: Annotated[float, RATE, Option("learning rate of the networks")] = 1e-2
+    hidden: Annotated[int, WIDTH, Option("width of the three networks")] = 32
+    mouth_share: Annotated[float, SHARE, Option("of the rays go to the mouth's box")] = 0.25
+    validation_px: Annotated[int, Range(1, 4096), Option("size of the pictures drawn at validation")] = 256
     compile: Annotated[bool, Option("compile both fields with torch.compile")] = False
-    samples_per_ray: Annotated[int, Option("room for samples where compiled, mean over rays")] = 10
+    samples_per_ray: Annotated[
+        int, Range(1, 10_000), Option("room for samples where compiled, mean over rays")
+    ] = 10
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -32,10 +32,11 @@ from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # its stub
 
 from cuda_kernels.errors import InputError
 from models.partial_files import atomic_write
-from models.settings import POSITIVE, Option, Range, check_ranges
+from models.settings import Option, Range, check_ranges, show
 from models.torch_device import device_named
 
 from .pictures import write_picture
+from .ranges import MINUTES, SEED, STEPS
 
 log = logging.getLogger(__name__)
 
@@ -98,21 +99,21 @@ class Task(Protocol):
 class LoopSettings:
     """When the loop logs, validates, saves and stops."""
 
-    steps: Annotated[int, Range(1), Option("steps in all, those before a resume included")] = 10_000
-    validate_every: Annotated[int, Range(1), Option("steps between validations")] = 1000
+    steps: Annotated[int, STEPS, Option("steps in all, those before a resume included")] = 10_000
+    validate_every: Annotated[int, STEPS, Option("steps between validations")] = 1000
     validate_minutes: Annotated[
-        float | None, POSITIVE, Option("validate also where this long has passed without")
+        float | None, MINUTES, Option("validate also where this long has passed without")
     ] = None
-    checkpoint_every: Annotated[int, Range(1), Option("steps between checkpoints")] = 1000
-    log_every: Annotated[int, Range(1), Option("steps between logged training scalars")] = 50
+    checkpoint_every: Annotated[int, STEPS, Option("steps between checkpoints")] = 1000
+    log_every: Annotated[int, STEPS, Option("steps between logged training scalars")] = 50
     keep_checkpoints: Annotated[
-        int, Range(0, words="0 (all) or more"), Option("newest checkpoints to keep, 0 for all")
+        int, Range(0, 10**9, words="0 (all) or more"), Option("newest checkpoints to keep, 0 for all")
     ] = 2
     max_minutes: Annotated[
-        float | None, POSITIVE, Option("stop with a checkpoint after this long; the same command goes on")
+        float | None, MINUTES, Option("stop with a checkpoint after this long; the same command goes on")
     ] = None
     validate_at_stop: Annotated[bool, Option("validate once more where max_minutes stops the run")] = False
-    seed: Annotated[int, Option("seed of torch's generators")] = 9999
+    seed: Annotated[int, SEED, Option("seed of torch's generators")] = 9999
     device: Annotated[str, Option("torch device: cpu, cuda, cuda:1")] = "cpu"
 
     def __post_init__(self) -> None:
@@ -166,6 +167,14 @@ def load_checkpoint(path: Path, *, device: str | torch.device = "cpu") -> dict[s
             raise CheckpointError(
                 file=str(path), field=key, expected=kind.__name__, got=got, way_out="train it anew"
             )
+    if isinstance(content["step"], bool) or not 0 <= content["step"] < 2**63:
+        raise CheckpointError(
+            file=str(path),
+            field="step",
+            expected="0 or more",
+            got=show(content["step"]),
+            way_out="delete it to go on from another",
+        )
     return content
 
 
@@ -209,18 +218,27 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_validations(out: Path) -> list[dict[str, float]]:
-    """Scalars of every validation in a training folder, in the order of the steps."""
+    """Scalars of every validation in a training folder, in the order of the steps.
+
+    A damaged line is left out.
+    """
     path = out / VALIDATION_FILE
     if not path.exists():
         return []
     rows: dict[int, dict[str, float]] = {}
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue  # a line cut short by a crash; the resumed run writes that step again
-        rows[int(row["step"])] = row
+        if isinstance(row, dict) and type(row.get("step")) is int and all(map(_is_number, row.values())):
+            rows[row["step"]] = row
     return [rows[step] for step in sorted(rows)]
+
+
+def _is_number(value: object) -> bool:
+    """Whether that is a number a validation may have found, not finite ones included."""
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
 def fit(task: Task, out: Path, settings: LoopSettings) -> Outcome:
@@ -327,15 +345,15 @@ def _resume(task: Task, out: Path, device: torch.device) -> int:
         )
     try:
         task.load_state_dict(content["state"])
-    except (RuntimeError, KeyError, ValueError) as error:
+        torch.set_rng_state(rng["cpu"])
+        if device.type == "cuda" and "cuda" in rng:
+            torch.cuda.set_rng_state(rng["cuda"], device)
+    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(
             f"{path}: state does not fit these settings ({reason}); use the settings in settings.json "
             "beside it or another --out folder"
         ) from error
-    torch.set_rng_state(rng["cpu"])
-    if device.type == "cuda" and "cuda" in rng:
-        torch.cuda.set_rng_state(rng["cuda"], device)
     step: int = content["step"]
     log.info("%s: goes on from %s", task.name, path)
     return step

@@ -19,16 +19,26 @@ from cuda_kernels.errors import InputError
 from models.audio2motion import Audio2Motion
 from models.features import LogMel
 from models.postnet import MotionDiscriminator, PostNet, PostNetConfig
-from models.settings import Option
+from models.settings import Option, check_ranges
 from models.syncnet import MOTION_FRAMES, SyncNet
 from models.time_base import FRAME_RATE_HZ
 from preparation.sounds import Sound
 
 from .audio2motion import draw_track, load_audio2motion, motion_loss, motion_scalars
 from .checkpoint_choice import choose_checkpoint, chosen_checkpoint
-from .corpus import Clips, Corpus, DegradeSettings, crops_at, degrade, load_corpus, load_speaker
+from .corpus import (
+    Clips,
+    Corpus,
+    DegradeSettings,
+    crops_at,
+    degrade,
+    load_corpus,
+    load_speaker,
+    require_speech,
+)
 from .loop import LoopSettings, Validation, load_task_state
 from .measures import MotionTrack, compare_motion, measure_motion
+from .ranges import BATCH, COUNT, CROP_FRAMES, RATE, SHARE, STEPS, WEIGHT
 from .syncnet import MOUTH, audio_windows, load_syncnet, mouth_windows
 
 MATMUL_PRECISION = "highest"  # TF32 would fill the quiet bands of the log-mel with rounding noise
@@ -45,23 +55,27 @@ class PostNetSettings:
     audio2motion: Annotated[Path | None, Option("its training folder (needed)")] = None
     syncnet: Annotated[Path | None, Option("SyncNet's training folder (needed)")] = None
     choose_only: Annotated[bool, Option("train nothing, choose among the checkpoints in --out")] = False
-    steps: Annotated[int, Option("steps in all; the rates fall over them")] = LOOP.steps
-    batch: Annotated[int, Option("crops of the corpus a step, and as many of the speaker")] = 48
-    frames: Annotated[int, Option("frames of a crop that count")] = 48
-    generator_rate: Annotated[float, Option("first rate of PostNet's RMSprop")] = 3e-4
-    discriminator_rate: Annotated[float, Option("first rate of the discriminator's")] = 1e-4
-    last_rate_share: Annotated[float, Option("share of both that is left at the end")] = 0.1
-    person_weight: Annotated[float, Option("weight of the speaker's own motion")] = 0.2
-    adversarial_weight: Annotated[float, Option("weight of fooling the discriminator")] = 0.3
-    sync_weight: Annotated[float, Option("weight of SyncNet's loss")] = 0.1
+    steps: Annotated[int, STEPS, Option("steps in all; the rates fall over them")] = LOOP.steps
+    batch: Annotated[int, BATCH, Option("crops of the corpus a step, and as many of the speaker")] = 48
+    frames: Annotated[int, CROP_FRAMES, Option("frames of a crop that count")] = 48
+    generator_rate: Annotated[float, RATE, Option("first rate of PostNet's RMSprop")] = 3e-4
+    discriminator_rate: Annotated[float, RATE, Option("first rate of the discriminator's")] = 1e-4
+    last_rate_share: Annotated[float, SHARE, Option("share of both that is left at the end")] = 0.1
+    person_weight: Annotated[float, WEIGHT, Option("weight of the speaker's own motion")] = 0.2
+    adversarial_weight: Annotated[float, WEIGHT, Option("weight of fooling the discriminator")] = 0.3
+    sync_weight: Annotated[float, WEIGHT, Option("weight of SyncNet's loss")] = 0.1
     keep_weight: Annotated[
-        float, Option("weight of keeping the corpus's motion, each less its resting face")
+        float, WEIGHT, Option("weight of keeping the corpus's motion, each less its resting face")
     ] = 0.2
-    instance_noise: Annotated[float, Option("noise on what the discriminator sees, the landmarks' unit")] = (
-        0.02
-    )
-    degraded_share: Annotated[float, Option("share of crops with degraded sound")] = 0.3
-    max_clips: Annotated[int | None, Option("at most so many clips of a split")] = None
+    instance_noise: Annotated[
+        float, WEIGHT, Option("noise on what the discriminator sees, the landmarks' unit")
+    ] = 0.02
+    degraded_share: Annotated[float, SHARE, Option("share of crops with degraded sound")] = 0.3
+    max_clips: Annotated[int | None, COUNT, Option("at most so many clips of a split")] = None
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        check_ranges(self)
 
 
 def make_task(data: Path, settings: PostNetSettings, device: torch.device) -> PostNetTask:
@@ -75,6 +89,7 @@ def make_task(data: Path, settings: PostNetSettings, device: torch.device) -> Po
     audio2motion = load_audio2motion(settings.audio2motion, device=device)
     syncnet = load_syncnet(settings.syncnet, device=device)
     corpus = load_corpus(settings.corpus, device=device, max_clips=settings.max_clips)
+    require_speech(settings.corpus, corpus.validation, frames=MOTION_FRAMES)
     speaker = load_speaker(data, corpus.train.mean_face, device=device)
     return PostNetTask(corpus, speaker, audio2motion, syncnet, settings, device)
 

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from models.settings import check_ranges, require
 from preparation.speaker_set import BACKGROUND, HEAD, NECK
 
+from .ranges import SHARE
 from .speaker_data import EYES, MOUTH, SpeakerData
 
 EDGE_WEIGHT = 3.0  # sampling weight at the head's edge; inside it is 1
@@ -25,8 +28,13 @@ BOX_MARGIN = 0.3  # of the mouth's and eyes' own size
 class SamplingShares:
     """Shares of a frame's rays; the rest is sampled over the head's box by weight."""
 
-    mouth: float = 0.2
-    eyes: float = 0.1
+    mouth: Annotated[float, SHARE] = 0.2
+    eyes: Annotated[float, SHARE] = 0.1
+
+    def __post_init__(self) -> None:
+        """Checks the ranges, and that something is left for the figure."""
+        check_ranges(self)
+        require(self.mouth + self.eyes <= 1, "mouth and eyes", "at most 1 together", self.mouth + self.eyes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,10 +31,12 @@ from .corpus import (
     degrade,
     load_corpus,
     random_crops,
+    require_speech,
 )
 from .loop import LoopSettings, Validation, load_task_state
 from .measures import SyncMeasures, measure_sync
 from .plots import draw_matrix
+from .ranges import BATCH, COUNT, RATE, STEPS, TEMPERATURE, WEIGHT
 
 MOUTH = slice(3 * MOUTH_POINTS.start, 3 * MOUTH_POINTS.stop)
 
@@ -48,18 +50,20 @@ LOOP = LoopSettings(
 class SyncNetSettings:
     """How SyncNet is trained."""
 
-    steps: Annotated[int, Option("steps in all; the rate falls to 0 over them")] = LOOP.steps
-    batch: Annotated[int, Option("crops a step")] = 96
-    frames: Annotated[int, Range(MOTION_FRAMES + 8), Option("frames of a crop")] = 40
-    learning_rate: Annotated[float, Option("highest rate of Adam")] = 1e-3
-    near_share: Annotated[float, Option("weight of shifts by 2 to 5 frames")] = 0.3
-    same_share: Annotated[float, Option("weight of other offsets of the same clip")] = 0.45
-    other_share: Annotated[float, Option("weight of other clips")] = 0.25
-    contrast_weight: Annotated[float, Option("weight of choosing the true offset among all of a crop")] = 1.0
-    temperature: Annotated[float, Option("temperature of that choice")] = 0.07
+    steps: Annotated[int, STEPS, Option("steps in all; the rate falls to 0 over them")] = LOOP.steps
+    batch: Annotated[int, BATCH, Option("crops a step")] = 96
+    frames: Annotated[int, Range(MOTION_FRAMES + 8, 10_000), Option("frames of a crop")] = 40
+    learning_rate: Annotated[float, RATE, Option("highest rate of Adam")] = 1e-3
+    near_share: Annotated[float, WEIGHT, Option("weight of shifts by 2 to 5 frames")] = 0.3
+    same_share: Annotated[float, WEIGHT, Option("weight of other offsets of the same clip")] = 0.45
+    other_share: Annotated[float, WEIGHT, Option("weight of other clips")] = 0.25
+    contrast_weight: Annotated[
+        float, WEIGHT, Option("weight of choosing the true offset among all of a crop")
+    ] = 1.0
+    temperature: Annotated[float, TEMPERATURE, Option("temperature of that choice")] = 0.07
     mouth_scale: Annotated[float, BELOW_1, Option("mouth motion is scaled by 1 plus or minus this")] = 0.3
-    mouth_noise: Annotated[float, Option("noise on the landmarks, their unit")] = 0.01
-    max_clips: Annotated[int | None, Option("at most so many clips of a split")] = None
+    mouth_noise: Annotated[float, WEIGHT, Option("noise on the landmarks, their unit")] = 0.01
+    max_clips: Annotated[int | None, COUNT, Option("at most so many clips of a split")] = None
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -69,6 +73,7 @@ class SyncNetSettings:
 def make_task(data: Path, settings: SyncNetSettings, device: torch.device) -> SyncNetTask:
     """Returns the task on a corpus folder."""
     corpus = load_corpus(data, device=device, max_clips=settings.max_clips)
+    require_speech(data, corpus.validation, frames=MOTION_FRAMES)
     return SyncNetTask(corpus.train, corpus.validation, settings, device)
 
 

@@ -42,6 +42,7 @@ from .fields import (
     uses_cuda_kernels,
 )
 from .loop import LoopSettings, Validation
+from .ranges import LEVELS, LOG2_ROWS, OCTAVES, RESOLUTION, STEPS, WEIGHT, WIDTH
 from .ray_sampler import Pixels, figure_box, ground_truth_at, labels_around, neighbours, sample_by_weight
 from .speaker_data import SpeakerData, load_speaker_data
 
@@ -68,15 +69,17 @@ class TorsoTrainingSettings(FieldTrainingSettings):
     start: Annotated[
         Path | None, Option("trained torso of the same sizes (folder or checkpoint) to go on from")
     ] = None
-    hidden: Annotated[int, Option("width of both networks")] = SIZES.hidden_deform
-    levels: Annotated[int, Option("levels of the grid")] = SIZES.grid.levels
-    log2_rows: Annotated[int, Option("rows a level of the grid, log2")] = SIZES.grid.log2_rows
-    resolution: Annotated[int, Option("finest cells along a side")] = SIZES.grid.desired_resolution
-    position_octaves: Annotated[int, Option("frequencies of the position")] = SIZES.position_octaves
-    pose_octaves: Annotated[int, Option("frequencies of the pose")] = SIZES.pose_octaves
-    anneal_steps: Annotated[int, Option("steps over which the rates fall")] = 10_000
-    hidden_weight: Annotated[float, Option("of what the head hides")] = 0.1
-    deform_weight: Annotated[float, Option("of the deformation's size")] = 1e-4
+    hidden: Annotated[int, WIDTH, Option("width of both networks")] = SIZES.hidden_deform
+    levels: Annotated[int, LEVELS, Option("levels of the grid")] = SIZES.grid.levels
+    log2_rows: Annotated[int, LOG2_ROWS, Option("rows a level of the grid, log2")] = SIZES.grid.log2_rows
+    resolution: Annotated[int, RESOLUTION, Option("finest cells along a side")] = (
+        SIZES.grid.desired_resolution
+    )
+    position_octaves: Annotated[int, OCTAVES, Option("frequencies of the position")] = SIZES.position_octaves
+    pose_octaves: Annotated[int, OCTAVES, Option("frequencies of the pose")] = SIZES.pose_octaves
+    anneal_steps: Annotated[int, STEPS, Option("steps over which the rates fall")] = 10_000
+    hidden_weight: Annotated[float, WEIGHT, Option("of what the head hides")] = 0.1
+    deform_weight: Annotated[float, WEIGHT, Option("of the deformation's size")] = 1e-4
     precision: Annotated[Precision, Option("of the networks' arithmetic")] = "fp32"
     compile: Annotated[bool, Option("compile the fields with torch.compile")] = False
 

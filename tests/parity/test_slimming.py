@@ -16,7 +16,7 @@ from export.students import slimming
 from export.students.slimming import MEASURED_FRAMES, compare, slim
 from export.verification import verify_bundle
 from models.speaker import load_speaker
-from training import course
+from training import field_optimizer
 from training.head_student import HELD_OUT
 from training.loop import checkpoints
 
@@ -26,7 +26,7 @@ def _quick():
     """Some dozen steps are over before the rate has risen; what a frame takes is not looked at."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(slimming, "TIMED_FRAMES", 1)
-        patch.setattr(course, "RATE_WARMUP_STEPS", 5)
+        patch.setattr(field_optimizer, "RATE_WARMUP_STEPS", 5)
         yield
 
 

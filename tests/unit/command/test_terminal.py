@@ -66,6 +66,14 @@ def test_the_exit_code_and_the_streams_stay(capsys):
     assert ended.value.code == 2
 
 
+def test_an_interruption_is_one_line_and_exit_code_1(capsys):
+    def run():
+        raise KeyboardInterrupt
+
+    assert with_safe_streams("geneface-train", run) == 1
+    assert capsys.readouterr() == ("", "geneface-train: stopped by SIGINT\n")
+
+
 # Streams that are not there ---------------------------------------------------------------------------
 
 PROGRAM = """

@@ -105,7 +105,8 @@ def test_the_choice_is_written_with_its_curves_and_only_among_saved_steps(tmp_pa
             found.step, found.mse, found.sync, found.disc_pos_conf, found.disc_neg_conf, strict=True
         ):
             names = ("step", "mse", "sync", "disc_pos_conf", "disc_neg_conf")
-            stream.write(json.dumps(dict(zip(names, map(float, row), strict=True))) + "\n")
+            values = dict(zip(names, map(float, row), strict=True)) | {"step": int(row[0])}
+            stream.write(json.dumps(values) + "\n")
     for step in STEPS[5:]:
         save_checkpoint(tmp_path / f"checkpoint_{step:08d}.pt", {})
     choice = choose_checkpoint(tmp_path)
@@ -120,5 +121,14 @@ def test_the_choice_is_written_with_its_curves_and_only_among_saved_steps(tmp_pa
 
 
 def test_a_folder_without_curves_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="got none"):
+        choose_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("mse", ["x", None, [1], True, 10**400], ids=lambda mse: str(mse)[:8])
+def test_a_validation_of_something_else_than_numbers_does_not_count(tmp_path, mse):
+    row = {"step": 1, "mse": mse, "sync": 1.0, "disc_pos_conf": 0.5, "disc_neg_conf": 0.5}
+    (tmp_path / "validation.jsonl").write_text(json.dumps(row) + "\n")
+    save_checkpoint(tmp_path / "checkpoint_00000001.pt", {})
     with pytest.raises(CheckpointError, match="got none"):
         choose_checkpoint(tmp_path)

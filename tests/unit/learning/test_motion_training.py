@@ -185,9 +185,34 @@ def test_missing_parts_are_named_in_one_line(corpus, speaker, trained, tmp_path,
 
 
 @pytest.mark.parametrize(
+    ("changes", "got"),
+    [
+        ({"kind": "silence"}, "none"),
+        ({"frames": 1, "row1": 331, "samples": 640}, "one of 1 frames"),
+    ],
+)
+@pytest.mark.parametrize("task", ["syncnet", "postnet"])
+def test_clips_that_sync_cannot_be_judged_by_are_refused(
+    task, changes, got, speaker, trained, tmp_path, capsys
+):
+    corpus = make_corpus(tmp_path / "corpus")
+    clips = [json.loads(line) for line in (corpus / "index.jsonl").read_text().splitlines()]
+    assert clips[3]["split"] == "val"
+    clips[3] |= changes
+    (corpus / "index.jsonl").write_text("".join(json.dumps(clip) + "\n" for clip in clips))
+    flags = postnet_flags(corpus, trained) if task == "postnet" else []
+    data = speaker if task == "postnet" else corpus
+    assert train(task, data, tmp_path / "out", "--steps", "1", *flags) == 2
+    expected = "clips of speech of 5 frames or more in the split val"
+    said = f"{corpus / 'index.jsonl'}: kind and frames: expected {expected}, got {got};"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"geneface-train {task}: {said}")
+
+
+@pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: syncnet.SyncNetSettings(frames=6), "frames: expected 13 or more"),
+        (lambda: syncnet.SyncNetSettings(frames=6), "frames: expected 13 to 10000"),
         (lambda: syncnet.SyncNetSettings(mouth_scale=1.5), "mouth_scale"),
         (lambda: audio2motion.Audio2MotionSettings(average_decay=1.0), "average_decay"),
         (lambda: audio2motion.Audio2MotionSettings(lookahead_frames=-1), "lookahead_frames"),

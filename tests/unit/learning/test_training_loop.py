@@ -245,7 +245,7 @@ def test_a_missing_data_folder_is_one_line_and_exit_code_2(toy_module, tmp_path,
 def test_bad_settings_and_devices_are_refused(toy_module, tmp_path, capsys):
     arguments = ["syncnet", "--data", str(tmp_path), "--out", str(tmp_path / "out")]
     assert cli.main([*arguments, "--steps", "0"]) == 2
-    assert "steps: expected 1 or more, got 0" in capsys.readouterr().err
+    assert "steps: expected 1 to 1000000000, got 0" in capsys.readouterr().err
     assert cli.main([*arguments, "--device", "abacus"]) == 2
     assert "abacus" in capsys.readouterr().err
     assert cli.main([*arguments, "--rate", "fast"]) == 2
@@ -263,3 +263,51 @@ def test_unknown_tasks_and_flags_are_usage_errors(toy_module, tmp_path):
 def test_importing_the_command_line_imports_no_torch():
     code = "import sys, training.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\xff\xfe\x00",
+        b'{"step": "x"}',
+        b'{"step": 1.5}',
+        b'{"step": true}',
+        b"1",
+        b"[1]",
+        b'{"a": 1}',
+        b"[" * 10**5,
+    ],
+    ids=lambda line: str(line[:12]),
+)
+def test_a_damaged_line_of_the_validations_is_left_out(tmp_path, line):
+    fit(toy(), tmp_path, settings(steps=4))
+    file = tmp_path / loop.VALIDATION_FILE
+    file.write_bytes(line + b"\n" + file.read_bytes())
+    fit(toy(), tmp_path, settings(steps=8))
+    assert [row["step"] for row in loop.read_validations(tmp_path)] == [4, 8]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"state": {"net": None, "optimizer": None}},
+        {"state": {"net": [], "optimizer": []}},
+        {"state": {"net": {}, "optimizer": {"param_groups": 1}}},
+        {"step": 10**30},
+        {"step": -5},
+        {"step": True},
+        {"rng": {"cpu": torch.zeros(7, dtype=torch.uint8)}},
+        {"rng": {"cpu": torch.zeros(7)}},
+        {"rng": {"cpu": [1]}},
+        {"rng": [1]},
+    ],
+    ids=str,
+)
+def test_a_checkpoint_of_other_things_is_one_line(tmp_path, change):
+    fit(toy(), tmp_path, settings(steps=4))
+    path = tmp_path / "checkpoint_00000004.pt"
+    torch.save(torch.load(path, weights_only=True) | change, path)
+    with pytest.raises(CheckpointError) as refusal:
+        fit(toy(), tmp_path, settings(steps=8))
+    assert str(refusal.value).startswith(f"{path}: ")
+    assert "\n" not in str(refusal.value)

@@ -11,10 +11,11 @@ def test_a_device_has_the_name_that_torch_gives_it():
     assert device_named("cpu") == torch.device("cpu")
 
 
-def test_what_torch_does_not_know_is_refused():
+@pytest.mark.parametrize("name", ["abacus", "meta", "xla", "mps"])
+def test_another_kind_of_device_is_refused(name):
     with pytest.raises(InputError) as refusal:
-        device_named("abacus")
-    assert (refusal.value.field, refusal.value.got) == ("--device", "'abacus'")
+        device_named(name)
+    assert (refusal.value.field, refusal.value.got) == ("--device", repr(name))
 
 
 def test_a_device_that_is_not_here_is_refused(monkeypatch):

@@ -47,6 +47,13 @@ def test_masks_that_do_not_match_the_poses_are_refused(drawn, truth):
     assert (caught.value.file, caught.value.field) == ("masks.mkv", "labels")
 
 
+def test_landmarks_that_are_all_one_point_are_refused(drawn, truth):
+    flat = truth | {"landmarks": np.zeros_like(truth["landmarks"])}
+    with pytest.raises(SpeakerDataError) as caught:
+        box_of(drawn[1], flat)
+    assert (caught.value.file, caught.value.field) == ("truth.npz", "landmarks")
+
+
 def test_the_plate_shows_the_torso_and_goes_on_under_the_head(drawn):
     pictures, labels = drawn
     background = torch.from_numpy(tiny_speaker.background())

@@ -1,6 +1,8 @@
 """A speaker's set comes back as it was written; what does not fit is refused by file and field."""
 
 import os
+import struct
+import zlib
 from fractions import Fraction
 
 import av
@@ -268,13 +270,49 @@ def test_truth_that_does_not_fit_is_refused_by_name(folder, name, array, expecte
 
 
 @pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda pose: pose.fill(0),
+        lambda pose: pose[:3, :3].__imul__(2),
+        lambda pose: pose[0, :3].__imul__(-1),
+        lambda pose: pose[:3, 0].fill(0),
+        lambda pose: pose[3].fill(0),
+        lambda pose: pose[3].__setitem__(0, 1),
+        lambda pose: pose[0].__setitem__(3, 1e30),
+        lambda pose: pose[0].__setitem__(0, 1e38),
+    ],
+    ids=["zeros", "scaled", "mirrored", "flat", "without 1", "projecting", "far", "huge"],
+)
+def test_a_pose_that_is_not_rigid_is_refused_by_its_frame(folder, spoil):
+    poses = tiny_speaker.swaying_poses(FRAMES)
+    spoil(poses[5])
+    change_truth(folder, c2w=poses)
+    error = refused(read_truth, folder)
+    assert (error.file, error.field) == (str(folder / "truth.npz"), "c2w of frame 5")
+
+
+def png_header(width, height):
+    """Returns the beginning of a PNG of that size, and an end without pixels."""
+    chunks = [
+        b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0),
+        b"IDAT" + zlib.compress(b""),
+        b"IEND",
+    ]
+    packed = [
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+@pytest.mark.parametrize(
     ("spoil", "field"),
     [
         (lambda path: path.unlink(), ""),
         (lambda path: path.write_bytes(path.read_bytes()[:99]), ""),
+        (lambda path: path.write_bytes(png_header(100_000, 100_000)), ""),
         (lambda path: cv2.imwrite(str(path), np.zeros((64, 32, 3), np.uint8)), "size"),
     ],
-    ids=["absent", "cut short", "not square"],
+    ids=["absent", "cut short", "too large", "not square"],
 )
 def test_a_background_that_does_not_fit_is_refused(folder, spoil, field):
     spoil(folder / "background.png")
@@ -326,6 +364,8 @@ def test_phones_may_be_absent_or_marked(folder):
         (b"{}", "phones"),
         (b"[]", "phones"),
         (b'{"phones": [["pau", 0]]}', "phones"),
+        (b'{"phones": [["pau", 0, 1' + b"0" * 400 + b"]]}", "phones"),
+        (b'{"phones": [["pau", 0, NaN]]}', "phones"),
     ],
 )
 def test_broken_phones_are_refused(folder, content, field):
