@@ -100,7 +100,7 @@ def test_a_variant_that_fails_is_a_line_of_the_table(ball, tmp_path):
 
 def test_a_head_and_a_torso_are_trained_by_the_clock(ball, tmp_path, monkeypatch):
     looks = itertools.count()  # a second goes by from each look at the clock to the next
-    for module in (loop, course):
+    for module in (loop, field_optimizer):
         monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: float(next(looks))))
     curves = train_for(ball, HEAD, SMALL_TORSO, CPU, minutes=1.0, head_share=0.5, out=tmp_path)
     assert set(curves) == {"head", "torso"}
