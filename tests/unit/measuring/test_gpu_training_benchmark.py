@@ -20,7 +20,7 @@ from benchmarks.gpu_training import (
     step_table,
     train_for,
 )
-from training import loop
+from training import field_optimizer, loop
 
 CPU = torch.device("cpu")
 HEAD = dataclasses.replace(SMALL_HEAD, window_frames=5, lookahead_frames=2)
