@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cuda_kernels.errors import InputError
-from models.settings import BELOW_1, Option, Range, check_ranges
+from models.settings import ABOVE_0, BELOW_1, Option, Range, check_ranges
 from models.time_base import FRAME_MS
 
 from .regular_file import real_path
@@ -16,8 +15,8 @@ from .regular_file import real_path
 MAX_LOOKAHEAD_MS = 1600
 MAX_STUDENT_LOOKAHEAD_MS = 160
 
-_UP_TO_A_MILLION = Range(math.ulp(0.0), 1e6, words="more than 0 and at most 1000000")
-_STEPS = Range(1, 10_000_000, words="1 to 10000000")
+_UP_TO_A_MILLION = Range(ABOVE_0, 10**6)
+_STEPS = Range(1, 10_000_000)
 _POSES = Range(1, 1000)
 
 
@@ -95,7 +94,7 @@ class GenefaceRequest:
     torso: Annotated[Path | None, Option("the torso's, if it is not found")] = None
     postnet_steps: Annotated[
         int | None,
-        Range(0, 10**9, words="0 to 1000000000"),
+        Range(0, 10**9),
         Option("PostNet's checkpoint to take; without it a rule chooses by the training's logs"),
     ] = None
     lookahead_ms: Annotated[
@@ -211,7 +210,7 @@ class SlimRequest:
     steps: Annotated[int, _STEPS, Option("steps of training in all, those before a stop included")] = 6000
     rays: Annotated[
         int | None,
-        Range(256, 1 << 24, words="256 to 16777216"),
+        Range(256, 1 << 24),
         Option("rays a step (65536 on a GPU, 8192 on a CPU); fewer need less memory"),
     ] = None
     compile: Annotated[bool, Option("compile the networks: faster on a GPU")] = False

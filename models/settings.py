@@ -26,6 +26,7 @@ from cuda_kernels.errors import InputError
 T = TypeVar("T")
 
 BAD_INPUT = 2  # the exit code for it
+ABOVE_0 = math.ulp(0.0)  # the lowest number of a range without 0
 _WORDS = {int: "a whole number", bool: "true or false", str: "a text", Path: "a path"}
 _METAVARS = {int: "N", float: "NUMBER", Path: "PATH"}
 _SWITCHES = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
@@ -56,11 +57,16 @@ class Range:
 
     def __str__(self) -> str:
         """Returns the range as a message shows it."""
-        limits = f"{self.low:g} or more" if self.high == math.inf else f"{self.low:g} to {self.high:g}"
-        return self.words or (f"{limits} in steps of {self.step}" if self.step else limits)
+        if self.words:
+            return self.words
+        low, high = (str(end) if isinstance(end, int) else f"{end:g}" for end in (self.low, self.high))
+        if self.low == ABOVE_0:
+            limits = "more than 0" if self.high == math.inf else f"more than 0 and at most {high}"
+        else:
+            limits = f"{low} or more" if self.high == math.inf else f"{low} to {high}"
+        return f"{limits} in steps of {self.step}" if self.step else limits
 
 
-POSITIVE = Range(math.ulp(0.0), words="more than 0")
 BELOW_1 = Range(0, math.nextafter(1, 0), words="0 or more and less than 1")
 
 

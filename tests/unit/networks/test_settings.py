@@ -9,8 +9,8 @@ import pytest
 
 from cuda_kernels.arrays import F32
 from models.settings import (
+    ABOVE_0,
     BELOW_1,
-    POSITIVE,
     Option,
     Parser,
     Range,
@@ -111,7 +111,7 @@ def test_a_missing_key_is_refused_by_its_field():
 @dataclass(frozen=True, kw_only=True)
 class Limited:
     share: Annotated[float, BELOW_1] = 0.0
-    minutes: Annotated[float | None, POSITIVE] = None
+    minutes: Annotated[float | None, Range(ABOVE_0)] = None
     lag_ms: Annotated[int, Range(0, 160, step=40)] = 0
     rays: Annotated[int, Range(256)] = 256
     crf: Annotated[int, Range(0, 51, words="0 (best) to 51 (worst)")] = 20
