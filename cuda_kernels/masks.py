@@ -1,0 +1,97 @@
+"""The part of a picture that speech changes, as blocks of pixels, and how it fades into the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from .arrays import F32
+
+Bool = npt.NDArray[np.bool_]
+I32 = npt.NDArray[np.int32]
+
+BLOCK_PX = 4
+FULL_LUMA, FULL_CHROMA = 64, 16
+"""Weights of a drawn pixel that hides the plate: steps of the fade that 4 x 4 pixels need exactly."""
+_CUBIC_BEFORE, _CUBIC_AFTER = 1, 2  # pixels that a cubic filter reads before and after a place
+
+
+def block_count(size_px: int) -> int:
+    """Returns the number of blocks along a side; the last may reach beyond the picture."""
+    return -(-size_px // BLOCK_PX)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BlockMask:
+    """Which 4 x 4 blocks of a square picture are drawn; the rest is the plate's."""
+
+    size_px: int
+    covered: Bool  # (n, n), n = ceil(size_px / 4)
+
+    def __post_init__(self) -> None:
+        """Refuses a grid of another size."""
+        side = block_count(self.size_px)
+        if self.covered.shape != (side, side) or self.covered.dtype != np.bool_:
+            raise ValueError(
+                f"mask: expected ({side}, {side}) bool for {self.size_px} px, "
+                f"got {self.covered.dtype} of shape {self.covered.shape}"
+            )
+
+    @cached_property
+    def blocks(self) -> I32:
+        """Row and column (N, 2) of each covered block, row by row."""
+        return np.argwhere(self.covered).astype(np.int32)
+
+    @cached_property
+    def corners(self) -> Bool:
+        """Where the drawn pixels hide the plate, (n + 1, n + 1): all blocks about a corner are covered.
+
+        What lies outside the picture counts as covered: nothing fades towards its edge.
+        """
+        padded = np.pad(self.covered, 1, constant_values=True)
+        return np.asarray(padded[:-1, :-1] & padded[:-1, 1:] & padded[1:, :-1] & padded[1:, 1:])
+
+    @property
+    def share(self) -> float:
+        """Share of the picture that is drawn."""
+        return float(self.covered.mean())
+
+    def at_size(self, size_px: int) -> BlockMask:
+        """Returns what has to be drawn at another size to be scaled to this one by a cubic filter."""
+        if size_px == self.size_px:
+            return self
+        reach = _reach(self.size_px, size_px)  # (n, m)
+        covered = reach.T.astype(np.int32) @ self.covered.astype(np.int32) @ reach.astype(np.int32) > 0
+        return BlockMask(size_px=size_px, covered=covered)
+
+    def weights(self) -> F32:
+        """Returns (size, size) float32: what a drawn pixel weighs against the plate, 0 to 1.
+
+        Between the corners of a block it is bilinear: the drawn pixels fade out within the mask's outermost
+        blocks, and nothing beyond the mask is needed.
+        """
+        corners = self.corners.astype(np.float32)
+        along = (np.arange(BLOCK_PX) + np.float32(0.5)) / BLOCK_PX  # (4,)
+        rows = corners[:-1, None] * (1 - along)[:, None] + corners[1:, None] * along[:, None]  # (n, 4, n + 1)
+        rows = rows.reshape(-1, corners.shape[1])
+        both = rows[:, :-1, None] * (1 - along) + rows[:, 1:, None] * along  # (4 n, n, 4)
+        whole: F32 = both.reshape(len(rows), -1)[: self.size_px, : self.size_px].astype(np.float32)
+        return whole
+
+
+def _reach(size_px: int, drawn_px: int) -> Bool:
+    """Returns which blocks (n, m) of a side of `drawn_px` a block of a side of `size_px` is scaled from."""
+    first_px = np.arange(block_count(size_px)) * BLOCK_PX
+    last_px = np.minimum(first_px + BLOCK_PX, size_px) - 1
+    ratio = drawn_px / size_px
+
+    def below(pixel: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
+        return np.asarray(np.floor((pixel + 0.5) * ratio - 0.5).astype(np.int64))
+
+    first = np.clip(below(first_px) - _CUBIC_BEFORE, 0, drawn_px - 1) // BLOCK_PX
+    last = np.clip(below(last_px) + _CUBIC_AFTER, 0, drawn_px - 1) // BLOCK_PX
+    own = np.arange(block_count(drawn_px))
+    return np.asarray((own >= first[:, None]) & (own <= last[:, None]))
