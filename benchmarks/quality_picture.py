@@ -17,7 +17,7 @@ from cuda_kernels.errors import InputError
 from models.speaker import Speaker
 from preparation.speaker_set import read_labels, read_pictures, read_truth, training_frames
 from streaming.pipeline.engine_choice import open_engine
-from streaming.pipeline.frame_renderer import FrameRenderer
+from streaming.pipeline.frame_renderer import WholeRenderer
 from streaming.pipeline.i420 import to_rgb
 from streaming.pipeline.mouth import FEATHER_SHARE, mouth_boxes
 from streaming.pipeline.networks import network_specs
@@ -60,7 +60,7 @@ def picture_quality(
     feather_px = max(2, round(FEATHER_SHARE * size_px))
     boxes = mouth_boxes(speaker.motion, scene.camera, c2w[rows], image_size_px=size_px, feather_px=feather_px)
     renderers = {
-        drawn_px: FrameRenderer(
+        drawn_px: WholeRenderer(
             raymarcher, output_px=size_px, render_px=drawn_px, mouth_boxes=boxes, feather_px=feather_px
         )
         for drawn_px in (size_px, half_px)
@@ -73,9 +73,8 @@ def picture_quality(
             i = int(rows[place])
             regions = regions_of(labels, points[i])
             for drawn_px, renderer in renderers.items():
-                whole = renderer.draw_whole(c2w=c2w[i], condition=conditions[place])
-                mouth, box = renderer.draw_mouth(c2w=c2w[i], condition=conditions[place], pose=place)
-                meters[drawn_px].add(to_rgb(renderer.finish(whole, mouth, box)), picture, regions)
+                drawing = renderer.draw(c2w=c2w[i], condition=conditions[place], pose=place)
+                meters[drawn_px].add(to_rgb(drawing.finish()), picture, regions)
     finally:
         raymarcher.close()
 

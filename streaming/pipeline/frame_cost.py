@@ -23,7 +23,7 @@ from .checked_networks import checked
 from .clock import CpuClock, MonotonicClock, SystemClock, SystemCpuClock
 from .frame_renderer import FrameRenderer
 from .head_poses import PoseLoop
-from .i420 import Box, video_frame
+from .i420 import video_frame
 from .networks import SpeakerNetworks, network_specs
 from .onnx_engine import CPU, Engine, NetworkSpec
 from .pcm_motion import frames_at_once
@@ -120,17 +120,13 @@ class FrameCostMeter:
         renderer = self._make_renderer(size_px)
         draws, finishes, pictures = [], [], []
 
-        def draw(pose: int, c2w: F32) -> tuple[U8, U8 | None, Box]:
-            whole = renderer.draw_whole(c2w=c2w, condition=self.neutral)
-            return whole, *renderer.draw_mouth(c2w=c2w, condition=self.neutral, pose=pose)
-
         for number in range(_PROBES):
             pose, c2w = self._poses.at(len(self._poses) * number // _PROBES)
             runs = []
             for _ in range(2):  # the faster counts: noise only adds
-                drawn, draw_took = self._timed(functools.partial(draw, pose, c2w), self._drawing)
-                finish = functools.partial(renderer.finish, *drawn)
-                picture, finish_took = self._timed(finish, _on_one_thread)
+                draw = functools.partial(renderer.draw, c2w=c2w, condition=self.neutral, pose=pose)
+                drawn, draw_took = self._timed(draw, self._drawing)
+                picture, finish_took = self._timed(drawn.finish, _on_one_thread)
                 runs.append((draw_took, finish_took))
             pictures.append(picture)
             draws.append(_quicker(run[0] for run in runs))

@@ -1,7 +1,10 @@
-"""Renders a frame from pose and condition, upscaled to the bundle's size, with the mouth at full size."""
+"""Renders a frame from pose and condition: the whole of it, scaled up, with the mouth at full size."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -9,7 +12,7 @@ import numpy.typing as npt
 
 from cuda_kernels.arrays import F32, U8
 
-from .i420 import Box, I420Converter, PatchBlender
+from .i420 import I420Converter, PatchBlender
 from .mouth import feathered_mask
 
 I32 = npt.NDArray[np.int32]
@@ -43,8 +46,36 @@ class FinishedDrawing(Protocol):
         """Returns (size * 3 / 2, size) uint8 planar I420, BT.601, limited range; the size is even."""
 
 
-class FrameRenderer:
-    """Draws a frame at `render_px`, and the mouth at full resolution on top when that is smaller."""
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A frame that the raymarcher is done with."""
+
+    finish: Callable[[], U8]
+    """Returns the picture (output * 3 / 2, output) uint8 I420; for one thread at a time."""
+    drawn_px: int  # side of what the raymarcher drew
+    drawn_share: float = 1.0  # of the picture, that it drew
+
+
+class FrameRenderer(Protocol):
+    """Draws frames of a speaker; one thread draws, another finishes what was drawn."""
+
+    @property
+    def output_px(self) -> int:
+        """Side of the finished picture, the bundle's."""
+
+    @property
+    def render_px(self) -> int:
+        """Render size that was asked for."""
+
+    def draw(self, *, c2w: F32, condition: F32, pose: int) -> Drawing:
+        """Returns a frame, drawn; `pose` is the number of `c2w` in the head's path."""
+
+    def describe(self) -> str:
+        """Returns what is drawn, in words."""
+
+
+class WholeRenderer:
+    """Draws the whole of each frame at `render_px`; where that is smaller, the mouth at full size on top."""
 
     def __init__(
         self,
@@ -56,7 +87,7 @@ class FrameRenderer:
         feather_px: int,
         finished: FinishedDrawing | None = None,
     ) -> None:
-        """Prepares conversion and blending; one thread draws, another finishes.
+        """Prepares conversion and blending.
 
         Args:
             raymarcher: draws.
@@ -78,31 +109,29 @@ class FrameRenderer:
             self._mouth_converter = I420Converter(width_px=width, height_px=height)
             self._mouth_blender = PatchBlender(feathered_mask(width, height, feather_px))
 
-    @property
-    def draws_mouth_apart(self) -> bool:
-        """Whether the mouth is drawn at full resolution, apart from the rest."""
-        return self._boxes is not None
-
-    def draw_whole(self, *, c2w: F32, condition: F32) -> U8:
-        """Returns the picture at `render_px`, RGB; or finished."""
+    def draw(self, *, c2w: F32, condition: F32, pose: int) -> Drawing:
+        """Returns the frame, drawn; see `FrameRenderer.draw`."""
         if self._finished is not None:
-            return self._finished.render_i420(c2w=c2w, condition=condition, size_px=self.output_px)
-        return self._raymarcher.render(c2w=c2w, condition=condition, size_px=self.render_px)
-
-    def draw_mouth(self, *, c2w: F32, condition: F32, pose: int) -> tuple[U8 | None, Box]:
-        """Returns the mouth at full resolution, RGB, and its box; None where it is not drawn apart."""
+            picture = self._finished.render_i420(c2w=c2w, condition=condition, size_px=self.output_px)
+            return Drawing(finish=lambda: picture, drawn_px=self.render_px)
+        whole = self._raymarcher.render(c2w=c2w, condition=condition, size_px=self.render_px)
         if self._boxes is None:
-            return None, (0, 0, 0, 0)
+            return Drawing(finish=partial(self._converter.convert, whole), drawn_px=self.render_px)
         x0, y0, x1, y1 = (int(edge) for edge in self._boxes[pose])
         box = (x0, y0, x1, y1)
         mouth = self._raymarcher.render(c2w=c2w, condition=condition, size_px=self.output_px, region_px=box)
-        return mouth, box
 
-    def finish(self, whole: U8, mouth: U8 | None, box: Box) -> U8:
-        """Returns (output * 3 / 2, output) uint8 I420: the whole scaled up, the mouth set into it."""
-        if self._finished is not None:
-            return whole
-        picture = self._converter.convert(whole)
-        if mouth is not None:
+        def finish() -> U8:
+            picture = self._converter.convert(whole)
             self._mouth_blender.blend(picture, self._mouth_converter.convert(mouth), box)
-        return picture
+            return picture
+
+        return Drawing(finish=finish, drawn_px=self.render_px)
+
+    def describe(self) -> str:
+        """Returns what is drawn, in words."""
+        drawn = f"draws {self.render_px} x {self.render_px}"
+        if self.render_px == self.output_px:
+            return drawn
+        mouth = ", the mouth at full size" if self._boxes is not None else ""
+        return f"{drawn} scaled up to {self.output_px} x {self.output_px}{mouth}"

@@ -29,9 +29,9 @@ from models.time_base import FRAME_MS, SAMPLE_RATE_HZ
 from ..errors import GpuLostError, NetworkFailureError, Stopped
 from .checked_networks import checked
 from .clock import MediaClock, MonotonicClock, SystemClock, samples_to_ms
-from .frame_renderer import FrameRenderer
+from .frame_renderer import Drawing, FrameRenderer
 from .head_poses import PoseLoop
-from .i420 import Box, to_rgb
+from .i420 import to_rgb
 from .landmarks import DrawnLandmarks, FrameWindows
 from .networks import SpeakerNetworks, open_networks
 from .pcm_motion import MovedFrame, frames_at_once
@@ -65,8 +65,10 @@ class Frame:
     landmarks: F32  # (68, 3) as drawn: smoothed, with blinks
     windowed_s: float  # when its look-ahead was complete, on the pipeline's clock
     finished_s: float  # when the picture was done
-    draw_ms: float  # what the raymarcher took, whole and mouth
-    render_px: int  # side of what the raymarcher drew
+    draw_ms: float  # what the raymarcher took
+    render_px: int  # render size that was asked for
+    drawn_px: int  # side of what the raymarcher drew
+    drawn_share: float  # of the picture, that it drew; 1.0: the whole
 
     def rgb(self) -> U8:
         """Returns the picture as (size, size, 3) uint8 RGB."""
@@ -95,12 +97,10 @@ class _Conditioned:
 @dataclass(frozen=True, kw_only=True)
 class _Drawn:
     of: _Conditioned
-    renderer: FrameRenderer
+    drawing: Drawing
+    render_px: int
     begun_s: float
     draw_ms: float
-    whole: U8
-    mouth: U8 | None
-    mouth_box: Box
 
 
 class Pipeline:
@@ -425,9 +425,7 @@ class Pipeline:
             renderer, start_s = self.renderer, self._now.now_s()
             try:
                 with self.times.of("render"):
-                    whole = renderer.draw_whole(c2w=item.c2w, condition=item.condition)
-                with self.times.of("mouth"):
-                    mouth, box = renderer.draw_mouth(c2w=item.c2w, condition=item.condition, pose=item.pose)
+                    drawing = renderer.draw(c2w=item.c2w, condition=item.condition, pose=item.pose)
             except GpuLostError:
                 if not self._outlives_gpu:
                     raise
@@ -436,12 +434,10 @@ class Pipeline:
             self._drawings.put(
                 _Drawn(
                     of=item,
-                    renderer=renderer,
+                    drawing=drawing,
+                    render_px=renderer.render_px,
                     begun_s=start_s,
                     draw_ms=draw_ms,
-                    whole=whole,
-                    mouth=mouth,
-                    mouth_box=box,
                 )
             )
 
@@ -456,8 +452,8 @@ class Pipeline:
             item = drawn.of
             if item.epoch != self._epoch:
                 continue
-            with self.times.of("upscale"):
-                picture = drawn.renderer.finish(drawn.whole, drawn.mouth, drawn.mouth_box)
+            with self.times.of("compose"):
+                picture = drawn.drawing.finish()
             frame = Frame(
                 index=item.index,
                 picture=picture,
@@ -466,7 +462,9 @@ class Pipeline:
                 windowed_s=item.windowed_s,
                 finished_s=self._now.now_s(),
                 draw_ms=drawn.draw_ms,
-                render_px=drawn.renderer.render_px,
+                render_px=drawn.render_px,
+                drawn_px=drawn.drawing.drawn_px,
+                drawn_share=drawn.drawing.drawn_share,
             )
             self._done_after_s.append(frame.finished_s - drawn.begun_s)
             self._frames.put((item.epoch, frame))

@@ -9,7 +9,7 @@ from models.speaker import Speaker
 
 from ..errors import GpuLostError, InputError
 from .engine_choice import DeviceName
-from .frame_renderer import FrameRenderer, Raymarcher
+from .frame_renderer import FrameRenderer, Raymarcher, WholeRenderer
 from .gpu_renderer import GpuRaymarcher, GpuRenderer
 from .mouth import FEATHER_SHARE, mouth_boxes
 from .render_size import FRAME_BUDGET_MS, RENDER_SIZES_PX, RenderSize
@@ -98,7 +98,7 @@ def make_renderer(speaker: Speaker, raymarcher: Raymarcher, render_px: int) -> F
         image_size_px=output_px,
         feather_px=feather_px,
     )
-    return FrameRenderer(
+    return WholeRenderer(
         raymarcher,
         output_px=output_px,
         render_px=render_px,
@@ -110,10 +110,7 @@ def make_renderer(speaker: Speaker, raymarcher: Raymarcher, render_px: int) -> F
 
 def describe(renderer: FrameRenderer, pace: RenderSize | None) -> str:
     """Returns the render size in words, and whether it keeps real time if it was chosen here."""
-    drawn = f"draws {renderer.render_px} x {renderer.render_px}"
-    if renderer.render_px < renderer.output_px:
-        mouth = ", the mouth at full size" if renderer.draws_mouth_apart else ""
-        drawn += f" scaled up to {renderer.output_px} x {renderer.output_px}{mouth}"
+    drawn = renderer.describe()
     if pace is None:
         return drawn
     smallest = pace.size_px <= RENDER_SIZES_PX[-1]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from .clock import CpuClock, MonotonicClock, SystemClock, SystemCpuClock
 
-STAGES = ("decode", "motion", "condition", "render", "mouth", "upscale", "encode")
+STAGES = ("decode", "motion", "condition", "render", "compose", "encode")
 
 
 @dataclass(frozen=True, kw_only=True)

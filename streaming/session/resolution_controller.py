@@ -73,7 +73,7 @@ class ResolutionController:
 
         Args:
             now_s: monotonic time.
-            draw_ms: wall time of drawing it, whole and mouth, at the current size.
+            draw_ms: wall time of drawing it at the current size.
             slack_ms: how long before its deadline it was ready; negative when it was late.
         """
         self._begin(now_s)

@@ -138,7 +138,7 @@ async def test_a_frame_that_never_ends_holds_its_session_but_not_the_others(setu
         peer, session = await it.connect()
         await comes(peer, pictures=3)
         gate = threading.Event()
-        monkeypatch.setattr(session.pipeline.renderer, "draw_whole", lambda **_: gate.wait(PATIENCE_S))
+        monkeypatch.setattr(session.pipeline.renderer, "draw", lambda **_: gate.wait(PATIENCE_S))
         await until(lambda: session.telemetry.message(-1)[0]["fps"] == 0.0, what="no more pictures")
         await comes(peer, sounds=10)
         other, _ = await it.connect()

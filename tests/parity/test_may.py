@@ -15,7 +15,7 @@ from models.speaker import load_speaker
 from models.speaker_folders import packaged_speakers_dir
 from streaming import cli
 from streaming.files.audio_file import AudioFile
-from streaming.pipeline.frame_renderer import FrameRenderer
+from streaming.pipeline.frame_renderer import WholeRenderer
 from streaming.pipeline.landmarks import BlinkSchedule
 from streaming.pipeline.networks import open_networks
 from streaming.pipeline.pipeline import Pipeline
@@ -61,7 +61,7 @@ def raymarcher(may):
 
 
 def cheap_renderer():
-    return FrameRenderer(StandInRaymarcher(), output_px=16, render_px=16, mouth_boxes=None, feather_px=2)
+    return WholeRenderer(StandInRaymarcher(), output_px=16, render_px=16, mouth_boxes=None, feather_px=2)
 
 
 def pipeline_frames(may, networks, renderer, pcm):

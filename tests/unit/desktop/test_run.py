@@ -29,6 +29,8 @@ def frame(index, ready_s, *, draw_ms=10.0, took_s=0.02, render_px=256):
         finished_s=ready_s,
         draw_ms=draw_ms,
         render_px=render_px,
+        drawn_px=render_px,
+        drawn_share=1.0,
     )
 
 

@@ -46,7 +46,7 @@ def test_stages_add_up_their_cpu_time_and_count_frames():
     clock = ManualClock()
     times = StageTimes(clock, clock)
     assert times.work() == Work(frames=0, core_s=0.0)
-    for stage in ("motion", "render", "mouth", "render"):
+    for stage in ("motion", "render", "compose", "render"):
         with times.of(stage):
             clock.time_s += 1.0
             clock.cpu_s += 0.125

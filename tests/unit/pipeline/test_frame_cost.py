@@ -13,6 +13,7 @@ import stand_ins
 from models.speaker import load_speaker
 from streaming.pipeline import frame_cost, onnx_engine
 from streaming.pipeline.frame_cost import MEAN_OVER_FRAMES, FrameCostMeter, RunningCost
+from streaming.pipeline.frame_renderer import Drawing
 from streaming.pipeline.networks import SpeakerNetworks, open_networks
 from streaming.pipeline.render_size import choose_render_size
 from streaming.pipeline.renderers import make_renderer
@@ -61,7 +62,7 @@ class Network:
         return self.engine.run(inputs)
 
 
-class Drawing:
+class TimedRenderer:
     """A renderer whose calls take what they are told to."""
 
     def __init__(self, clock, size_px, *, draw_ms, finish_ms=0.0):
@@ -69,17 +70,13 @@ class Drawing:
         self._draw_ms, self._finish_ms = itertools.cycle(draw_ms), finish_ms
         self.conditions, self.poses = [], []
 
-    def draw_whole(self, *, c2w, condition):
+    def draw(self, *, c2w, condition, pose):
         self.conditions.append(condition)
-        self.clock.spend(next(self._draw_ms), threads=2)
-        return c2w
-
-    def draw_mouth(self, *, c2w, condition, pose):
         self.poses.append(pose)
-        self.clock.spend(1.0, threads=2)
-        return None, None
+        self.clock.spend(next(self._draw_ms), threads=2)
+        return Drawing(finish=self.finish, drawn_px=self.size_px)
 
-    def finish(self, whole, mouth, box):
+    def finish(self):
         self.clock.spend(self._finish_ms)
         return np.full((IMAGE_PX * 3 // 2, IMAGE_PX), 100, np.uint8)
 
@@ -130,7 +127,7 @@ def quick_meter(speaker, networks, clock):
     """Returns a meter of what is drawn in 1 ms."""
 
     def make_renderer(size):
-        return Drawing(clock, size, draw_ms=[1.0])
+        return TimedRenderer(clock, size, draw_ms=[1.0])
 
     return FrameCostMeter(speaker, networks, make_renderer, threads=2, cores=2, clock=clock, cpu=clock)
 
@@ -138,19 +135,19 @@ def quick_meter(speaker, networks, clock):
 def test_a_frame_is_drawn_on_the_raymarcher_s_threads_and_the_rest_beside(speaker, encoded):
     clock = Clock()
     meter, _, asked = meter_of(
-        speaker, clock, lambda size: Drawing(clock, size, draw_ms=[10.0], finish_ms=3.0)
+        speaker, clock, lambda size: TimedRenderer(clock, size, draw_ms=[10.0], finish_ms=3.0)
     )
     cost = meter.measure(96)
     assert asked == [96]
-    assert cost.render_ms == pytest.approx(10 + 1)  # the whole and the mouth
+    assert cost.render_ms == pytest.approx(10)
     assert cost.other_ms == pytest.approx(2 + 1 + 3 + 4)  # networks, scaling, encoder
 
 
 def test_the_faster_of_two_looks_and_the_middle_of_three_poses_count(speaker, encoded):
     clock = Clock()
     slow_once = [50.0, 10.0, 12.0, 90.0, 70.0, 60.0]  # two looks at each of three poses
-    meter, _, _ = meter_of(speaker, clock, lambda size: Drawing(clock, size, draw_ms=slow_once))
-    assert meter.measure(96).render_ms == pytest.approx(12 + 1)
+    meter, _, _ = meter_of(speaker, clock, lambda size: TimedRenderer(clock, size, draw_ms=slow_once))
+    assert meter.measure(96).render_ms == pytest.approx(12)
 
 
 def test_the_quickest_run_of_the_networks_counts(speaker, encoded):
@@ -158,7 +155,7 @@ def test_the_quickest_run_of_the_networks_counts(speaker, encoded):
     meter, networks, _ = meter_of(
         speaker,
         clock,
-        lambda size: Drawing(clock, size, draw_ms=[1.0]),
+        lambda size: TimedRenderer(clock, size, draw_ms=[1.0]),
         motion_ms=(40.0, 2.5, 9.0),
         condition_ms=(1.5,),
     )
@@ -175,7 +172,7 @@ def test_networks_that_move_several_frames_at_once_cost_each_of_them_a_share(fea
     meter, networks, _ = meter_of(
         feature_speaker,
         clock,
-        lambda size: Drawing(clock, size, draw_ms=[10.0], finish_ms=3.0),
+        lambda size: TimedRenderer(clock, size, draw_ms=[10.0], finish_ms=3.0),
         motion_ms=(6.0,),
         features_ms=(90.0, 50.0, 42.0, 60.0),
     )
@@ -189,7 +186,7 @@ def test_networks_that_move_several_frames_at_once_cost_each_of_them_a_share(fea
 
 def test_what_is_drawn_is_the_face_at_rest_along_its_path(speaker, encoded):
     clock = Clock()
-    drawing = Drawing(clock, 96, draw_ms=[1.0])
+    drawing = TimedRenderer(clock, 96, draw_ms=[1.0])
     meter, _, _ = meter_of(speaker, clock, lambda _: drawing)
     meter.measure(96)
     assert len(drawing.poses) == 6
@@ -200,7 +197,7 @@ def test_what_is_drawn_is_the_face_at_rest_along_its_path(speaker, encoded):
 
 def test_the_encoder_is_timed_once_whatever_the_size(speaker, encoded):
     clock = Clock()
-    meter, _, asked = meter_of(speaker, clock, lambda size: Drawing(clock, size, draw_ms=[size / 10]))
+    meter, _, asked = meter_of(speaker, clock, lambda size: TimedRenderer(clock, size, draw_ms=[size / 10]))
     costs = [meter.measure(size) for size in (96, 128)]
     assert len(encoded) == 1
     assert [picture.shape for picture in encoded[0]] == [(IMAGE_PX * 3 // 2, IMAGE_PX)] * 3
@@ -233,7 +230,7 @@ def small_cost(speaker, clock):
     meter, _, _ = meter_of(
         speaker,
         clock,
-        lambda size: Drawing(clock, size, draw_ms=[0.5], finish_ms=1.0),
+        lambda size: TimedRenderer(clock, size, draw_ms=[1.5], finish_ms=1.0),
         motion_ms=(1.0,),
         condition_ms=(1.0,),
     )
@@ -258,7 +255,9 @@ def test_what_other_sessions_of_the_process_do_is_not_what_a_frame_costs(speaker
 def test_the_size_is_that_of_the_machine_not_of_the_moment(speaker, encoded):
     def chosen_where(busy):
         clock = Clock(busy=busy)
-        meter, _, _ = meter_of(speaker, clock, lambda size: Drawing(clock, size, draw_ms=[size**2 / 3000]))
+        meter, _, _ = meter_of(
+            speaker, clock, lambda size: TimedRenderer(clock, size, draw_ms=[size**2 / 3000])
+        )
         return choose_render_size(meter.measure, largest_px=512, threads=2, cores=2)
 
     free, busy = chosen_where(1.0), chosen_where(8.0)
@@ -269,24 +268,24 @@ def test_the_size_is_that_of_the_machine_not_of_the_moment(speaker, encoded):
 
 def test_threads_that_wait_for_one_another_take_the_time_they_take(speaker, encoded):
     clock = Clock(busy=1.1)  # a little beyond an even share: tiles are not all alike
-    meter, _, _ = meter_of(speaker, clock, lambda size: Drawing(clock, size, draw_ms=[10.0]))
+    meter, _, _ = meter_of(speaker, clock, lambda size: TimedRenderer(clock, size, draw_ms=[10.0]))
     cost = meter.measure(96)
-    assert cost.render_ms == pytest.approx(1.1 * 11)
-    assert cost.render_core_ms == pytest.approx(2 * 11)
+    assert cost.render_ms == pytest.approx(1.1 * 10)
+    assert cost.render_core_ms == pytest.approx(2 * 10)
 
 
 def test_a_gpu_s_time_passes_while_the_cpu_waits(speaker, encoded):
     clock = Clock()
 
-    class OnGpu(Drawing):
-        def draw_whole(self, *, c2w, condition):
+    class OnGpu(TimedRenderer):
+        def draw(self, **drawn):
             clock.spend(0.5)
             clock.wait(9.5)
-            return c2w
+            return super().draw(**drawn)
 
     meter, _, _ = meter_of(speaker, clock, lambda size: OnGpu(clock, size, draw_ms=[0.0]), threads=0)
     cost = meter.measure(96)
-    assert cost.render_ms == pytest.approx(10 + 1)
+    assert cost.render_ms == pytest.approx(10)
     assert 0.5 <= cost.render_core_ms < 3
 
 

@@ -307,11 +307,11 @@ def test_a_gpu_draws_the_bundle_s_size_finished_and_costs_one_thread(speakers, r
     assert 0 < host.core_ms(512) == pytest.approx(cost.render_core_ms + cost.other_core_ms)
     assert max(len(batch) for batch in renderer.batches) == MAX_FRAMES  # it was measured in company
     drawing = host.make_renderer(512)
-    assert not drawing.draws_mouth_apart
     scene_condition = np.full(host.speaker.condition.size, 7, np.float32)
-    whole = drawing.draw_whole(c2w=host.speaker.poses[0], condition=scene_condition)
-    assert whole.shape == (768, 512)
-    assert drawing.finish(whole, *drawing.draw_mouth(c2w=None, condition=None, pose=0)) is whole
+    drawn = drawing.draw(c2w=host.speaker.poses[0], condition=scene_condition, pose=0)
+    picture = drawn.finish()
+    assert picture.shape == (768, 512)
+    assert drawn.finish() is picture  # it came finished
     host.close()
     assert len(renderer.unloaded) == 1
 
@@ -322,9 +322,9 @@ def test_a_smaller_size_on_a_gpu_is_drawn_as_on_the_cpu(speakers, raymarchers, g
     assert (host.sizes_px, host.start_px) == ((256,), 256)
     drawing = host.make_renderer(256)
     condition = np.zeros(host.speaker.condition.size, np.float32)
-    whole = drawing.draw_whole(c2w=host.speaker.poses[0], condition=condition)
-    assert whole.shape == (256, 256, 3)
-    assert drawing.finish(whole, None, (0, 0, 0, 0)).shape == (768, 512)
+    drawn = drawing.draw(c2w=host.speaker.poses[0], condition=condition, pose=0)
+    assert (drawn.drawn_px, drawn.drawn_share) == (256, 1.0)
+    assert drawn.finish().shape == (768, 512)
     with pytest.raises(InputError, match="--render-size: expected at most 512"):
         on_gpu(speakers, raymarchers, gpu, render_px=600)
 

@@ -4,7 +4,7 @@ import pytest
 import stand_ins
 
 from cuda_kernels.cpu_raymarcher import rgb_to_i420
-from streaming.pipeline.frame_renderer import FrameRenderer
+from streaming.pipeline.frame_renderer import WholeRenderer
 from streaming.pipeline.mouth import feathered_mask, mouth_boxes, project
 
 
@@ -72,22 +72,20 @@ def test_the_patch_fades_to_nothing_at_its_edge():
 
 
 def renderer(parts, render_px, boxes):
-    return FrameRenderer(
+    return WholeRenderer(
         stand_ins.StandInRaymarcher(), output_px=256, render_px=render_px, mouth_boxes=boxes, feather_px=6
     )
 
 
 def draw(frame_renderer, parts, pose=3):
     about = {"c2w": parts.poses[pose], "condition": np.ones(8, np.float32)}
-    whole = frame_renderer.draw_whole(**about)
-    return frame_renderer.finish(whole, *frame_renderer.draw_mouth(**about, pose=pose))
+    return frame_renderer.draw(**about, pose=pose).finish()
 
 
 def test_at_full_size_the_picture_is_the_raymarchers(parts):
     full = renderer(parts, 256, boxes_of(parts))
-    assert not full.draws_mouth_apart
     about = {"c2w": parts.poses[3], "condition": np.ones(8, np.float32)}
-    expected = rgb_to_i420(full.draw_whole(**about))
+    expected = rgb_to_i420(stand_ins.StandInRaymarcher().render(**about, size_px=256))
     got = draw(full, parts)
     assert np.abs(got[:256].astype(int) - expected[:256]).max() <= 1  # both round
     assert np.abs(got[256:].astype(int) - expected[256:]).max() <= 2  # chroma: a cubic filter, a mean
