@@ -668,6 +668,5 @@ def render_scene(
         weights_sum = torch.cat([part.weights_sum for part in parts])
     picture = (image + (1 - weights_sum)[:, None] * behind).clamp(0, 1)
     if mask is not None:
-        drawn, picture = picture, torch.zeros((size_px**2, 3), device=device)
-        picture[covered] = drawn
+        picture = torch.zeros((size_px**2, 3), device=device).masked_scatter_(covered[:, None], picture)
     return picture.reshape(size_px, size_px, 3)
