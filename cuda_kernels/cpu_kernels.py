@@ -1,4 +1,4 @@
-"""The CPU raymarcher's Numba kernels: `draw_tiles` renders tiles until none is left.
+"""The CPU raymarcher's Numba kernels: `draw_blocks` renders blocks of a picture until none is left.
 
 One file, long as it is: Numba keeps what it compiled under the file of the outermost function and that file's
 date, and knows nothing of functions and types of other files that went into it. After a change there, caches
@@ -30,8 +30,8 @@ from .arrays import F32, I64, U8, U32
 I32 = npt.NDArray[np.int32]
 
 CHUNK = 64  # samples in one batch through the networks
-TILE = 32  # pixels a side: as many rays as keep the chunks of later waves full
-RAYS = TILE * TILE
+TILE = 32  # pixels a side of a block of a whole picture
+RAYS = TILE * TILE  # that are marched together: as many as keep the chunks of later waves full
 LANES = np.uint64(CHUNK)
 """CHUNK for loops over buffers. An index `at + s` of signed numbers could be negative for all that the
 compiler knows, and would then count from the end: that test keeps a loop from being vectorised."""
@@ -532,8 +532,8 @@ def _encode(
 _DX, _DY, _DZ, _NEAR, _T, _R, _G, _B = range(8)
 RAY_ROWS = 8
 # Rows of Scratch.steps.
-_K, _K_END, _COUNT, _ALIVE = range(4)
-STEP_ROWS = 4
+_K, _K_END, _COUNT, _ALIVE, _COLUMN, _ROW = range(6)
+STEP_ROWS = 6
 
 
 @njit(fastmath=FAST_MATHS, error_model="numpy", forceinline=True)
@@ -550,8 +550,24 @@ def _inverse(d: Any) -> Any:
 
 
 @njit(fastmath=FAST_MATHS, error_model="numpy")
-def _setup(head: HeadArrays, frame: FrameArrays, scratch: Scratch, left: int, top: int) -> None:
-    """Ray directions, lattice starts and ends of a tile whose first pixel is (left, top).
+def _place(blocks: I32, edge: int, first: int, width: int, height: int, steps: I32) -> None:
+    """Sets column and row in the image of each ray of the blocks from `first` on; -1: of no pixel."""
+    q = 0
+    for block in range(first, first + RAYS // (edge * edge)):
+        missing = block >= blocks.shape[0]
+        top = height if missing else blocks[block, 0] * edge
+        left = width if missing else blocks[block, 1] * edge
+        for y in range(top, top + edge):
+            for x in range(left, left + edge):
+                inside = y < height and x < width
+                steps[_COLUMN, q] = x if inside else -1
+                steps[_ROW, q] = y if inside else -1
+                q += 1
+
+
+@njit(fastmath=FAST_MATHS, error_model="numpy")
+def _setup(head: HeadArrays, frame: FrameArrays, scratch: Scratch) -> None:
+    """Ray directions, lattice starts and ends of the rays that were placed.
 
     Without branches or calls and with all that is read in local names, so that the loop vectorises.
     """
@@ -571,40 +587,39 @@ def _setup(head: HeadArrays, frame: FrameArrays, scratch: Scratch, left: int, to
         head.aabb[5],
     )
     cx, cy, cz, ex, ey, ez = head.box[0], head.box[1], head.box[2], head.box[3], head.box[4], head.box[5]
-    for j in range(TILE):
-        v = (np.float32(top + j) + half - frame.cy_px) / focal_px
-        row = j * TILE
-        for i in range(TILE):
-            q = row + i
-            u = (np.float32(np.int32(left + i)) + half - frame.cx_px) / focal_px
-            length = one / np.float32(math.sqrt(u * u + v * v + one))
-            dx, dy = (xx * u + xy * v + xz) * length, (yx * u + yy * v + yz) * length
-            dz = (zx * u + zy * v + zz) * length
-            ix, iy, iz = _inverse(dx), _inverse(dy), _inverse(dz)
-            near, far = _slab(ax, bx, ox, ix, least, most)
-            near, far = _slab(ay, by, oy, iy, near, far)
-            near, far = _slab(az, bz, oz, iz, near, far)
-            first, last = _slab(cx, ex, ox, ix, least, most)
-            first, last = _slab(cy, ey, oy, iy, first, last)
-            first, last = _slab(cz, ez, oz, iz, first, last)
-            hit = (near <= far) & (first <= last)
-            near = max(near, min_near)
-            # Lattice points before and after the box around all that is occupied are empty; one more is kept
-            # on either side for rounding. Bounded before they become whole numbers: a miss may be far away.
-            start = min(max(np.floor((first - near) / step), zero), np.float32(1e6))
-            end = min(np.ceil((far - near) / step), np.floor((last - near) / step) + np.float32(2.0))
-            end = min(max(end, zero), np.float32(1e6)) if hit else zero
-            rays[_DX, q] = dx
-            rays[_DY, q] = dy
-            rays[_DZ, q] = dz
-            rays[_NEAR, q] = near
-            rays[_T, q] = one
-            rays[_R, q] = zero
-            rays[_G, q] = zero
-            rays[_B, q] = zero
-            steps[_K, q] = np.int32(start)
-            steps[_K_END, q] = np.int32(end)
-            steps[_COUNT, q] = np.int32(0)
+    left, top, cx_px, cy_px = np.int32(frame.x0), np.int32(frame.y0), frame.cx_px, frame.cy_px
+    for q in range(RAYS):
+        column, row = steps[_COLUMN, q], steps[_ROW, q]
+        v = (np.float32(np.int32(top + row)) + half - cy_px) / focal_px
+        u = (np.float32(np.int32(left + column)) + half - cx_px) / focal_px
+        length = one / np.float32(math.sqrt(u * u + v * v + one))
+        dx, dy = (xx * u + xy * v + xz) * length, (yx * u + yy * v + yz) * length
+        dz = (zx * u + zy * v + zz) * length
+        ix, iy, iz = _inverse(dx), _inverse(dy), _inverse(dz)
+        near, far = _slab(ax, bx, ox, ix, least, most)
+        near, far = _slab(ay, by, oy, iy, near, far)
+        near, far = _slab(az, bz, oz, iz, near, far)
+        first, last = _slab(cx, ex, ox, ix, least, most)
+        first, last = _slab(cy, ey, oy, iy, first, last)
+        first, last = _slab(cz, ez, oz, iz, first, last)
+        hit = (column >= 0) & (near <= far) & (first <= last)
+        near = max(near, min_near)
+        # Lattice points before and after the box around all that is occupied are empty; one more is kept
+        # on either side for rounding. Bounded before they become whole numbers: a miss may be far away.
+        start = min(max(np.floor((first - near) / step), zero), np.float32(1e6))
+        end = min(np.ceil((far - near) / step), np.floor((last - near) / step) + np.float32(2.0))
+        end = min(max(end, zero), np.float32(1e6)) if hit else zero
+        rays[_DX, q] = dx
+        rays[_DY, q] = dy
+        rays[_DZ, q] = dz
+        rays[_NEAR, q] = near
+        rays[_T, q] = one
+        rays[_R, q] = zero
+        rays[_G, q] = zero
+        rays[_B, q] = zero
+        steps[_K, q] = np.int32(start)
+        steps[_K_END, q] = np.int32(end)
+        steps[_COUNT, q] = np.int32(0)
 
 
 @njit(fastmath=FAST_MATHS, error_model="numpy", forceinline=True)
@@ -672,7 +687,7 @@ def _harmonics(rays: F32, steps: I32, first: int, count: int, buffers: F32, at: 
 
 @njit(fastmath=FAST_MATHS, error_model="numpy")
 def _draw_head(head: HeadArrays, frame: FrameArrays, scratch: Scratch) -> int:
-    """Marches the tile's rays in waves of one sample a live ray; returns the number of samples."""
+    """Marches the rays in waves of one sample a live ray; returns the number of samples."""
     rays, steps, points, buffers = scratch.rays, scratch.steps, scratch.points, scratch.buffers
     pose = frame.pose
     half, one = np.float32(0.5), np.float32(1.0)
@@ -773,21 +788,17 @@ def _occupied_here(occupancy: F32, row: Any, column: Any) -> Any:
 
 
 @njit(fastmath=FAST_MATHS, error_model="numpy")
-def _draw_torso(
-    torso: TorsoArrays, frame: FrameArrays, scratch: Scratch, left: int, top: int, width: int, height: int
-) -> None:
-    """Composites the torso behind the tile's head, where occupied and not hidden."""
+def _draw_torso(torso: TorsoArrays, frame: FrameArrays, scratch: Scratch) -> None:
+    """Composites the torso behind the rays' head, where occupied and not hidden."""
     rays, steps, points, buffers = scratch.rays, scratch.steps, scratch.points, scratch.buffers
     half, one, two = np.float32(0.5), np.float32(1.0), np.float32(2.0)
     seen = 0
     for q in range(RAYS):
-        i, j = q % TILE, q // TILE
-        if i >= width or j >= height or rays[_T, q] <= np.float32(1.0 / 255.0):
+        if steps[_COLUMN, q] < 0 or rays[_T, q] <= np.float32(1.0 / 255.0):
             continue
-        column = ((np.float32(left + i) + half) * frame.pixel_px - half) / (
-            frame.image_size_px - one
-        ) * two - one
-        row = ((np.float32(top + j) + half) * frame.pixel_px - half) / (frame.image_size_px - one) * two - one
+        x, y = np.float32(frame.x0 + steps[_COLUMN, q]), np.float32(frame.y0 + steps[_ROW, q])
+        column = ((x + half) * frame.pixel_px - half) / (frame.image_size_px - one) * two - one
+        row = ((y + half) * frame.pixel_px - half) / (frame.image_size_px - one) * two - one
         if _occupied_here(torso.occupancy, row, column):
             steps[_ALIVE, seen] = q
             points[seen] = row * torso.shrink
@@ -841,70 +852,42 @@ def _to_byte(value: Any) -> Any:
     return np.uint8(min(max(value * np.float32(255.0) + np.float32(0.5), np.float32(0.0)), np.float32(255.0)))
 
 
-def draw_tiles(
-    head: HeadArrays, torso: TorsoArrays, frame: FrameArrays, scratch: Scratch, counter: I64, image: U8
+def draw_blocks(
+    head: HeadArrays,
+    torso: TorsoArrays,
+    frame: FrameArrays,
+    scratch: Scratch,
+    counter: I64,
+    blocks: I32,
+    edge: int,
+    image: U8,
 ) -> int:
-    """Draws tiles of `image` (height, width, 3) until the shared counter ends; returns the head samples.
+    """Draws blocks of `image` (height, width, 3) until the shared counter ends; returns the head samples.
 
     Several threads may run it at once, each with its own scratch; they share only the counter.
+
+    Args:
+        head: constants. torso: constants. frame: inputs. scratch: of the thread. counter: of who came before.
+        blocks: (N, 2) row and column of each block, in blocks; what lies beyond the image is left out.
+        edge: side of a block in pixels; its square divides RAYS.
+        image: where the pixels go.
     """
-    height, width = image.shape[0], image.shape[1]
-    across = (width + TILE - 1) // TILE
-    tiles = across * ((height + TILE - 1) // TILE)
+    together = RAYS // (edge * edge)
+    rays, steps = scratch.rays, scratch.steps
     taken = 0
     while True:
-        tile: int = _take_next(counter)
-        if tile >= tiles:
+        first: int = _take_next(counter) * together
+        if first >= blocks.shape[0]:
             return taken
-        x, y = (tile % across) * TILE, (tile // across) * TILE
-        w, h = min(TILE, width - x), min(TILE, height - y)
-        left, top = frame.x0 + x, frame.y0 + y
-        _setup(head, frame, scratch, left, top)
-        if w < TILE or h < TILE:
-            for q in range(RAYS):
-                if q % TILE >= w or q // TILE >= h:
-                    scratch.steps[_K_END, q] = 0
+        _place(blocks, edge, first, image.shape[1], image.shape[0], steps)
+        _setup(head, frame, scratch)
         taken += _draw_head(head, frame, scratch)
         if torso.present:
-            _draw_torso(torso, frame, scratch, left, top, w, h)
-        rays = scratch.rays
-        for j in range(h):
-            for i in range(w):
-                q = j * TILE + i
+            _draw_torso(torso, frame, scratch)
+        for q in range(RAYS):
+            x, y = steps[_COLUMN, q], steps[_ROW, q]
+            if x >= 0:
                 through = rays[_T, q]
                 for channel in range(3):
-                    behind = frame.background[top + j, left + i, channel]
-                    image[y + j, x + i, channel] = _to_byte(rays[_R + channel, q] + through * behind)
-
-
-def to_i420(image: U8, out: U8) -> None:
-    """Writes planar I420 (BT.601, limited range) of an (H, W, 3) RGB image into (H * 3 / 2, W); even sides.
-
-    Chroma is the mean of each 2 x 2 pixels.
-    """
-    height, width = image.shape[0], image.shape[1]
-    flat = out.reshape(-1)
-    u_at = height * width
-    v_at = u_at + height * width // 4
-    for y in range(0, height, 2):
-        for x in range(0, width, 2):
-            r = g = b = np.int32(0)
-            for j in range(2):
-                for i in range(2):
-                    pixel = image[y + j, x + i]
-                    pr, pg, pb = np.int32(pixel[0]), np.int32(pixel[1]), np.int32(pixel[2])
-                    # 65.481, 128.553, 24.966 of 255 in 16 fractional bits, with a half for rounding
-                    luma = (
-                        np.int32(16829) * pr + np.int32(33039) * pg + np.int32(6416) * pb + np.int32(1081344)
-                    ) >> 16
-                    flat[(y + j) * width + x + i] = luma
-                    r += pr
-                    g += pg
-                    b += pb
-            at = (y // 2) * (width // 2) + x // 2
-            flat[u_at + at] = (
-                np.int32(-9714) * r - np.int32(19071) * g + np.int32(28784) * b + (257 << 17)
-            ) >> 18
-            flat[v_at + at] = (
-                np.int32(28784) * r - np.int32(24103) * g - np.int32(4681) * b + (257 << 17)
-            ) >> 18
+                    behind = frame.background[frame.y0 + y, frame.x0 + x, channel]
+                    image[y, x, channel] = _to_byte(rays[_R + channel, q] + through * behind)

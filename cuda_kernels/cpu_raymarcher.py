@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable
@@ -14,10 +15,12 @@ import numpy.typing as npt
 from . import cpu_kernels
 from .arrays import F32, U8
 from .compilation import compiled
+from .compositing import rgb_to_i420
 from .core_time import add_helpers_time
 from .cpu_kernels import (
     CHUNK,
     RAYS,
+    TILE,
     FrameArrays,
     HeadArrays,
     PackedNet,
@@ -34,6 +37,7 @@ from .folding import (
     resize_by_area,
     round_up,
 )
+from .masks import BLOCK_PX, I32, BlockMask
 from .scene import Scene
 
 MIN_SIZE_PX, MAX_SIZE_PX = 8, 2048
@@ -63,6 +67,21 @@ def _output(shape: tuple[int, ...], out: U8 | None) -> U8:
     return out
 
 
+@functools.lru_cache(64)
+def _tiles(width_px: int, height_px: int) -> I32:
+    """Returns row and column (N, 2) of each tile of a picture."""
+    rows, columns = (-(-side // TILE) for side in (height_px, width_px))
+    return np.indices((rows, columns), np.int32).reshape(2, -1).T.copy()
+
+
+def _checked_mask(mask: BlockMask, size_px: int, region_px: tuple[int, int, int, int] | None) -> I32:
+    if mask.size_px != size_px:
+        raise RenderInputError(f"mask: expected one of {size_px} px, got {mask.size_px}")
+    if region_px is not None:
+        raise RenderInputError(f"region_px: expected none beside a mask, got {region_px}")
+    return mask.blocks
+
+
 def _widest(*nets: PackedNet) -> int:
     """Returns the most rows that any layer of the nets reads or writes."""
     rows = 0
@@ -72,22 +91,10 @@ def _widest(*nets: PackedNet) -> int:
     return rows
 
 
-def rgb_to_i420(image: U8, out: U8 | None = None) -> U8:
-    """Returns planar I420 (H * 3 / 2, W), BT.601 limited range, of RGB (H, W, 3) with even sides.
-
-    Chroma is the mean of each two by two pixels.
-    """
-    height, width = image.shape[:2]
-    if out is None:
-        out = np.empty((height * 3 // 2, width), np.uint8)
-    _kernel(cpu_kernels.to_i420)(image, out)
-    return out
-
-
 class CpuRaymarcher:
     """Renders one scene; thread-safe, calls are serialised.
 
-    A thread pool and the caller share the tiles through one compiled function that releases the GIL.
+    A thread pool and the caller share the blocks through one compiled function that releases the GIL.
     Numba's own `parallel` is not used: of its threading layers `workqueue` aborts the process when two
     threads enter it, `omp` breaks in forked children, and `tbb` is a further package.
     """
@@ -202,9 +209,10 @@ class CpuRaymarcher:
         condition: F32,
         size_px: int,
         region_px: tuple[int, int, int, int] | None = None,
+        mask: BlockMask | None = None,
         out: U8 | None = None,
     ) -> U8:
-        """Returns the picture (size, size, 3) uint8 RGB, or a region of it.
+        """Returns the picture (size, size, 3) uint8 RGB, a region of it, or the blocks of a mask.
 
         Args:
             c2w: (4, 4) camera to head space, OpenGL axes.
@@ -212,6 +220,8 @@ class CpuRaymarcher:
             size_px: side of the square picture, 8 to 2048.
             region_px: (x0, y0, x1, y1) in pixels of that picture; the result is then (y1 - y0, x1 - x0, 3)
                 and equals the crop of the whole picture bit for bit.
+            mask: of that size; its blocks equal those of the whole picture bit for bit, the rest is what
+                `out` held, black in a new array. Without a region.
             out: C-contiguous array of the result's shape to write into.
 
         Raises:
@@ -219,18 +229,24 @@ class CpuRaymarcher:
         """
         pose, vector = self._checked(c2w, condition)
         x0, y0, x1, y1 = self._checked_region(size_px, region_px)
-        out = _output((y1 - y0, x1 - x0, 3), out)
+        shape = (y1 - y0, x1 - x0, 3)
+        if mask is None:
+            blocks, edge = _tiles(x1 - x0, y1 - y0), TILE
+        else:
+            blocks, edge = _checked_mask(mask, size_px, region_px), BLOCK_PX
+            out = np.zeros(shape, np.uint8) if out is None else out
+        out = _output(shape, out)
         with self._lock:
             if self._closed:
                 raise RuntimeError("the raymarcher is closed")
             frame = self._frame(pose, vector, size_px, x0, y0)
             counter = np.zeros(1, np.int64)
-            draw = _kernel(cpu_kernels.draw_tiles)
+            draw = _kernel(cpu_kernels.draw_blocks)
             head, torso = self._head_arrays, self._torso_arrays
 
             def draw_share(scratch: Scratch) -> tuple[int, float]:
                 start_s = time.thread_time()
-                taken: int = draw(head, torso, frame, scratch, counter, out)
+                taken: int = draw(head, torso, frame, scratch, counter, blocks, edge, out)
                 return taken, time.thread_time() - start_s
 
             others = [
@@ -238,7 +254,7 @@ class CpuRaymarcher:
                 for scratch in self._scratches[1:]
                 if self._pool is not None
             ]
-            taken = draw(head, torso, frame, self._scratches[0], counter, out)
+            taken = draw(head, torso, frame, self._scratches[0], counter, blocks, edge, out)
             helped = [other.result() for other in others]
             self.samples = taken + sum(samples for samples, _ in helped)
         add_helpers_time(sum(spent_s for _, spent_s in helped))

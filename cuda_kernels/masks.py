@@ -43,7 +43,7 @@ class BlockMask:
     @cached_property
     def blocks(self) -> I32:
         """Row and column (N, 2) of each covered block, row by row."""
-        return np.argwhere(self.covered).astype(np.int32)
+        return np.ascontiguousarray(np.argwhere(self.covered), np.int32)
 
     @cached_property
     def corners(self) -> Bool:
@@ -53,6 +53,12 @@ class BlockMask:
         """
         padded = np.pad(self.covered, 1, constant_values=True)
         return np.asarray(padded[:-1, :-1] & padded[:-1, 1:] & padded[1:, :-1] & padded[1:, 1:])
+
+    @property
+    def pixels(self) -> Bool:
+        """Which pixels (size, size) are covered."""
+        whole = np.kron(self.covered, np.ones((BLOCK_PX, BLOCK_PX), bool))
+        return np.asarray(whole[: self.size_px, : self.size_px])
 
     @property
     def share(self) -> float:

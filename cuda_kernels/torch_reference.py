@@ -16,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812 -- torch's own convention
 from torch import Tensor
 
 from .arrays import F32, U8
+from .masks import BlockMask
 from .scene import Camera, HeadField, Scene, TorsoField
 from .torch_encodings import frequency_encode, grid_encode, spherical_harmonics
 
@@ -588,6 +589,7 @@ def render_scene(
     condition: F32 | Tensor,
     size_px: int,
     device: torch.device | str = "cpu",
+    mask: BlockMask | None = None,
     waves: bool = False,
     rays_at_once: int = 1 << 16,
 ) -> Tensor:
@@ -599,6 +601,7 @@ def render_scene(
         condition: (C,).
         size_px: any size; the picture's corners are those of the full-size image.
         device: where it is computed.
+        mask: of that size; only the pixels of its blocks are drawn, the others are zero.
         waves: draw the head by the reference's wave schedule instead (all rays in one call).
         rays_at_once: how many rays share the memory of one pass.
     """
@@ -608,6 +611,9 @@ def render_scene(
     cond = torch.as_tensor(condition, dtype=torch.float32).to(device)
     columns, rows = pixel_centres(size_px, scene.image_size_px, device=device)
     behind = resize_by_area(make.one(scene.background).float() / 255, size_px).reshape(-1, 3)
+    if mask is not None:
+        covered = torch.as_tensor(mask.pixels.reshape(-1)).to(device)
+        columns, rows, behind = columns[covered], rows[covered], behind[covered]
     if scene.torso is not None:
         coordinates = image_coordinates(columns, rows, scene.image_size_px)
         behind = torso_over(scene.torso, pose, coordinates, behind, device=device)
@@ -660,4 +666,7 @@ def render_scene(
             )
         image = torch.cat([part.image for part in parts])
         weights_sum = torch.cat([part.weights_sum for part in parts])
-    return (image + (1 - weights_sum)[:, None] * behind).clamp(0, 1).reshape(size_px, size_px, 3)
+    picture = (image + (1 - weights_sum)[:, None] * behind).clamp(0, 1)
+    if mask is not None:
+        picture = torch.zeros((size_px**2, 3), device=device).masked_scatter_(covered[:, None], picture)
+    return picture.reshape(size_px, size_px, 3)

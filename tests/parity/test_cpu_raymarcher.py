@@ -20,6 +20,7 @@ from small_scene import SMALL
 
 from benchmarks.synthetic_scene import make_condition, make_pose, make_scene
 from cuda_kernels.cpu_raymarcher import CpuRaymarcher
+from cuda_kernels.masks import BlockMask
 from cuda_kernels.scene import Camera, Grid, Scene
 from cuda_kernels.torch_reference import render_scene
 from models.head import Head, HeadConfig
@@ -227,3 +228,16 @@ def test_i420_of_white_black_and_the_primaries():
         image = np.full((2, 2, 3), rgb, np.uint8)
         expected = cv2.cvtColor(image, cv2.COLOR_RGB2YUV_I420).ravel().astype(int)
         assert np.abs(rgb_to_i420(image).ravel().astype(int) - expected).max() <= 1
+
+
+def test_the_twin_draws_a_mask_as_it_draws_the_whole():
+    scene = make_scene(**SMALL)
+    about = {"c2w": make_pose(0.15, -0.1), "condition": make_condition(scene), "size_px": 42}
+    covered = np.random.default_rng(4).random((11, 11)) < 0.5
+    mask = BlockMask(size_px=42, covered=covered)
+    with torch.inference_mode():
+        whole = render_scene(scene, **about).numpy()
+        drawn = render_scene(scene, **about, mask=mask).numpy()
+    assert not drawn[~mask.pixels].any()
+    # Matrix products of another number of rows may add up in another order.
+    np.testing.assert_allclose(drawn[mask.pixels], whole[mask.pixels], atol=2e-6)

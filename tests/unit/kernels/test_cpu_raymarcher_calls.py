@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks.synthetic_scene import make_condition, make_pose, make_scene
 from cuda_kernels.cpu_raymarcher import CpuRaymarcher, RenderInputError
+from cuda_kernels.masks import BlockMask
 
 TINY = {
     "hidden": 8,
@@ -55,6 +56,11 @@ def arguments(scene):
         ({"size_px": 5000}, "size_px: expected 8 to 2048, got 5000"),
         ({"region_px": (0, 0, 33, 32)}, r"region_px: .* got \(0, 0, 33, 32\)"),
         ({"region_px": (9, 0, 9, 32)}, "region_px"),
+        ({"mask": BlockMask(size_px=64, covered=np.ones((16, 16), bool))}, "mask: .* of 32 px, got 64"),
+        (
+            {"mask": BlockMask(size_px=32, covered=np.ones((8, 8), bool)), "region_px": (0, 0, 8, 8)},
+            r"region_px: expected none beside a mask, got \(0, 0, 8, 8\)",
+        ),
         (
             {"out": np.zeros((32, 32), np.uint8)},
             r"out: .* shape \(32, 32, 3\), got uint8 of shape \(32, 32\)",
@@ -189,3 +195,24 @@ def test_with_no_place_for_a_cache_it_compiles_anew(unwritable_package, tmp_path
     file = tmp_path / "file"
     file.write_text("")
     assert compilations(unwritable_package, cache=file / "cache", home=file / "home") > 0
+
+
+@pytest.mark.parametrize("size_px", [32, 50])
+def test_the_blocks_of_a_mask_equal_the_whole_picture(raymarcher, arguments, size_px):
+    arguments["size_px"] = size_px
+    side = -(-size_px // 4)
+    covered = np.random.default_rng(3).random((side, side)) < 0.4
+    mask = BlockMask(size_px=size_px, covered=covered)
+    drawn = raymarcher.render(**arguments, mask=mask)
+    samples = raymarcher.samples
+    whole = raymarcher.render(**arguments)
+    assert whole[mask.pixels].any()
+    np.testing.assert_array_equal(drawn, np.where(mask.pixels[..., None], whole, 0))
+    assert 0 < samples < raymarcher.samples
+
+
+def test_what_lies_beyond_the_mask_stays_in_out(raymarcher, arguments):
+    mask = BlockMask(size_px=32, covered=np.zeros((8, 8), bool))
+    out = np.full((32, 32, 3), 77, np.uint8)
+    assert raymarcher.render(**arguments, mask=mask, out=out) is out
+    assert (out == 77).all()
