@@ -35,9 +35,17 @@ REQUIRED_FILES = (
     "MODEL_CARD.md",
 )
 RECORDED_CASES_FILE = "verification.safetensors"
-OPTIONAL_FILES = ("torso.safetensors", "syncnet.onnx", "features.onnx", RECORDED_CASES_FILE)
-UNREAD_FILES = ("features.onnx", RECORDED_CASES_FILE, "MODEL_CARD.md")
-"""Up to a gigabyte, or of no use to a stream: verified by hash, not kept."""
+PLATE_VIDEO_FILE, PLATE_MASKS_FILE = "plates.mkv", "plates.safetensors"
+OPTIONAL_FILES = (
+    "torso.safetensors",
+    "syncnet.onnx",
+    "features.onnx",
+    RECORDED_CASES_FILE,
+    PLATE_VIDEO_FILE,
+    PLATE_MASKS_FILE,
+)
+UNREAD_FILES = ("features.onnx", RECORDED_CASES_FILE, PLATE_VIDEO_FILE, PLATE_MASKS_FILE, "MODEL_CARD.md")
+"""Up to a gigabyte, read later, or of no use to a stream: verified by hash, not kept."""
 _MIB = 1 << 20
 MAX_FILE_BYTES = {
     SETTINGS_FILE: _MIB,
@@ -51,6 +59,8 @@ MAX_FILE_BYTES = {
     "torso.safetensors": 512 * _MIB,
     "poses.safetensors": 256 * _MIB,
     RECORDED_CASES_FILE: 512 * _MIB,
+    PLATE_VIDEO_FILE: 256 * _MIB,
+    PLATE_MASKS_FILE: 16 * _MIB,  # eight times as much in memory; five minutes of loop at 512 px
 }
 """What each file may take, checked before it is read."""
 
@@ -99,6 +109,13 @@ def read_network(file: Path, record: FileRecord | None = None) -> bytes:
     if record is not None:
         _check_record(file, record, len(content), hashlib.sha256(content).hexdigest())
     _check_network(file, content)
+    return content
+
+
+def read_listed_file(file: Path, record: FileRecord) -> bytes:
+    """Returns the content of a bundle's file; BundleError where it cannot be read or is another."""
+    content = read_file(file, MAX_FILE_BYTES[file.name])
+    _check_record(file, record, len(content), hashlib.sha256(content).hexdigest())
     return content
 
 
@@ -189,9 +206,7 @@ def read_files(path: Path, records: Mapping[str, FileRecord]) -> dict[str, bytes
         elif name.endswith(".onnx"):
             read_network(file, record)  # read again by whoever runs it
         else:
-            content = read_file(file, MAX_FILE_BYTES[name])
-            _check_record(file, record, len(content), hashlib.sha256(content).hexdigest())
-            contents[name] = content
+            contents[name] = read_listed_file(file, record)
     return contents
 
 

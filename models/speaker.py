@@ -18,7 +18,15 @@ import numpy as np
 from cuda_kernels.arrays import F32
 from cuda_kernels.scene import Camera, Grid, GridLayout, HeadField, Scene, TorsoField
 
-from .bundle_files import BundleError, Tensors, read_background, read_files
+from .bundle_files import (
+    PLATE_MASKS_FILE,
+    PLATE_VIDEO_FILE,
+    BundleError,
+    Tensors,
+    read_background,
+    read_files,
+)
+from .plates import PlateFiles
 from .settings import one_line
 from .speaker_settings import (
     LANDMARKS,
@@ -57,6 +65,7 @@ class Speaker:
     syncnet_onnx: Path | None = None
     poses: F32  # (P, 4, 4) camera to head space; frame i shows pose i mod P
     blinks: F32  # (F, 68, 3) what one blink adds to the landmarks, first and last frame 0
+    plates: PlateFiles | None = None
     verification: Mapping[str, float]
     figures: Mapping[str, float]
     settings: SpeakerSettings
@@ -84,6 +93,15 @@ def load_speaker(path: Path) -> Speaker:
     poses, blinks = _read_poses(path / "poses.safetensors", contents["poses.safetensors"])
     background = read_background(path / "background.png", contents["background.png"], settings.image_size_px)
     camera = Camera(**{e.name: getattr(settings.camera, e.name) for e in dataclasses.fields(CameraSettings)})
+    plates = None
+    if not {PLATE_VIDEO_FILE, PLATE_MASKS_FILE}.isdisjoint(settings.files):
+        plates = PlateFiles(
+            path=path,
+            records=settings.files,
+            made_of=None if settings.plates is None else settings.plates.of,
+            size_px=settings.image_size_px,
+            poses=len(poses),
+        )
     return Speaker(
         name=settings.name,
         path=path,
@@ -101,6 +119,7 @@ def load_speaker(path: Path) -> Speaker:
         syncnet_onnx=path / "syncnet.onnx" if "syncnet.onnx" in settings.files else None,
         poses=poses,
         blinks=blinks,
+        plates=plates,
         verification=settings.verification,
         figures=settings.figures,
         settings=settings,

@@ -267,6 +267,13 @@ class TorsoSettings:
         _check_net("canonical_net", self.canonical_net, inputs=self.grid.width + inputs, outputs=4)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlateSettings:
+    """What the plates were made of."""
+
+    of: str  # see `models.plates.scene_hash`
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SpeakerSettings:
     """All that speaker.json holds beside its own checksum."""
@@ -284,6 +291,7 @@ class SpeakerSettings:
     camera: CameraSettings
     head: HeadSettings
     torso: TorsoSettings | None
+    plates: PlateSettings | None = None
     verification: dict[str, float] = field(default_factory=dict)  # errors measured at export
     figures: dict[str, float] = field(default_factory=dict)  # quality measured on validation data
     files: dict[str, FileRecord] = field(default_factory=dict)

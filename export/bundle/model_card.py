@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from models.bundle_files import PLATE_MASKS_FILE, PLATE_VIDEO_FILE
 from models.speaker_settings import OriginRecord
 
 NOBODY = "a synthetic character, nobody's likeness"
@@ -71,11 +72,11 @@ def model_card(card: Card) -> str:
         ),
         _FIGURES_HEAD,
         _figures(card.figures),
-        "## How the export was checked",
+        _CHECKS_HEAD,
         "Largest differences to the trained networks, and the closeness of pictures to the plain torch twin.",
         "",
         _table(("check", "value"), [(key, _number(value)) for key, value in card.verification.items()]),
-        "## Files",
+        _FILES_HEAD,
         _table(("file", "content"), list(card.files.items())),
         "## Limits",
         _LIMITS_OF_SYNTHETIC if card.synthetic else _LIMITS,
@@ -92,6 +93,25 @@ def with_figures(card: str, figures: Mapping[str, float]) -> str:
     return f"{before}{head}\n{_figures(figures)}{next_head}{after}"
 
 
+def with_plates(card: str, checks: Mapping[str, float]) -> str:
+    """Returns the card's text with what was checked of plates, and their files; without them if nothing."""
+    card = "".join(line for line in card.splitlines(keepends=True) if not line.startswith("| plates"))
+    if not checks:
+        return card
+    card = _with_rows(card, _CHECKS_HEAD, [(name, _number(value)) for name, value in checks.items()])
+    return _with_rows(card, _FILES_HEAD, list(_PLATE_FILES.items()))
+
+
+def _with_rows(card: str, head: str, rows: Sequence[Sequence[str]]) -> str:
+    """Returns the card with rows at the end of the table under a heading; as it was where there is none."""
+    before, head, rest = card.partition(f"{head}\n")
+    section, next_head, after = rest.partition("\n## ")
+    table, end, below = f"{section}\n".rpartition("|\n")
+    if not end:
+        return card
+    return f"{before}{head}{table}{end}{''.join(map(_line, rows))}{below[:-1]}{next_head}{after}"
+
+
 def _figures(figures: Mapping[str, float]) -> str:
     if not figures:
         return "Not measured yet: `benchmarks.quality` does, `geneface-export figures` puts it here.\n"
@@ -100,6 +120,12 @@ def _figures(figures: Mapping[str, float]) -> str:
 
 
 _FIGURES_HEAD = "## How good it is"
+_CHECKS_HEAD = "## How the export was checked"
+_FILES_HEAD = "## Files"
+_PLATE_FILES = {
+    PLATE_VIDEO_FILE: "for each pose of the path the picture of what speech does not change",
+    PLATE_MASKS_FILE: "for each pose which blocks of the picture speech changes",
+}
 _LIMITS_OF_SYNTHETIC = (
     "A computer-graphics look. What moves the face was learnt from synthetic voices and rule-made "
     "articulation: on human speech it keeps time, its style is the rules'. Label videos made with it as "
@@ -116,8 +142,8 @@ def _number(value: float) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+    return "".join(map(_line, (head, ["---"] * len(head), *rows)))
 
-    lines = [line(head), line(["---"] * len(head)), *map(line, rows)]
-    return "\n".join(lines) + "\n"
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |\n"

@@ -21,6 +21,8 @@ from cuda_kernels.arrays import F32, U8
 from cuda_kernels.scene import Grid, HeadField, Scene, TorsoField
 from models.bundle_files import (
     MAX_FILE_BYTES,
+    PLATE_MASKS_FILE,
+    PLATE_VIDEO_FILE,
     RECORDED_CASES_FILE,
     SETTINGS_FILE,
     BundleError,
@@ -28,6 +30,7 @@ from models.bundle_files import (
     read_file,
 )
 from models.partial_files import aside_path, atomic_write, partial_path, restore_aside, sweep_abandoned
+from models.plates import scene_hash
 from models.settings import from_mapping, one_line, to_mapping
 from models.speaker import Speaker, load_speaker
 from models.speaker_settings import (
@@ -38,6 +41,7 @@ from models.speaker_settings import (
     HeadSettings,
     MotionSettings,
     OriginRecord,
+    PlateSettings,
     SpeakerSettings,
     TorsoSettings,
     checksum,
@@ -46,11 +50,13 @@ from models.speaker_settings import (
 )
 from models.time_base import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 
-from .model_card import with_figures
+from .model_card import with_figures, with_plates
 
 Tensors = dict[str, npt.NDArray[Any]]
 
 CARD_FILE = "MODEL_CARD.md"
+PLATES = "plates_"
+"""The prefix of what `verification` says of plates."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -79,7 +85,7 @@ class BundleParts:
 
 
 def parts_of(speaker: Speaker) -> BundleParts:
-    """Returns a bundle's parts, to be written again with some of them replaced."""
+    """Returns a bundle's parts but its plates, to be written again with some of them replaced."""
 
     def content(file: Path | None) -> bytes | None:
         return None if file is None else file.read_bytes()
@@ -156,7 +162,8 @@ def require_folder(path: Path, name: str) -> None:
 def write_bundle(out: Path, parts: BundleParts, *, max_bytes: int | None = None) -> Speaker:
     """Returns the speaker read back from the bundle folder `out`, which replaces an older bundle there.
 
-    The folder is written beside `out` under another name, read back with every check, and renamed.
+    The folder is written beside `out` under another name, read back with every check, and renamed. It has no
+    plates, which are made of a finished bundle.
 
     Raises:
         BundleError: the parts do not make a valid bundle, are larger than `max_bytes` or `out` is a folder
@@ -165,12 +172,7 @@ def write_bundle(out: Path, parts: BundleParts, *, max_bytes: int | None = None)
     out = Path(out).absolute()
     require_free(out)
     contents = _contents(parts)
-    total_bytes = sum(map(len, contents.values()))
-    if max_bytes is not None and total_bytes > max_bytes:
-        largest = max(contents, key=lambda name: len(contents[name]))
-        got = f"{total_bytes} bytes, of which {largest} {len(contents[largest])}"
-        way_out = "train smaller grids or raise --max-mb"
-        raise BundleError(str(out), "size", f"at most {max_bytes} bytes", got, way_out)
+    _require_size(out, {name: len(content) for name, content in contents.items()}, max_bytes)
     out.parent.mkdir(parents=True, exist_ok=True)
     restore_aside(out)
     partial = _empty_folder(partial_path(out))
@@ -182,6 +184,15 @@ def write_bundle(out: Path, parts: BundleParts, *, max_bytes: int | None = None)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return load_speaker(out)
+
+
+def _require_size(out: Path, sizes: Mapping[str, int], max_bytes: int | None) -> None:
+    total_bytes = sum(sizes.values())
+    if max_bytes is not None and total_bytes > max_bytes:
+        largest = max(sizes, key=lambda name: sizes[name])
+        got = f"{total_bytes} bytes, of which {largest} {sizes[largest]}"
+        way_out = "train smaller grids or raise --max-mb"
+        raise BundleError(str(out), "size", f"at most {max_bytes} bytes", got, way_out)
 
 
 def _replace(out: Path, partial: Path) -> None:
@@ -224,7 +235,8 @@ def _empty_folder(path: Path) -> Path:
 def seal(path: Path) -> Speaker:
     """Returns the speaker after speaker.json's sizes, hashes and checksum were written anew.
 
-    For a deliberate change by hand: the model card, the name, a figure. All else is checked as at any load.
+    For a deliberate change by hand: the model card, the name, a figure. All else is checked as at any load;
+    plates of what was changed are taken out.
 
     Raises:
         BundleError: the bundle does not hold even with true hashes; speaker.json is left as it was.
@@ -245,27 +257,88 @@ def seal(path: Path) -> Speaker:
     with atomic_write(file) as part:
         part.write_bytes(content)
     try:
-        return load_speaker(path)
+        speaker = load_speaker(path)
     except BundleError:
         with atomic_write(file) as part:
             part.write_bytes(before)
         raise
+    stale = speaker.plates is not None and not speaker.plates.are_of_this_scene
+    return put_plates(path, None) if stale else speaker
 
 
 def add_figures(path: Path, figures: Mapping[str, float]) -> Speaker:
     """Returns the speaker after `figures` were added to speaker.json and shown in the model card."""
-    path = Path(path).absolute()
     settings = read_settings(path)
     merged = {**settings.figures, **figures}
     card = with_figures(read_card(path), merged).encode()
-    settings = dataclasses.replace(
-        settings, figures=merged, files={**settings.files, CARD_FILE: _record(card)}
-    )
+    return _rewrite(path, dataclasses.replace(settings, figures=merged), {CARD_FILE: card})
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PlateParts:
+    """A bundle's plates, in memory."""
+
+    video: bytes
+    masks: bytes
+    verification: Mapping[str, float]  # its keys begin with PLATES
+
+
+def put_plates(path: Path, parts: PlateParts | None, *, max_bytes: int | None = None) -> Speaker:
+    """Returns the speaker after plates took the place of those in its bundle, or, with None, went out of it.
+
+    All else stays as it was, byte for byte.
+
+    Raises:
+        BundleError: the bundle is larger than `max_bytes` with them, or cannot be read or written; it is left
+            as it was.
+    """
+    settings = read_settings(path)
+    verification = _without_plates(settings.verification)
+    contents: dict[str, bytes | None] = {PLATE_VIDEO_FILE: None, PLATE_MASKS_FILE: None}
+    of = None
+    if parts is not None:
+        verification |= parts.verification
+        contents = {PLATE_VIDEO_FILE: parts.video, PLATE_MASKS_FILE: parts.masks}
+        of = PlateSettings(of=scene_hash(settings.files))
+    card = with_plates(read_card(path), {} if parts is None else parts.verification).encode()
+    settings = dataclasses.replace(settings, plates=of, verification=verification)
+    return _rewrite(path, settings, {**contents, CARD_FILE: card}, max_bytes=max_bytes)
+
+
+def _without_plates(verification: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(value) for name, value in verification.items() if not name.startswith(PLATES)}
+
+
+def _rewrite(
+    path: Path,
+    settings: SpeakerSettings,
+    contents: Mapping[str, bytes | None],
+    *,
+    max_bytes: int | None = None,
+) -> Speaker:
+    """Returns the speaker after the bundle's folder was replaced by one with these settings and contents.
+
+    Args:
+        path: the bundle's folder.
+        settings: without the sizes and hashes of `contents`.
+        contents: of the files that change; None: taken out.
+        max_bytes: that all files may take.
+    """
+    path = Path(path).absolute()
+    files = {name: record for name, record in settings.files.items() if contents.get(name, b"") is not None}
+    files |= {name: _record(content) for name, content in contents.items() if content is not None}
+    text = _settings_text(to_mapping(dataclasses.replace(settings, files=files)))
+    sizes = {SETTINGS_FILE: len(text), **{name: record.size_bytes for name, record in files.items()}}
+    _require_size(path, sizes, max_bytes)
     partial = _empty_folder(partial_path(path))
     try:
         shutil.copytree(path, partial, dirs_exist_ok=True)
-        (partial / CARD_FILE).write_bytes(card)
-        (partial / SETTINGS_FILE).write_bytes(_settings_text(to_mapping(settings)))
+        for name, content in contents.items():
+            if content is None:
+                (partial / name).unlink(missing_ok=True)
+            else:
+                (partial / name).write_bytes(content)
+        (partial / SETTINGS_FILE).write_bytes(text)
         load_speaker(partial)
         _replace(path, partial)
     finally:
@@ -274,6 +347,8 @@ def add_figures(path: Path, figures: Mapping[str, float]) -> Speaker:
 
 
 def _settings_text(document: dict[str, Any]) -> bytes:
+    if document.get("plates") is None:  # as in bundles that were written before there were any
+        document = {key: value for key, value in document.items() if key != "plates"}
     document = {**document, "checksum": checksum(document)}
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
     return (text + "\n").encode()
@@ -297,7 +372,7 @@ def _contents(parts: BundleParts) -> dict[str, bytes]:
             }
         ),
         "background.png": _png(scene.background),
-        CARD_FILE: parts.model_card.encode(),
+        CARD_FILE: with_plates(parts.model_card, {}).encode(),
     }
     if scene.torso is not None:
         contents["torso.safetensors"] = save(torso_tensors(scene.torso))
@@ -322,7 +397,7 @@ def _contents(parts: BundleParts) -> dict[str, bytes]:
         camera=CameraSettings(**camera),
         head=head_settings(scene.head),
         torso=None if scene.torso is None else torso_settings(scene.torso),
-        verification={key: float(value) for key, value in parts.verification.items()},
+        verification=_without_plates(parts.verification),
         figures={key: float(value) for key, value in parts.figures.items()},
         files={name: _record(content) for name, content in contents.items()},
     )

@@ -10,9 +10,9 @@ import shutil
 import struct
 import zlib
 
-import bundle_factory
 import cv2
 import numpy as np
+import plate_factory
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -32,6 +32,8 @@ FILES = (
     "torso.safetensors",
     "poses.safetensors",
     "background.png",
+    "plates.mkv",
+    "plates.safetensors",
     "MODEL_CARD.md",
 )
 WRITTEN_ANEW = settings(
@@ -45,7 +47,8 @@ WRITTEN_ANEW = settings(
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """A bundle of few bytes, so that damage is likely to hit something that matters."""
-    return bundle_factory.write_tiny_bundle(tmp_path_factory.mktemp("small") / "Tiny", image_size_px=32)
+    folder = tmp_path_factory.mktemp("small") / "Tiny"
+    return plate_factory.write_plated_bundle(folder, image_size_px=32).path
 
 
 @pytest.fixture
