@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -28,6 +27,7 @@ from .errors import InputError
 from .pipeline.clock import CpuClock, MonotonicClock
 from .pipeline.cores import usable_cores
 from .pipeline.cuda_device import find_cuda_device
+from .pipeline.free_memory import free_memory_bytes
 from .pipeline.gpu_renderer import GpuRenderer, open_gpu
 from .pipeline.loaded_speaker import SpeakerOpening
 from .pipeline.onnx_engine import CUDA_PROVIDER
@@ -437,20 +437,6 @@ class _Checks:
         driver = pygame.display.get_driver()
         pygame.display.quit()
         return _Found(status="ok", detail=f"pygame-ce {pygame.version.ver} on {driver}")
-
-
-def free_memory_bytes(
-    meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")
-) -> int | None:
-    """Returns the memory that this process may still allocate, None where it is unknown."""
-    free = []
-    with contextlib.suppress(OSError):
-        found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text(), re.MULTILINE)
-        free += [int(found[1]) * 1024] if found else []
-    with contextlib.suppress(OSError, ValueError):  # "max": no limit
-        limit = int((cgroup / "memory.max").read_text())
-        free.append(limit - int((cgroup / "memory.current").read_text()))
-    return min(free) if free else None
 
 
 def _installed(package: str) -> str | None:

@@ -17,7 +17,7 @@ from cuda_kernels import cuda_raymarcher
 from cuda_kernels.cuda_module import CudaUnavailableError
 from models.speaker_settings import read_settings
 from streaming import check
-from streaming.check import CheckResult, exit_code, free_memory_bytes, run_checks, table
+from streaming.check import CheckResult, exit_code, run_checks, table
 from streaming.errors import InputError
 from streaming.pipeline import compute_settings, engine_choice, gpu_renderer, loaded_speaker, networks
 from streaming.pipeline.cuda_device import CudaDevice
@@ -144,19 +144,6 @@ def test_few_cores_and_little_memory_are_warnings(settings, monkeypatch):
         "1 usable, 1 thread where the CPU draws",
     )
     assert (found["memory"].status, found["memory"].detail) == ("warn", "0.7 GiB free")
-
-
-def test_free_memory_is_the_lesser_of_machine_and_container(tmp_path):
-    meminfo, cgroup = tmp_path / "meminfo", tmp_path / "cgroup"
-    assert free_memory_bytes(meminfo, cgroup) is None
-    meminfo.write_text("MemTotal: 9 kB\nMemAvailable:    2048 kB\n")
-    assert free_memory_bytes(meminfo, cgroup) == 2 << 20
-    cgroup.mkdir()
-    (cgroup / "memory.max").write_text("max\n")
-    assert free_memory_bytes(meminfo, cgroup) == 2 << 20
-    (cgroup / "memory.max").write_text(f"{3 << 20}\n")
-    (cgroup / "memory.current").write_text(f"{2 << 20}\n")
-    assert free_memory_bytes(meminfo, cgroup) == 1 << 20
 
 
 def test_a_package_that_is_missing_is_named(settings, monkeypatch):
