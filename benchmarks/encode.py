@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,9 +25,10 @@ from models.speaker_folders import find_speaker
 from models.time_base import FRAME_RATE_HZ
 from streaming.files.audio_file import AudioFile
 from streaming.files.progress import Progress
+from streaming.pipeline.compute_settings import ComputeSettings
 from streaming.pipeline.i420 import video_frame
+from streaming.pipeline.loaded_speaker import LoadedSpeaker
 from streaming.pipeline.pipeline import Pipeline
-from streaming.pipeline.renderers import make_renderer, open_cpu_raymarcher
 from streaming.webrtc.video_encoder import CODECS, VideoEncoder
 
 from .json_file import write_json
@@ -93,11 +95,15 @@ def measure(name: str, codec: str, make: Callable[[], Encode], pictures: list[U8
 def draw(speaker_name: str, audio: Path, *, speakers_dir: Path | None, render_px: int) -> list[U8]:
     """Returns the I420 pictures of a speaker saying a recording."""
     speaker = load_speaker(find_speaker(speaker_name, speakers_dir=speakers_dir))
-    raymarcher = open_cpu_raymarcher(speaker, threads=2)
+    compute = ComputeSettings(device="cpu", threads=2, render_px=render_px)
     recording = AudioFile(audio)
     progress = Progress(round((recording.duration_s or 0) * FRAME_RATE_HZ) or None, quiet=False)
     pictures = []
-    with Pipeline(speaker, make_renderer(speaker, raymarcher, render_px)) as pipeline:
+    with contextlib.ExitStack() as stack:
+        loaded = LoadedSpeaker.of(speaker, compute=compute, live=False)
+        stack.callback(loaded.close)
+        renderer = loaded.make_renderer(render_px)
+        pipeline = stack.enter_context(Pipeline(speaker, renderer, networks=loaded.networks))
         pipeline.start_feed(recording.speech())
         for frame in pipeline:
             pictures.append(frame.picture)

@@ -105,6 +105,16 @@ class StreamSettings:
             group=DRAWING,
         ),
     ] = None
+    plates_mb: Annotated[
+        int | None,
+        Range(0, words="0 (none) or more MB"),
+        Option(
+            "memory for the plates of all speakers, over which only what speech changes is drawn; 0: the "
+            "whole of each picture is drawn (default: a quarter of what is free, at most 512)",
+            metavar="MB",
+            group=DRAWING,
+        ),
+    ] = None
     seed: Annotated[
         int,
         Range(0, 2**63 - 1, words="0 to 2**63 - 1"),
@@ -262,6 +272,7 @@ class StreamSettings:
             threads=self.threads,
             cores=self.cores,
             render_px=self.render_size,
+            plates_mb=self.plates_mb,
         )
 
     @property

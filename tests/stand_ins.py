@@ -16,14 +16,16 @@ class StandInRaymarcher:
     def __init__(self, *, fail_at: int | None = None) -> None:
         self.drawn = 0
         self.sizes: list[int] = []
+        self.masks: list[object] = []
         self.threads_seen: set[str] = set()
         self._fail_at = fail_at
 
-    def render(self, *, c2w, condition, size_px, region_px=None, out=None):
+    def render(self, *, c2w, condition, size_px, region_px=None, mask=None, out=None):
         if self._fail_at is not None and self.drawn >= self._fail_at:
             raise RuntimeError("the stand-in was told to fail")
         self.drawn += 1
         self.sizes.append(size_px)
+        self.masks.append(mask)
         self.threads_seen.add(threading.current_thread().name)
         x0, y0, x1, y1 = region_px or (0, 0, size_px, size_px)
         x = (np.arange(x0, x1) + 0.5) / size_px
@@ -31,7 +33,12 @@ class StandInRaymarcher:
         wave = np.float32(condition).sum() + c2w[0, 2] * 3
         field = np.sin(6 * x[None, :] + wave) * np.cos(5 * y[:, None] - wave)
         channels = [127 + 100 * field, 127 + 100 * field * field, 127 - 90 * field]
-        return np.stack(channels, -1).astype(np.uint8)
+        picture = np.stack(channels, -1).astype(np.uint8)
+        if mask is not None:
+            assert mask.size_px == size_px
+            drawn = np.kron(mask.covered, np.ones((4, 4), bool))[:size_px, :size_px]
+            picture[~drawn] = 0
+        return picture
 
     def warm_up(self) -> float:
         return 0.0

@@ -31,7 +31,8 @@ export class LivePanel {
   }
 
   /** @param {AvatarStats} stats */
-  show({ latency, fps, renderPx, imageSizePx, renderNote, notes, lipsAheadMs, droppedFrames, lossFraction }) {
+  show(stats) {
+    const { latency, fps, renderPx, renderNote, notes, lipsAheadMs, droppedFrames, lossFraction } = stats;
     this.#note(notes.join(' '));
     this.#write('p50', latency.p50Ms === null ? NOTHING : latency.p50Ms.toFixed(0));
     this.#write(
@@ -51,7 +52,7 @@ export class LivePanel {
       value.textContent = stageMs === null ? NOTHING : `${stageMs.toFixed(stageMs < 9.95 ? 1 : 0)} ms`;
     });
     this.#write('fps', fps.toFixed(1));
-    this.#write('render', renderPx === null ? NOTHING : sizeInWords(renderPx, imageSizePx));
+    this.#write('render', renderPx === null ? NOTHING : sizeInWords(renderPx, stats.imageSizePx, stats.drawnShare));
     this.#part('render').title = renderNote;
     this.#write('lips', lipsInWords(lipsAheadMs));
     this.#write('dropped', `${droppedFrames.server + droppedFrames.browser}`);
@@ -102,15 +103,17 @@ export function lipsInWords(lipsAheadMs) {
 }
 
 /**
- * Returns the size that is drawn, and the one that it is scaled up to where that differs.
+ * Returns the size that is drawn, the one that it is scaled up to where that differs, and how much is drawn.
  *
  * @param {number} renderPx
  * @param {number | null} imageSizePx
+ * @param {number} drawnShare
  * @returns {string}
  */
-function sizeInWords(renderPx, imageSizePx) {
-  if (imageSizePx === null || imageSizePx === renderPx) return `${renderPx} px`;
-  return `${renderPx} of ${imageSizePx} px`;
+export function sizeInWords(renderPx, imageSizePx, drawnShare) {
+  const whole = imageSizePx === null || imageSizePx === renderPx;
+  const size = whole ? `${renderPx} px` : `${renderPx} of ${imageSizePx} px`;
+  return drawnShare < 1 ? `${size}, ${Math.round(100 * drawnShare)} % of it` : size;
 }
 
 /**

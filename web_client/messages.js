@@ -39,6 +39,7 @@
  * @property {number} server_ms
  * @property {number} fps
  * @property {number} render_px
+ * @property {number} drawn_share Of the picture; the rest was drawn before the call.
  * @property {string} render_note
  * @property {number} delay_ms
  * @property {string[]} notes What a person should know of a session that is not as it should be.

@@ -18,6 +18,7 @@ import { ReceiverMeter } from './receiver-stats.js';
  * @property {{down: number | null, up: number | null}} lossFraction Packets lost, 0 to 1.
  * @property {number | null} roundTripMs The fastest ping of the last 20 s.
  * @property {number | null} renderPx What the server draws and scales up to `imageSizePx`.
+ * @property {number} drawnShare Of the picture, that the server draws anew; 1: the whole.
  * @property {string} renderNote What there is to say about it; often empty.
  * @property {string[]} notes What a person should know of a session that is not as it should be.
  * @property {number | null} imageSizePx
@@ -104,6 +105,7 @@ export class SessionMeter {
       },
       roundTripMs: clock?.roundTripMs ?? null,
       renderPx: telemetry?.render_px ?? hello?.render_px ?? null,
+      drawnShare: telemetry?.drawn_share ?? 1,
       renderNote: telemetry?.render_note ?? '',
       notes: telemetry?.notes ?? [],
       imageSizePx: hello?.image_size_px ?? null,

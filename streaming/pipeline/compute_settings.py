@@ -17,6 +17,7 @@ class ComputeSettings:
     threads: int = 0  # of the CPU raymarcher; 0: one a core, within reason
     cores: int = 0  # to count on; 0: all that affinity and container leave
     render_px: int | None = None  # side of what the raymarcher draws; None: the largest that keeps up
+    plates_mb: int | None = None  # memory of the plates of all speakers; None: see `PlateMemory`
 
     def __post_init__(self) -> None:
         """Refuses what does not go together.

@@ -1,19 +1,22 @@
-"""Renders a frame from pose and condition: the whole of it, scaled up, with the mouth at full size."""
+"""Renders a frame from pose and condition: what speech changes over a plate, or the whole of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from cuda_kernels.arrays import F32, U8
+from cuda_kernels.compositing import compose_i420
+from cuda_kernels.masks import BlockMask
 
 from .i420 import I420Converter, PatchBlender
 from .mouth import feathered_mask
+from .plates import PlateSource
 
 I32 = npt.NDArray[np.int32]
 
@@ -37,6 +40,22 @@ class Raymarcher(Protocol):
 
     def close(self) -> None:
         """Ends its threads; drawing is over."""
+
+
+class MaskRaymarcher(Raymarcher, Protocol):
+    """A raymarcher that can leave out what a mask does not cover."""
+
+    def render(
+        self,
+        *,
+        c2w: F32,
+        condition: F32,
+        size_px: int,
+        region_px: tuple[int, int, int, int] | None = None,
+        mask: BlockMask | None = None,
+        out: U8 | None = None,
+    ) -> U8:
+        """Returns as `Raymarcher` does, or only the blocks of a mask of that size."""
 
 
 class FinishedDrawing(Protocol):
@@ -135,3 +154,57 @@ class WholeRenderer:
             return drawn
         mouth = ", the mouth at full size" if self._boxes is not None else ""
         return f"{drawn} scaled up to {self.output_px} x {self.output_px}{mouth}"
+
+
+class PlateRenderer:
+    """Draws what speech changes at `render_px` and lays it over the plate of the pose, at the bundle's size.
+
+    While the plates are not there it draws as another renderer does.
+    """
+
+    def __init__(
+        self,
+        raymarcher: MaskRaymarcher,
+        plates: PlateSource,
+        *,
+        output_px: int,
+        render_px: int,
+        without: Callable[[], FrameRenderer],
+    ) -> None:
+        """Keeps its parts.
+
+        Args:
+            raymarcher: draws.
+            plates: of the speaker.
+            output_px: side of the plates and of the finished picture.
+            render_px: side of the picture of which the raymarcher draws what is in the mask.
+            without: gives what draws while there are no plates, once it is needed.
+        """
+        self._raymarcher, self._plates = raymarcher, plates
+        self.output_px, self.render_px = output_px, render_px
+        self._make_without = without
+
+    @cached_property
+    def _without(self) -> FrameRenderer:
+        return self._make_without()
+
+    def draw(self, *, c2w: F32, condition: F32, pose: int) -> Drawing:
+        """Returns the frame, drawn; see `FrameRenderer.draw`."""
+        plate = self._plates.picture(pose)
+        if plate is None:
+            return self._without.draw(c2w=c2w, condition=condition, pose=pose)
+        mask = self._plates.masks.at(pose, self.render_px)
+        drawn = self._raymarcher.render(c2w=c2w, condition=condition, size_px=self.render_px, mask=mask)
+        whole = self._plates.masks.at(pose, self.output_px)
+        return Drawing(
+            finish=partial(compose_i420, plate, drawn, whole), drawn_px=self.render_px, drawn_share=mask.share
+        )
+
+    def describe(self) -> str:
+        """Returns what is drawn, in words."""
+        return _over_plates(self._plates, self.render_px, self.output_px)
+
+
+def _over_plates(plates: PlateSource, render_px: int, output_px: int) -> str:
+    of = "" if render_px == output_px else f" of {output_px} x {output_px}"
+    return f"draws {plates.masks.share:.0%} of {render_px} x {render_px} over plates{of}".replace("%", " %")

@@ -15,10 +15,11 @@ from ..errors import GpuLostError, InputError
 from .clock import CpuClock, MonotonicClock
 from .compute_settings import ComputeSettings
 from .frame_cost import FrameCostMeter
-from .frame_renderer import FrameRenderer, Raymarcher
+from .frame_renderer import FrameRenderer
 from .gpu_renderer import GpuRaymarcher, GpuRenderer
 from .networks import SharedFeatures, SpeakerNetworks, open_networks
 from .onnx_engine import CPU
+from .plates import PlateMemory, Plates
 from .render_size import (
     FRAME_BUDGET_MS,
     HEADROOM,
@@ -28,7 +29,14 @@ from .render_size import (
     RenderSize,
     choose_render_size,
 )
-from .renderers import OpenRaymarcher, choose_raymarcher, device_of, make_renderer, open_cpu_raymarcher
+from .renderers import (
+    AnyRaymarcher,
+    OpenRaymarcher,
+    choose_raymarcher,
+    device_of,
+    make_renderer,
+    open_cpu_raymarcher,
+)
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +54,7 @@ class SpeakerOpening:
         open_raymarcher: OpenRaymarcher = open_cpu_raymarcher,
         gpu: GpuRenderer | None = None,
         shared: SharedFeatures | None = None,
+        plate_memory: PlateMemory | None = None,
         say: Callable[[str], None] = log.warning,
         clock: MonotonicClock | None = None,
         cpu: CpuClock | None = None,
@@ -58,6 +67,7 @@ class SpeakerOpening:
             open_raymarcher: opens what draws on the CPU.
             gpu: draws, unless it cannot draw this speaker or is lost; None: the CPU draws.
             shared: feature networks that speakers of this process share.
+            plate_memory: plates that speakers of this process have in memory.
             say: told what a person should know of the choices, line by line.
             clock: measures what a GPU does.
             cpu: measures what the CPU does.
@@ -69,7 +79,9 @@ class SpeakerOpening:
         self._gpu, self._shared, self._say = gpu, shared, say
         self._clock, self._cpu = clock, cpu
         self._networks: SpeakerNetworks | None = None
-        self._raymarcher: Raymarcher | None = None
+        self._raymarcher: AnyRaymarcher | None = None
+        self._plate_memory = plate_memory or PlateMemory(compute.plates_mb)
+        self._plates: Plates | None = None
 
     @property  # a cached_property of Python 3.11 has one lock, at which all speakers would wait for one
     def networks(self) -> SpeakerNetworks:
@@ -92,7 +104,7 @@ class SpeakerOpening:
             InputError: the GPU was asked for and cannot draw this speaker.
             GpuLostError: the GPU failed meanwhile; a second call chooses anew.
         """
-        self.close()
+        self._close_raymarcher()
         self._raymarcher = choose_raymarcher(
             self.speaker,
             threads=self._compute.drawing_threads,
@@ -104,10 +116,25 @@ class SpeakerOpening:
         return self._raymarcher.warm_up()
 
     @property
-    def raymarcher(self) -> Raymarcher:
+    def raymarcher(self) -> AnyRaymarcher:
         """The raymarcher; after `warm_up`."""
         assert self._raymarcher is not None
         return self._raymarcher
+
+    def open_plates(self) -> None:
+        """Begins to read the plates, where there are some and there is room."""
+        self._plates = self._plate_memory.open(self.speaker, say=self._say)
+
+    def wait_for_plates(self) -> bool:
+        """Returns whether there are plates to draw over; waits until they are read, or cannot be."""
+        return self.plates is not None and self.plates.wait()
+
+    @property
+    def plates(self) -> Plates | None:
+        """The plates that are drawn over, read or not yet; None where there are none."""
+        if self._plates is not None and self._plates.failure:
+            self._close_plates()
+        return self._plates
 
     @property
     def is_warm(self) -> bool:
@@ -134,7 +161,7 @@ class SpeakerOpening:
         return FrameCostMeter(
             self.speaker,
             self.networks,
-            self.make_renderer,
+            lambda size_px: _measured_renderer(self.speaker, self.raymarcher, size_px, self.plates),
             threads=self._compute.drawing_threads,
             cores=self.cores,
             clock=self._clock,
@@ -171,13 +198,22 @@ class SpeakerOpening:
 
     def make_renderer(self, size_px: int) -> FrameRenderer:
         """Returns a renderer of a size; after `warm_up`."""
-        return make_renderer(self.speaker, self.raymarcher, size_px)
+        return make_renderer(self.speaker, self.raymarcher, size_px, self.plates)
 
     def close(self) -> None:
-        """Ends the raymarcher's threads; a second time, or unopened, it does nothing."""
+        """Ends the raymarcher's threads and gives the plates back; twice, or unopened, it is safe."""
+        self._close_raymarcher()
+        self._close_plates()
+
+    def _close_raymarcher(self) -> None:
         raymarcher, self._raymarcher = self._raymarcher, None
         if raymarcher is not None:
             raymarcher.close()
+
+    def _close_plates(self) -> None:
+        plates, self._plates = self._plates, None
+        if plates is not None:
+            plates.close()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,12 +222,13 @@ class LoadedSpeaker:
 
     speaker: Speaker
     networks: SpeakerNetworks
-    raymarcher: Raymarcher
+    raymarcher: AnyRaymarcher
     sizes_px: tuple[int, ...]  # that may be drawn, largest first
     start_px: int
     costs: dict[int, FrameCost]  # measured, by size; the smallest and `start_px` among them where it is live
     threads: int  # that draw; of a GPU, the one that all share
     chosen: RenderSize | None = None  # of a recording: `start_px`, where what frames take chose it
+    plates: Plates | None = None  # that are drawn over
 
     @classmethod
     def open(
@@ -202,6 +239,7 @@ class LoadedSpeaker:
         open_raymarcher: OpenRaymarcher = open_cpu_raymarcher,
         gpu: GpuRenderer | None = None,
         shared: SharedFeatures | None = None,
+        plate_memory: PlateMemory | None = None,
         say: Callable[[str], None] = log.warning,
     ) -> LoadedSpeaker:
         """Returns the speaker of a bundle, ready to speak live, after drawing a few frames.
@@ -212,6 +250,7 @@ class LoadedSpeaker:
             open_raymarcher: opens what draws on the CPU.
             gpu: draws, unless it cannot draw this speaker or is lost; None: the CPU draws.
             shared: feature networks that speakers of this process share.
+            plate_memory: plates that speakers of this process have in memory.
             say: told what a person should know of the choices, line by line.
 
         Raises:
@@ -220,7 +259,13 @@ class LoadedSpeaker:
         """
         speaker = load_speaker(path)
         return cls.of(
-            speaker, compute=compute, open_raymarcher=open_raymarcher, gpu=gpu, shared=shared, say=say
+            speaker,
+            compute=compute,
+            open_raymarcher=open_raymarcher,
+            gpu=gpu,
+            shared=shared,
+            plate_memory=plate_memory,
+            say=say,
         )
 
     @classmethod
@@ -233,6 +278,7 @@ class LoadedSpeaker:
         open_raymarcher: OpenRaymarcher = open_cpu_raymarcher,
         gpu: GpuRenderer | None = None,
         shared: SharedFeatures | None = None,
+        plate_memory: PlateMemory | None = None,
         say: Callable[[str], None] = log.warning,
         note: Callable[[str], None] = lambda _: None,
     ) -> LoadedSpeaker:
@@ -245,6 +291,7 @@ class LoadedSpeaker:
             open_raymarcher: as of `open`.
             gpu: as of `open`.
             shared: as of `open`.
+            plate_memory: as of `open`.
             say: as of `open`.
             note: told what is got ready next.
 
@@ -253,9 +300,16 @@ class LoadedSpeaker:
             GpuLostError: the GPU failed before a recording began.
         """
         opening = SpeakerOpening(
-            speaker, compute, open_raymarcher=open_raymarcher, gpu=gpu, shared=shared, say=say
+            speaker,
+            compute,
+            open_raymarcher=open_raymarcher,
+            gpu=gpu,
+            shared=shared,
+            plate_memory=plate_memory,
+            say=say,
         )
         try:
+            opening.open_plates()  # which are read meanwhile
             note("getting the networks ready ...")
             _ = opening.networks
             note("getting the kernels ready (compiled once on this machine) ...")
@@ -305,7 +359,7 @@ class LoadedSpeaker:
         meter = FrameCostMeter(
             self.speaker,
             self.networks,
-            self.make_renderer,
+            lambda size_px: _measured_renderer(self.speaker, self.raymarcher, size_px, self.plates),
             threads=0 if self.on_gpu else self.threads,
             cores=self.threads,
         )
@@ -313,19 +367,28 @@ class LoadedSpeaker:
 
     def make_renderer(self, size_px: int) -> FrameRenderer:
         """Returns a renderer of its own for one stream."""
-        return make_renderer(self.speaker, self.raymarcher, size_px)
+        return make_renderer(self.speaker, self.raymarcher, size_px, self.plates)
 
     def renderers(self) -> Callable[[int], FrameRenderer]:
         """Returns the renderers of one stream by size, each made when it is first asked for."""
         return functools.cache(self.make_renderer)
 
     def close(self) -> None:
-        """Ends the raymarcher's threads."""
+        """Ends the raymarcher's threads and gives the plates back."""
         self.raymarcher.close()
+        if self.plates is not None:
+            self.plates.close()
+
+
+def _measured_renderer(
+    speaker: Speaker, raymarcher: AnyRaymarcher, size_px: int, plates: Plates | None
+) -> FrameRenderer:
+    """Returns a renderer to measure with: reading the plates is not waited for."""
+    return make_renderer(speaker, raymarcher, size_px, None if plates is None else plates.blank())
 
 
 def _live(opening: SpeakerOpening, compute: ComputeSettings) -> LoadedSpeaker:
-    speaker, threads = opening.speaker, opening.threads
+    speaker = opening.speaker
     limit_ms = opening.motion_limit_ms
     if opening.motion_ms > limit_ms:
         raise InputError(
@@ -333,6 +396,27 @@ def _live(opening: SpeakerOpening, compute: ComputeSettings) -> LoadedSpeaker:
             f"live, got {opening.motion_ms:.0f} ms here ({opening.networks.describe() or 'CPU'}); use an "
             "NVIDIA GPU with --device cuda, or make a causal student of it with `geneface-export distil`"
         )
+    while True:
+        plates = opening.plates
+        sizes_px, start_px, costs = _live_sizes(opening, compute)
+        if opening.plates is plates:  # else they turned out to be unreadable
+            return LoadedSpeaker(
+                speaker=speaker,
+                networks=opening.networks,
+                raymarcher=opening.raymarcher,
+                sizes_px=sizes_px,
+                start_px=start_px,
+                costs=costs,
+                threads=opening.threads,
+                plates=plates,
+            )
+
+
+def _live_sizes(
+    opening: SpeakerOpening, compute: ComputeSettings
+) -> tuple[tuple[int, ...], int, dict[int, FrameCost]]:
+    """Returns the sizes that may be drawn, the one to begin with, and what was measured."""
+    speaker = opening.speaker
     costs: dict[int, FrameCost] = {}
 
     def measure(size_px: int) -> FrameCost:
@@ -357,26 +441,19 @@ def _live(opening: SpeakerOpening, compute: ComputeSettings) -> LoadedSpeaker:
         start_px = choose_render_size(
             measure,
             largest_px=speaker.image_size_px,
-            threads=threads,
+            threads=opening.threads,
             cores=opening.cores,
             budget_ms=FRAME_BUDGET_MS * _LIVE_SHARE,
         ).size_px
         if sizes[-1] not in costs:
             measure(sizes[-1])
-    return LoadedSpeaker(
-        speaker=speaker,
-        networks=opening.networks,
-        raymarcher=opening.raymarcher,
-        sizes_px=sizes,
-        start_px=start_px,
-        costs=costs,
-        threads=threads,
-    )
+    return sizes, start_px, costs
 
 
 def _of_a_recording(opening: SpeakerOpening, compute: ComputeSettings) -> LoadedSpeaker:
     """The size is chosen for the machine when it is free; the run steps down under load."""
     speaker, chosen = opening.speaker, None
+    opening.wait_for_plates()  # the same recording gives the same pictures
     start_px = compute.render_px or speaker.image_size_px
     if compute.render_px is None and not opening.on_gpu:
         chosen = size_that_keeps_up(opening)
@@ -390,6 +467,7 @@ def _of_a_recording(opening: SpeakerOpening, compute: ComputeSettings) -> Loaded
         costs={} if chosen is None or chosen.cost is None else {start_px: chosen.cost},
         threads=opening.threads,
         chosen=chosen,
+        plates=opening.plates,
     )
 
 

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from models.speaker import Speaker
 
 from ..errors import GpuLostError, InputError
 from .engine_choice import DeviceName
-from .frame_renderer import FrameRenderer, Raymarcher, WholeRenderer
+from .frame_renderer import FrameRenderer, MaskRaymarcher, PlateRenderer, WholeRenderer
 from .gpu_renderer import GpuRaymarcher, GpuRenderer
 from .mouth import FEATHER_SHARE, mouth_boxes
+from .plates import PlateSource
 from .render_size import FRAME_BUDGET_MS, RENDER_SIZES_PX, RenderSize
+
+AnyRaymarcher = MaskRaymarcher | GpuRaymarcher
 
 
 class OpenRaymarcher(Protocol):
     """Opens a speaker's CPU raymarcher."""
 
-    def __call__(self, speaker: Speaker, *, threads: int) -> Raymarcher:
+    def __call__(self, speaker: Speaker, *, threads: int) -> MaskRaymarcher:
         """Returns a raymarcher that is not warmed up yet."""
 
 
-def open_cpu_raymarcher(speaker: Speaker, *, threads: int) -> Raymarcher:
+def open_cpu_raymarcher(speaker: Speaker, *, threads: int) -> MaskRaymarcher:
     """Returns the CPU raymarcher of a speaker, not warmed up yet."""
     from cuda_kernels.cpu_raymarcher import CpuRaymarcher
 
@@ -37,7 +41,7 @@ def choose_raymarcher(
     gpu: GpuRenderer | None,
     say: Callable[[str], None],
     open_raymarcher: OpenRaymarcher = open_cpu_raymarcher,
-) -> Raymarcher:
+) -> AnyRaymarcher:
     """Returns a raymarcher of a speaker on the GPU, or on the CPU; not warmed up yet.
 
     Args:
@@ -67,15 +71,23 @@ def choose_raymarcher(
     return open_raymarcher(speaker, threads=threads)
 
 
-def device_of(raymarcher: Raymarcher, *, threads: int) -> str:
+def device_of(raymarcher: AnyRaymarcher, *, threads: int) -> str:
     """Returns the rendering device, for display: the GPU's name, or the CPU with its threads."""
     if isinstance(raymarcher, GpuRaymarcher):
         return raymarcher.device
     return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
-def make_renderer(speaker: Speaker, raymarcher: Raymarcher, render_px: int) -> FrameRenderer:
+def make_renderer(
+    speaker: Speaker, raymarcher: AnyRaymarcher, render_px: int, plates: PlateSource | None = None
+) -> FrameRenderer:
     """Returns a renderer that draws at `render_px` and finishes at the bundle's size.
+
+    Args:
+        speaker: who is drawn.
+        raymarcher: draws.
+        render_px: side of the picture that is drawn, the whole or what speech changes of it.
+        plates: to draw over; a GPU holds them already. None: the whole of each picture is drawn.
 
     Raises:
         InputError: `render_px` is larger than the bundle's pictures, or they are of an odd size.
@@ -90,6 +102,22 @@ def make_renderer(speaker: Speaker, raymarcher: Raymarcher, render_px: int) -> F
             f"--render-size: expected at most {output_px}, the size of {speaker.name}'s pictures, "
             f"got {render_px}; give a smaller one, or auto"
         )
+    if plates is None or isinstance(raymarcher, GpuRaymarcher):
+        return _whole_renderer(speaker, raymarcher, render_px)
+    # Whole pictures take as long where they have as many pixels as are drawn over plates.
+    pixels = plates.masks.share * render_px**2
+    smaller = next((size for size in RENDER_SIZES_PX if size**2 <= pixels), RENDER_SIZES_PX[-1])
+    return PlateRenderer(
+        raymarcher,
+        plates,
+        output_px=output_px,
+        render_px=render_px,
+        without=partial(_whole_renderer, speaker, raymarcher, min(smaller, render_px)),
+    )
+
+
+def _whole_renderer(speaker: Speaker, raymarcher: AnyRaymarcher, render_px: int) -> WholeRenderer:
+    output_px = speaker.image_size_px
     feather_px = max(2, round(output_px * FEATHER_SHARE))
     boxes = mouth_boxes(
         speaker.motion,

@@ -26,9 +26,10 @@ class StageTimes:
     def __init__(self, clock: MonotonicClock | None = None, cpu: CpuClock | None = None) -> None:
         self._clock = clock or SystemClock()
         self._cpu = cpu or SystemCpuClock()
-        self._work = Work()
+        self._frames = 0
         self._lock = threading.Lock()
         self._total_s = dict.fromkeys(STAGES, 0.0)
+        self._core_s = dict.fromkeys(STAGES, 0.0)
 
     @contextlib.contextmanager
     def of(self, stage: str) -> Iterator[None]:
@@ -40,16 +41,20 @@ class StageTimes:
             spent_s, core_s = self._clock.now_s() - start_s, self._cpu.thread_s() - core_start_s
             with self._lock:
                 self._total_s[stage] += spent_s
-                self._work = Work(
-                    frames=self._work.frames + (stage == "render"), core_s=self._work.core_s + core_s
-                )
+                self._core_s[stage] += core_s
+                self._frames += stage == "render"
 
     def total_s(self) -> dict[str, float]:
         """Returns the seconds of each stage so far."""
         with self._lock:
             return dict(self._total_s)
 
+    def core_s(self) -> dict[str, float]:
+        """Returns the CPU time of each stage so far."""
+        with self._lock:
+            return dict(self._core_s)
+
     def work(self) -> Work:
         """Returns frames and CPU time of all stages so far."""
         with self._lock:
-            return self._work
+            return Work(frames=self._frames, core_s=sum(self._core_s.values()))

@@ -24,6 +24,7 @@ from ..pipeline.cores import core_share
 from ..pipeline.gpu_renderer import GpuRenderer, open_gpu
 from ..pipeline.loaded_speaker import LoadedSpeaker
 from ..pipeline.networks import SharedFeatures
+from ..pipeline.plates import PlateMemory
 from ..pipeline.renderers import OpenRaymarcher, describe, open_cpu_raymarcher
 from ..session import memory
 from ..session.admission import MAX_SESSIONS, Admission
@@ -86,8 +87,14 @@ def serve(
         gpu = open_gpu(settings.device, say=say, observe=metrics.gpu_drew)
         if gpu is not None:
             stack.callback(gpu.close)
+        plate_memory = PlateMemory(compute.plates_mb)
+        metrics.plates_bytes.set_function(lambda: plate_memory.size_bytes)
         opening = functools.partial(
-            LoadedSpeaker.open, compute=compute, open_raymarcher=open_raymarcher, say=say
+            LoadedSpeaker.open,
+            compute=compute,
+            open_raymarcher=open_raymarcher,
+            plate_memory=plate_memory,
+            say=say,
         )
         shared, shared_on_cpu = SharedFeatures(), SharedFeatures()
 
@@ -104,6 +111,7 @@ def serve(
                 open_raymarcher=open_raymarcher,
                 say=say,
                 shared=shared_on_cpu,
+                plate_memory=plate_memory,
             )
 
         bundle = find_speaker(settings.speaker, speakers_dir=settings.speakers_dir)

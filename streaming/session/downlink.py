@@ -76,6 +76,9 @@ class Downlink:
         self.pace = DrawingPace()
         self.frames = FrameLog()
         self.rendered = 0
+        self.drawn_share = 1.0
+        """Share of the last picture that was drawn."""
+        self._smaller_px: int | None = None  # that it was drawn at, where plates are not there
         self.dropped = {"skipped": 0, "late": 0, "bandwidth": 0}
         self._schedule, self._clock = schedule, clock
         self._size_px, self._bitrate = loaded.speaker.image_size_px, bitrate
@@ -85,6 +88,11 @@ class Downlink:
         self._last: int | None = None
         self._shown_s = float("-inf")  # when the last picture left, or will
         self._sent_times_s: deque[float] = deque(maxlen=4 * FRAME_RATE_HZ)
+
+    @property
+    def drawn_px(self) -> int:
+        """Side of what the raymarcher draws."""
+        return self._smaller_px or self.resolution.size_px
 
     def move_to(self, loaded: LoadedSpeaker) -> None:
         """Goes on with the same speaker drawn by the CPU, at its smallest size."""
@@ -133,6 +141,8 @@ class Downlink:
     def _encode(self, frame: Frame, encoder: VideoEncoder) -> _Encoded | None:
         taken_s = self._clock.now_s()
         self.pace.picture_drawn(taken_s)
+        self.drawn_share = frame.drawn_share
+        self._smaller_px = frame.drawn_px if frame.drawn_px < frame.render_px else None
         sender = self._sender()
         if sender is None or not sender.connected:
             return None  # not connected yet: nothing is lost

@@ -49,6 +49,15 @@ class Metrics:
         self.render_size_changes = Counter(
             "geneface_render_size_changes_total", "Changes of it.", ["direction"], registry=registry
         )
+        self.drawn_ratio = Gauge(
+            "geneface_drawn_ratio",
+            "Share of the last picture that was drawn; the rest is the plate's.",
+            ["session"],
+            registry=registry,
+        )
+        self.plates_bytes = Gauge(
+            "geneface_plates_bytes", "Memory of the plates of all speakers.", registry=registry
+        )
         self.stage = Histogram(
             "geneface_stage_duration_seconds",
             "Time from one stage of a frame to the next.",
@@ -143,7 +152,7 @@ class Metrics:
 
     def forget(self, session: str) -> None:
         """Removes one session's gauges."""
-        for gauge in (self.render_size_px, self.microphone_depth, self.round_trip):
+        for gauge in (self.render_size_px, self.drawn_ratio, self.microphone_depth, self.round_trip):
             try:
                 gauge.remove(session)
             except KeyError:

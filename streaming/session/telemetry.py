@@ -88,7 +88,8 @@ class Telemetry:
             "type": "telemetry",
             "server_ms": self._unix_ms(now_s),
             "fps": round(downlink.sent_fps(now_s), 2),
-            "render_px": downlink.resolution.size_px,
+            "render_px": downlink.drawn_px,
+            "drawn_share": round(downlink.drawn_share, 3),
             "render_note": downlink.resolution.note,
             "delay_ms": self._schedule.delay_ms,
             "notes": self.notes(now_s),
@@ -152,7 +153,8 @@ class Telemetry:
         """Updates gauges and counters; to be called about once a second."""
         metrics, microphone = self._metrics, self._uplink.microphone
         self.notes(self._clock.now_s())
-        metrics.render_size_px.labels(self._label).set(self._downlink.resolution.size_px)
+        metrics.render_size_px.labels(self._label).set(self._downlink.drawn_px)
+        metrics.drawn_ratio.labels(self._label).set(self._downlink.drawn_share)
         metrics.microphone_depth.labels(self._label).set(microphone.depth_ms / 1000)
         if self.peer.video is not None and self.peer.video.round_trip_s is not None:
             metrics.round_trip.labels(self._label).set(self.peer.video.round_trip_s)

@@ -429,6 +429,7 @@ def test_a_session_of_which_nothing_is_known(call):
     assert stats["fps"] == 0
     assert stats["droppedFrames"] == {"server": 0, "browser": 0}
     assert stats["renderPx"] is stats["codec"] is stats["roundTripMs"] is None
+    assert stats["drawnShare"] == 1
 
 
 def test_a_session_sums_up_what_both_sides_say(call):
@@ -438,7 +439,8 @@ def test_a_session_sums_up_what_both_sides_say(call):
         f"""
         meter.addPing({{ sentMs: 1000, receivedMs: 1004, serverMs: 6002 }});
         meter.addMessage({{ type: 'hello', render_px: 256, image_size_px: 512, codec: 'VP8' }}, 1000);
-        meter.addMessage({{ type: 'telemetry', render_px: 128, render_note: 'small', frames: [{frame}],
+        meter.addMessage({{ type: 'telemetry', render_px: 128, drawn_share: 0.25, render_note: 'small',
+            frames: [{frame}],
             frames_dropped: {{ late: 2, skipped: 1 }} }}, 1500);
         meter.addPresented({presented}, 40, 1500);
         meter.addPresented(null, 41, 1540);
@@ -446,6 +448,7 @@ def test_a_session_sums_up_what_both_sides_say(call):
     )
     stats = known["stats"]
     assert (stats["renderPx"], stats["imageSizePx"], stats["codec"]) == (128, 512, "VP8")
+    assert stats["drawnShare"] == 0.25
     assert stats["droppedFrames"]["server"] == 3
     assert stats["roundTripMs"] == 4
     assert known["report"] == {
@@ -491,6 +494,22 @@ def test_the_level_of_a_microphone_has_a_word(call, amplitude, db, words):
 )
 def test_the_lips_offset_has_a_word(call, ahead_ms, words):
     assert call("live-panel.js", "(m, ms) => m.lipsInWords(ms)", ahead_ms) == words
+
+
+@pytest.mark.parametrize(
+    ("render_px", "image_px", "share", "words"),
+    [
+        (512, 512, 1, "512 px"),
+        (192, 512, 1, "192 of 512 px"),
+        (512, 512, 0.142, "512 px, 14 % of it"),
+        (256, 512, 0.16, "256 of 512 px, 16 % of it"),
+        (256, None, 1, "256 px"),
+    ],
+)
+def test_what_is_drawn_in_words(call, render_px, image_px, share, words):
+    assert (
+        call("live-panel.js", "(m, given) => m.sizeInWords(...given)", [render_px, image_px, share]) == words
+    )
 
 
 @pytest.mark.parametrize(

@@ -53,3 +53,4 @@ def test_stages_add_up_their_cpu_time_and_count_frames():
     clock.cpu_s += 5.0  # between stages
     assert times.work() == Work(frames=2, core_s=0.5)
     assert times.total_s()["render"] == 2.0
+    assert (times.core_s()["render"], times.core_s()["decode"]) == (0.25, 0.0)

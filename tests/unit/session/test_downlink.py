@@ -75,7 +75,7 @@ class Setup:
         self.encoder.payloads = self.payloads
         return self.encoder
 
-    def frame(self, index, *, early_s=0.02, draw_ms=10.0, render_px=128):
+    def frame(self, index, *, early_s=0.02, draw_ms=10.0, render_px=128, drawn_px=None, drawn_share=1.0):
         """Returns a frame that is drawn so long before it is due."""
         at_s = self.schedule.frame_due_s(index) - early_s
         return SimpleNamespace(
@@ -85,6 +85,8 @@ class Setup:
             finished_s=at_s,
             draw_ms=draw_ms,
             render_px=render_px,
+            drawn_px=drawn_px or render_px,
+            drawn_share=drawn_share,
         )
 
     def run(self, frames):
@@ -170,6 +172,19 @@ def test_frames_that_take_too_long_to_draw_are_drawn_smaller(setup):
     assert setup.downlink.resolution.size_px == 96
     assert setup.feed.renderer.render_px == 96
     assert setup.sample("render_size_changes_total", direction="down") == 1
+
+
+def test_what_was_drawn_of_the_last_picture_is_known(setup):
+    assert (setup.downlink.drawn_px, setup.downlink.drawn_share) == (128, 1.0)
+    setup.run([setup.frame(0, drawn_share=0.14)])
+    assert (setup.downlink.drawn_px, setup.downlink.drawn_share) == (128, 0.14)
+    setup.run([setup.frame(1, drawn_px=100)])  # while its plates are being read
+    assert (setup.downlink.drawn_px, setup.downlink.drawn_share) == (100, 1.0)
+
+
+def test_pictures_without_their_plates_are_judged_by_the_size_that_was_asked_for(setup):
+    setup.run(setup.frame(index, draw_ms=39.0, drawn_px=100) for index in range(20))
+    assert setup.downlink.resolution.size_px == 96
 
 
 def test_a_frame_of_an_earlier_size_says_nothing_of_the_present_one(setup):

@@ -15,6 +15,8 @@ NAMES = {
     "geneface_network_failures_total": "counter",
     "geneface_render_size_pixels": "gauge",
     "geneface_render_size_changes_total": "counter",
+    "geneface_drawn_ratio": "gauge",
+    "geneface_plates_bytes": "gauge",
     "geneface_admission_room_core_seconds": "gauge",
     "geneface_admission_taken_core_seconds": "gauge",
     "geneface_gpu_draws": "gauge",
@@ -69,12 +71,13 @@ def test_gauges_of_a_session_go_with_it():
     metrics = Metrics()
     for session in ("abc123", "def456"):
         metrics.render_size_px.labels(session).set(256)
+        metrics.drawn_ratio.labels(session).set(0.14)
         metrics.microphone_depth.labels(session).set(0.02)
         metrics.round_trip.labels(session).set(0.01)
     metrics.forget("abc123")
     text = metrics.text().decode()
     assert "abc123" not in text
-    assert text.count('session="def456"') == 3
+    assert text.count('session="def456"') == 4
 
 
 def test_a_session_that_nothing_was_said_of_is_forgotten_without_a_word():

@@ -34,6 +34,8 @@ class Setup:
             pace=DrawingPace(),
             frames=FrameLog(),
             rendered=0,
+            drawn_px=128,
+            drawn_share=0.1421,
             dropped={"skipped": 0, "late": 0, "bandwidth": 0},
             sent_fps=lambda now_s: 24.987,
         )
@@ -106,6 +108,7 @@ def test_a_message_holds_the_figures_of_the_moment(setup):
         "server_ms": pytest.approx(START_UNIX_S * 1000),
         "fps": 24.99,
         "render_px": 128,
+        "drawn_share": 0.142,
         "render_note": "",
         "delay_ms": setup.schedule.delay_ms,
         "notes": [],
@@ -184,6 +187,7 @@ def test_metrics_of_a_session(setup):
     setup.peer.video = SimpleNamespace(round_trip_s=0.03)
     setup.telemetry.update_metrics()
     assert setup.sample("render_size_pixels", session=LABEL) == 128
+    assert setup.sample("drawn_ratio", session=LABEL) == 0.1421
     assert setup.sample("microphone_depth_seconds", session=LABEL) == pytest.approx(0.025, abs=1e-4)
     assert setup.sample("round_trip_seconds", session=LABEL) == 0.03
     setup.microphone.packets_lost = 2  # one came late after all
