@@ -95,6 +95,7 @@ def run_checks(
                 ("gpu", checks.gpu),
                 ("engines", checks.engines),
                 ("speaker", checks.speaker),
+                ("plates", checks.plates),
                 ("networks", checks.networks),
                 ("kernels", checks.kernels),
                 ("frame", checks.frame),
@@ -289,6 +290,26 @@ class _Checks:
         )
         size = f"{speaker.image_size_px} x {speaker.image_size_px}"
         return _Found(status="ok", detail=f"{speaker.name}, {size}, {speaker.path}")
+
+    def plates(self) -> _Found:
+        """The pictures over which only what speech changes is drawn, read whole."""
+        opening = self._need_speaker()
+        files = opening.speaker.plates
+        if files is None:
+            return _Found(
+                status="ok",
+                detail="none in the bundle, which `geneface-export plates` changes: whole pictures are drawn",
+            )
+        if self._settings.plates_mb == 0:
+            return _Found(status="ok", detail="not used, as --plates-mb 0 says")
+        said: list[str] = []
+        opening.open_plates(say=said.append)
+        if not opening.wait_for_plates() or opening.plates is None:
+            reason, _, way_out = said[0].rpartition("; ")
+            return _Found(status="warn", detail=reason, way_out=way_out)
+        share = f"{100 * opening.plates.masks.share:.0f} % of each picture is drawn"
+        megabytes = f"{files.picture_bytes / 1e6:.0f} MB"
+        return _Found(status="ok", detail=f"{len(opening.speaker.poses)}, {megabytes} in memory: {share}")
 
     def networks(self) -> _Found:
         """The speaker's networks, run on silence."""

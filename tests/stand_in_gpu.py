@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 from patience import PATIENCE_S
@@ -11,6 +12,7 @@ from patience import PATIENCE_S
 class StandInScene:
     def __init__(self, mark=0, condition_size=2):
         self.mark, self.condition_size = mark, condition_size
+        self.plates = None
 
 
 class StandInRenderer:
@@ -27,6 +29,8 @@ class StandInRenderer:
         self.may_draw.set()
         self.drawing = threading.Semaphore(0)
         self.refusal: Exception | None = None
+        self.plates_refusal: Exception | None = None
+        self.over_plates: list[int] = []
         self.submit_failure: Exception | None = None
         self.failure: Exception | None = None
         self.unloaded: list[StandInScene] = []
@@ -38,6 +42,12 @@ class StandInRenderer:
         is_one = isinstance(scene, StandInScene)
         return scene if is_one else StandInScene(condition_size=self._condition_size)
 
+    def load_plates(self, scene, pictures, masks):
+        if self.plates_refusal is not None:
+            raise self.plates_refusal
+        assert len(pictures) == len(masks)
+        scene.plates = SimpleNamespace(placed=list(range(len(masks))), size_px=pictures.shape[2])
+
     def unload(self, scene):
         if self.failure is not None:
             raise self.failure
@@ -47,6 +57,7 @@ class StandInRenderer:
         """What was wrong by then is found here, and what goes wrong later in `collect`."""
         self.threads.add(threading.current_thread().name)
         self.batches.append([self._mark(request) for request in requests])
+        self.over_plates += [request.plate for request in requests if request.plate is not None]
         self.drawing.release()
         if self.submit_failure is not None:
             raise self.submit_failure

@@ -210,7 +210,8 @@ class LiveRun:
         """Finds the device, opens the window, gets the speaker ready; the microphone listens only in `run`.
 
         Args:
-            settings: `speaker`, `speakers_dir`, `mic`, `threads`, `cores`, `render_size` and `seed` are used.
+            settings: `speaker`, `speakers_dir`, `mic`, `threads`, `cores`, `render_size`, `plates_mb`
+                and `seed` are used.
             open_raymarcher: opens what draws on the CPU.
 
         Raises:
@@ -238,7 +239,7 @@ class LiveRun:
         loaded = self.loaded
         placed = loaded.networks.describe()  # empty where the CPU runs them all
         return (
-            f"{loaded.name} on {loaded.device}, draws {loaded.start_px} x {loaded.start_px}"
+            f"{loaded.name} on {loaded.device}, {loaded.make_renderer(loaded.start_px).describe()}"
             f"{'; ' if placed else ''}{placed}; "
             f"hears {self.device}; Esc, q or Ctrl-C ends it"
         )

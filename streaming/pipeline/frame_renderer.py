@@ -58,6 +58,13 @@ class MaskRaymarcher(Raymarcher, Protocol):
         """Returns as `Raymarcher` does, or only the blocks of a mask of that size."""
 
 
+class CompositeDrawing(Protocol):
+    """Draws over plates that it holds."""
+
+    def render_composite(self, *, c2w: F32, condition: F32, pose: int) -> U8:
+        """Returns (size * 3 / 2, size) uint8 planar I420 of the plates' size, BT.601, limited range."""
+
+
 class FinishedDrawing(Protocol):
     """Draws I420 pictures, without conversion on the CPU."""
 
@@ -199,6 +206,25 @@ class PlateRenderer:
         return Drawing(
             finish=partial(compose_i420, plate, drawn, whole), drawn_px=self.render_px, drawn_share=mask.share
         )
+
+    def describe(self) -> str:
+        """Returns what is drawn, in words."""
+        return _over_plates(self._plates, self.render_px, self.output_px)
+
+
+class CompositeRenderer:
+    """Draws what speech changes over plates that what draws holds itself, as a GPU does."""
+
+    def __init__(self, composite: CompositeDrawing, plates: PlateSource, *, output_px: int) -> None:
+        """Keeps its parts; `plates` are those that `composite` holds."""
+        self._composite, self._plates = composite, plates
+        self.output_px = self.render_px = output_px
+
+    def draw(self, *, c2w: F32, condition: F32, pose: int) -> Drawing:
+        """Returns the frame, drawn; see `FrameRenderer.draw`."""
+        picture = self._composite.render_composite(c2w=c2w, condition=condition, pose=pose)
+        share = self._plates.masks.at(pose, self.output_px).share
+        return Drawing(finish=lambda: picture, drawn_px=self.output_px, drawn_share=share)
 
     def describe(self) -> str:
         """Returns what is drawn, in words."""

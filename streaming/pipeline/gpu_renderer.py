@@ -428,13 +428,19 @@ class GpuRaymarcher:
     def frame_ms(self, *, poses: F32, condition: F32, size_px: int) -> float:
         """Returns the milliseconds a frame of a full batch takes, copies and threads included.
 
+        It is drawn over its plate where plates of that size are loaded.
+
         Args:
             poses: (P, 4, 4) the head's path; pictures are spread over it.
             condition: (C,).
             size_px: side of the picture, even.
         """
         numbers = [len(poses) * number // _MEASURED_FRAMES for number in range(_MEASURED_FRAMES)]
-        requests = [self._finished(poses[number], condition, size_px) for number in numbers]
+        plated = size_px == self._plates_px
+        requests = [
+            self._finished(poses[number], condition, size_px, plate=number if plated else None)
+            for number in numbers
+        ]
         clock, spent_s = SystemClock(), []
         self._gpu.draw(requests)  # buffers and background are made
         for _ in range(_MEASUREMENTS):  # the fastest counts: noise only adds

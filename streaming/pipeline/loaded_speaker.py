@@ -103,6 +103,8 @@ class SpeakerOpening:
             SceneError: the speaker cannot be drawn.
             InputError: the GPU was asked for and cannot draw this speaker.
             GpuLostError: the GPU failed meanwhile; a second call chooses anew.
+
+        A GPU is ready once it holds the plates, so that a frame's cost is known.
         """
         self._close_raymarcher()
         self._raymarcher = choose_raymarcher(
@@ -113,7 +115,23 @@ class SpeakerOpening:
             say=self._say,
             open_raymarcher=self._open_raymarcher,
         )
-        return self._raymarcher.warm_up()
+        spent_s = self._raymarcher.warm_up()
+        if isinstance(self._raymarcher, GpuRaymarcher):
+            self._load_plates(self._raymarcher)
+        return spent_s
+
+    def _load_plates(self, gpu: GpuRaymarcher) -> None:
+        """Gives the GPU the plates; where it does not draw over them, they are let go."""
+        from cuda_kernels.cuda_module import CudaError
+
+        if self._compute.render_px not in (None, self.speaker.image_size_px):
+            self._close_plates()
+        elif self.wait_for_plates() and self._plates is not None:
+            try:
+                gpu.load_plates(self._plates.pictures, self._plates.masks.whole)
+            except CudaError as error:
+                self._say(f"{gpu.device} draws {self.speaker.name} without plates: {error}")
+                self._close_plates()
 
     @property
     def raymarcher(self) -> AnyRaymarcher:
@@ -121,9 +139,14 @@ class SpeakerOpening:
         assert self._raymarcher is not None
         return self._raymarcher
 
-    def open_plates(self) -> None:
-        """Begins to read the plates, where there are some and there is room."""
-        self._plates = self._plate_memory.open(self.speaker, say=self._say)
+    def open_plates(self, *, say: Callable[[str], None] | None = None) -> None:
+        """Begins to read the plates, where there are some and there is room.
+
+        Args:
+            say: told in one line why they are left out; None: who is told of the other choices.
+        """
+        self._close_plates()
+        self._plates = self._plate_memory.open(self.speaker, say=say or self._say)
 
     def wait_for_plates(self) -> bool:
         """Returns whether there are plates to draw over; waits until they are read, or cannot be."""

@@ -10,7 +10,7 @@ from models.speaker import Speaker
 
 from ..errors import GpuLostError, InputError
 from .engine_choice import DeviceName
-from .frame_renderer import FrameRenderer, MaskRaymarcher, PlateRenderer, WholeRenderer
+from .frame_renderer import CompositeRenderer, FrameRenderer, MaskRaymarcher, PlateRenderer, WholeRenderer
 from .gpu_renderer import GpuRaymarcher, GpuRenderer
 from .mouth import FEATHER_SHARE, mouth_boxes
 from .plates import PlateSource
@@ -102,8 +102,12 @@ def make_renderer(
             f"--render-size: expected at most {output_px}, the size of {speaker.name}'s pictures, "
             f"got {render_px}; give a smaller one, or auto"
         )
-    if plates is None or isinstance(raymarcher, GpuRaymarcher):
+    if plates is None:
         return _whole_renderer(speaker, raymarcher, render_px)
+    if isinstance(raymarcher, GpuRaymarcher):
+        if render_px < output_px:
+            return _whole_renderer(speaker, raymarcher, render_px)
+        return CompositeRenderer(raymarcher, plates, output_px=output_px)
     # Whole pictures take as long where they have as many pixels as are drawn over plates.
     pixels = plates.masks.share * render_px**2
     smaller = next((size for size in RENDER_SIZES_PX if size**2 <= pixels), RENDER_SIZES_PX[-1])

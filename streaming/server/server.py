@@ -267,8 +267,9 @@ def _greeting(
     renderer = loaded.make_renderer(loaded.start_px)
     devices = loaded.networks.describe()
     networks = f"; {devices}" if devices else ""
+    plates = "; its bundle has no plates" if loaded.speaker.plates is None else ""
     lines = [
-        f"{loaded.name} on {loaded.device}, {describe(renderer, None)}{networks}",
+        f"{loaded.name} on {loaded.device}, {describe(renderer, None)}{plates}{networks}",
         f"Open {address} in a browser and speak. Ctrl+C ends the server.",
     ]
     if settings.token and not show_token:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import bundle_factory
 import feature_bundle
+import plate_factory
 import pytest
 import stand_ins
 from cryptography.hazmat.primitives import serialization
@@ -15,6 +16,7 @@ from stand_in_gpu import StandInRenderer
 
 from cuda_kernels import cuda_raymarcher
 from cuda_kernels.cuda_module import CudaUnavailableError
+from export.bundle.writer import put_plates
 from models.speaker_settings import read_settings
 from streaming import check
 from streaming.check import CheckResult, exit_code, run_checks, table
@@ -67,7 +69,7 @@ def results_of(settings, **options):
 def test_a_machine_where_everything_works_has_no_complaint(settings):
     found = results_of(settings)
     assert {name: result.status for name, result in found.items()} == dict.fromkeys(found, "ok")
-    assert len(found) == 17
+    assert len(found) == 18
     assert not any(result.way_out for result in found.values())
     assert all("\n" not in result.detail for result in found.values())
     assert exit_code(list(found.values())) == 0
@@ -97,7 +99,7 @@ def test_without_the_speaker_what_needs_it_is_not_tried(settings):
     assert found["speaker"].status == "fail"
     assert 'got "Nobody"' in found["speaker"].detail
     assert found["speaker"].way_out.startswith("put a bundle into ")
-    for name in ("networks", "kernels", "frame"):
+    for name in ("plates", "networks", "kernels", "frame"):
         assert (found[name].status, found[name].detail) == ("warn", "not tried: it needs the speaker")
     assert found["port"].status == "ok"
 
@@ -493,3 +495,32 @@ def test_a_busy_machine_is_no_slow_frame(settings):
     assert found["frame"].status == "ok"
     assert found["frame"].detail.startswith("drawn at 96 px in 8 ms")
     assert found["networks"].status == "ok"
+
+
+def test_plates_are_read_and_said_to_be_there(settings):
+    plate_factory.write_plated_bundle(settings.speakers_dir / "Plated", name="Plated", image_size_px=128)
+    plated = replace(settings, speaker="Plated")
+    found = results_of(plated)
+    assert (found["plates"].status, found["frame"].status) == ("ok", "ok")
+    assert found["plates"].detail == "50, 1 MB in memory: 2 % of each picture is drawn"
+    assert results_of(replace(plated, plates_mb=0))["plates"].detail == "not used, as --plates-mb 0 says"
+    assert results_of(settings)["plates"].detail.startswith("none in the bundle")
+
+
+def test_plates_for_which_there_is_no_room_or_that_cannot_be_read_are_a_warning(settings):
+    folder = settings.speakers_dir / "Plated"
+    plate_factory.write_plated_bundle(folder, name="Plated", image_size_px=512)
+    plated = replace(settings, speaker="Plated", plates_mb=3)
+    found = results_of(plated)["plates"]
+    assert (found.status, found.detail) == (
+        "warn",
+        "Plated is drawn without plates: expected at most 3 MB, got 20",
+    )
+    assert "--plates-mb" in found.way_out
+    fewer = plate_factory.video(plate_factory.pictures(512, 49))
+    put_plates(folder, replace(plate_factory.plate_parts(512), video=fewer))
+    found = results_of(replace(plated, plates_mb=None))
+    assert (found["speaker"].status, found["plates"].status) == ("ok", "warn")
+    assert found["plates"].detail.endswith("frames: expected 50, one for each pose, got 49")
+    assert found["plates"].way_out == "make them anew with `geneface-export plates`"
+    assert found["frame"].status == "ok"

@@ -9,6 +9,7 @@ import av
 import bundle_factory
 import feature_bundle
 import numpy as np
+import plate_factory
 import pytest
 import stand_ins
 from stand_in_gpu import StandInRenderer
@@ -656,3 +657,26 @@ def test_a_videos_name_is_shown_with_every_character_visible(quick, speakers, wa
 def test_a_name_with_a_line_break_is_still_one_line(quick, tmp_path, capsys):
     assert run(["--input", str(tmp_path / "no\nsuch.wav"), "--output", "out.mp4"]) == 2
     one_line(capsys)
+
+
+def test_a_recording_of_a_speaker_with_plates_is_drawn_over_them(quick, wav, tmp_path, capsys):
+    plate_factory.write_plated_bundle(tmp_path / "Plated", name="Plated", image_size_px=128)
+    given = [
+        "--input",
+        str(wav),
+        "--speaker",
+        "Plated",
+        "--speakers-dir",
+        str(tmp_path),
+        "--render-size",
+        "128",
+    ]
+    pictures = {}
+    for name, more in (("over", []), ("again", []), ("whole", ["--plates-mb", "0"])):
+        path = tmp_path / f"{name}.mp4"
+        assert cli.main([*given, "--output", str(path), *more]) == 0
+        pictures[name] = path.read_bytes()
+    said = capsys.readouterr().err
+    assert said.count("draws 2 % of 128 x 128 over plates") == 2
+    assert said.count("draws 128 x 128\n") == 1
+    assert pictures["over"] == pictures["again"] != pictures["whole"]

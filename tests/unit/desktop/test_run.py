@@ -257,7 +257,7 @@ def test_the_microphone_moves_the_speaker_in_the_window(settings, monkeypatch):
     portaudio = TalkingPortAudio()
     said, report, shown = run_live(settings, portaudio, monkeypatch, lambda shown: len(shown) >= 20)
     assert said.startswith("Tiny on CPU, ")
-    assert "draws 96 x 96; hears 0: Webcam, ALSA; " in said
+    assert "draws 96 x 96 scaled up to 128 x 128, the mouth at full size; hears 0: Webcam, ALSA; " in said
     assert report.shown == len(shown) == 20
     assert all(picture.shape == (192, 128) for picture in shown)
     assert report.render_px == 96

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from types import SimpleNamespace
 
 import bundle_factory
 import feature_bundle
 import numpy as np
+import plate_files
 import pytest
 import stand_ins
+from patience import PATIENCE_S
 from stand_in_gpu import StandInRenderer
 
 from cuda_kernels.cuda_module import CudaError, CudaUnavailableError
 from cuda_kernels.folding import SceneError
 from models.bundle_files import BundleError
+from models.plates import PlateError
+from models.speaker import load_speaker
 from models.speaker_folders import UnknownSpeakerError, find_speaker
 from models.speaker_settings import read_settings
 from streaming.errors import InputError
@@ -24,6 +29,7 @@ from streaming.pipeline.gpu_batching import MAX_FRAMES
 from streaming.pipeline.gpu_renderer import GpuRenderer
 from streaming.pipeline.loaded_speaker import LoadedSpeaker, SpeakerOpening
 from streaming.pipeline.networks import SharedFeatures, SpeakerNetworks
+from streaming.pipeline.plates import PlateMemory
 from streaming.pipeline.render_size import FrameCost
 from streaming.pipeline.renderers import choose_raymarcher
 from streaming.session.playout_delay import playout_delay_ticks_for
@@ -368,3 +374,165 @@ def test_a_gpu_that_fails_while_it_is_measured_leaves_the_cpu(speakers, raymarch
     assert said == ["the CPU draws Small, not A GPU: cuStreamSynchronize: CUDA_ERROR_LAUNCH_FAILED"]
     assert not host.on_gpu
     assert len(raymarchers) == 1
+
+
+# Over plates ------------------------------------------------------------------------------------------
+
+
+def plated_on(speakers, raymarchers, *, name="Small", gate=None, speaker=None, memory=None, **options):
+    """Returns the speaker made ready with plates, live unless told otherwise."""
+    if speaker is None:
+        speaker = plate_files.plated(load_speaker(find_speaker(name, speakers_dir=speakers)), gate=gate)
+    options = {"say": pytest.fail, "compute": ComputeSettings(threads=2, cores=2, plates_mb=100)} | options
+    return LoadedSpeaker.of(speaker, open_raymarcher=raymarchers, plate_memory=memory, **options)
+
+
+def frame_of(host, size_px, pose=3):
+    condition = np.ones(host.speaker.condition.size, np.float32)
+    return host.make_renderer(size_px).draw(c2w=host.speaker.poses[pose], condition=condition, pose=pose)
+
+
+def test_a_live_speaker_is_measured_over_its_plates_before_they_are_read(speakers, raymarchers):
+    gate = threading.Event()
+    host = plated_on(speakers, raymarchers, gate=gate)
+    assert (host.start_px, host.plates.ready) == (128, False)
+    measured = [mask for mask in raymarchers[0].masks if mask is not None]
+    assert len(measured) == raymarchers[0].drawn > 0
+    assert host.remeasure_ms() > 0
+    assert raymarchers[0].masks[-1] is not None
+    assert frame_of(host, 128).drawn_share == 1.0  # the first frame waits for nothing
+    gate.set()
+    assert host.plates.wait(PATIENCE_S)
+    assert frame_of(host, 128).drawn_share < 1
+    host.close()
+    assert host.plates.size_bytes == 0
+
+
+def test_a_recording_waits_for_the_plates(speakers, raymarchers):
+    gate = threading.Event()
+
+    def note(what):
+        if "kernels" in what:
+            gate.set()
+
+    for compute in (ComputeSettings(threads=2, cores=2), ComputeSettings(threads=2, cores=2, render_px=96)):
+        gate.clear()
+        host = plated_on(speakers, raymarchers, gate=gate, live=False, note=note, compute=compute)
+        assert host.plates.ready
+        assert frame_of(host, 96).drawn_share < 1
+        host.close()
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_without_memory_or_with_plates_that_do_not_decode_the_whole_is_drawn(speakers, raymarchers, live):
+    plain = load_speaker(find_speaker("Small", speakers_dir=speakers))
+    broken = PlateError("plates.mkv", "frame 7", "a whole frame", "one that decodes in part")
+    said = []
+    none = ComputeSettings(threads=2, cores=2, plates_mb=0)
+    hosts = [
+        plated_on(speakers, raymarchers, compute=none, live=live),
+        plated_on(speakers, raymarchers, memory=PlateMemory(1), say=said.append, live=live),
+        plated_on(
+            speakers,
+            raymarchers,
+            speaker=plate_files.plates_that_fail(plain, broken, 7),
+            say=said.append,
+            live=live,
+        ),
+        plated_on(
+            speakers,
+            raymarchers,
+            speaker=plate_files.plated(plain, masks_fail=broken),
+            say=said.append,
+            live=live,
+        ),
+    ]
+    assert [line.split(":")[0] for line in said] == ["Small is drawn without plates"] * 3
+    assert "expected at most 1 MB, got 2" in said[0]
+    for host in hosts:
+        drawing = frame_of(host, 96)
+        assert (drawing.drawn_px, drawing.drawn_share) == (96, 1.0)
+        assert drawing.finish().shape == (192, 128)
+        host.close()
+
+
+def test_plates_that_fail_while_a_live_speaker_is_measured_are_measured_without(
+    monkeypatch, speakers, raymarchers
+):
+    plain = load_speaker(find_speaker("Tiny", speakers_dir=speakers))
+    gate, said = threading.Event(), []
+    broken = plate_files.plated(plain, gate=gate)
+    broken.plates.fail_at, broken.plates.failure = 0, PlateError("plates.mkv", "codec", "h264", "vp8")
+
+    class KnownMemory(PlateMemory):
+        def open(self, speaker, *, say):
+            self.opened = super().open(speaker, say=say)
+            return self.opened
+
+    memory = KnownMemory(100)
+
+    class FailingMachine(Machine):
+        """Draws over plates ten times as fast; they fail while it is first measured."""
+
+        def __call__(self, speaker, networks, make_renderer, **_):
+            self.make_renderer = make_renderer
+            return self
+
+        def measure(self, size_px):
+            self.ns_per_pixel = 1000 if "over plates" not in self.make_renderer(size_px).describe() else 10
+            cost = super().measure(size_px)
+            gate.set()
+            memory.opened.wait(PATIENCE_S)
+            return cost
+
+    monkeypatch.setattr(loaded_speaker, "FrameCostMeter", FailingMachine(10))
+    monkeypatch.setattr(compute_settings, "usable_cores", lambda _: 2)
+    host = plated_on(speakers, raymarchers, speaker=broken, memory=memory, say=said.append)
+    assert len(said) == 1
+    assert host.plates is None
+    assert host.start_px < 192
+    host.close()
+
+
+def test_a_gpu_is_given_the_plates_and_a_frame_costs_what_it_does_over_them(speakers, raymarchers, gpus):
+    gpu, renderer = gpus(speakers)
+    host = plated_on(speakers, raymarchers, gpu=gpu)
+    assert host.plates.ready
+    assert len(renderer.over_plates) >= sum(map(len, renderer.batches)) - 1  # but for the warm-up
+    del renderer.over_plates[:]
+    drawing = frame_of(host, 128, pose=3)
+    assert renderer.over_plates == [3]
+    assert drawing.drawn_share == host.plates.masks.whole[3].share
+    assert drawing.finish() is drawing.finish()
+    assert host.make_renderer(128).describe().endswith("over plates")
+    host.close()
+
+
+def test_a_gpu_without_room_for_plates_draws_the_whole(speakers, raymarchers, gpus):
+    gpu, renderer = gpus(speakers)
+    renderer.plates_refusal = CudaError("cuMemAlloc: expected success, got CUDA_ERROR_OUT_OF_MEMORY")
+    said, memory = [], PlateMemory(100)
+    host = plated_on(speakers, raymarchers, gpu=gpu, memory=memory, say=said.append)
+    assert said == [f"A GPU draws Small without plates: {renderer.plates_refusal}"]
+    assert frame_of(host, 128).drawn_share == 1.0
+    assert (host.plates, memory.size_bytes) == (None, 0)
+
+
+def test_a_gpu_that_draws_smaller_needs_no_plates(speakers, raymarchers, gpus):
+    gpu, renderer = gpus(speakers)
+    host = plated_on(speakers, raymarchers, gpu=gpu, compute=ComputeSettings(render_px=96, plates_mb=100))
+    drawing = frame_of(host, 96)
+    assert (drawing.drawn_px, drawing.drawn_share, renderer.over_plates) == (96, 1.0, [])
+
+
+def test_the_cpu_draws_over_the_same_plates_once_the_gpu_is_lost(speakers, raymarchers, gpus):
+    gpu, _ = gpus(speakers)
+    memory = PlateMemory(100)
+    lost = plated_on(speakers, raymarchers, gpu=gpu, memory=memory)
+    host = plated_on(speakers, raymarchers, speaker=lost.speaker, memory=memory)
+    assert host.plates is lost.plates
+    lost.close()
+    assert frame_of(host, 128).drawn_share < 1
+    assert host.speaker.plates.read == 1
+    host.close()
+    assert memory.size_bytes == 0
