@@ -18,7 +18,7 @@ from .free_memory import free_memory_bytes
 
 log = logging.getLogger(__name__)
 
-MAX_DEFAULT_BYTES = 512 << 20
+MAX_DEFAULT_BYTES = 512 * 10**6
 _FREE_PARTS = 4  # one of them is taken where nothing else is asked for
 _JOIN_S = 5.0
 
