@@ -3,15 +3,17 @@
 Scenes are random weights of GeneFace's sizes (16 levels, a 64-wide torso) whose head covers 40 % (small) or
 60 % (big) of the picture and takes the samples that a trained one does; head, torso and background are drawn,
 as I420. Kernel times are the GPU's own. Wall times are those of whole calls, from numpy arrays to numpy
-arrays: the host's work for each frame and both copies are in them. With torch, the plain torch twin and the
-reference's wave loop are timed in the same run: the twin as it is, with its arrays brought to the device in
-each call, the loop with the head alone and everything on the device.
+arrays: the host's work for each frame and both copies are in them. `--plates` adds frames of which only mouth
+and eyes are drawn, the rest copied from plates. With torch, the plain torch twin and the reference's wave
+loop are timed in the same run: the twin as it is, with its arrays brought to the device in each call, the
+loop with the head alone and everything on the device.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import math
 import sys
 import time
@@ -22,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.synthetic_plates import face_mask, make_plates
 from benchmarks.synthetic_scene import make_condition, make_pose, make_scene
 from cuda_kernels.arrays import F32
 from cuda_kernels.cuda_module import CudaUnavailableError
@@ -36,6 +39,8 @@ SPEAKERS = 8  # distinct ones among live sessions
 SESSIONS_STEP = 10
 CELL_BYTES = 16  # of one read of a grid
 L1_BYTES_A_CLOCK = 128  # of a multiprocessor, on every architecture since Volta
+PLATES = 32  # of a speaker
+PLATES_PX = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +49,7 @@ class Row:
 
     width: int
     head: str
+    drawn: float  # share of the picture; the rest is a plate's
     size_px: int
     samples_k: float  # thousands a frame
     lanes_full: float  # share of the network evaluations that belong to a ray
@@ -82,8 +88,10 @@ def pose_of(number: int, distance: float) -> F32:
     return pose
 
 
-def requests_of(scenes: Sequence[CudaScene], count: int, size_px: int, distance: float) -> list[FrameRequest]:
-    """Returns requests for frames of the scenes in turn."""
+def requests_of(
+    scenes: Sequence[CudaScene], count: int, size_px: int, distance: float, *, plates: bool = False
+) -> list[FrameRequest]:
+    """Returns requests for frames of the scenes in turn, whole or over their plates."""
     return [
         FrameRequest(
             scene=scenes[number % len(scenes)],
@@ -91,6 +99,7 @@ def requests_of(scenes: Sequence[CudaScene], count: int, size_px: int, distance:
             condition=make_condition(scenes[number % len(scenes)].scene, seed=number),
             size_px=size_px,
             i420=True,
+            plate=number % PLATES if plates else None,
         )
         for number in range(count)
     ]
@@ -193,10 +202,11 @@ def measure(
     frames: int,
     rate: float | None,
     with_torch: bool,
+    plates: bool,
 ) -> Row:
     """Returns one scene's figures at one size."""
     distance, width = DISTANCES[head], loaded.packed.width
-    batch = requests_of([loaded], frames, size_px, distance)
+    batch = requests_of([loaded], frames, size_px, distance, plates=plates)
     single, single_walls = [], []
     for request in batch[:8]:
         kernels, walls = draw(renderer, [request], 25)
@@ -210,6 +220,7 @@ def measure(
     return Row(
         width=width,
         head=head,
+        drawn=face_mask(size_px).share if plates else 1.0,
         size_px=size_px,
         samples_k=samples / 1e3,
         lanes_full=samples / passed,
@@ -226,14 +237,16 @@ def measure(
     )
 
 
-def live_sessions(renderer: CudaRenderer, scenes: Sequence[CudaScene], *, size_px: int, most: int) -> int:
+def live_sessions(
+    renderer: CudaRenderer, scenes: Sequence[CudaScene], *, size_px: int, most: int, plates: bool
+) -> int:
     """Returns how many sessions at 25 fps, all due at once, are rendered with p99 within a frame."""
     fitting, failing = 0, most + SESSIONS_STEP
     while failing - fitting > SESSIONS_STEP:
         count = (fitting + failing) // 2 // SESSIONS_STEP * SESSIONS_STEP
         batch = [
             replace(request, out=np.empty(request.shape, np.uint8))
-            for request in requests_of(scenes, count, size_px, DISTANCES["small"])
+            for request in requests_of(scenes, count, size_px, DISTANCES["small"], plates=plates)
         ]
         if np.percentile(np.array(draw(renderer, batch, 25)[1]), 99) < FRAME_MS:
             fitting = count
@@ -262,7 +275,7 @@ def calls_of_a_frame(renderer: CudaRenderer, request: FrameRequest) -> Counter[s
 def table(rows: Sequence[Row]) -> str:
     """Returns the rows as text."""
     lines = [
-        "width head   size  samples  lanes  one frame p50/p99 ms  batched ms  wall one/batched ms  "
+        "width head  drawn  size  samples  lanes  one frame p50/p99 ms  batched ms  wall one/batched ms  "
         "floor ms  share  twin ms  waves ms  x waves"
     ]
 
@@ -271,7 +284,8 @@ def table(rows: Sequence[Row]) -> str:
 
     for row in rows:
         lines.append(
-            f"{row.width:5d} {row.head:5s} {row.size_px:5d} {row.samples_k:7.0f}k {row.lanes_full:6.2f}  "
+            f"{row.width:5d} {row.head:5s} {row.drawn:5.0%} {row.size_px:5d} {row.samples_k:7.0f}k "
+            f"{row.lanes_full:6.2f}  "
             f"{row.single_p50_ms:9.3f} / {row.single_p99_ms:5.3f}   {row.batched_ms:9.3f}   "
             f"{row.single_wall_ms:9.3f} / {row.batched_wall_ms:5.3f}  {shown(row.floor_ms, 3):>8s} "
             f"{shown(row.share_of_floor, 2):>6s} {shown(row.twin_ms, 1):>8s} {shown(row.waves_ms, 1):>9s} "
@@ -290,6 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--frames", type=int, default=32, help="of a batch")
     parser.add_argument("--most-sessions", type=int, default=300, help="that are tried; 0: none")
     parser.add_argument("--session-widths", type=int, nargs="*", default=[64, 128])
+    parser.add_argument("--plates", action="store_true", help=f"also over plates, at {PLATES_PX} px")
     parser.add_argument("--json", type=Path, help="writes the figures here too")
     options = parser.parse_args(arguments)
     try:
@@ -304,32 +319,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for width in options.widths:
         sizes = {"hidden": width, "levels": 16, "log2_rows": 16, "condition": 64, "torso_hidden": 64}
         loaded = renderer.load(make_scene(**sizes))
-        for head in DISTANCES:
-            for size_px in options.sizes:
-                with_torch = (
-                    size_px == 512 and rate is not None
-                )  # the size that the loop's figures are known for
-                rows.append(
-                    measure(
-                        renderer,
-                        loaded,
-                        head=head,
-                        size_px=size_px,
-                        frames=options.frames,
-                        rate=rate,
-                        with_torch=with_torch,
-                    )
+        cases = [(size_px, False) for size_px in options.sizes]
+        if options.plates:
+            renderer.load_plates(loaded, *make_plates(PLATES_PX, PLATES))
+            cases.append((PLATES_PX, True))
+        for head, (size_px, plates) in itertools.product(DISTANCES, cases):
+            with_torch = size_px == 512 and rate is not None and not plates  # as the loop's figures are known
+            rows.append(
+                measure(
+                    renderer,
+                    loaded,
+                    head=head,
+                    size_px=size_px,
+                    frames=options.frames,
+                    rate=rate,
+                    with_torch=with_torch,
+                    plates=plates,
                 )
-                print(
-                    f"{width} wide, {head} head, {size_px} px: {rows[-1].batched_ms:.3f} ms", file=sys.stderr
-                )
+            )
+            print(
+                f"{width} wide, {head} head, {rows[-1].drawn:.0%} of {size_px} px: "
+                f"{rows[-1].batched_ms:.3f} ms",
+                file=sys.stderr,
+            )
         calls = calls_of_a_frame(renderer, requests_of([loaded], 1, 512, 1.0)[0])
         if options.most_sessions and width in options.session_widths:
             others = [renderer.load(make_scene(**sizes, seed=seed)) for seed in range(1, SPEAKERS)]
+            if options.plates:
+                for scene in others:
+                    renderer.load_plates(scene, *make_plates(PLATES_PX, PLATES))
             for name, scenes in (("one speaker", [loaded]), (f"{SPEAKERS} speakers", [loaded, *others])):
-                sessions[f"{width} wide, {name}"] = live_sessions(
-                    renderer, scenes, size_px=512, most=options.most_sessions
-                )
+                for plates in (False, True)[: 1 + options.plates]:
+                    over = " over plates" if plates else ""
+                    sessions[f"{width} wide, {name}{over}"] = live_sessions(
+                        renderer, scenes, size_px=PLATES_PX, most=options.most_sessions, plates=plates
+                    )
             for scene in others:
                 renderer.unload(scene)
         renderer.unload(loaded)

@@ -3,7 +3,8 @@
 Each session has a thread of its own, as a live one does, and asks for a picture every 40 ms, at a phase of
 its own. What is measured goes from the moment a picture is due to be asked for until its session has it:
 the thread's waking, gathering, the launch, both copies, and Python's threads. Scenes are random weights of
-GeneFace's sizes, drawn as I420. Networks, encoders and the network are not in it.
+GeneFace's sizes, drawn as I420; with `--plates` only mouth and eyes of them, over plates. Networks, encoders
+and the network are not in it.
 
 All threads share one interpreter. `woke` is how late the sessions' threads woke, which is this program's own
 load and not the GPU's; `--pretend-ms` renders nothing and measures Python's share alone.
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.gpu_render import DISTANCES
+from benchmarks.synthetic_plates import make_plates
 from benchmarks.synthetic_scene import make_condition, make_pose, make_scene
 from cuda_kernels.cuda_module import CudaUnavailableError
 from cuda_kernels.cuda_raymarcher import CudaRenderer, FrameRequest
@@ -31,6 +33,8 @@ from streaming.pipeline.gpu_batching import GATHER_S, LEAD_S, MAX_FRAMES, BatchP
 from streaming.pipeline.gpu_renderer import GpuRaymarcher, GpuRenderer
 
 if TYPE_CHECKING:
+    from cuda_kernels.arrays import U8
+    from cuda_kernels.masks import BlockMask
     from cuda_kernels.scene import Scene
 
 SETTLING_S = 0.5
@@ -64,7 +68,11 @@ class PretendRenderer:
 
     def load(self, scene: Scene) -> Any:  # noqa: ANN401 -- a scene that no device holds
         """Returns what a request needs of a scene."""
-        return SimpleNamespace(scene=scene, condition_size=_CONDITION)
+        return SimpleNamespace(scene=scene, condition_size=_CONDITION, plates=None)
+
+    def load_plates(self, scene: Any, pictures: U8, masks: Sequence[BlockMask]) -> None:  # noqa: ANN401
+        """Sets what a request needs of plates."""
+        scene.plates = SimpleNamespace(size_px=pictures.shape[-1], placed=masks)
 
     def unload(self, scene: object) -> None:
         """Does nothing."""
@@ -103,6 +111,7 @@ def serve(
     size_px: int,
     distance: float,
     seconds: float,
+    plates: bool,
 ) -> Row:
     """Returns the figures of sessions that ran for `seconds`, after half a second to settle.
 
@@ -113,6 +122,7 @@ def serve(
         size_px: side of the pictures.
         distance: of the camera, in those of the synthetic scene.
         seconds: how long.
+        plates: pictures are drawn over their poses' plates.
     """
     phases_s = np.random.default_rng(sessions).uniform(0, FRAME_S, sessions)
     frames, settling = round(seconds / FRAME_S), round(SETTLING_S / FRAME_S)
@@ -131,8 +141,11 @@ def serve(
             due_s = start_s + phases_s[session] + FRAME_S * frame
             time.sleep(max(0.0, due_s - time.perf_counter()))
             begun_s = time.perf_counter()
-            pose = path[(frame + 7 * session) % _POSES]
-            raymarcher.render_i420(c2w=pose, condition=condition, size_px=size_px)
+            pose = (frame + 7 * session) % _POSES
+            if plates:
+                raymarcher.render_composite(c2w=path[pose], condition=condition, pose=pose)
+            else:
+                raymarcher.render_i420(c2w=path[pose], condition=condition, size_px=size_px)
             waited_s = time.perf_counter() - due_s
             if frame >= settling:
                 waits_ms[session].append(waited_s * 1000)
@@ -205,6 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--width", type=int, default=128, choices=(32, 64, 96, 128))
     parser.add_argument("--head", default="big", choices=DISTANCES, help="how much of the picture it covers")
     parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--plates", action="store_true", help="draws over plates")
     parser.add_argument("--seconds", type=float, default=3.0, help="for each number of sessions")
     parser.add_argument("--gather-ms", type=float, default=1000 * GATHER_S, help="see BatchPolicy")
     parser.add_argument("--lead-ms", type=float, default=1000 * LEAD_S, help="see BatchPolicy")
@@ -258,11 +272,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     condition = make_condition(speakers[0].scene)
     frame_ms = speakers[0].frame_ms(poses=poses, condition=condition, size_px=given.size)
     loaded = gpu.load(speakers[0].scene)
+    if given.plates:
+        pictures, masks = make_plates(given.size, _POSES)
+        for speaker in speakers:
+            speaker.load_plates(pictures, masks)
+        gpu.load_plates(loaded, pictures, masks)
     full_ms = full_launch_ms(
         gpu.draw,
         [
             FrameRequest(
-                scene=loaded, c2w=poses[number % 8], condition=condition, size_px=given.size, i420=True
+                scene=loaded,
+                c2w=poses[number % 8],
+                condition=condition,
+                size_px=given.size,
+                i420=True,
+                plate=number % _POSES if given.plates else None,
             )
             for number in range(given.most_frames)
         ],
@@ -279,12 +303,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 size_px=given.size,
                 distance=distance,
                 seconds=given.seconds,
+                plates=given.plates,
             )
         )
         print(f"{sessions} sessions: p99 {rows[-1].p99_ms:.1f} ms", file=sys.stderr, flush=True)
     gpu.close()
     print(
-        f"{name}: {given.width} wide, {given.head} head, {given.speakers} speakers, {given.size} px I420; "
+        f"{name}: {given.width} wide, {given.head} head, {given.speakers} speakers, {given.size} px I420"
+        f"{' over plates' if given.plates else ''}; "
         f"{frame_ms:.3f} ms a frame in launches of eight; {full_ms:.3f} ms of kernels in launches of "
         f"{given.most_frames}: at most {1000 * FRAME_S / full_ms:.0f} sessions"
     )

@@ -372,8 +372,12 @@ class CudaDevice:
         """Returns the device address of a synchronous copy of the bytes."""
         address = self.allocate(max(16, data.nbytes))
         # On its own stream: a plain copy would synchronise with the default stream.
-        self.copy_in(address, data.ctypes.data, data.nbytes, self.stream)
-        self.synchronize(self.stream)
+        try:
+            self.copy_in(address, data.ctypes.data, data.nbytes, self.stream)
+            self.synchronize(self.stream)
+        except CudaError:
+            self.free(address)
+            raise
         return address
 
     def clear(self, address: int, size: int, stream: Any) -> None:  # noqa: ANN401

@@ -1,4 +1,7 @@
-"""CUDA raymarcher: batched frames of any number of sessions and scenes in one launch, as RGB or I420."""
+"""CUDA raymarcher: batched frames of any number of sessions and scenes in one launch, as RGB or I420.
+
+A scene may have plates: pictures of what does not change, over which only the blocks of a mask are drawn.
+"""
 
 from __future__ import annotations
 
@@ -16,35 +19,73 @@ from .cpu_raymarcher import MAX_SIZE_PX, MIN_SIZE_PX, RenderInputError
 from .cuda_memory import DeviceMemory, Lease, PinnedBuffer, PinnedPool
 from .cuda_module import CudaDevice, CudaError, machine_code
 from .cuda_records import (
-    CHUNKS_A_TILE,
+    CHUNK_BYTES,
     FRAME,
     LAUNCH,
-    PIXEL_BYTES,
     WORK,
     PackedScene,
+    PlacedPlate,
     Record,
     as_bytes,
     background_words,
+    block_words,
     fill_frames,
     frame_template,
     pack_scene,
-    tile_count,
 )
 from .folding import resize_by_area
+from .masks import BlockMask
 from .scene import Scene
 
 _SLOTS = 3  # launches in flight: one rendered, one queued, one copied out
 _BACKGROUNDS_KEPT = 4  # sizes of one scene's
-_KINDS_KEPT = 64  # of one scene's frames
+_KINDS_KEPT = 64  # of one scene's frames, and one for each plate
 _ALIGNMENT = 256  # bytes, of what lies one after the other in a buffer
 _COUNTS_BYTES = 8  # samples of the head, and samples that went through the networks
 # Initial allocations, enough for 32 pictures of 512 px: pinning and freeing stall all launches in flight for
 # milliseconds, so memory should not grow after the first ones.
 _MIN_INPUT_BYTES, _MIN_PICTURES_BYTES, _MIN_SCRATCH_BYTES = 1 << 17, 1 << 24, 1 << 27
+_SCHEDULERS = 4  # of a multiprocessor
 
 
 def _aligned(size: int) -> int:
     return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+class CudaPlates:
+    """Device memory of a scene's plates and their masks; made by `CudaRenderer.load_plates`."""
+
+    def __init__(self, device: CudaDevice, *, size_px: int, masks: Sequence[BlockMask]) -> None:
+        self.size_px = size_px
+        self._device = device
+        words = [block_words(mask) for mask in masks]
+        ends = np.cumsum([len(of_one) for of_one in words])
+        self._blocks = device.upload(as_bytes(np.concatenate([*words, np.zeros(1, np.uint32)])))
+        try:
+            self._stride = _aligned(size_px * size_px * 3 // 2)
+            self._pictures = device.allocate(self._stride * len(masks))
+        except BaseException:
+            device.free(self._blocks)
+            raise
+        self.placed = tuple(
+            PlacedPlate(
+                picture=self._pictures + self._stride * number,
+                blocks=self._blocks + 4 * (int(end) - len(of_one)),
+                block_count=len(of_one),
+            )
+            for number, (of_one, end) in enumerate(zip(words, ends, strict=True))
+        )
+
+    def upload(self, number: int, picture: U8) -> None:
+        """Copies a plate to its place."""
+        whole, stream = np.ascontiguousarray(picture), self._device.stream
+        self._device.copy_in(self.placed[number].picture, whole.ctypes.data, whole.nbytes, stream)
+        self._device.synchronize(stream)
+
+    def free(self) -> None:
+        """Frees the memory."""
+        self._device.free(self._pictures)
+        self._device.free(self._blocks)
 
 
 class CudaScene:
@@ -57,6 +98,8 @@ class CudaScene:
         self._owned: list[int] = []
         self._backgrounds: dict[int, int] = {}
         self._kinds: dict[tuple[object, ...], _Kind] = {}
+        self.plates: CudaPlates | None = None  # once they are all there
+        self.coming_plates: CudaPlates | None = None
         try:
             addresses = {name: self._upload(array) for name, array in packed.arrays.items()}
             self.address = self._upload(packed.with_addresses(addresses))
@@ -84,10 +127,10 @@ class CudaScene:
 
     def kind(self, request: FrameRequest) -> _Kind:
         """Returns what requests of this size and region share; valid until backgrounds are freed."""
-        key = (request.size_px, request.region_px, request.i420)
+        key = (request.size_px, request.region_px, request.i420, request.plate)
         found = self._kinds.get(key)
         if found is None:
-            if len(self._kinds) >= _KINDS_KEPT:
+            if len(self._kinds) >= _KINDS_KEPT + (0 if self.plates is None else len(self.plates.placed)):
                 self._kinds.clear()
             found = self._kinds[key] = _Kind(request, self.background(request.size_px))
         return found
@@ -104,6 +147,10 @@ class CudaScene:
         """Frees the memory; the scene cannot be rendered any more."""
         for address in (*self._owned, *self._backgrounds.values()):
             self._device.free(address)
+        for plates in (self.plates, self.coming_plates):
+            if plates is not None:
+                plates.free()
+        self.plates = self.coming_plates = None
         self._owned.clear()
         self._backgrounds.clear()
         self._kinds.clear()
@@ -120,6 +167,7 @@ class FrameRequest:
     region_px: tuple[int, int, int, int] | None = None  # x0 y0 x1 y1: the part that is drawn
     i420: bool = False  # planar YUV, BT.601 limited range, instead of RGB; all edges even
     out: U8 | None = field(default=None, repr=False)  # C-contiguous array to write into
+    plate: int | None = None  # number of the one over which only its mask is drawn; a whole picture, as I420
 
     @property
     def region(self) -> tuple[int, int, int, int]:
@@ -142,6 +190,8 @@ class FrameRequest:
         if vector.shape != (length,) or not np.isfinite(vector).all():
             got = f"shape {vector.shape}" if vector.shape != (length,) else "NaN or infinity"
             raise RenderInputError(f"condition: expected ({length},) finite numbers, got {got}")
+        if self.plate is not None:
+            self._check_plate(self.plate)
         if not MIN_SIZE_PX <= self.size_px <= MAX_SIZE_PX:
             raise RenderInputError(f"size_px: expected {MIN_SIZE_PX} to {MAX_SIZE_PX}, got {self.size_px}")
         x0, y0, x1, y1 = self.region
@@ -163,28 +213,38 @@ class FrameRequest:
                 f"got {out.dtype} of shape {out.shape}"
             )
 
+    def _check_plate(self, number: int) -> None:
+        """Raises RenderInputError if there is no such plate, or it cannot lie under such a picture."""
+        plates = self.scene.plates
+        if plates is None:
+            raise RenderInputError("plate: expected a scene whose plates are loaded, got one without")
+        if not 0 <= number < len(plates.placed):
+            raise RenderInputError(f"plate: expected 0 to {len(plates.placed) - 1}, got {number}")
+        if self.region_px is not None or not self.i420:
+            got = "RGB" if not self.i420 else f"region_px {self.region_px}"
+            raise RenderInputError(f"plate: expected a whole picture as I420, got {got}")
+        if self.size_px != plates.size_px:
+            raise RenderInputError(f"size_px: expected {plates.size_px} as the plate's, got {self.size_px}")
+
 
 class _Kind:
-    """What frames of one scene, size and region share."""
+    """What frames of one scene, size, region and plate share."""
 
     def __init__(self, request: FrameRequest, background: int) -> None:
-        x0, y0, x1, y1 = request.region
+        plates = request.scene.plates
         self.template = frame_template(
             request.scene.packed,
             size_px=request.size_px,
             region_px=request.region,
             i420=request.i420,
             background=background,
+            plate=None if plates is None or request.plate is None else plates.placed[request.plate],
         )
         self.shape = request.shape
-        self.tiles = tile_count(x1 - x0, y1 - y0)[1]
         self.picture_bytes = math.prod(self.shape)
+        chunks = int(self.template["chunks"])
         # Of one frame in a launch's memory: done chunks, the picture, its pixels.
-        self.sizes = (
-            4 * CHUNKS_A_TILE * self.tiles,
-            _aligned(self.picture_bytes),
-            _aligned(PIXEL_BYTES * (x1 - x0) * (y1 - y0)),
-        )
+        self.sizes = (4 * (chunks + 1), _aligned(self.picture_bytes), _aligned(CHUNK_BYTES * chunks))
 
 
 class _Slot:
@@ -271,6 +331,54 @@ class CudaRenderer:
             self._scenes.append(loaded)
             return loaded
 
+    def load_plates(self, scene: CudaScene, pictures: U8, masks: Sequence[BlockMask]) -> None:
+        """Uploads a scene's plates, once; they are freed with it.
+
+        Frames are drawn meanwhile, between one plate and the next.
+
+        Args:
+            scene: whose they are.
+            pictures: (P, size * 3 / 2, size) I420, BT.601 limited range; the size is even.
+            masks: P, of that size: what `FrameRequest.plate` draws over each.
+
+        Raises:
+            RenderInputError: they do not fit together, or the scene is not loaded here or has plates.
+            CudaError: the device has no room; the scene is drawn without.
+        """
+        size_px = pictures.shape[-1]
+        if pictures.shape != (len(masks), size_px * 3 // 2, size_px) or pictures.dtype != np.uint8:
+            raise RenderInputError(
+                f"plates: expected ({len(masks)}, size * 3 / 2, size) uint8 for {len(masks)} masks, "
+                f"got {pictures.dtype} of shape {pictures.shape}"
+            )
+        sizes_px = {mask.size_px for mask in masks}
+        if sizes_px != {size_px} or size_px % 2 or not MIN_SIZE_PX <= size_px <= MAX_SIZE_PX:
+            raise RenderInputError(
+                f"plates: expected masks and pictures of one even size from {MIN_SIZE_PX} to {MAX_SIZE_PX}, "
+                f"got {size_px} with masks of {sorted(sizes_px)}"
+            )
+        with self._lock:
+            self._refuse_unloaded(scene)
+            if scene.plates is not None or scene.coming_plates is not None:
+                raise RenderInputError("plates: expected a scene without, got one that has some")
+            self.device.make_current()
+            plates = scene.coming_plates = CudaPlates(self.device, size_px=size_px, masks=masks)
+        try:
+            for number, picture in enumerate(pictures):
+                with self._lock:
+                    self._refuse_unloaded(scene)
+                    self.device.make_current()
+                    plates.upload(number, picture)
+        except BaseException:
+            with self._lock:
+                if scene in self._scenes:
+                    scene.coming_plates = None
+                    plates.free()
+            raise
+        with self._lock:
+            self._refuse_unloaded(scene)
+            scene.plates, scene.coming_plates = plates, None
+
     def unload(self, scene: CudaScene) -> None:
         """Frees a scene's device memory once the launches that render it are done."""
         with self._lock:
@@ -313,8 +421,7 @@ class CudaRenderer:
                 self._slot_free.wait()
             self._refuse_closed()
             for request in requests:
-                if request.scene not in self._scenes:
-                    raise RenderInputError("scene: expected one that is loaded here, got one that is not")
+                self._refuse_unloaded(request.scene)
             self.device.make_current()
             if not self._free_slots:
                 self._slots.append(_Slot(self.device))
@@ -363,6 +470,11 @@ class CudaRenderer:
     def _refuse_closed(self) -> None:
         if self._closed:
             raise RuntimeError("the renderer is closed")
+
+    def _refuse_unloaded(self, scene: CudaScene) -> None:
+        self._refuse_closed()
+        if scene not in self._scenes:
+            raise RenderInputError("scene: expected one that is loaded here, got one that is not")
 
     def _abandon(self, launch: Launch) -> None:
         """Withdraws a launch that may be only partly enqueued."""
@@ -435,10 +547,10 @@ class CudaRenderer:
             for place, number in enumerate(numbers[scene]):
                 c2w[place], conditions[place] = requests[number].c2w, requests[number].condition
             fill_frames(records, scene.packed, c2w=c2w, conditions=conditions)
-            tiles = np.cumsum(records["tiles"])
-            records["first_tile"] = tiles - records["tiles"]
+            chunks = np.cumsum(records["chunks"])
+            records["first_chunk"] = chunks - records["chunks"]
             work["scene"], work["first_frame"], work["frames"] = scene.address, first, len(own)
-            work["tiles"] = tiles[-1]
+            work["chunks"] = chunks[-1]
             first = last
         frames["pixels"] = slot.scratch.address + _aligned(zeros_bytes) + pixels_at
         frames["done"] = slot.scratch.address + first_done_at + done_at
@@ -458,8 +570,8 @@ class CudaRenderer:
             record["finished_chunks"] = slot.scratch.address + finished_chunks_at + 4 * of_width[0]
             record["taken_chunks"] = slot.scratch.address + taken_chunks_at
             record["work_count"] = len(of_width)
-            chunks = int(works["tiles"][of_width].sum()) * CHUNKS_A_TILE
-            blocks = max(len(of_width), -(-chunks // (kernel.threads // 32)))
+            # Few chunks are spread: a multiprocessor takes a step in less time the fewer warps it has.
+            blocks = max(len(of_width), -(-int(works["chunks"][of_width].sum()) // _SCHEDULERS))
             device.launch(kernel, min(device.multiprocessors, blocks), as_bytes(record), stream)
         device.mark(slot.end, stream)
         device.copy_out(launch.lease.address, slot.output.address, output_bytes, stream)

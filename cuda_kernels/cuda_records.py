@@ -25,6 +25,7 @@ from .folding import (
     fold_head,
     fold_torso,
 )
+from .masks import BlockMask, block_count
 from .scene import Camera, HeadField, Scene, TorsoField
 
 F16 = npt.NDArray[np.float16]
@@ -32,9 +33,8 @@ Record = npt.NDArray[np.void]
 
 WIDTHS = (32, 64, 96, 128)
 MAX_LEVELS = 16
-TILE_WIDTH_PX, TILE_HEIGHT_PX = 16, 8
-CHUNKS_A_TILE = 4  # of 32 rays
-PIXEL_BYTES = 8  # a pixel's head colour and transmittance
+BLOCKS_A_CHUNK = 2  # of 32 rays
+CHUNK_BYTES = 32 * 8  # a pixel's head colour and transmittance
 TORSO_DEFORM_WIDTH, TORSO_CANONICAL_WIDTH, TORSO_OCTAVES = 64, 32, 10
 
 _FEATURES = 2 * MAX_LEVELS  # a grid's inputs, padded to MAX_LEVELS
@@ -87,11 +87,14 @@ FRAME = np.dtype(
         ("y0", "<u4"),
         ("width", "<u4"),
         ("height", "<u4"),
-        ("first_tile", "<u4"),
-        ("tiles_across", "<u4"),
-        ("tiles", "<u4"),
+        ("first_chunk", "<u4"),
+        ("chunks", "<u4"),
+        ("block_count", "<u4"),
+        ("blocks_across", "<u4"),
         ("i420", "<u4"),
         ("background", "<u8"),
+        ("blocks", "<u8"),
+        ("plate", "<u8"),
         ("pixels", "<u8"),
         ("done", "<u8"),
         ("out", "<u8"),
@@ -106,7 +109,7 @@ WORK = np.dtype(
         ("scene", "<u8"),
         ("first_frame", "<u4"),
         ("frames", "<u4"),
-        ("tiles", "<u4"),
+        ("chunks", "<u4"),
         ("unused", "<u4"),
     ]
 )
@@ -404,14 +407,36 @@ def background_words(background: F32) -> U16:
 
 
 # ---------------------------------------------------------------------------------------------- frames
-def tile_count(width: int, height: int) -> tuple[int, int]:
-    """Returns the tiles across a picture of a size in pixels, and all tiles."""
-    across = -(-width // TILE_WIDTH_PX)
-    return across, across * -(-height // TILE_HEIGHT_PX)
+@dataclass(frozen=True, kw_only=True)
+class PlacedPlate:
+    """A plate on the device, and the blocks that are drawn over it."""
+
+    picture: int  # address
+    blocks: int  # address of `block_words`
+    block_count: int
+
+
+def block_words(mask: BlockMask) -> U32:
+    """Returns the mask's blocks (N,) as the kernel reads them: column, row, and at which corners they show.
+
+    Blocks that show at no corner are left out: nothing of them would be seen.
+    """
+    row, column = mask.blocks.T.astype(np.uint32)
+    words = column | (row << 12)
+    corners = np.zeros_like(words)
+    for number, (below, right) in enumerate(((0, 0), (0, 1), (1, 0), (1, 1))):
+        corners |= mask.corners[row + below, column + right].astype(np.uint32) << number
+    return np.asarray((words | (corners << 24))[corners > 0], np.uint32)
 
 
 def frame_template(
-    scene: PackedScene, *, size_px: int, region_px: tuple[int, int, int, int], i420: bool, background: int
+    scene: PackedScene,
+    *,
+    size_px: int,
+    region_px: tuple[int, int, int, int],
+    i420: bool,
+    background: int,
+    plate: PlacedPlate | None = None,
 ) -> Record:
     """Returns a FRAME record with the fields that depend only on scene, size and region; the rest is zero.
 
@@ -421,6 +446,7 @@ def frame_template(
         region_px: x0 y0 x1 y1, the part of it that is drawn.
         i420: planar YUV instead of RGB.
         background: address of `background_words` of that size.
+        plate: what is shown where no block is drawn; None: all of the region is drawn.
     """
     record, camera = np.zeros((), FRAME), scene.camera
     scale = size_px / scene.image_size_px
@@ -430,8 +456,14 @@ def frame_template(
     record["pixel_px"], record["image_size_px"] = 1 / scale, scene.image_size_px
     record["size_px"] = size_px
     record["x0"], record["y0"], record["width"], record["height"] = x0, y0, x1 - x0, y1 - y0
-    record["tiles_across"], record["tiles"] = tile_count(x1 - x0, y1 - y0)
     record["i420"], record["background"] = i420, background
+    if plate is None:
+        record["blocks_across"] = block_count(x1 - x0)
+        record["block_count"] = block_count(x1 - x0) * block_count(y1 - y0)
+    else:
+        record["block_count"] = plate.block_count
+        record["blocks"], record["plate"] = plate.blocks, plate.picture
+    record["chunks"] = max(1, -(-int(record["block_count"]) // BLOCKS_A_CHUNK))
     return record
 
 

@@ -12,6 +12,10 @@
 // Then warps finish chunks: they wait until all pixels of one are counted, lay torso and background behind them, and
 // write the picture's bytes. Nobody waits with rays in hand, so all waiting ends.
 //
+// A chunk is two blocks of 4 x 4 pixels: neighbours where a part of the picture is drawn whole, any two where only
+// listed blocks are drawn over a plate. Who takes a chunk's rays copies its share of the plate too; the blocks are
+// written once all of it is there, and fade into it within the outermost ones.
+//
 // What a lane computes for a ray does not depend on the ray's neighbours: a picture is the same bit for bit
 // however it is cut into parts and launches.
 //
@@ -21,9 +25,8 @@
 //   WEIGHTS_IN_SHARED  1: the head's weights are copied to shared memory; 0: they come through the L1 cache
 #include "raymarcher_scene.cuh"
 
-constexpr int TILE_WIDTH = 16, TILE_HEIGHT = 8, TILE_PIXELS = TILE_WIDTH * TILE_HEIGHT;
-constexpr int CHUNK_HEIGHT = 32 / TILE_WIDTH;
-constexpr u32 CHUNKS_A_TILE = TILE_PIXELS / 32;
+constexpr u32 BLOCK_SIDE = 4, BLOCK_PIXELS = BLOCK_SIDE * BLOCK_SIDE;
+constexpr u32 ALL_CORNERS = 15;
 constexpr int MAX_SAMPLES_AT_ONCE = 8;  // of a ray
 constexpr int FEATURE_TILES = 2;  // a grid's features, 16 levels of two, are two tiles of inputs
 constexpr int HIDDEN_TILES = WIDTH / 16;
@@ -49,7 +52,7 @@ struct alignas(16) SampleRow {
 struct WarpMemory {
   SampleRow rows[32];
   union {
-    uint2 stack[64];  // rays to draw: column and row (from bit 16 on) in the picture, and first lattice step
+    uint2 stack[64];  // rays to draw: place among the frame's pixels, and first lattice step
     u32 list[32];     // lanes with a ray; of a chunk, pixels in which the torso shows, later red, green and blue
   };
 };
@@ -298,51 +301,65 @@ DEVICE float4 field_at(const Scene& scene, const Frame& frame, Weights<WEIGHTS_I
   return own.out;
 }
 
-// Where the pixels of a chunk lie.
-struct Chunk {
-  u32 left, top;      // in the picture
-  u32 right, bottom;  // of the part of it that is drawn
-
-  DEVICE u32 column(int pixel) const { return left + static_cast<u32>(pixel % TILE_WIDTH); }
-  DEVICE u32 row(int pixel) const { return top + static_cast<u32>(pixel / TILE_WIDTH); }
-  DEVICE bool inside(int pixel) const { return column(pixel) < right && row(pixel) < bottom; }
+// Where a pixel of a frame lies in the picture.
+struct Pixel {
+  u32 column, row;
+  u32 corners;  // of its block, upper left, upper right, lower left, lower right: where it hides the plate
+  bool inside;  // of the part that is drawn
 };
 
-DEVICE Chunk chunk_of(const Frame& frame, u32 chunk) {
-  const u32 tile = chunk / CHUNKS_A_TILE;
-  const u32 top = tile / frame.tiles_across * TILE_HEIGHT + chunk % CHUNKS_A_TILE * CHUNK_HEIGHT;
-  return Chunk{frame.x0 + tile % frame.tiles_across * TILE_WIDTH, frame.y0 + top, frame.x0 + frame.width,
-               frame.y0 + frame.height};
+// The pixel of a place: its block, and 4 x 4 row by row.
+DEVICE Pixel pixel_of(const Frame& frame, u32 place) {
+  const u32 number = place / BLOCK_PIXELS;
+  if (number >= frame.block_count) return Pixel{0u, 0u, 0u, false};
+  Pixel pixel;
+  if (frame.blocks == nullptr) {
+    pixel.column = frame.x0 + number % frame.blocks_across * BLOCK_SIDE;
+    pixel.row = frame.y0 + number / frame.blocks_across * BLOCK_SIDE;
+    pixel.corners = ALL_CORNERS;
+  } else {
+    const u32 block = __ldg(frame.blocks + number);
+    pixel.column = (block & 0xfffu) * BLOCK_SIDE;
+    pixel.row = ((block >> 12) & 0xfffu) * BLOCK_SIDE;
+    pixel.corners = block >> 24;
+  }
+  pixel.column += place % BLOCK_SIDE;
+  pixel.row += place % BLOCK_PIXELS / BLOCK_SIDE;
+  pixel.inside = pixel.column < frame.x0 + frame.width && pixel.row < frame.y0 + frame.height;
+  return pixel;
 }
 
-// Writes what a ray saw. Column and row are those of the picture.
-DEVICE void store_pixel(const Frame& frame, u32 column, u32 row, float red, float green, float blue, float through) {
-  const u64 at = static_cast<u64>(row - frame.y0) * frame.width + (column - frame.x0);
-  frame.pixels[at] = uint2{to_16_bits(red, green), to_16_bits(blue, through)};
+// Writes what a ray saw.
+DEVICE void store_pixel(const Frame& frame, u32 place, float red, float green, float blue, float through) {
+  frame.pixels[place] = uint2{to_16_bits(red, green), to_16_bits(blue, through)};
 }
 
-// Counts pixels of a chunk that are written, so that whoever sees the count sees them too.
-DEVICE void count_pixels(const Frame& frame, u32 column, u32 row, u32 pixels) {
-  const u32 down = row - frame.y0;
-  const u32 tile = down / TILE_HEIGHT * frame.tiles_across + (column - frame.x0) / TILE_WIDTH;
-  add_after_writes(frame.done + tile * CHUNKS_A_TILE + down % TILE_HEIGHT / CHUNK_HEIGHT, pixels);
+// Copies a chunk's share of the plate. Plate and picture begin on 16 bytes and have room up to the next.
+DEVICE void copy_plate(const Frame& frame, u32 chunk, int lane) {
+  const uint4* const plate = reinterpret_cast<const uint4*>(frame.plate);
+  uint4* const out = reinterpret_cast<uint4*>(frame.out);
+  const u32 all = (frame.width * frame.height / 2u * 3u + 15u) / 16u;
+  const u32 share = (all + frame.chunks - 1u) / frame.chunks, first = chunk * share;
+  for (u32 i = static_cast<u32>(lane); i < share && first + i < all; i += 32u) out[first + i] = __ldg(plate + first + i);
+  __syncwarp();
+  if (lane == 0) add_after_writes(frame.done + frame.chunks, 1u);
 }
 
 // Marches the 32 rays of a chunk; those that meet anything go on the stack. How many are on it then.
 DEVICE int set_up_chunk(const Scene& scene, const Frame& frame, WarpMemory& memory, int lane, u32 chunk, int stacked) {
-  const Chunk own = chunk_of(frame, chunk);
-  const u32 column = own.column(lane), row = own.row(lane);
-  const bool inside = own.inside(lane);
+  if (frame.plate != nullptr) copy_plate(frame, chunk, lane);
+  const u32 place = chunk * 32u + static_cast<u32>(lane);
+  const Pixel pixel = pixel_of(frame, place);
   int k = -1;
-  if (inside) {
-    const Ray ray = make_ray(scene, frame, column, row);
+  if (pixel.inside) {
+    const Ray ray = make_ray(scene, frame, pixel.column, pixel.row);
     k = next_occupied(scene, frame, ray, ray.first);
-    if (k < 0) store_pixel(frame, column, row, 0.0f, 0.0f, 0.0f, 1.0f);
+    if (k < 0) store_pixel(frame, place, 0.0f, 0.0f, 0.0f, 1.0f);
   }
-  const u32 hits = __ballot_sync(ALL_LANES, k >= 0), misses = __ballot_sync(ALL_LANES, inside && k < 0);
-  if (k >= 0) memory.stack[stacked + lanes_below(hits, lane)] = uint2{column | (row << 16), static_cast<u32>(k)};
+  const u32 hits = __ballot_sync(ALL_LANES, k >= 0), misses = __ballot_sync(ALL_LANES, pixel.inside && k < 0);
+  if (k >= 0) memory.stack[stacked + lanes_below(hits, lane)] = uint2{place, static_cast<u32>(k)};
   __syncwarp();
-  if (lane == 0 && misses != 0u) count_pixels(frame, own.left, own.top, static_cast<u32>(__popc(misses)));
+  if (lane == 0 && misses != 0u) add_after_writes(frame.done + chunk, static_cast<u32>(__popc(misses)));
   return stacked + __popc(hits);
 }
 
@@ -357,7 +374,6 @@ DEVICE int occupied_ahead(const Scene& scene, const Frame& frame, const Ray& ray
 DEVICE void draw_rays(const Launch& launch, const Scene& scene, const Frame& frame, u32* taken_chunks,
                       Weights<WEIGHTS_IN_SHARED> weights, WarpMemory& memory, int lane) {
   const float bound = scene.bound, unit = 0.5f / bound, step = scene.step;
-  const u32 chunks = frame.tiles * CHUNKS_A_TILE;
   // Lane slot + j rays_at_once has the ray of that slot, as all its other lanes do, and the j-th next sample of it.
   int samples_at_once = 1, rays_at_once = 32, slot = lane, ahead = 0;
   u32 slots = ALL_LANES;
@@ -373,14 +389,15 @@ DEVICE void draw_rays(const Launch& launch, const Scene& scene, const Frame& fra
       u32 chunk = 0u;
       if (lane == 0) chunk = atomicAdd(taken_chunks, 1u);
       chunk = __shfl_sync(ALL_LANES, chunk, 0);
-      more = chunk < chunks;
+      more = chunk < frame.chunks;
       if (more) stacked = set_up_chunk(scene, frame, memory, lane, chunk, stacked);
     }
     const int rank = lanes_below(idle, slot);
     if (!living && rank < stacked) {
       const uint2 entry = memory.stack[stacked - 1 - rank];
       place = entry.x;
-      ray = make_ray(scene, frame, place & 0xffffu, place >> 16);
+      const Pixel pixel = pixel_of(frame, place);
+      ray = make_ray(scene, frame, pixel.column, pixel.row);
       k = occupied_ahead(scene, frame, ray, static_cast<int>(entry.y), ahead);
       living = true;
       taken = 0;
@@ -452,9 +469,8 @@ DEVICE void draw_rays(const Launch& launch, const Scene& scene, const Frame& fra
     const int next = __shfl_sync(ALL_LANES, k, slot);
     on = on && next >= 0;
     if (living && !on && ahead == 0) {
-      const u32 column = place & 0xffffu, row = place >> 16;
-      store_pixel(frame, column, row, red, green, blue, through);
-      count_pixels(frame, column, row, 1u);
+      store_pixel(frame, place, red, green, blue, through);
+      add_after_writes(frame.done + place / 32u, 1u);  // whoever sees the count sees the pixel too
     }
     living = on;
   }
@@ -473,7 +489,7 @@ DEVICE u32 frame_with_rays(const Launch& launch, const Work& work, u32 start, in
     const u32 number = (start + own) % work.frames;
     const u32 at = work.first_frame + number;
     const bool left = own < work.frames && *static_cast<volatile u32*>(launch.taken_chunks + at) <
-                                               launch.frames[at].tiles * CHUNKS_A_TILE;
+                                               launch.frames[at].chunks;
     const u32 lanes = __ballot_sync(ALL_LANES, left);
     if (lanes != 0u) return __shfl_sync(ALL_LANES, number, __ffs(static_cast<int>(lanes)) - 1);
   }
@@ -571,24 +587,20 @@ DEVICE float4 torso_at(const Scene& scene, const Frame& frame, WarpMemory& memor
   return own.out;
 }
 
-DEVICE uint2* pixel_at(const Frame& frame, const Chunk& chunk, int pixel) {
-  return frame.pixels + static_cast<u64>(chunk.row(pixel) - frame.y0) * frame.width + (chunk.column(pixel) - frame.x0);
-}
-
-// Lays the torso behind the head of a chunk, where it may be and can be seen.
-DEVICE void draw_torso(const Scene& scene, const Frame& frame, WarpMemory& memory, const Chunk& chunk, int lane) {
-  const bool here = chunk.inside(lane) && from_16_bits(__ldcg(pixel_at(frame, chunk, lane))).w > 1.0f / 255.0f &&
-                    torso_here(scene, torso_coordinate(frame, chunk.row(lane)),
-                               torso_coordinate(frame, chunk.column(lane)));
+// Lays the torso behind the head at each lane's place, where it may be and can be seen.
+DEVICE void draw_torso(const Scene& scene, const Frame& frame, WarpMemory& memory, const Pixel& pixel, u32 place,
+                       int lane) {
+  const float row = torso_coordinate(frame, pixel.row), column = torso_coordinate(frame, pixel.column);
+  const bool here = pixel.inside && from_16_bits(__ldcg(frame.pixels + place)).w > 1.0f / 255.0f &&
+                    torso_here(scene, row, column);
   if (!__any_sync(ALL_LANES, here)) return;
-  const float4 torso = torso_at(scene, frame, memory, lane, torso_coordinate(frame, chunk.row(lane)),
-                                torso_coordinate(frame, chunk.column(lane)));
+  const float4 torso = torso_at(scene, frame, memory, lane, row, column);
   if (here) {
-    uint2* const at = pixel_at(frame, chunk, lane);
-    const float4 head = from_16_bits(__ldcg(at));
+    const float4 head = from_16_bits(__ldcg(frame.pixels + place));
     const float weight = sigmoid(torso.x) * head.w;
-    *at = uint2{to_16_bits(fmaf(weight, sigmoid(torso.y), head.x), fmaf(weight, sigmoid(torso.z), head.y)),
-                to_16_bits(fmaf(weight, sigmoid(torso.w), head.z), head.w - weight)};
+    frame.pixels[place] =
+        uint2{to_16_bits(fmaf(weight, sigmoid(torso.y), head.x), fmaf(weight, sigmoid(torso.z), head.y)),
+              to_16_bits(fmaf(weight, sigmoid(torso.w), head.z), head.w - weight)};
   }
   __syncwarp();
 }
@@ -596,48 +608,64 @@ DEVICE void draw_torso(const Scene& scene, const Frame& frame, WarpMemory& memor
 // ------------------------------------------------------------------------------------------ picture
 DEVICE int to_byte(float value) { return static_cast<int>(clamped(fmaf(value, 255.0f, 0.5f), 0.0f, 255.0f)); }
 
-// Writes a chunk as RGB, or as I420 (BT.601, limited range; chroma of each two by two pixels' mean).
-DEVICE void write_picture(const Frame& frame, WarpMemory& memory, const Chunk& chunk, int lane) {
-  if (chunk.inside(lane)) {
-    const u32 column = chunk.column(lane), row = chunk.row(lane);
-    const float4 front = from_16_bits(__ldcg(pixel_at(frame, chunk, lane)));
-    const float4 behind = from_16_bits(__ldg(frame.background + static_cast<u64>(row) * frame.size_px + column));
+// Lays a value over the plate's by what its place among `side` x `side` of a block weighs between the corners.
+template <u32 side>
+DEVICE u8 over_plate(const Frame& frame, u64 at, int value, u32 corners, u32 column, u32 row) {
+  if (frame.plate == nullptr) return static_cast<u8>(value);
+  constexpr u32 steps = 2u * side, full = steps * steps;
+  const u32 right = 2u * (column % side) + 1u, left = steps - right;
+  const u32 lower = 2u * (row % side) + 1u, upper = steps - lower;
+  const u32 weight = upper * ((corners & 1u ? left : 0u) + (corners & 2u ? right : 0u)) +
+                     lower * ((corners & 4u ? left : 0u) + (corners & 8u ? right : 0u));
+  const u32 behind = __ldg(frame.plate + at);
+  return static_cast<u8>((static_cast<u32>(value) * weight + behind * (full - weight) + full / 2u) / full);
+}
+
+// Writes each lane's pixel as RGB, or as I420 (BT.601, limited range; chroma of each two by two pixels' mean).
+DEVICE void write_picture(const Frame& frame, WarpMemory& memory, const Pixel& pixel, u32 place, int lane) {
+  const u32 x = pixel.column - frame.x0, y = pixel.row - frame.y0;
+  if (pixel.inside) {
+    const float4 front = from_16_bits(__ldcg(frame.pixels + place));
+    const float4 behind =
+        from_16_bits(__ldg(frame.background + static_cast<u64>(pixel.row) * frame.size_px + pixel.column));
     const int r = to_byte(fmaf(front.w, behind.x, front.x)), g = to_byte(fmaf(front.w, behind.y, front.y));
     const int b = to_byte(fmaf(front.w, behind.z, front.z));
-    const u64 at = static_cast<u64>(row - frame.y0) * frame.width + (column - frame.x0);
+    const u64 at = static_cast<u64>(y) * frame.width + x;
     if (frame.i420 == 0u) {
       frame.out[3 * at] = static_cast<u8>(r);
       frame.out[3 * at + 1] = static_cast<u8>(g);
       frame.out[3 * at + 2] = static_cast<u8>(b);
     } else {
       // 65.481, 128.553, 24.966 of 255 in 16 fractional bits, with a half for rounding
-      frame.out[at] = static_cast<u8>((16829 * r + 33039 * g + 6416 * b + 1081344) >> 16);
+      const int luma = (16829 * r + 33039 * g + 6416 * b + 1081344) >> 16;
+      frame.out[at] = over_plate<BLOCK_SIDE>(frame, at, luma, pixel.corners, x, y);
       memory.list[lane] = static_cast<u32>(r | (g << 8) | (b << 16));
     }
   }
   __syncwarp();
-  const int first = 2 * lane;
-  if (frame.i420 == 0u || first >= TILE_WIDTH || !chunk.inside(first)) return;
+  constexpr u32 odd = 1u | BLOCK_SIDE;  // of the column or of the row
+  if (frame.i420 == 0u || (place & odd) != 0u || !pixel.inside) return;
   int r = 0, g = 0, b = 0;
 #pragma unroll
-  for (int pixel = 0; pixel < 4; pixel++) {
-    const u32 rgb = memory.list[first + pixel / 2 * TILE_WIDTH + pixel % 2];
+  for (u32 other = 0; other < 4; other++) {
+    const u32 rgb = memory.list[static_cast<u32>(lane) + other / 2 * BLOCK_SIDE + other % 2];
     r += static_cast<int>(rgb & 0xffu);
     g += static_cast<int>((rgb >> 8) & 0xffu);
     b += static_cast<int>(rgb >> 16);
   }
   const u64 luma = static_cast<u64>(frame.width) * frame.height;
-  const u32 x = (chunk.column(first) - frame.x0) / 2, y = (chunk.row(first) - frame.y0) / 2;
-  const u64 at = luma + static_cast<u64>(y) * (frame.width / 2) + x;
-  frame.out[at] = static_cast<u8>((-9714 * r - 19071 * g + 28784 * b + (257 << 17)) >> 18);
-  frame.out[at + luma / 4] = static_cast<u8>((28784 * r - 24103 * g - 4681 * b + (257 << 17)) >> 18);
+  const u64 at = luma + static_cast<u64>(y / 2) * (frame.width / 2) + x / 2;
+  const int blue = (-9714 * r - 19071 * g + 28784 * b + (257 << 17)) >> 18;
+  const int red = (28784 * r - 24103 * g - 4681 * b + (257 << 17)) >> 18;
+  frame.out[at] = over_plate<BLOCK_SIDE / 2>(frame, at, blue, pixel.corners, x / 2, y / 2);
+  frame.out[at + luma / 4] = over_plate<BLOCK_SIDE / 2>(frame, at + luma / 4, red, pixel.corners, x / 2, y / 2);
 }
 
-DEVICE const Frame& frame_of_tile(const Launch& launch, const Work& work, u32 tile) {
+DEVICE const Frame& frame_of_chunk(const Launch& launch, const Work& work, u32 chunk) {
   u32 low = 0, high = work.frames;
   while (high - low > 1u) {
     const u32 middle = (low + high) / 2u;
-    if (launch.frames[work.first_frame + middle].first_tile <= tile) {
+    if (launch.frames[work.first_frame + middle].first_chunk <= chunk) {
       low = middle;
     } else {
       high = middle;
@@ -646,17 +674,20 @@ DEVICE const Frame& frame_of_tile(const Launch& launch, const Work& work, u32 ti
   return launch.frames[work.first_frame + low];
 }
 
-// Finishes a chunk of a work once all of its rays are drawn.
+// Finishes a chunk of a work once all of its rays are drawn, and all of its frame's plate is there.
 DEVICE void finish_chunk(const Launch& launch, const Work& work, const Scene& scene, WarpMemory& memory, int lane,
                          u32 number) {
-  const Frame& frame = frame_of_tile(launch, work, number / CHUNKS_A_TILE);
-  const u32 own = number - frame.first_tile * CHUNKS_A_TILE;
-  const Chunk chunk = chunk_of(frame, own);
-  const u32 pixels = static_cast<u32>(__popc(__ballot_sync(ALL_LANES, chunk.inside(lane))));
-  if (lane == 0) wait_for_count(frame.done + own, pixels);
+  const Frame& frame = frame_of_chunk(launch, work, number);
+  const u32 own = number - frame.first_chunk, place = own * 32u + static_cast<u32>(lane);
+  const Pixel pixel = pixel_of(frame, place);
+  const u32 pixels = static_cast<u32>(__popc(__ballot_sync(ALL_LANES, pixel.inside)));
+  if (lane == 0) {
+    wait_for_count(frame.done + own, pixels);
+    if (frame.plate != nullptr) wait_for_count(frame.done + frame.chunks, frame.chunks);
+  }
   __syncwarp();
-  if (scene.occupancy_side != 0u) draw_torso(scene, frame, memory, chunk, lane);
-  write_picture(frame, memory, chunk, lane);
+  if (scene.occupancy_side != 0u) draw_torso(scene, frame, memory, pixel, place, lane);
+  write_picture(frame, memory, pixel, place, lane);
   __syncwarp();
 }
 
@@ -683,7 +714,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) raymarch(const Launc
     const u32 which = (blockIdx.x + turn) % launch.work_count;
     const Work& work = launch.works[which];
     u32* const finished_chunks = launch.finished_chunks + which;
-    const u32 chunks = work.tiles * CHUNKS_A_TILE;
+    const u32 chunks = work.chunks;
     if (threadIdx.x == 0u) chunks_left = *static_cast<volatile u32*>(finished_chunks) < chunks;
     __syncthreads();
     const bool mine = chunks_left != 0u;

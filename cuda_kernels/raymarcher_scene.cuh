@@ -58,13 +58,17 @@ struct Frame {
   u32 y0;
   u32 width;
   u32 height;
-  u32 first_tile;  // of the frame, among the tiles of its work
-  u32 tiles_across;
-  u32 tiles;
+  u32 first_chunk;  // of the frame, among the chunks of its work
+  u32 chunks;       // at least one
+  u32 block_count;
+  u32 blocks_across;        // of a part that is drawn whole
   u32 i420;                 // 0: RGB
   const uint2* background;  // (size, size) red, green, blue and nothing, 16 bits each
-  uint2* pixels;            // (height, width) red, green, blue of the head and what passes through it
-  u32* done;                // (chunks,) pixels of a chunk that are drawn; zero at the start
+  const u32* blocks;        // column, row (from bit 12 on) and corners (from bit 24 on); null: all, row by row
+  const u8* plate;          // what lies under the blocks, I420 of the whole picture; null: nothing
+  uint2* pixels;            // (chunks, 32) red, green, blue of the head and what passes through it
+  u32* done;                // (chunks + 1,) pixels of a chunk that are drawn, and chunks of the plate that are
+                            // copied; zero at the start
   u8* out;
   float ambient_bias[MAX_WIDTH];
   float deform_bias[TORSO_DEFORM_WIDTH];
@@ -76,7 +80,7 @@ struct Work {
   const Scene* scene;
   u32 first_frame;
   u32 frames;
-  u32 tiles;
+  u32 chunks;
   u32 unused;
 };
 

@@ -26,6 +26,7 @@ from .gpu_batching import MAX_FRAMES, BatchPolicy, PendingFrame
 
 if TYPE_CHECKING:
     from cuda_kernels.cuda_raymarcher import CudaScene, FrameRequest, Launch
+    from cuda_kernels.masks import BlockMask
     from cuda_kernels.scene import Scene
 
     from .engine_choice import DeviceName
@@ -46,6 +47,9 @@ class BatchRenderer(Protocol):
 
     def load(self, scene: Scene) -> CudaScene:
         """Returns the scene, ready to be drawn."""
+
+    def load_plates(self, scene: CudaScene, pictures: U8, masks: Sequence[BlockMask]) -> None:
+        """Uploads the scene's plates."""
 
     def unload(self, scene: CudaScene) -> None:
         """Frees the scene's memory."""
@@ -144,6 +148,18 @@ class GpuRenderer:
         if self._lost:
             raise GpuLostError(self._lost)
         return self._renderer.load(scene)
+
+    def load_plates(self, scene: CudaScene, pictures: U8, masks: Sequence[BlockMask]) -> None:
+        """Uploads a scene's plates while others draw; see `CudaRenderer.load_plates`.
+
+        Raises:
+            RenderInputError: they do not fit together, or the scene was unloaded.
+            CudaError: it has no room; the scene is drawn without.
+            GpuLostError: it draws no more.
+        """
+        if self._lost:
+            raise GpuLostError(self._lost)
+        self._renderer.load_plates(scene, pictures, masks)
 
     def unload(self, scene: CudaScene) -> None:
         """Frees a scene's memory; does nothing on a lost GPU."""
@@ -348,6 +364,7 @@ class GpuRaymarcher:
         self.scene = scene
         self._gpu = gpu
         self._loaded = gpu.load(scene)
+        self._plates_px = 0
         self._closed = False
 
     @property
@@ -384,6 +401,30 @@ class GpuRaymarcher:
         """
         return self._gpu.draw([self._finished(c2w, condition, size_px)])[0]
 
+    def load_plates(self, pictures: U8, masks: Sequence[BlockMask]) -> None:
+        """Uploads the pictures (P, S * 3 / 2, S) I420 and masks that `render_composite` needs, once.
+
+        From any thread, while frames are drawn; they are freed with the scene.
+
+        Raises:
+            RenderInputError, CudaError, GpuLostError: see `GpuRenderer.load_plates`; also if it was closed.
+        """
+        self._gpu.load_plates(self._loaded, pictures, masks)
+        self._plates_px = pictures.shape[-1]
+
+    def render_composite(self, *, c2w: F32, condition: F32, pose: int) -> U8:
+        """Returns (S * 3 / 2, S) uint8 I420: the pose's plate with its mask drawn into it.
+
+        Args:
+            c2w: (4, 4) of the pose.
+            condition: (C,).
+            pose: the plate's number.
+
+        Raises:
+            RenderInputError, GpuLostError, Stopped: see `GpuRenderer.draw`; also if no plates are loaded.
+        """
+        return self._gpu.draw([self._finished(c2w, condition, self._plates_px, plate=pose)])[0]
+
     def frame_ms(self, *, poses: F32, condition: F32, size_px: int) -> float:
         """Returns the milliseconds a frame of a full batch takes, copies and threads included.
 
@@ -416,10 +457,12 @@ class GpuRaymarcher:
             self._closed = True
             self._gpu.unload(self._loaded)
 
-    def _finished(self, c2w: F32, condition: F32, size_px: int) -> FrameRequest:
+    def _finished(self, c2w: F32, condition: F32, size_px: int, *, plate: int | None = None) -> FrameRequest:
         from cuda_kernels.cuda_raymarcher import FrameRequest
 
-        return FrameRequest(scene=self._loaded, c2w=c2w, condition=condition, size_px=size_px, i420=True)
+        return FrameRequest(
+            scene=self._loaded, c2w=c2w, condition=condition, size_px=size_px, i420=True, plate=plate
+        )
 
 
 def open_gpu(

@@ -13,12 +13,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from composites import composite, masks_of, random_plate
 from geneface_checkpoint import read_checkpoint
 from pictures import psnr_db
 from small_scene import SMALL
 
 from benchmarks.synthetic_scene import make_condition, make_pose, make_scene
 from cuda_kernels.cpu_raymarcher import rgb_to_i420
+from cuda_kernels.cuda_module import CudaError
 from cuda_kernels.cuda_raymarcher import CudaRenderer, FrameRequest
 from cuda_kernels.scene import Camera, Scene
 from cuda_kernels.torch_reference import render_scene
@@ -277,6 +279,90 @@ def test_every_byte_is_written(renderer, speakers):
         pictures.append(renderer.render(requests))
     for first, second in zip(*pictures, strict=True):
         np.testing.assert_array_equal(first, second)
+
+
+# --------------------------------------------------------------------------------------- plates
+def with_plates(renderer, size_px, **changes):
+    """(loaded scene, its plates, its masks) of SMALL with changes."""
+    loaded, masks = renderer.load(make_scene(**{**SMALL, **changes})), [*masks_of(size_px).values()]
+    plates = np.stack([random_plate(size_px, seed) for seed in range(len(masks))])
+    renderer.load_plates(loaded, plates, masks)
+    return loaded, plates, masks
+
+
+def over_plate(loaded, size_px, plate, seed=0):
+    return FrameRequest(
+        scene=loaded,
+        c2w=make_pose(0.2 * math.sin(seed), 0.1 * math.cos(seed)),
+        condition=make_condition(loaded.scene, seed=seed),
+        size_px=size_px,
+        i420=True,
+        plate=plate,
+    )
+
+
+def expected_of(renderer, request, plates, masks):
+    (whole,) = renderer.render([replace(request, plate=None, i420=False, out=None)])
+    return composite(plates[request.plate], whole, masks[request.plate])
+
+
+@pytest.mark.parametrize("width", [32, 128])
+@pytest.mark.parametrize("size_px", [34, 150, 512])
+def test_masks_over_plates_are_the_composites_of_whole_pictures(renderer, gpu, size_px, width):
+    loaded, plates, masks = with_plates(renderer, size_px, hidden=width)
+    for number in range(len(masks)):
+        request = over_plate(loaded, size_px, number, seed=number)
+        request = replace(request, out=np.full(request.shape, POISON, np.uint8))
+        got = renderer.render([request])[0]
+        np.testing.assert_array_equal(got, expected_of(renderer, request, plates, masks))
+    renderer.unload(loaded)
+
+
+@pytest.mark.parametrize("byte", [0, 255])
+def test_plates_beside_whole_pictures_and_regions(renderer, speakers, byte):
+    """Three launches under way, of all kinds of frames, whatever stood in their memory before."""
+    plated = {size_px: with_plates(renderer, size_px, seed=size_px % 7) for size_px in (66, 112)}
+    requests = requests_of(speakers, 15)
+    requests += [replace(request, region_px=(6, 4, 98, 60)) for request in requests_of(speakers, 5)]
+    for number in range(24):
+        size_px = (66, 112)[number % 2]
+        requests.append(over_plate(plated[size_px][0], size_px, number // 2 % 6, seed=number))
+    requests = [requests[number] for number in np.random.default_rng(0).permutation(len(requests))]
+    expected = [
+        renderer.render([one])[0]
+        if one.plate is None
+        else expected_of(renderer, one, *plated[one.size_px][1:])
+        for one in requests
+    ]
+    batches = [(requests[first::3], expected[first::3]) for first in range(3)]
+    poison(renderer, byte)
+    for _ in range(5):
+        launches = [renderer.submit(wanted) for wanted, _ in batches]
+        for launch, (_, pictures) in zip(launches, batches, strict=True):
+            for got, picture in zip(renderer.collect(launch), pictures, strict=True):
+                np.testing.assert_array_equal(got, picture)
+    for loaded, *_ in plated.values():
+        renderer.unload(loaded)
+
+
+def free_bytes(renderer):
+    renderer.device.make_current()
+    return renderer.device.call("cuMemGetInfo")[0]
+
+
+def test_plates_that_no_gpu_has_room_for_leave_nothing(renderer, gpu):
+    loaded, count = renderer.load(make_scene(**SMALL)), 1 << 16
+    masks = [masks_of(2048)["nothing"]] * count
+    request = replace(over_plate(loaded, 64, None), i420=False)
+    before, free = renderer.render([request])[0], free_bytes(renderer)
+    pictures = np.broadcast_to(np.zeros((1, 1, 1), np.uint8), (count, 3072, 2048))  # of 412 GB
+    with pytest.raises(CudaError, match="cuMemAlloc: expected success, got CUDA_ERROR_OUT_OF_MEMORY"):
+        renderer.load_plates(loaded, pictures, masks)
+    assert free_bytes(renderer) == free
+    np.testing.assert_array_equal(renderer.render([request])[0], before)
+    renderer.load_plates(loaded, random_plate(64)[None], [masks_of(64)["all"]])
+    assert renderer.render([over_plate(loaded, 64, 0)])[0].any()
+    renderer.unload(loaded)
 
 
 def test_an_unloaded_scene_is_refused_and_the_renderer_lives_on(gpu):

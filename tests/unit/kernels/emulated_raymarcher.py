@@ -10,17 +10,17 @@ from pathlib import Path
 import numpy as np
 
 from cuda_kernels.cuda_records import (
-    CHUNKS_A_TILE,
+    CHUNK_BYTES,
     FRAME,
     LAUNCH,
-    PIXEL_BYTES,
     WORK,
+    PlacedPlate,
     as_bytes,
     background_words,
+    block_words,
     fill_frames,
     frame_template,
     pack_scene,
-    tile_count,
 )
 from cuda_kernels.folding import resize_by_area
 
@@ -57,20 +57,17 @@ class HostScene:
         self.record = as_bytes(self.packed.with_addresses(addresses)).copy()
 
 
-def fill_frame(record, scene, *, c2w, condition, size_px, region_px, i420, background, **addresses):
-    """Writes one record as a launch writes many; the number of its tiles."""
-    frames = np.empty(1, FRAME)
-    frames[0] = frame_template(scene, size_px=size_px, region_px=region_px, i420=i420, background=background)
-    fill_frames(frames, scene, c2w=c2w[None], conditions=condition[None])
-    for name, value in addresses.items():
-        frames[name] = value
-    for name in FRAME.names:
-        record[name] = frames[0][name]
-    return int(frames[0]["tiles"])
+def aligned(size):
+    """(size,) bytes from a multiple of 16 on, with room up to the next."""
+    room = np.full(size + 32, 77, np.uint8)
+    return room[-room.ctypes.data % 16 :][:size]
 
 
 def draw(library, frames, *, blocks=2):
-    """([picture, ...], (samples, passed)) of frames [(HostScene, {c2w, condition, size_px, ...}), ...]."""
+    """([picture, ...], (samples, passed)) of frames [(HostScene, {c2w, condition, size_px, ...}), ...].
+
+    A frame with a `plate`, (picture, mask), is drawn over it.
+    """
     records, works, kept, pictures = np.zeros(len(frames), FRAME), [], [], [None] * len(frames)
     scenes = list({id(scene): scene for scene, _ in frames}.values())
     order = sorted(range(len(frames)), key=lambda number: scenes.index(frames[number][0]))
@@ -80,29 +77,40 @@ def draw(library, frames, *, blocks=2):
         region = wanted.get("region_px", (0, 0, size, size))
         width, height = region[2] - region[0], region[3] - region[1]
         i420 = wanted.get("i420", False)
-        pictures[number] = np.full((height * 3 // 2, width) if i420 else (height, width, 3), 77, np.uint8)
-        background = background_words(resize_by_area(scene.scene.background, size))
-        pixels = np.full(width * height * PIXEL_BYTES, 199, np.uint8)
-        done = np.zeros(CHUNKS_A_TILE * tile_count(width, height)[1], np.uint32)
+        shape = (height * 3 // 2, width) if i420 else (height, width, 3)
+        pictures[number] = aligned(np.prod(shape)).reshape(shape)
+        background, plate = background_words(resize_by_area(scene.scene.background, size)), None
+        if "plate" in wanted:
+            picture, words = aligned(np.prod(shape)), block_words(wanted["plate"][1])
+            picture[:] = wanted["plate"][0].reshape(-1)
+            plate = PlacedPlate(picture=picture.ctypes.data, blocks=words.ctypes.data, block_count=len(words))
+            kept += [picture, words]
+        frame = records[place : place + 1]
+        frame[0] = frame_template(
+            scene.packed,
+            size_px=size,
+            region_px=region,
+            i420=i420,
+            background=background.ctypes.data,
+            plate=plate,
+        )
+        fill_frames(
+            frame,
+            scene.packed,
+            c2w=np.asarray(wanted["c2w"], np.float64)[None],
+            conditions=wanted["condition"][None],
+        )
+        chunks = int(frame[0]["chunks"])
+        pixels, done = np.full(chunks * CHUNK_BYTES, 199, np.uint8), np.zeros(chunks + 1, np.uint32)
         kept += [background, pixels, done]
         if not works or works[-1]["scene"] != scene.record.ctypes.data:
             works.append(np.zeros((), WORK))
             works[-1]["scene"], works[-1]["first_frame"] = scene.record.ctypes.data, place
         works[-1]["frames"] += 1
-        works[-1]["tiles"] += fill_frame(
-            records[place],
-            scene.packed,
-            c2w=np.asarray(wanted["c2w"], np.float64),
-            condition=wanted["condition"],
-            size_px=size,
-            region_px=region,
-            i420=i420,
-            first_tile=int(works[-1]["tiles"]),
-            background=background.ctypes.data,
-            pixels=pixels.ctypes.data,
-            done=done.ctypes.data,
-            out=pictures[number].ctypes.data,
-        )
+        frame["first_chunk"] = works[-1]["chunks"]
+        works[-1]["chunks"] += chunks
+        frame["pixels"], frame["done"] = pixels.ctypes.data, done.ctypes.data
+        frame["out"] = pictures[number].ctypes.data
     works, launch = np.stack(works), np.zeros((), LAUNCH)
     counters = np.zeros(2 + len(frames) + len(works), np.uint32)
     launch["works"], launch["frames"] = works.ctypes.data, records.ctypes.data

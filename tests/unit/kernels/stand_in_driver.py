@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from cuda_kernels.cuda_records import CHUNKS_A_TILE, FRAME, LAUNCH, WORK
+from cuda_kernels.cuda_records import CHUNK_BYTES, FRAME, LAUNCH, WORK
 
 POISON = 171
 SHOWN = ("pose", "focal_px", "x0", "y0", "width", "height", "ambient_bias", "deform_bias", "canonical_bias")
@@ -251,19 +251,23 @@ class StandInDriver:
             frames = self.held(start, count * FRAME.itemsize).view(FRAME)
             taken = self.held(int(launch["taken_chunks"]) + 4 * first, 4 * count)
             assert not taken.any()
-            tiles = 0
+            chunks = 0
             for frame in frames:
-                assert frame["first_tile"] == tiles
-                tiles += int(frame["tiles"])
-                done = self.held(int(frame["done"]), 4 * CHUNKS_A_TILE * int(frame["tiles"]))
+                assert frame["first_chunk"] == chunks
+                chunks += int(frame["chunks"])
+                done = self.held(int(frame["done"]), 4 * (int(frame["chunks"]) + 1))
                 assert not done.any()
                 done[:] = 1
-                self.held(int(frame["pixels"]), 8 * int(frame["width"]) * int(frame["height"]))[:] = 2
+                self.held(int(frame["pixels"]), CHUNK_BYTES * int(frame["chunks"]))[:] = 2
                 self.held(int(frame["background"]), 8 * int(frame["size_px"]) ** 2)
                 picture = picture_of(frame)
+                if frame["plate"]:
+                    blocks = self.held(int(frame["blocks"]), 4 * int(frame["block_count"]))
+                    plate = self.held(int(frame["plate"]), picture.size)
+                    picture = plate ^ (zlib.crc32(blocks.tobytes()) % 251)
                 self.held(int(frame["out"]), picture.size)[:] = picture
                 counts[0] += 1
-            assert work["tiles"] == tiles
+            assert work["chunks"] == chunks
         counts[1] += 7
 
     def left(self):

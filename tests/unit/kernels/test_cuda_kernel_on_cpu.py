@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from composites import composite, masks_of, random_plate
 from emulated_raymarcher import COMPILER, HostScene, compile_kernel, draw
 from pictures import psnr_db
 from small_scene import SMALL
@@ -116,6 +117,37 @@ def test_i420_is_the_conversion_of_the_rgb_picture(kernel, scene, region_px):
     np.testing.assert_array_equal(yuv, rgb_to_i420(rgb))
 
 
+def over_plate(scene, size_px, mask, *, seed=0, **others):
+    """A frame whose plate is noise."""
+    plate = (random_plate(size_px, seed), mask)
+    return frame_of(scene, size_px, seed=seed, i420=True, plate=plate, **others)
+
+
+def expected_of(kernel, host, frame):
+    """The composite of the frame's plate and what is drawn whole."""
+    whole = {name: value for name, value in frame.items() if name not in ("plate", "i420")}
+    (rgb,), _ = draw(kernel, [(host, whole)])
+    return composite(frame["plate"][0], rgb, frame["plate"][1])
+
+
+@pytest.mark.parametrize("size_px", [34, 40])
+@pytest.mark.parametrize("name", masks_of(40))
+def test_a_mask_over_a_plate_is_the_composite_of_the_whole_picture(kernel, scene, size_px, name):
+    host, frame = HostScene(scene), over_plate(scene, size_px, masks_of(size_px)[name])
+    (got,), _ = draw(kernel, [(host, frame)])
+    np.testing.assert_array_equal(got, expected_of(kernel, host, frame))
+
+
+def test_only_the_mask_is_marched(kernel, scene):
+    host, masks = HostScene(scene), masks_of(40)
+    samples = {}
+    for name in ("nothing", "one block", "the middle", "all"):
+        _, (samples[name], _) = draw(kernel, [(host, over_plate(scene, 40, masks[name]))])
+    _, (whole, _) = draw(kernel, [(host, frame_of(scene))])
+    assert samples["nothing"] == samples["one block"] == 0  # a block alone would show at no corner
+    assert 0 < samples["the middle"] < samples["all"] == whole
+
+
 def test_frames_of_several_scenes_in_one_launch_equal_launches_of_their_own(kernel, scene):
     other = make_scene(**{**SMALL, "seed": 3, "with_torso": False})
     hosts = [HostScene(scene), HostScene(other)]
@@ -126,6 +158,23 @@ def test_frames_of_several_scenes_in_one_launch_equal_launches_of_their_own(kern
     together, _ = draw(kernel, frames, blocks=3)
     for picture, frame in zip(together, frames, strict=True):
         np.testing.assert_array_equal(picture, draw(kernel, [frame])[0][0])
+
+
+def test_plates_beside_whole_pictures_and_regions_in_one_launch(kernel, scene):
+    other = make_scene(**{**SMALL, "seed": 3, "with_torso": False})
+    hosts, masks = [HostScene(scene), HostScene(other)], [*masks_of(34).values()]
+    frames = [
+        (hosts[0], frame_of(scene, 33)),
+        (hosts[1], over_plate(other, 34, masks[3], seed=1)),
+        (hosts[0], over_plate(scene, 34, masks[0], seed=2)),
+        (hosts[1], frame_of(other, region_px=(6, 4, 38, 22), i420=True)),
+        (hosts[0], over_plate(scene, 34, masks[5], seed=3, c2w=make_pose(0.2))),
+    ]
+    together, _ = draw(kernel, frames, blocks=3)
+    for picture, frame in zip(together, frames, strict=True):
+        np.testing.assert_array_equal(picture, draw(kernel, [frame])[0][0])
+        if "plate" in frame[1]:
+            np.testing.assert_array_equal(picture, expected_of(kernel, *frame))
 
 
 def test_activations_beyond_halves_give_no_nan(kernel, scene):

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from composites import masks_of, random_plate
 from patience import PATIENCE_S
 from stand_in_driver import KERNEL_MS, StandInDriver
 
@@ -18,7 +19,7 @@ from cuda_kernels import cuda_module, cuda_raymarcher
 from cuda_kernels.cpu_raymarcher import RenderInputError
 from cuda_kernels.cuda_module import CudaError
 from cuda_kernels.cuda_raymarcher import CudaRenderer, FrameRequest
-from streaming.pipeline.gpu_renderer import GpuRenderer
+from streaming.pipeline.gpu_renderer import GpuRaymarcher, GpuRenderer
 
 SMALL = {"hidden": 16, "levels": 3, "log2_rows": 8, "condition": 8, "grid_size": 32, "image_size_px": 64}
 KINDS = [SMALL, {**SMALL, "hidden": 64, "seed": 1}, {**SMALL, "with_torso": False}]
@@ -257,5 +258,156 @@ def test_sessions_through_both_renderers_get_their_own_pictures(driver, describe
     assert failures == []
     gpu.close()
     assert gpu.join(PATIENCE_S)
+    gc.collect()
+    assert driver.left() == (0, 0, 0, 0)
+
+
+# --------------------------------------------------------------------------------------- plates
+PLATE_PX = 32
+MASKS = [*masks_of(PLATE_PX).values()]
+PLATES = np.stack([random_plate(PLATE_PX, seed) for seed in range(len(MASKS))])
+
+
+def over_plate(scenes, number, plate):
+    return replace(request(scenes[:1], number), size_px=PLATE_PX, i420=True, plate=plate)
+
+
+def test_frames_over_plates_share_a_launch_with_others(renderer, scenes):
+    renderer.load_plates(scenes[0], PLATES, MASKS)
+    requests = [request(scenes, number) for number in range(5)]
+    requests += [over_plate(scenes, number, number % len(MASKS)) for number in range(9)]
+    for one in requests:
+        one.check()
+    together = renderer.render(requests)
+    for one, picture in zip(requests, together, strict=True):
+        np.testing.assert_array_equal(renderer.render([one])[0], picture)
+    assert len({picture.tobytes() for picture in together[5 : 5 + len(MASKS)]}) == len(MASKS)
+
+
+def test_more_plates_than_kinds_of_frames_that_are_kept(renderer, scenes):
+    count = 100
+    masks = [MASKS[number % len(MASKS)] for number in range(count)]
+    pictures = np.stack([random_plate(PLATE_PX, seed) for seed in range(count)])
+    renderer.load_plates(scenes[0], pictures, masks)
+    first = [copies(renderer.render([over_plate(scenes, 0, plate)])) for plate in range(count)]
+    kept = dict(scenes[0]._kinds)
+    for plate in range(count):
+        assert_same(renderer.render([over_plate(scenes, 0, plate)]), first[plate])
+    assert scenes[0]._kinds == kept
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"plate": len(MASKS)}, "plate: expected 0 to 5, got 6"),
+        ({"plate": -1}, "plate: expected 0 to 5, got -1"),
+        ({"region_px": (0, 0, 8, 8)}, "plate: expected a whole picture as I420, got region_px"),
+        ({"i420": False}, "plate: expected a whole picture as I420, got RGB"),
+        ({"size_px": 40}, "size_px: expected 32 as the plate's, got 40"),
+    ],
+)
+def test_a_frame_that_no_plate_lies_under_is_refused(renderer, scenes, changes, expected):
+    wanted = over_plate(scenes, 0, 2)
+    with pytest.raises(RenderInputError, match="plate: expected a scene whose plates are loaded"):
+        wanted.check()
+    renderer.load_plates(scenes[0], PLATES, MASKS)
+    wanted.check()
+    with pytest.raises(RenderInputError, match=expected):
+        replace(wanted, **changes).check()
+
+
+@pytest.mark.parametrize(
+    ("pictures", "masks", "expected"),
+    [
+        (PLATES, MASKS[:-1], r"expected \(5, size \* 3 / 2, size\) uint8 for 5 masks, got uint8 of shape"),
+        (PLATES.astype(np.float32), MASKS, "got float32"),
+        (PLATES[:, :-1], MASKS, "got uint8 of shape"),
+        (PLATES[:0], [], r"one even size .* with masks of \[\]"),
+        (PLATES, [*MASKS[:-1], masks_of(36)["all"]], r"got 32 with masks of \[32, 36\]"),
+        (np.zeros((1, 49, 33), np.uint8), [masks_of(33)["all"]], "one even size from 8 to 2048, got 33"),
+    ],
+)
+def test_plates_that_do_not_fit_are_refused(renderer, scenes, driver, pictures, masks, expected):
+    before = driver.left()
+    with pytest.raises(RenderInputError, match=f"plates: .*{expected}"):
+        renderer.load_plates(scenes[0], pictures, masks)
+    assert driver.left() == before
+    assert scenes[0].plates is None
+
+
+def test_plates_are_loaded_once_and_only_for_a_loaded_scene(renderer, scenes):
+    renderer.load_plates(scenes[0], PLATES, MASKS)
+    with pytest.raises(RenderInputError, match="plates: expected a scene without"):
+        renderer.load_plates(scenes[0], PLATES, MASKS)
+    renderer.unload(scenes[1])
+    with pytest.raises(RenderInputError, match="scene: expected one that is loaded"):
+        renderer.load_plates(scenes[1], PLATES, MASKS)
+
+
+@pytest.mark.parametrize(
+    ("refused", "calls"),
+    [("cuMemAlloc", 0), ("cuMemAlloc", 1), *(("cuMemcpyHtoDAsync", calls) for calls in (0, 1, 4))],
+)
+def test_plates_without_room_leave_nothing_and_the_scene_draws_on(
+    renderer, scenes, driver, refused, calls, monkeypatch
+):
+    whole = replace(request(scenes[:1], 0), size_px=PLATE_PX)
+    expected = copies(renderer.render([whole]))
+    before, plain, made = driver.left(), renderer.device.call, []
+
+    def call(name, *arguments):
+        if name == refused:
+            made.append(name)
+            if len(made) > calls:
+                driver.refused.add(refused)
+        return plain(name, *arguments)
+
+    monkeypatch.setattr(renderer.device, "call", call)
+    with pytest.raises(CudaError, match=refused):
+        renderer.load_plates(scenes[0], PLATES, MASKS)
+    monkeypatch.undo()
+    driver.refused.clear()
+    assert driver.left() == before
+    with pytest.raises(RenderInputError, match="plate: expected a scene whose plates are loaded"):
+        over_plate(scenes, 0, 0).check()
+    assert_same(renderer.render([whole]), expected)
+    renderer.load_plates(scenes[0], PLATES, MASKS)
+
+
+@pytest.mark.parametrize("end", ["unload", "close"])
+def test_a_scene_that_goes_while_its_plates_come(renderer, scenes, driver, end):
+    class Ending(np.ndarray):
+        def __iter__(self):
+            for number, picture in enumerate(np.asarray(self)):
+                if number == 3:
+                    renderer.unload(scenes[0]) if end == "unload" else renderer.close()
+                yield picture
+
+    with pytest.raises((RenderInputError, RuntimeError), match=r"loaded here|closed"):
+        renderer.load_plates(scenes[0], PLATES.view(Ending), MASKS)
+    renderer.close()
+    assert driver.left() == (0, 0, 0, 0)
+
+
+def test_a_raymarcher_gives_composites_once_its_plates_are_there(driver, described):
+    renderer = CudaRenderer()
+    gpu = GpuRenderer(renderer, name="Stand-in")
+    gpu.start()
+    raymarcher = GpuRaymarcher(gpu, described[0])
+    given = {"c2w": make_pose(0.2), "condition": make_condition(described[0])}
+    with pytest.raises(RenderInputError, match="plate: expected a scene whose plates are loaded"):
+        raymarcher.render_composite(**given, pose=0)
+    raymarcher.load_plates(PLATES, MASKS)
+    (wanted,) = renderer.render([over_plate([raymarcher._loaded], 0, 3)])
+    np.testing.assert_array_equal(raymarcher.render_composite(**given, pose=3), wanted)
+    with pytest.raises(RenderInputError, match="plate: expected 0 to 5, got 6"):
+        raymarcher.render_composite(**given, pose=6)
+    raymarcher.close()
+    with pytest.raises(RenderInputError, match="scene: expected one that is loaded"):
+        raymarcher.load_plates(PLATES, MASKS)
+    gpu.close()
+    assert gpu.join(PATIENCE_S)
+    with pytest.raises(RuntimeError, match="closed"):
+        gpu.load_plates(raymarcher._loaded, PLATES, MASKS)
     gc.collect()
     assert driver.left() == (0, 0, 0, 0)

@@ -6,12 +6,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from composites import masks_of
 
 from benchmarks.synthetic_scene import make_condition, make_pose, make_scene
 from cuda_kernels.cuda_records import (
     FRAME,
     WIDTHS,
+    PlacedPlate,
     background_words,
+    block_words,
     fill_frames,
     frame_template,
     head_width,
@@ -19,7 +22,6 @@ from cuda_kernels.cuda_records import (
     hidden_fragments,
     last_fragments,
     pack_scene,
-    tile_count,
 )
 from cuda_kernels.folding import SceneError, field_pose, pack_grid
 
@@ -106,9 +108,20 @@ def test_a_background_is_sixteen_bits_a_colour():
     np.testing.assert_array_equal(words[1, 0], [65535, 0, 0, 0])
 
 
-@pytest.mark.parametrize(("size", "tiles"), [((16, 8), (1, 1)), ((17, 8), (2, 2)), ((512, 512), (32, 2048))])
-def test_tiles_cover_a_picture(size, tiles):
-    assert tile_count(*size) == tiles
+@pytest.mark.parametrize("name", masks_of(42))
+def test_the_words_of_a_mask_give_its_weights_again(name):
+    """Bilinear between the corners of each block, and nothing elsewhere."""
+    mask = masks_of(42)[name]
+    side, along = len(mask.covered), (np.arange(4) + 0.5) / 4
+    weights = np.zeros((4 * side, 4 * side))
+    for word in block_words(mask).tolist():
+        column, row, corners = word & 0xFFF, (word >> 12) & 0xFFF, word >> 24
+        assert corners
+        at = [(corners >> number) & 1 for number in range(4)]
+        upper, lower = (at[2 * y] * (1 - along) + at[2 * y + 1] * along for y in range(2))
+        block = np.outer(1 - along, upper) + np.outer(along, lower)
+        weights[4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = block
+    np.testing.assert_array_equal(weights[:42, :42], mask.weights())
 
 
 # --------------------------------------------------------------------------------------- frames
@@ -162,6 +175,22 @@ def test_frames_of_a_kind_have_their_region_and_camera_in_common():
     scene = pack_scene(make_scene(**SMALL))
     frame = frame_template(scene, size_px=128, region_px=(8, 16, 40, 33), i420=False, background=77)
     assert [int(frame[name]) for name in ("x0", "y0", "width", "height", "size_px")] == [8, 16, 32, 17, 128]
-    assert (int(frame["tiles_across"]), int(frame["tiles"]), int(frame["background"])) == (2, 6, 77)
+    assert [int(frame[name]) for name in ("blocks_across", "block_count", "chunks")] == [8, 40, 20]
+    assert (int(frame["background"]), int(frame["plate"]), int(frame["blocks"])) == (77, 0, 0)
     assert frame["focal_px"] == np.float32(scene.camera.focal_px * 2)
     assert (frame["pixel_px"], frame["i420"]) == (0.5, 0)
+
+
+@pytest.mark.parametrize(("block_count", "chunks"), [(0, 1), (1, 1), (2, 1), (3, 2), (16384, 8192)])
+def test_frames_of_a_plate_have_the_chunks_of_its_blocks(block_count, chunks):
+    """One that has no block still has a chunk, whose warp copies the plate."""
+    frame = frame_template(
+        pack_scene(make_scene(**SMALL)),
+        size_px=64,
+        region_px=(0, 0, 64, 64),
+        i420=True,
+        background=77,
+        plate=PlacedPlate(picture=5, blocks=6, block_count=block_count),
+    )
+    got = [int(frame[name]) for name in ("plate", "blocks", "block_count", "chunks", "width")]
+    assert got == [5, 6, block_count, chunks, 64]

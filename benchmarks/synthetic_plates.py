@@ -1,0 +1,29 @@
+"""Synthetic plates and masks for benchmarks: noise, drawn over about mouth and eyes of a synthetic head."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cuda_kernels.arrays import U8
+from cuda_kernels.masks import BlockMask, block_count
+
+# Of mouth and both eyes: the middle and the radii, down and across, in sides of the picture.
+_PARTS = ((0.64, 0.5, 0.14, 0.23), (0.42, 0.38, 0.065, 0.12), (0.42, 0.62, 0.065, 0.12))
+_SWAY = 0.02  # of all, over the poses
+
+
+def face_mask(size_px: int, turn: float = 0.0) -> BlockMask:
+    """Returns a mask of about 15 % of the picture, moved across by the turn (-1 to 1)."""
+    centres = (np.arange(block_count(size_px)) + 0.5) / block_count(size_px)
+    covered = np.zeros((len(centres), len(centres)), np.bool_)
+    for row, column, down, across in _PARTS:
+        own = ((centres - row) / down)[:, None] ** 2 + ((centres - column - _SWAY * turn) / across) ** 2
+        covered |= own <= 1
+    return BlockMask(size_px=size_px, covered=covered)
+
+
+def make_plates(size_px: int, count: int) -> tuple[U8, list[BlockMask]]:
+    """Returns plates (P, size * 3 / 2, size) of noise, and their masks."""
+    random = np.random.default_rng(0)
+    pictures = random.integers(16, 236, (count, size_px * 3 // 2, size_px), np.uint8)
+    return pictures, [face_mask(size_px, np.sin(number)) for number in range(count)]
