@@ -106,31 +106,11 @@ class PlateFiles:
     def pictures(self) -> Iterator[U8]:
         """Yields the plate of each pose in the path's order, (size * 3 / 2, size) uint8 I420.
 
-        The video is decoded out of the bytes whose hash was checked, on all cores.
-
         Raises:
-            PlateError: the plates are of another speaker or path, or the video is of another codec, size or
-                pixel format, has fewer or more frames than the path, or does not decode.
+            PlateError: the plates are of another speaker or path, or `decode` refuses the video.
         """
-        file = self.path / PLATE_VIDEO_FILE
         content = self._read(PLATE_VIDEO_FILE)
-        number = 0
-        try:
-            with _open(content, self.size_px) as container:
-                stream = _only_stream(container, file, self.size_px)
-                stream.thread_type = "AUTO"
-                for frame in container.decode(stream):
-                    self._check_frame(file, frame, number)
-                    yield frame.to_ndarray().astype(np.uint8, copy=False)
-                    number += 1
-        except PlateError:
-            raise
-        except _DECODE_ERRORS as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            got = f"something else ({one_line(reason, 100)})"
-            raise PlateError(file, "content", "H.264 in Matroska", got) from None
-        if number < self.poses:
-            raise PlateError(file, "frames", f"{self.poses}, one for each pose", f"{number}")
+        yield from decode(content, self.path / PLATE_VIDEO_FILE, size_px=self.size_px, poses=self.poses)
 
     def _read(self, name: str) -> bytes:
         """Returns a file's content, proven once more; PlateError where plates cannot be this speaker's."""
@@ -152,21 +132,53 @@ class PlateFiles:
         except BundleError as error:
             raise PlateError(error.file, error.field, error.expected, error.got) from None
 
-    def _check_frame(self, file: Path, frame: av.VideoFrame, number: int) -> None:
-        if number == self.poses:
-            raise PlateError(file, "frames", f"{self.poses}, one for each pose", "more")
-        size = f"{frame.width}x{frame.height}"
-        place = f"frame {number}"
-        if size != f"{self.size_px}x{self.size_px}":
-            raise PlateError(file, place, f"{self.size_px}x{self.size_px} pixels", size)
-        if frame.format.name != PIXEL_FORMAT:
-            raise PlateError(file, place, PIXEL_FORMAT, frame.format.name)
-        if frame.is_corrupt:
-            raise PlateError(file, place, "a whole frame", "one that decodes in part")
+
+def decode(content: bytes, file: Path, *, size_px: int, poses: int) -> Iterator[U8]:
+    """Yields the pictures of a video, (size * 3 / 2, size) uint8 I420, decoded on all cores.
+
+    Args:
+        content: of the video; nothing else is opened.
+        file: its name in messages.
+        size_px: of its pictures; even.
+        poses: how many there are.
+
+    Raises:
+        PlateError: it is of another codec, size or pixel format, does not decode, or not to so many frames.
+    """
+    number = 0
+    try:
+        with _open(content, size_px) as container:
+            stream = _only_stream(container, file, size_px)
+            stream.thread_type = "AUTO"
+            for frame in container.decode(stream):
+                _check_frame(file, frame, number, size_px=size_px, poses=poses)
+                yield frame.to_ndarray().astype(np.uint8, copy=False)
+                number += 1
+    except PlateError:
+        raise
+    except _DECODE_ERRORS as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        got = f"something else ({one_line(reason, 100)})"
+        raise PlateError(file, "content", "H.264 in Matroska", got) from None
+    if number < poses:
+        raise PlateError(file, "frames", f"{poses}, one for each pose", f"{number}")
+
+
+def _check_frame(file: Path, frame: av.VideoFrame, number: int, *, size_px: int, poses: int) -> None:
+    if number == poses:
+        raise PlateError(file, "frames", f"{poses}, one for each pose", "more")
+    size = f"{frame.width}x{frame.height}"
+    place = f"frame {number}"
+    if size != f"{size_px}x{size_px}":
+        raise PlateError(file, place, f"{size_px}x{size_px} pixels", size)
+    if frame.format.name != PIXEL_FORMAT:
+        raise PlateError(file, place, PIXEL_FORMAT, frame.format.name)
+    if frame.is_corrupt:
+        raise PlateError(file, place, "a whole frame", "one that decodes in part")
 
 
 def _open(content: bytes, size_px: int) -> InputContainer:
-    """Returns PyAV's container of a video in memory; nothing beside these bytes is opened."""
+    """Returns PyAV's container of a video in memory."""
     return av.open(
         io.BytesIO(content),
         "r",

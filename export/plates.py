@@ -1,0 +1,269 @@
+"""Plates of a finished bundle: drawn, masked, encoded, and verified against pictures drawn whole.
+
+For each pose of the path the picture is drawn with the mean of what the speaker's own motion makes of some
+speech. The mask covers where pictures differ from it under conditions that span that speech and a blink.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import save
+from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # its stubs are a separate package
+
+from cuda_kernels.arrays import F32, U8
+from cuda_kernels.compositing import compose_i420, rgb_to_i420
+from cuda_kernels.cpu_raymarcher import CpuRaymarcher
+from cuda_kernels.errors import InputError
+from cuda_kernels.masks import BLOCK_PX, BlockMask, block_count
+from models.bundle_files import PLATE_VIDEO_FILE
+from models.plates import MASK_KEY, MAX_SIZE_PX, PIXEL_FORMAT, decode, packed_masks
+from models.speaker import Speaker, load_speaker
+from models.time_base import FRAME_RATE_HZ
+from preparation.media import read_pcm
+
+from .bundle.head import psnr_db
+from .bundle.writer import PLATES, PlateParts, put_plates
+from .students.offline_motion import OfflineMotion
+from .students.slimming import conditions, normalized_landmarks
+
+log = logging.getLogger(__name__)
+
+Bool = npt.NDArray[np.bool_]
+
+SPEECH_FILE = Path(__file__).with_name("hello.wav")
+"""A sentence that spans what a speaker's face does, where no other speech is given."""
+MIN_FRAMES = FRAME_RATE_HZ  # of speech
+MIN_PLATES_PSNR_DB = 45.0
+PSNR, SHARE = f"{PLATES}psnr_db", f"{PLATES}share"
+
+UNEXPLAINED = 0.02  # share of the landmarks' variance that the spanning conditions leave out
+MAX_COMPONENTS = 8
+REACH = 1.2  # times the extreme that the speech reaches along a component: other speech goes further
+CHANGE_OF_255 = 7.0
+"""What a block of pixels may change by, as a root mean square, and still be the plate's.
+
+Its neighbours that change more are drawn, and the blocks around them: so little is seen of it as a
+shade of the skin that stays.
+"""
+MIN_NEIGHBOURS = 2  # of the eight around a block that change as well; fewer: nothing that is seen
+POSES_A_MASK = 2  # every second pose is measured; between two of them, what either covers is drawn
+MASK_SCALE = 2  # the masks are measured on pictures of half the size
+CHECKED_FRAMES = 64
+_GOLDEN = (5**0.5 - 1) / 2  # its multiples spread evenly over the speech, however many there are
+MAX_THREADS = 64
+
+CRF, PRESET, GOP_FRAMES = 6, "slow", 50
+"""Of the video: nearly without loss, and short enough groups of pictures to be decoded side by side."""
+_LIMITED_RANGE, _BT601 = 1, 6  # as ITU-T H.273 numbers them
+
+
+class PlateExportError(InputError):
+    """A speaker who can have no plates, or whose plates would be seen."""
+
+
+def add_plates(path: Path, *, speech: tuple[Path, ...] = (), max_bytes: int | None = None) -> Speaker:
+    """Returns the speaker of the bundle folder `path` after plates were made and put into it.
+
+    All other files but speaker.json and the model card stay as they were. Where plates cannot be made, or the
+    export is stopped, the bundle stays as it was.
+
+    Args:
+        path: of a bundle.
+        speech: recordings to find out what speech changes; a packaged sentence if none.
+        max_bytes: that the bundle may take with its plates.
+
+    Raises:
+        InputError: the bundle or the speech cannot be read, the speaker can have no plates, they do not show
+            what drawing everything does, or they are too large.
+    """
+    speaker = load_speaker(path)
+    return put_plates(path, make_plates(speaker, speech=speech or (SPEECH_FILE,)), max_bytes=max_bytes)
+
+
+def make_plates(speaker: Speaker, *, speech: Iterable[Path]) -> PlateParts:
+    """Returns a speaker's plates, encoded and verified.
+
+    Raises:
+        PlateExportError: the speaker can have no plates, or a composite is below `MIN_PLATES_PSNR_DB`.
+        MediaError: speech that cannot be read.
+    """
+    size_px, poses = speaker.image_size_px, len(speaker.poses)
+    if size_px % 2 or size_px > MAX_SIZE_PX:
+        expected = f"an even number up to {MAX_SIZE_PX} for plates"
+        raise PlateExportError(field="image_size_px", expected=expected, got=f"{size_px}")
+    if poses < 2:
+        raise PlateExportError(field="poses", expected="a loop of two or more for plates", got=f"{poses}")
+    tracks = [_track(speaker, file) for file in speech]
+    spanning = spanning_conditions(speaker, np.concatenate(tracks))
+    driven = np.concatenate([conditions(speaker, track) for track in tracks])
+    with _raymarcher(speaker) as raymarcher:
+        masks = _find_masks(raymarcher, speaker.poses, spanning)
+        video = _encode(_references(raymarcher, speaker.poses, spanning[0]), size_px)
+        seen = decode(video, Path(PLATE_VIDEO_FILE), size_px=size_px, poses=poses)
+        worst_db = worst_psnr_db(raymarcher, speaker.poses, seen, masks, driven, frames=CHECKED_FRAMES)
+    share = float(np.mean([mask.share for mask in masks]))
+    log.info("plates: %.1f MB, %.1f %% drawn, worst %.1f dB", len(video) / 1e6, 100 * share, worst_db)
+    if not worst_db >= MIN_PLATES_PSNR_DB:
+        expected = f"at least {MIN_PLATES_PSNR_DB:g} dB against pictures drawn whole"
+        raise PlateExportError(field="plates", expected=expected, got=f"{worst_db:.1f} dB")
+    content = save({MASK_KEY: packed_masks(np.array([mask.covered for mask in masks]))})
+    return PlateParts(video=video, masks=content, verification={PSNR: worst_db, SHARE: share})
+
+
+def worst_psnr_db(
+    raymarcher: CpuRaymarcher,
+    poses: F32,
+    plates: Iterable[U8],
+    masks: Sequence[BlockMask],
+    driven: F32,
+    *,
+    frames: int,
+) -> float:
+    """Returns the PSNR in dB of the worst composite, as I420, against the same picture drawn whole.
+
+    Args:
+        raymarcher: of the speaker.
+        poses: (P, 4, 4), the path.
+        plates: of each pose, (size * 3 / 2, size) uint8 I420.
+        masks: of each pose.
+        driven: (T, C) conditions of speech.
+        frames: how many pictures are compared, spread over the path and, out of step with it, the speech.
+    """
+    chosen = np.unique(np.linspace(0, len(poses) - 1, frames).astype(int)).tolist()
+    worst_db = np.inf
+    with tqdm(total=len(chosen), desc="check", unit="picture") as bar:
+        for pose, (plate, mask) in enumerate(zip(plates, masks, strict=True)):
+            if pose not in chosen:
+                continue
+            row = int(_GOLDEN * pose % 1 * len(driven))
+            drawn = raymarcher.render(c2w=poses[pose], condition=driven[row], size_px=mask.size_px)
+            apart = compose_i420(plate, drawn, mask).astype(np.float32) - rgb_to_i420(drawn)
+            worst_db = min(worst_db, psnr_db([np.mean(np.square(apart / 255))]))
+            bar.update()
+    return float(worst_db)
+
+
+# Speech ---------------------------------------------------------------------------------------------
+
+
+def _track(speaker: Speaker, file: Path) -> F32:
+    """Returns what the speaker's motion makes of a recording, as the live path has it; see slimming."""
+    pcm = np.multiply(read_pcm(file), 1 / 32768, dtype=np.float32)
+    track = normalized_landmarks(speaker, OfflineMotion(speaker).landmarks(pcm))
+    if len(track) < MIN_FRAMES:
+        expected, got = (f"{frames / FRAME_RATE_HZ:g} s" for frames in (MIN_FRAMES, len(track)))
+        raise PlateExportError(file=str(file), field="length", expected=f"at least {expected}", got=got)
+    return track
+
+
+def spanning_conditions(speaker: Speaker, track: F32) -> F32:
+    """Returns conditions (n, C) between which speech and blinks move the face; the first is of the mean face.
+
+    They are of the mean plus and minus `REACH` times the extremes along the first principal components of the
+    landmarks, and of a blink's peak and half of it.
+
+    Args:
+        speaker: whose condition network is run; each face fills its window.
+        track: landmarks (T, 68, 3), normalised.
+    """
+    mean = track.mean(0)
+    flat = (track - mean).reshape(len(track), -1)
+    _, spread, ways = np.linalg.svd(flat, full_matrices=False)
+    share = np.cumsum(spread**2) / max(1e-12, float(np.sum(spread**2)))
+    count = min(MAX_COMPONENTS, int(np.searchsorted(share, 1 - UNEXPLAINED)) + 1)
+    faces = [mean]
+    for way in ways[:count]:
+        along = flat @ way
+        faces += [mean + REACH * extreme * way.reshape(mean.shape) for extreme in (along.min(), along.max())]
+    blink = speaker.blinks / speaker.motion.landmark_std
+    peak = blink[np.abs(blink).sum((1, 2)).argmax()]
+    faces += [mean + peak, mean + peak / 2]
+    return np.concatenate([conditions(speaker, face[None].astype(np.float32)) for face in faces])
+
+
+# Pictures -------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _raymarcher(speaker: Speaker) -> Iterator[CpuRaymarcher]:
+    affine = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if affine else os.cpu_count() or 1
+    raymarcher = CpuRaymarcher(speaker.scene, threads=min(MAX_THREADS, cores))
+    try:
+        yield raymarcher
+    finally:
+        raymarcher.close()
+
+
+def _find_masks(raymarcher: CpuRaymarcher, poses: F32, spanning: F32) -> list[BlockMask]:
+    """Returns the mask of each pose; the path is a loop."""
+    measured = range(0, len(poses), POSES_A_MASK)
+    found = [
+        _changed(raymarcher, poses[pose], spanning) for pose in tqdm(measured, desc="masks", unit="pose")
+    ]
+    masks = []
+    for pose in range(len(poses)):
+        before = pose // POSES_A_MASK
+        after = before if pose % POSES_A_MASK == 0 else (before + 1) % len(found)
+        covered = found[before] | found[after]
+        masks.append(BlockMask(size_px=raymarcher.scene.image_size_px, covered=covered))
+    return masks
+
+
+def _changed(raymarcher: CpuRaymarcher, c2w: F32, spanning: F32) -> Bool:
+    """Returns which blocks (n, n) of the full picture are drawn."""
+    size_px = raymarcher.scene.image_size_px
+    drawn_px, side, block_px = size_px // MASK_SCALE, block_count(size_px), BLOCK_PX // MASK_SCALE
+    pictures = (
+        raymarcher.render(c2w=c2w, condition=condition, size_px=drawn_px).astype(np.float32)
+        for condition in spanning
+    )
+    first = next(pictures)
+    largest = np.zeros((side, side), np.float32)
+    beyond = side * block_px - drawn_px  # of the last block, outside the picture
+    for picture in pictures:
+        square = np.square(picture - first).mean(-1)
+        blocks = np.pad(square, (0, beyond), mode="edge").reshape(side, block_px, side, block_px)
+        largest = np.maximum(largest, blocks.mean((1, 3)))
+    above = (largest > CHANGE_OF_255**2).astype(np.uint8)
+    around = cv2.filter2D(above, -1, np.ones((3, 3)), borderType=cv2.BORDER_CONSTANT)
+    kept = above * (around > MIN_NEIGHBOURS).astype(np.uint8)
+    return cv2.dilate(kept, np.ones((3, 3), np.uint8)).astype(bool)
+
+
+def _references(raymarcher: CpuRaymarcher, poses: F32, condition: F32) -> Iterator[U8]:
+    """Yields the picture of each pose as I420."""
+    size_px = raymarcher.scene.image_size_px
+    for c2w in tqdm(poses, desc="plates", unit="pose"):
+        yield raymarcher.render_i420(c2w=c2w, condition=condition, size_px=size_px)
+
+
+def _encode(pictures: Iterable[U8], size_px: int) -> bytes:
+    """Returns a video of pictures (size * 3 / 2, size) uint8 I420, nearly without loss."""
+    file = io.BytesIO()
+    # Without the flag, two videos of the same pictures differ by a random number.
+    with av.open(file, "w", format="matroska", options={"fflags": "bitexact"}) as out:
+        options = {"crf": f"{CRF}", "preset": PRESET, "g": f"{GOP_FRAMES}"}
+        stream = out.add_stream("libx264", rate=FRAME_RATE_HZ, options=options)
+        stream.width = stream.height = size_px
+        stream.pix_fmt = PIXEL_FORMAT
+        context = stream.codec_context
+        context.color_range = _LIMITED_RANGE
+        context.colorspace = context.color_primaries = context.color_trc = _BT601
+        for number, picture in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(picture, format=PIXEL_FORMAT)
+            frame.pts, frame.time_base = number, Fraction(1, FRAME_RATE_HZ)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    return file.getvalue()
