@@ -89,6 +89,7 @@ class SessionFigures(TypedDict):
     delay_ms: float
     lookahead_ms: float
     render_px: list[int]  # all that were seen
+    drawn_share: float  # of a picture, in the mean
     first_frame_s: float
     fps: float
     frames_expected: int
@@ -216,7 +217,7 @@ def session_figures(
             f"the session broke off: {len(frames)} frames came, its state is {record['state']}"
         )
     latencies = _between(record["latencies"], 0, start_ms, end_ms)  # (n, 2 + stages)
-    telemetry = _between(record["telemetry"], 0, start_ms, end_ms)  # (n, 3)
+    telemetry = _between(record["telemetry"], 0, start_ms, end_ms)  # (n, 4)
     readings = [reading for reading in record["readings"] if start_ms <= reading["at_ms"] < end_ms]
 
     def rise(name: str) -> float:
@@ -238,6 +239,7 @@ def session_figures(
         delay_ms=record["hello"]["delay_ms"],
         lookahead_ms=record["hello"]["lookahead_ms"],
         render_px=[int(size) for size in np.unique(telemetry[:, 2])],
+        drawn_share=float(telemetry[:, 3].mean()) if len(telemetry) else 1.0,
         first_frame_s=(record["frames"][0][1] - record["click_ms"]) / 1000,
         fps=1000 * presented / (end_ms - start_ms),  # a stall at the end counts too
         frames_expected=expected,
@@ -330,10 +332,12 @@ def session_rows(session: SessionFigures, seconds: float) -> list[Row]:
     """Returns the rows of one session."""
     glass, content = session["microphone_to_glass_ms"], session["content"]
     sizes = ", ".join(map(str, session["render_px"]))
+    share = f"{100 * session['drawn_share']:.0f} %"
     rows = [
         Row(
             what="sent as",
-            text=f"{session['codec']}, drawn at {sizes} px, {session['delay_ms']:.0f} ms delay",
+            text=f"{session['codec']}, {share} of each picture drawn at {sizes} px, "
+            f"{session['delay_ms']:.0f} ms delay",
         ),
         *(Row(what=name, text=_both(times)) for name, times in session["stages_ms"].items()),
         Row(what="microphone to glass", text=_both(glass)),

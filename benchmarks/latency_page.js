@@ -76,7 +76,7 @@ class Recorder {
   frames = [];
   /** [shown, microphone to glass, ...stages], each but the first may be null */
   latencies = [];
-  /** [at, frames dropped by the server so far, render_px] */
+  /** [at, frames dropped by the server so far, render_px, drawn_share] */
   telemetry = [];
   /** What `getStats` says, twice a second. */
   readings = [];
@@ -94,7 +94,7 @@ class Recorder {
     if (message.type === 'hello') this.hello = message;
     if (message.type !== 'telemetry') return;
     const dropped = Object.values(message.frames_dropped).reduce((sum, count) => sum + count, 0);
-    this.telemetry.push([performance.now(), dropped, message.render_px]);
+    this.telemetry.push([performance.now(), dropped, message.render_px, message.drawn_share]);
     for (const told of message.frames) this.#match(told, this.#told, this.#presented, nowMs);
   }
 

@@ -192,9 +192,8 @@ class PlateMemory:
 
     @property
     def size_bytes(self) -> int:
-        """Memory of all pictures together."""
-        with self._lock:
-            return self._taken_bytes()
+        """Memory of all pictures together; never waits for a speaker that is being opened."""
+        return sum(plates.size_bytes for plates in list(self._open.values()))
 
     def open(self, speaker: Speaker, *, say: Callable[[str], None]) -> Plates | None:
         """Returns a speaker's plates, which are being read unless they were; None where it has to do without.
@@ -250,12 +249,8 @@ class PlateMemory:
             del self._open[key], self._users[key]
         plates.end()
 
-    def _taken_bytes(self) -> int:
-        return sum(plates.size_bytes for plates in self._open.values())
-
     def _room_bytes(self) -> int:
-        taken = self._taken_bytes()
-        limit = self._limit_bytes
+        taken, limit = self.size_bytes, self._limit_bytes
         if limit is None:
             free = self._free_bytes()
             limit = MAX_DEFAULT_BYTES

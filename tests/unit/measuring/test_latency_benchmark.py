@@ -270,7 +270,7 @@ def record_of(*, seconds=12.0, missing=(), fps=25, glass_ms=320.0):
         )
         known = None if number < 5 else glass_ms
         latencies.append([shown_ms, known, 30.0 if known else None, 20.0, 10.0])
-    telemetry = [[5000 + 200 * n, n // 5, 192 if n < 20 else 128] for n in range(round(seconds * 5))]
+    telemetry = [[5000 + 200 * n, n // 5, 192 if n < 20 else 128, 0.25] for n in range(round(seconds * 5))]
     readings = [
         {
             "at_ms": 5000 + 500 * n,
@@ -314,7 +314,7 @@ def test_a_whole_session_becomes_figures():
     assert found["first_frame_s"] == pytest.approx(0.6)
     assert found["fps"] == pytest.approx(25, abs=0.1)
     assert (found["frames_expected"], found["frames_presented"], found["dropped_percent"]) == (299, 299, 0.0)
-    assert found["render_px"] == [128, 192]
+    assert (found["render_px"], found["drawn_share"]) == ([128, 192], 0.25)
     assert found["dropped_by_server"] == 11
     assert found["dropped_by_browser"] == 2
     assert found["stages_ms"]["uplink"] == {"p50": 30.0, "p95": 30.0}

@@ -8,6 +8,7 @@ import threading
 import types
 
 import numpy as np
+import plate_files
 import pytest
 import stand_ins
 from manual_clock import ManualClock
@@ -16,6 +17,7 @@ from session_parts import SOUND_STEP, VIDEO_STEP, StandInEncoder, StandInSender
 
 from streaming.errors import NetworkFailureError
 from streaming.pipeline.loaded_speaker import LoadedSpeaker
+from streaming.pipeline.plates import PlateMemory
 from streaming.pipeline.render_size import FrameCost
 from streaming.session.liveness import PEER_TIMEOUT_S
 from streaming.session.metrics import Metrics
@@ -67,7 +69,7 @@ class StandInPeer:
 
 
 class Setup:
-    def __init__(self, speaker, networks, *, clock=None, raymarcher=None):
+    def __init__(self, speaker, networks, *, clock=None, raymarcher=None, plates=None):
         self.raymarcher = raymarcher or stand_ins.StandInRaymarcher()
         self.loaded = LoadedSpeaker(
             speaker=speaker,
@@ -77,6 +79,7 @@ class Setup:
             start_px=128,
             costs={size: FrameCost(render_ms=5.0, other_ms=5.0) for size in (128, 96)},
             threads=1,
+            plates=plates,
         )
         self.metrics = Metrics()
         self.ends = []
@@ -291,6 +294,28 @@ async def test_a_session_goes_on_with_the_cpu_at_its_smallest_size(setup):
     assert it.session.render_px == 96
     assert not it.ends
     await it.session.aclose("done")
+    assert threads_of_sessions() == []
+
+
+@on_loop
+async def test_the_first_frame_does_not_wait_for_the_plates_and_later_ones_are_drawn_over_them(
+    setup, speaker
+):
+    gate = threading.Event()
+    plates = PlateMemory(100).open(plate_files.plated(speaker, gate=gate), say=pytest.fail)
+    it = setup(plates=plates)
+    await it.session.answer("an offer")
+    it.peer.connect()
+    await until(lambda: it.raymarcher.masks)
+    assert it.raymarcher.masks[0] is None
+    assert it.session.telemetry.message(-1)[0]["drawn_share"] == 1.0
+    gate.set()
+    await until(lambda: it.raymarcher.masks[-1] is not None)
+    await until(lambda: it.session.telemetry.message(-1)[0]["drawn_share"] < 1)
+    it.session.telemetry.update_metrics()
+    assert 0 < it.sample("drawn_ratio", session=LABEL) < 1
+    await it.session.aclose("done")
+    plates.close()
     assert threads_of_sessions() == []
 
 
