@@ -12,6 +12,7 @@ from .arrays import F32
 
 Bool = npt.NDArray[np.bool_]
 I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
 
 BLOCK_PX = 4
 FULL_LUMA, FULL_CHROMA = 64, 16
@@ -69,9 +70,10 @@ class BlockMask:
         """Returns what has to be drawn at another size to be scaled to this one by a cubic filter."""
         if size_px == self.size_px:
             return self
-        reach = _reach(self.size_px, size_px)  # (n, m)
-        covered = reach.T.astype(np.int32) @ self.covered.astype(np.int32) @ reach.astype(np.int32) > 0
-        return BlockMask(size_px=size_px, covered=covered)
+        first, end = _sources(self.size_px, size_px)
+        sums = np.pad(self.covered.cumsum(0).cumsum(1), ((1, 0), (1, 0)))  # (n + 1, n + 1)
+        rows = sums[end] - sums[first]
+        return BlockMask(size_px=size_px, covered=rows[:, end] > rows[:, first])
 
     def weights(self) -> F32:
         """Returns (size, size) float32: what a drawn pixel weighs against the plate, 0 to 1.
@@ -88,8 +90,8 @@ class BlockMask:
         return whole
 
 
-def _reach(size_px: int, drawn_px: int) -> Bool:
-    """Returns which blocks (n, m) of a side of `drawn_px` a block of a side of `size_px` is scaled from."""
+def _sources(size_px: int, drawn_px: int) -> tuple[I64, I64]:
+    """Returns first and end (m,) of the blocks of a side of `size_px` that need each one of `drawn_px`."""
     first_px = np.arange(block_count(size_px)) * BLOCK_PX
     last_px = np.minimum(first_px + BLOCK_PX, size_px) - 1
     ratio = drawn_px / size_px
@@ -100,4 +102,5 @@ def _reach(size_px: int, drawn_px: int) -> Bool:
     first = np.clip(below(first_px) - _CUBIC_BEFORE, 0, drawn_px - 1) // BLOCK_PX
     last = np.clip(below(last_px) + _CUBIC_AFTER, 0, drawn_px - 1) // BLOCK_PX
     own = np.arange(block_count(drawn_px))
-    return np.asarray((own >= first[:, None]) & (own <= last[:, None]))
+    begin = np.searchsorted(last, own, "left")
+    return begin, np.maximum(np.searchsorted(first, own, "right"), begin)
