@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from types import SimpleNamespace
 
+from streaming.pipeline.render_size import pixels_of_a_picture
 from streaming.webrtc.media_schedule import MediaSchedule
 
 START_S, START_UNIX_S = 1000.0, 1.7e9
@@ -72,6 +73,7 @@ def make_loaded_speaker(**changes):
         "start_px": 128,
         "on_gpu": False,
         "frame_latency_ms": 10.0,
+        "pixels": pixels_of_a_picture,
         "renderers": lambda: lambda size_px: SimpleNamespace(render_px=size_px),
     }
     return SimpleNamespace(**{**made, **changes})

@@ -251,7 +251,9 @@ class LiveRun:
             InputError: the device cannot be opened, or was unplugged.
         """
         loaded, clock = self.loaded, SystemClock()
-        resolution = ResolutionController(sizes_px=loaded.sizes_px, start_px=loaded.start_px)
+        resolution = ResolutionController(
+            sizes_px=loaded.sizes_px, start_px=loaded.start_px, pixels=loaded.pixels
+        )
         renderer_of = loaded.renderers()
         pipeline = Pipeline(
             loaded.speaker,

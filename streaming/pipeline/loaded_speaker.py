@@ -28,6 +28,7 @@ from .render_size import (
     FrameCost,
     RenderSize,
     choose_render_size,
+    pixels_of_a_picture,
 )
 from .renderers import (
     AnyRaymarcher,
@@ -190,6 +191,11 @@ class SpeakerOpening:
             clock=self._clock,
             cpu=self._cpu,
         )
+
+    @property
+    def pixels(self) -> Callable[[int], float]:
+        """Says how many pixels are drawn at a size."""
+        return _pixels(self.plates)
 
     @property
     def motion_ms(self) -> float:
@@ -372,10 +378,16 @@ class LoadedSpeaker:
         """Latency of a frame: the sum of its stages at the size it starts with."""
         return _serial_ms(self.costs[self.start_px])
 
+    @property
+    def pixels(self) -> Callable[[int], float]:
+        """Says how many pixels are drawn at a size."""
+        return _pixels(self.plates)
+
     def core_ms(self, size_px: int) -> float:
         """Returns the core-milliseconds of a frame at a size, by the nearest one that was measured."""
         nearest = min(self.costs, key=lambda known: abs(known - size_px))
-        return self.costs[nearest].scaled((size_px / nearest) ** 2).core_ms(threads=self.threads)
+        ratio = self.pixels(size_px) / self.pixels(nearest)
+        return self.costs[nearest].scaled(ratio).core_ms(threads=self.threads)
 
     def remeasure_ms(self) -> float:
         """Returns the core-milliseconds of a frame at the smallest size, measured anew by drawing a few."""
@@ -408,6 +420,10 @@ def _measured_renderer(
 ) -> FrameRenderer:
     """Returns a renderer to measure with: reading the plates is not waited for."""
     return make_renderer(speaker, raymarcher, size_px, None if plates is None else plates.blank())
+
+
+def _pixels(plates: Plates | None) -> Callable[[int], float]:
+    return pixels_of_a_picture if plates is None else plates.masks.pixels
 
 
 def _live(opening: SpeakerOpening, compute: ComputeSettings) -> LoadedSpeaker:
@@ -467,6 +483,7 @@ def _live_sizes(
             threads=opening.threads,
             cores=opening.cores,
             budget_ms=FRAME_BUDGET_MS * _LIVE_SHARE,
+            pixels=opening.pixels,
         ).size_px
         if sizes[-1] not in costs:
             measure(sizes[-1])
@@ -509,6 +526,7 @@ def size_that_keeps_up(opening: SpeakerOpening) -> RenderSize:
         threads=threads,
         cores=cores,
         budget_ms=FRAME_BUDGET_MS * HEADROOM,
+        pixels=opening.pixels,
     )
 
 

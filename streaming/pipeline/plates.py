@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 MAX_DEFAULT_BYTES = 512 * 10**6
 _FREE_PARTS = 4  # one of them is taken where nothing else is asked for
 _JOIN_S = 5.0
+_COUNTED_POSES = 8  # whose masks say how much is drawn at a size
 
 
 class PlateMasks:
@@ -30,6 +31,7 @@ class PlateMasks:
         """Takes the masks at the plates' size, by pose."""
         self.whole = masks
         self._scaled: dict[tuple[int, int], BlockMask] = {}
+        self._pixels: dict[int, float] = {}
         self.share = float(np.mean([mask.share for mask in masks]))
         """Share of a picture that is drawn, in the mean."""
 
@@ -42,6 +44,18 @@ class PlateMasks:
         if scaled is None:  # two threads may both make it, and it is the same
             scaled = self._scaled[pose, size_px] = whole.at_size(size_px)
         return scaled
+
+    def pixels(self, size_px: int) -> float:
+        """Returns how many pixels are drawn at a size, in the mean.
+
+        They do not follow its square: the smaller the picture, the more a mask reaches beyond what changes.
+        """
+        found = self._pixels.get(size_px)
+        if found is None:
+            poses = range(0, len(self.whole), -(-len(self.whole) // _COUNTED_POSES))
+            share = float(np.mean([self.at(pose, size_px).share for pose in poses]))
+            found = self._pixels[size_px] = share * size_px**2
+        return found
 
 
 class PlateSource(Protocol):

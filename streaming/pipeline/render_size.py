@@ -59,6 +59,11 @@ class RenderSize:
     cost: FrameCost | None = None  # None: not measured, as the networks alone are too slow
 
 
+def pixels_of_a_picture(size_px: int) -> float:
+    """Returns how many there are."""
+    return float(size_px**2)
+
+
 def choose_render_size(
     measure: Callable[[int], FrameCost],
     *,
@@ -67,6 +72,7 @@ def choose_render_size(
     cores: int,
     sizes_px: Sequence[int] = RENDER_SIZES_PX,
     budget_ms: float = FRAME_BUDGET_MS * HEADROOM,
+    pixels: Callable[[int], float] = pixels_of_a_picture,
 ) -> RenderSize:
     """Returns the largest size whose frames fit the budget, else the smallest.
 
@@ -80,6 +86,7 @@ def choose_render_size(
         cores: cores that this process may use.
         sizes_px: what to choose from, largest first.
         budget_ms: time a frame may take.
+        pixels: that are drawn at a size.
     """
     sizes = [size for size in sizes_px if size <= largest_px] or [largest_px]
     probe = min(sizes, key=lambda size: abs(size - _PROBE_PX))
@@ -91,7 +98,8 @@ def choose_render_size(
 
     def predicted_ms(size: int) -> float:
         nearest = min(timed, key=lambda other: abs(other - size))
-        return timed[nearest].scaled((size / nearest) ** 2).frame_ms(threads=threads, cores=cores)
+        cost = timed[nearest].scaled(pixels(size) / pixels(nearest))
+        return cost.frame_ms(threads=threads, cores=cores)
 
     while True:
         for size in sizes:

@@ -109,7 +109,7 @@ def make_renderer(
             return _whole_renderer(speaker, raymarcher, render_px)
         return CompositeRenderer(raymarcher, plates, output_px=output_px)
     # Whole pictures take as long where they have as many pixels as are drawn over plates.
-    pixels = plates.masks.share * render_px**2
+    pixels = plates.masks.pixels(render_px)
     smaller = next((size for size in RENDER_SIZES_PX if size**2 <= pixels), RENDER_SIZES_PX[-1])
     return PlateRenderer(
         raymarcher,

@@ -71,7 +71,9 @@ class Downlink:
         """
         self.pipeline: Pipeline
         self.playout_delay = playout_delay
-        self.resolution = ResolutionController(sizes_px=loaded.sizes_px, start_px=loaded.start_px)
+        self.resolution = ResolutionController(
+            sizes_px=loaded.sizes_px, start_px=loaded.start_px, pixels=loaded.pixels
+        )
         self.renderer: Callable[[int], FrameRenderer] = loaded.renderers()
         self.pace = DrawingPace()
         self.frames = FrameLog()
@@ -98,7 +100,9 @@ class Downlink:
         """Goes on with the same speaker drawn by the CPU, at its smallest size."""
         self.playout_delay = PlayoutDelay.at_start(loaded.frame_latency_ms)
         self._schedule.playout_delay_ticks = self.playout_delay.ticks
-        self.resolution = ResolutionController(sizes_px=loaded.sizes_px, start_px=loaded.sizes_px[-1])
+        self.resolution = ResolutionController(
+            sizes_px=loaded.sizes_px, start_px=loaded.sizes_px[-1], pixels=loaded.pixels
+        )
         self.resolution.note = "the GPU failed, the CPU draws"
         self.renderer = loaded.renderers()
         self.pipeline.renderer = self.renderer(self.resolution.size_px)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from models.time_base import FRAME_MS
+
+from ..pipeline.render_size import pixels_of_a_picture
 
 RECENT_S = 1.0  # window of stepping down
 EASY_S = 5.0  # window of stepping up: all of it without overload
@@ -44,13 +46,21 @@ class ResolutionController:
     size that failed is tried again, keep it from oscillating.
     """
 
-    def __init__(self, *, sizes_px: Sequence[int], start_px: int, budget_ms: float = FRAME_MS) -> None:
+    def __init__(
+        self,
+        *,
+        sizes_px: Sequence[int],
+        start_px: int,
+        budget_ms: float = FRAME_MS,
+        pixels: Callable[[int], float] = pixels_of_a_picture,
+    ) -> None:
         """Begins at a size.
 
         Args:
             sizes_px: the sizes there are; `start_px` is one of them, named or not.
             start_px: the size wanted.
             budget_ms: time from one frame to the next.
+            pixels: that are drawn at a size.
         """
         self.size_px = start_px
         self.note = ""
@@ -59,13 +69,14 @@ class ResolutionController:
         self._start_px = start_px
         self._sizes_px = sorted({*sizes_px, start_px})  # smallest first
         self._budget_ms = budget_ms
+        self._pixels = pixels
         self._frames: deque[_Measured] = deque(maxlen=_MAX_MEASURED)  # of this size, in the last EASY_S
         self._losses_s: deque[float] = deque(maxlen=_LOSSES)  # when frames were lost, a moment once
         self._settled_s = float("-inf")
         self._since_s: float | None = None  # when the first frame of this size came
         self._hold_s: dict[int, float] = {}
         self._held_until_s: dict[int, float] = {}
-        self._fixed_px2 = 0.0  # the fixed part of a frame's cost, in pixels that cost as much
+        self._fixed_pixels = 0.0  # the fixed part of a frame's cost, in pixels that cost as much
         self._before: tuple[int, float] | None = None  # the last size and its median frame time
 
     def frame_done(self, *, now_s: float, draw_ms: float, slack_ms: float) -> bool:
@@ -171,13 +182,14 @@ class ResolutionController:
     def _say(self) -> None:
         self.note = f"smaller: {self._reason}" if self.size_px < self._start_px else ""
 
-    # The cost of a frame: b (fixed_px2 + px^2), with b from the frames of the moment ---------------------
+    # The cost of a frame: b (fixed pixels + pixels), with b from the frames of the moment ----------------
 
     def _predicted_ms(self, draw_ms: float, size_px: int) -> float:
-        return draw_ms * (self._fixed_px2 + size_px**2) / (self._fixed_px2 + self.size_px**2)
+        fixed = self._fixed_pixels
+        return draw_ms * (fixed + self._pixels(size_px)) / (fixed + self._pixels(self.size_px))
 
     def _learn(self) -> None:
-        """Sets `fixed_px2` from the frames before and after a change, once there are enough after it."""
+        """Sets the fixed pixels from the frames before and after a change, once there are enough after it."""
         if self._before is None or len(self._frames) < _ENOUGH_FRAMES:
             return
         (before_px, before_ms), self._before = self._before, None
@@ -186,9 +198,9 @@ class ResolutionController:
         if not 0 < small_ms < large_ms:
             return  # the machine changed more than the size did
         ratio = small_ms / large_ms
-        fixed_px2 = (ratio * large_px**2 - small_px**2) / (1 - ratio)
-        fixed_px2 = min(max(fixed_px2, 0.0), float(self._sizes_px[-1] ** 2))
-        self._fixed_px2 = (self._fixed_px2 + fixed_px2) / 2
+        fixed = (ratio * self._pixels(large_px) - self._pixels(small_px)) / (1 - ratio)
+        fixed = min(max(fixed, 0.0), self._pixels(self._sizes_px[-1]))
+        self._fixed_pixels = (self._fixed_pixels + fixed) / 2
 
 
 def _draws(frames: Sequence[_Measured] | deque[_Measured]) -> list[float]:

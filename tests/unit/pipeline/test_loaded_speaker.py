@@ -408,6 +408,15 @@ def test_a_live_speaker_is_measured_over_its_plates_before_they_are_read(speaker
     assert host.plates.size_bytes == 0
 
 
+def test_over_plates_other_sizes_cost_by_the_pixels_of_their_masks(speakers, raymarchers):
+    host = plated_on(speakers, raymarchers)
+    cost = FrameCost(render_ms=20.0, other_ms=5.0)
+    host = dataclasses.replace(host, costs={128: cost})
+    ratio = host.plates.masks.pixels(96) / host.plates.masks.pixels(128)
+    assert host.core_ms(96) == pytest.approx(2 * 20 * ratio + 5)
+    host.close()
+
+
 def test_a_recording_waits_for_the_plates(speakers, raymarchers):
     gate = threading.Event()
 

@@ -166,6 +166,12 @@ def test_masks_of_other_sizes_are_made_once(plated):
     assert 0 < masks.share < 1
 
 
+def test_the_pixels_drawn_at_a_size_are_those_of_its_masks(plated):
+    masks = PlateMasks(plated.plates.masks())
+    assert masks.pixels(128) == pytest.approx(16 * 16)  # 16 blocks of 4 x 4 px in each
+    assert masks.pixels(96) > (96 / 128) ** 2 * masks.pixels(128)
+
+
 # Frames over plates -----------------------------------------------------------------------------------
 
 

@@ -80,3 +80,19 @@ def test_a_busy_moment_at_the_first_look_does_not_cost_a_size():
 def test_nothing_larger_than_the_bundle_is_drawn():
     assert choose(Machine(1), largest_px=256).size_px == 256
     assert choose(Machine(1), largest_px=96).size_px == 96
+
+
+def drawn_over_plates(size_px):
+    """Returns the pixels of a mask that reaches beyond what changes, the more the smaller the picture."""
+    return {512: 15000, 384: 13000, 256: 6000, 224: 5000, 192: 4000, 160: 3000, 128: 2400}[size_px]
+
+
+def test_a_size_of_which_a_part_is_drawn_is_predicted_by_the_pixels_of_that_part():
+    def cost(size_px):
+        return FrameCost(render_ms=drawn_over_plates(size_px) / 600, other_ms=9.0)
+
+    chosen = choose_render_size(cost, largest_px=512, threads=2, cores=2, pixels=drawn_over_plates)
+    assert chosen.size_px == 512
+    assert chosen.frame_ms <= 34
+    by_the_square = choose_render_size(cost, largest_px=512, threads=2, cores=2)
+    assert by_the_square.size_px < 512

@@ -297,3 +297,21 @@ def test_spikes_make_no_swing(every_s, spike_ms, at_256_ms):
         assert machine.changes_in(60 * minute, 60 * minute + 60) <= 5
     if every_s > 5 and at_256_ms < 24:  # a smaller size would not have helped
         assert machine.changes == []
+
+
+def test_a_step_that_saves_few_pixels_is_passed_over():
+    pixels = {512: 15000, 384: 13000, 256: 6000, 128: 2400}
+    it = ResolutionController(sizes_px=tuple(pixels), start_px=512, pixels=pixels.__getitem__)
+    feed(it, 1.0, draw_ms=36.0)
+    assert it.size_px == 256  # 384 would take 31 ms, by its pixels
+    by_the_square = ResolutionController(sizes_px=tuple(pixels), start_px=512)
+    feed(by_the_square, 1.0, draw_ms=36.0)
+    assert by_the_square.size_px == 384
+
+
+def test_a_larger_size_is_tried_where_its_pixels_fit():
+    pixels = {512: 15000, 384: 13000, 256: 6000, 128: 2400}
+    it = ResolutionController(sizes_px=tuple(pixels), start_px=512, pixels=pixels.__getitem__)
+    it.size_px = 384
+    feed(it, 8.0, draw_ms=25.0)
+    assert it.size_px == 512  # 29 ms
