@@ -15,7 +15,7 @@ from cuda_kernels.compositing import compose_i420, rgb_to_i420
 from cuda_kernels.cpu_raymarcher import CpuRaymarcher
 from export import plates
 from export.bundle import assembly
-from export.bundle.writer import parts_of, put_plates, seal, write_bundle
+from export.bundle.writer import add_figures, parts_of, put_plates, seal, write_bundle
 from export.cli import main
 from export.plates import add_plates, spanning_conditions
 from export.students.offline_motion import OfflineMotion
@@ -249,6 +249,13 @@ def test_sealing_keeps_plates_where_only_words_were_changed(plated, tmp_path):
     add_plates(path)
     (path / "MODEL_CARD.md").write_text("# Another card\n")
     assert len(list(seal(path).plates.pictures())) == len(plated.poses)
+
+
+def test_figures_are_added_beside_plates(bundle):
+    add_plates(bundle)
+    speaker = add_figures(bundle, {"psnr_db": 31.0})
+    assert speaker.figures == {"psnr_db": 31.0}
+    assert len(list(speaker.plates.pictures())) == len(speaker.poses)
 
 
 def test_a_sealed_bundle_with_a_damaged_video_speaks_on(bundle):
