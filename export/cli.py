@@ -1,4 +1,4 @@
-"""`geneface-export geneface | bundle | distil | slim | verify | seal | figures`: speaker bundles."""
+"""`geneface-export geneface | bundle | distil | slim | plates | verify | seal | figures`: speaker bundles."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from models.settings import BAD_INPUT, Parser, add_flags, escaped, flags_of, fro
 from models.terminal import log_to_stderr, with_safe_streams
 from training.cli import missing_extra
 
-from .requests import BundleRequest, DistillationRequest, GenefaceRequest, SlimRequest
+from .requests import BundleRequest, DistillationRequest, GenefaceRequest, PlatesRequest, SlimRequest
 
 if TYPE_CHECKING:
     from models.speaker import Speaker
@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         ("bundle", BundleRequest, _bundle, "make a bundle from networks of ours and the speaker's data"),
         ("distil", DistillationRequest, _distil, "distil an imported speaker's motion for CPUs"),
         ("slim", SlimRequest, _slim, "distil a wide head into a narrow one for CPUs"),
+        ("plates", PlatesRequest, _plates, "make a bundle's plates anew: what speech does not change"),
     ):
         command = commands.add_parser(name, help=what)
         add_flags(command, flags_of(request).values())
@@ -78,38 +79,72 @@ def _request(parsed: argparse.Namespace) -> Any:  # noqa: ANN401 -- of the comma
 def _geneface(parsed: argparse.Namespace) -> int:
     from .geneface.importer import import_geneface
 
-    _print_made(import_geneface(_request(parsed)))
+    request = _request(parsed)
+    _print_made(_with_plates(import_geneface(request), request))
     return 0
 
 
 def _bundle(parsed: argparse.Namespace) -> int:
     from .bundle.assembly import make_bundle
 
-    _print_made(make_bundle(_request(parsed)))
+    request = _request(parsed)
+    max_bytes = round(request.max_mb * 1e6)
+    _print_made(_with_plates(make_bundle(request), request, max_bytes=max_bytes))
     return 0
 
 
 def _distil(parsed: argparse.Namespace) -> int:
     from .students.distillation import StoppedError, distil
 
+    request = _request(parsed)
     try:
-        report = distil(_request(parsed))
+        report = distil(request)
     except StoppedError as stopped:
         print(f"geneface-export distil: {escaped(str(stopped))}", file=sys.stderr)
         return 1
     print("\n".join(map(escaped, report.lines())))
+    _with_plates(report.speaker, request)
     return 0
 
 
 def _slim(parsed: argparse.Namespace) -> int:
     from .students.slimming import slim
 
-    report = slim(_request(parsed))
+    request = _request(parsed)
+    report = slim(request)
     if report is None:
         print("geneface-export slim: stopped; the same command goes on", file=sys.stderr)
         return 1
     print(report.table())
+    _with_plates(report.speaker, request)
     return 0
+
+
+def _plates(parsed: argparse.Namespace) -> int:
+    from .plates import add_plates
+
+    request = _request(parsed)
+    max_bytes = None if request.max_mb is None else round(request.max_mb * 1e6)
+    _print_made(add_plates(request.bundle, speech=request.speech, max_bytes=max_bytes))
+    return 0
+
+
+def _with_plates(
+    speaker: Speaker,
+    request: BundleRequest | DistillationRequest | GenefaceRequest | SlimRequest,
+    *,
+    max_bytes: int | None = None,
+) -> Speaker:
+    """Returns the speaker with plates, or without where none are asked for or, said in a line, can be."""
+    if not request.plates:
+        return speaker
+    from .plates import add_plates
+
+    try:
+        return add_plates(speaker.path, max_bytes=max_bytes)
+    except InputError as error:
+        print(escaped(f"geneface-export: {speaker.path}: goes without plates: {error}"), file=sys.stderr)
+        return speaker
 
 
 def _print_made(speaker: Speaker) -> None:

@@ -10,7 +10,7 @@ import io
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
 
@@ -107,10 +107,11 @@ def make_plates(speaker: Speaker, *, speech: Iterable[Path]) -> PlateParts:
     tracks = [_track(speaker, file) for file in speech]
     spanning = spanning_conditions(speaker, np.concatenate(tracks))
     driven = np.concatenate([conditions(speaker, track) for track in tracks])
-    with _raymarcher(speaker) as raymarcher:
+    with closing(CpuRaymarcher(speaker.scene, threads=_cores())) as raymarcher:
         masks = _find_masks(raymarcher, speaker.poses, spanning)
         video = _encode(_references(raymarcher, speaker.poses, spanning[0]), size_px)
-        seen = decode(video, Path(PLATE_VIDEO_FILE), size_px=size_px, poses=poses)
+        decoded = decode(video, Path(PLATE_VIDEO_FILE), size_px=size_px, poses=poses)
+        seen = tqdm(decoded, total=poses, desc="check", unit="pose")
         worst_db = worst_psnr_db(raymarcher, speaker.poses, seen, masks, driven, frames=CHECKED_FRAMES)
     share = float(np.mean([mask.share for mask in masks]))
     log.info("plates: %.1f MB, %.1f %% drawn, worst %.1f dB", len(video) / 1e6, 100 * share, worst_db)
@@ -142,15 +143,12 @@ def worst_psnr_db(
     """
     chosen = np.unique(np.linspace(0, len(poses) - 1, frames).astype(int)).tolist()
     worst_db = np.inf
-    with tqdm(total=len(chosen), desc="check", unit="picture") as bar:
-        for pose, (plate, mask) in enumerate(zip(plates, masks, strict=True)):
-            if pose not in chosen:
-                continue
+    for pose, (plate, mask) in enumerate(zip(plates, masks, strict=True)):
+        if pose in chosen:
             row = int(_GOLDEN * pose % 1 * len(driven))
             drawn = raymarcher.render(c2w=poses[pose], condition=driven[row], size_px=mask.size_px)
             apart = compose_i420(plate, drawn, mask).astype(np.float32) - rgb_to_i420(drawn)
             worst_db = min(worst_db, psnr_db([np.mean(np.square(apart / 255))]))
-            bar.update()
     return float(worst_db)
 
 
@@ -195,15 +193,9 @@ def spanning_conditions(speaker: Speaker, track: F32) -> F32:
 # Pictures -------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _raymarcher(speaker: Speaker) -> Iterator[CpuRaymarcher]:
+def _cores() -> int:
     affine = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if affine else os.cpu_count() or 1
-    raymarcher = CpuRaymarcher(speaker.scene, threads=min(MAX_THREADS, cores))
-    try:
-        yield raymarcher
-    finally:
-        raymarcher.close()
+    return min(MAX_THREADS, len(os.sched_getaffinity(0)) if affine else os.cpu_count() or 1)
 
 
 def _find_masks(raymarcher: CpuRaymarcher, poses: F32, spanning: F32) -> list[BlockMask]:

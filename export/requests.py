@@ -18,6 +18,12 @@ MAX_STUDENT_LOOKAHEAD_MS = 160
 _UP_TO_A_MILLION = Range(ABOVE_0, 10**6)
 _STEPS = Range(1, 10_000_000)
 _POSES = Range(1, 1000)
+_Plates = Annotated[
+    bool,
+    Option(
+        "make plates: pictures of what speech does not change, so that only the rest is drawn while speaking"
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +47,7 @@ class BundleRequest:
     figures: Annotated[
         tuple[Path, ...], Option("JSON files of measured figures to put into bundle and card")
     ] = ()
-    max_mb: Annotated[float, _UP_TO_A_MILLION, Option("refuse a larger bundle")] = 12.0
+    max_mb: Annotated[float, _UP_TO_A_MILLION, Option("refuse a larger bundle")] = 24.0
     unexplained: Annotated[
         float,
         BELOW_1,
@@ -57,6 +63,7 @@ class BundleRequest:
     ] = False
     check_poses: Annotated[int, _POSES, Option("pictures drawn to check head and torso")] = 4
     check_size_px: Annotated[int, Range(32, 512), Option("their size")] = 256
+    plates: _Plates = True
 
     def __post_init__(self) -> None:
         """Checks ranges."""
@@ -126,6 +133,7 @@ class GenefaceRequest:
     ] = 0.0
     float32_networks: Annotated[bool, Option("keep HuBERT's weights in float32, twice the size")] = False
     check_poses: Annotated[int, _POSES, Option("pictures drawn to check head and torso")] = 4
+    plates: _Plates = True
 
     def __post_init__(self) -> None:
         """Checks ranges."""
@@ -165,6 +173,7 @@ class DistillationRequest:
         _UP_TO_A_MILLION,
         Option("stop training with a checkpoint after this long; the same command goes on"),
     ] = None
+    plates: _Plates = True
 
     def __post_init__(self) -> None:
         """Checks ranges, and that no folder is taken for two things."""
@@ -217,6 +226,7 @@ class SlimRequest:
     work: Annotated[
         Path | None, Option("folder of checkpoints, from which the same command goes on (OUT.work)")
     ] = None
+    plates: _Plates = True
 
     def __post_init__(self) -> None:
         """Checks ranges."""
@@ -232,3 +242,18 @@ class SlimRequest:
     def work_folder(self) -> Path:
         """The folder of the lessons and of the checkpoints."""
         return self.work or self.out.with_name(self.out.name + ".work")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlatesRequest:
+    """Settings of `plates`: the bundle, and speech that shows what its face does."""
+
+    bundle: Annotated[Path, Option("the bundle's folder", positional=True)]
+    speech: Annotated[
+        tuple[Path, ...], Option("recordings of a second or more; a packaged sentence if absent")
+    ] = ()
+    max_mb: Annotated[float | None, _UP_TO_A_MILLION, Option("refuse a larger bundle")] = None
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        check_ranges(self)

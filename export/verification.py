@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from . import recorded_cases
 from .bundle.head import MIN_PSNR_DB, psnr_db
 from .bundle.pose_loop import seam_measure
 from .onnx.graphs import MAX_ROUNDING, open_graph
+from .plates import MIN_PLATES_PSNR_DB, PSNR, worst_psnr_db
 from .recorded_cases import replay
 from .students.offline_motion import OfflineMotion
 
@@ -34,6 +36,7 @@ STORED_LIMITS: dict[str, tuple[float | None, float | None]] = {
     "raymarcher_psnr_db": (MIN_PSNR_DB, None),
     "loop_seam_step": (None, 1.0),
     "loop_seam_acceleration": (None, 1.0),
+    PSNR: (MIN_PLATES_PSNR_DB, None),
     **recorded_cases.LIMITS,
 }
 """Lowest and highest value of each figure that the export stored."""
@@ -94,6 +97,17 @@ def verify_bundle(path: Path, *, size_px: int = 192, poses: int = 2) -> list[Che
             holds=closeness_db >= MIN_PSNR_DB,
         )
     )
+    if speaker.plates is not None:
+        with closing(CpuRaymarcher(speaker.scene)) as raymarcher:
+            worst_db = worst_psnr_db(
+                raymarcher,
+                speaker.poses,
+                speaker.plates.pictures(),
+                speaker.plates.masks(),
+                condition[None],
+                frames=poses,
+            )
+        checks.append(_check("plates against pictures drawn whole, here", PSNR, worst_db))
     return checks
 
 
@@ -136,14 +150,11 @@ def _run(file: Path, source: str, value: F32, target: tuple[str, tuple[int, ...]
 
 
 def _raymarcher_psnr_db(speaker: Speaker, condition: F32, size_px: int, poses: int) -> float:
-    raymarcher = CpuRaymarcher(speaker.scene)
     squares = []
-    try:
+    with closing(CpuRaymarcher(speaker.scene)) as raymarcher:
         for frame in np.linspace(0, len(speaker.poses) - 1, poses).astype(int):
             c2w = speaker.poses[frame]
             truth = render_scene(speaker.scene, c2w=c2w, condition=condition, size_px=size_px).numpy()
             drawn = raymarcher.render(c2w=c2w, condition=condition, size_px=size_px)
             squares.append(np.mean((drawn / np.float32(255) - truth) ** 2))
-    finally:
-        raymarcher.close()
     return psnr_db(squares)

@@ -167,6 +167,8 @@ def test_the_bundle_holds_what_was_trained(sources, made):
     assert speaker.motion.window_frames == motion_window_frames(*sizes)
     assert speaker.figures == {"head.psnr_db": 31.25}
     assert set(speaker.verification) == {
+        "plates_psnr_db",
+        "plates_share",
         "motion_largest_error",
         "motion_float16_change",
         "syncnet_largest_error",
