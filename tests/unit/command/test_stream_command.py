@@ -94,6 +94,8 @@ def test_texts_of_flags_and_variables_become_values():
         ({"threads": "-1"}, "--threads: .*, got -1"),
         ({"cores": "-1"}, "--cores: .*, got -1"),
         ({"cores": "half"}, r"--cores \(or GENEFACE_CORES\): expected N, got 'half'"),
+        ({"plates_mb": "-1"}, r"--plates-mb: expected 0 \(none\) or more MB, got -1"),
+        ({"plates_mb": "all"}, r"--plates-mb \(or GENEFACE_PLATES_MB\): expected MB, got 'all'"),
         ({"seed": "-1"}, "--seed: .*, got -1"),
         ({"engine": "torch"}, r"--engine \(or GENEFACE_ENGINE\): expected auto\|onnx\|tensorrt, got 'torch'"),
         ({"device": "tpu"}, r"--device .*: expected auto\|cpu\|cuda, got 'tpu'"),
