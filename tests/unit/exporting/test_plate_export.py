@@ -169,7 +169,14 @@ def test_a_path_of_one_pose_has_no_plates(tmp_path):
     parts = bundle_factory.tiny_parts(image_size_px=SIZE_PX)
     write_bundle(tmp_path / "Tiny", dataclasses.replace(parts, poses=parts.poses[:1]))
     error = refused(tmp_path / "Tiny")
-    assert (error.field, error.expected, error.got) == ("poses", "a loop of two or more for plates", "1")
+    assert (error.field, error.got) == ("poses", "1")
+    assert error.expected.startswith("a loop of 2 to ")
+
+
+def test_a_path_longer_than_masks_have_room_for_has_no_plates(bundle, monkeypatch):
+    monkeypatch.setitem(plates.MAX_FILE_BYTES, "plates.safetensors", 1024 + 49 * 16 * 2)
+    error = refused(bundle)
+    assert (error.field, error.expected, error.got) == ("poses", "a loop of 2 to 49 for plates", "50")
 
 
 def test_a_picture_of_odd_size_has_no_plates(tmp_path):
@@ -258,7 +265,7 @@ def test_figures_are_added_beside_plates(bundle):
     assert len(list(speaker.plates.pictures())) == len(speaker.poses)
 
 
-def test_a_sealed_bundle_with_a_damaged_video_speaks_on(bundle):
+def test_a_sealed_bundle_with_a_damaged_video_speaks_on(bundle, capsys):
     add_plates(bundle)
     (bundle / "plates.mkv").write_bytes(b"no video")
     speaker = seal(bundle)
@@ -266,6 +273,12 @@ def test_a_sealed_bundle_with_a_damaged_video_speaks_on(bundle):
         list(speaker.plates.pictures())
     assert caught.value.field == "content"
     assert load_speaker(bundle).scene.head is not None
+    assert main(["verify", str(bundle)]) == 2
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .startswith(f"geneface-export verify: {bundle / 'plates.mkv'}")
+    )
 
 
 # Commands -------------------------------------------------------------------------------------------
