@@ -143,7 +143,7 @@ def serve(
             begun_s = time.perf_counter()
             pose = (frame + 7 * session) % _POSES
             if plates:
-                raymarcher.render_composite(c2w=path[pose], condition=condition, pose=pose)
+                raymarcher.render_composite(c2w=path[pose], condition=condition, number=pose)
             else:
                 raymarcher.render_i420(c2w=path[pose], condition=condition, size_px=size_px)
             waited_s = time.perf_counter() - due_s

@@ -55,7 +55,7 @@ def _aligned(size: int) -> int:
 class CudaPlates:
     """Device memory of a scene's plates and their masks; made by `CudaRenderer.load_plates`."""
 
-    def __init__(self, device: CudaDevice, *, size_px: int, masks: Sequence[BlockMask]) -> None:
+    def __init__(self, device: CudaDevice, *, size_px: int, count: int, masks: Sequence[BlockMask]) -> None:
         self.size_px = size_px
         self._device = device
         words = [block_words(mask) for mask in masks]
@@ -63,13 +63,13 @@ class CudaPlates:
         self._blocks = device.upload(as_bytes(np.concatenate([*words, np.zeros(1, np.uint32)])))
         try:
             self._stride = _aligned(size_px * size_px * 3 // 2)
-            self._pictures = device.allocate(self._stride * len(masks))
+            self._pictures = device.allocate(self._stride * count)
         except BaseException:
             device.free(self._blocks)
             raise
         self.placed = tuple(
             PlacedPlate(
-                picture=self._pictures + self._stride * number,
+                picture=self._pictures + self._stride * (number % count),
                 blocks=self._blocks + 4 * (int(end) - len(of_one)),
                 block_count=len(of_one),
             )
@@ -167,7 +167,7 @@ class FrameRequest:
     region_px: tuple[int, int, int, int] | None = None  # x0 y0 x1 y1: the part that is drawn
     i420: bool = False  # planar YUV, BT.601 limited range, instead of RGB; all edges even
     out: U8 | None = field(default=None, repr=False)  # C-contiguous array to write into
-    plate: int | None = None  # number of the one over which only its mask is drawn; a whole picture, as I420
+    plate: int | None = None  # number of the mask that is drawn over its plate; a whole picture, as I420
 
     @property
     def region(self) -> tuple[int, int, int, int]:
@@ -339,17 +339,18 @@ class CudaRenderer:
         Args:
             scene: whose they are.
             pictures: (P, size * 3 / 2, size) I420, BT.601 limited range; the size is even.
-            masks: P, of that size: what `FrameRequest.plate` draws over each.
+            masks: one or more rounds of P, of that size: mask n is drawn over picture n % P.
 
         Raises:
             RenderInputError: they do not fit together, or the scene is not loaded here or has plates.
             CudaError: the device has no room; the scene is drawn without.
         """
-        size_px = pictures.shape[-1]
-        if pictures.shape != (len(masks), size_px * 3 // 2, size_px) or pictures.dtype != np.uint8:
+        size_px, count = pictures.shape[-1], len(pictures)
+        shaped = pictures.shape == (count, size_px * 3 // 2, size_px) and pictures.dtype == np.uint8
+        if not shaped or not count or not masks or len(masks) % count:
             raise RenderInputError(
-                f"plates: expected ({len(masks)}, size * 3 / 2, size) uint8 for {len(masks)} masks, "
-                f"got {pictures.dtype} of shape {pictures.shape}"
+                f"plates: expected (P, size * 3 / 2, size) uint8 and P masks or a multiple, "
+                f"got {pictures.dtype} of shape {pictures.shape} and {len(masks)} masks"
             )
         sizes_px = {mask.size_px for mask in masks}
         if sizes_px != {size_px} or size_px % 2 or not MIN_SIZE_PX <= size_px <= MAX_SIZE_PX:
@@ -362,7 +363,7 @@ class CudaRenderer:
             if scene.plates is not None or scene.coming_plates is not None:
                 raise RenderInputError("plates: expected a scene without, got one that has some")
             self.device.make_current()
-            plates = scene.coming_plates = CudaPlates(self.device, size_px=size_px, masks=masks)
+            plates = scene.coming_plates = CudaPlates(self.device, size_px=size_px, count=count, masks=masks)
         try:
             for number, picture in enumerate(pictures):
                 with self._lock:

@@ -412,18 +412,18 @@ class GpuRaymarcher:
         self._gpu.load_plates(self._loaded, pictures, masks)
         self._plates_px = pictures.shape[-1]
 
-    def render_composite(self, *, c2w: F32, condition: F32, pose: int) -> U8:
-        """Returns (S * 3 / 2, S) uint8 I420: the pose's plate with its mask drawn into it.
+    def render_composite(self, *, c2w: F32, condition: F32, number: int) -> U8:
+        """Returns (S * 3 / 2, S) uint8 I420: a mask drawn over its plate.
 
         Args:
             c2w: (4, 4) of the pose.
             condition: (C,).
-            pose: the plate's number.
+            number: of the mask, among those that were loaded.
 
         Raises:
             RenderInputError, GpuLostError, Stopped: see `GpuRenderer.draw`; also if no plates are loaded.
         """
-        return self._gpu.draw([self._finished(c2w, condition, self._plates_px, plate=pose)])[0]
+        return self._gpu.draw([self._finished(c2w, condition, self._plates_px, plate=number)])[0]
 
     def frame_ms(self, *, poses: F32, condition: F32, size_px: int) -> float:
         """Returns the milliseconds a frame of a full batch takes, copies and threads included.

@@ -296,6 +296,18 @@ def test_more_plates_than_kinds_of_frames_that_are_kept(renderer, scenes):
     assert scenes[0]._kinds == kept
 
 
+def test_a_second_round_of_masks_lies_over_the_same_plates(renderer, scenes):
+    renderer.load_plates(scenes[0], PLATES, [*MASKS, *reversed(MASKS)])
+    placed = scenes[0].plates.placed
+    first, second = placed[: len(MASKS)], placed[len(MASKS) :]
+    assert [plate.picture for plate in second] == [plate.picture for plate in first]
+    assert [plate.block_count for plate in second] == [plate.block_count for plate in reversed(first)]
+    last = 2 * len(MASKS) - 1
+    over_plate(scenes, 0, last).check()
+    with pytest.raises(RenderInputError, match=f"plate: expected 0 to {last}, got {last + 1}"):
+        over_plate(scenes, 0, last + 1).check()
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -319,10 +331,11 @@ def test_a_frame_that_no_plate_lies_under_is_refused(renderer, scenes, changes, 
 @pytest.mark.parametrize(
     ("pictures", "masks", "expected"),
     [
-        (PLATES, MASKS[:-1], r"expected \(5, size \* 3 / 2, size\) uint8 for 5 masks, got uint8 of shape"),
+        (PLATES, MASKS[:-1], r"expected \(P, .*\) uint8 and P masks or a multiple, got uint8 .* and 5 masks"),
         (PLATES.astype(np.float32), MASKS, "got float32"),
         (PLATES[:, :-1], MASKS, "got uint8 of shape"),
-        (PLATES[:0], [], r"one even size .* with masks of \[\]"),
+        (PLATES[:0], [], r"got uint8 of shape \(0, 48, 32\) and 0 masks"),
+        (PLATES, [], "and 0 masks"),
         (PLATES, [*MASKS[:-1], masks_of(36)["all"]], r"got 32 with masks of \[32, 36\]"),
         (np.zeros((1, 49, 33), np.uint8), [masks_of(33)["all"]], "one even size from 8 to 2048, got 33"),
     ],
@@ -396,12 +409,12 @@ def test_a_raymarcher_gives_composites_once_its_plates_are_there(driver, describ
     raymarcher = GpuRaymarcher(gpu, described[0])
     given = {"c2w": make_pose(0.2), "condition": make_condition(described[0])}
     with pytest.raises(RenderInputError, match="plate: expected a scene whose plates are loaded"):
-        raymarcher.render_composite(**given, pose=0)
+        raymarcher.render_composite(**given, number=0)
     raymarcher.load_plates(PLATES, MASKS)
     (wanted,) = renderer.render([over_plate([raymarcher._loaded], 0, 3)])
-    np.testing.assert_array_equal(raymarcher.render_composite(**given, pose=3), wanted)
+    np.testing.assert_array_equal(raymarcher.render_composite(**given, number=3), wanted)
     with pytest.raises(RenderInputError, match="plate: expected 0 to 5, got 6"):
-        raymarcher.render_composite(**given, pose=6)
+        raymarcher.render_composite(**given, number=6)
     raymarcher.close()
     with pytest.raises(RenderInputError, match="scene: expected one that is loaded"):
         raymarcher.load_plates(PLATES, MASKS)
