@@ -45,6 +45,7 @@ _COUNTS_BYTES = 8  # samples of the head, and samples that went through the netw
 # Initial allocations, enough for 32 pictures of 512 px: pinning and freeing stall all launches in flight for
 # milliseconds, so memory should not grow after the first ones.
 _MIN_INPUT_BYTES, _MIN_PICTURES_BYTES, _MIN_SCRATCH_BYTES = 1 << 17, 1 << 24, 1 << 27
+_MAX_KEPT_BYTES = 1 << 29  # of buffers whose pictures are kept: one picture holds its whole launch's
 _SCHEDULERS = 4  # of a multiprocessor
 
 
@@ -302,6 +303,8 @@ class CudaRenderer:
         """Its network evaluations, those of idle lanes included."""
         self.kernel_ms = 0.0
         """Its kernels' GPU time, without their overlap with the previous launch."""
+        self.may_keep = False
+        """Whether its pictures may be kept: most of their buffer is used, and few buffers are kept."""
         self._pinned = PinnedPool(self.device, _MIN_PICTURES_BYTES)
         self._scenes: list[CudaScene] = []
         self._slots: list[_Slot] = []
@@ -440,7 +443,8 @@ class CudaRenderer:
     def collect(self, launch: Launch) -> list[U8]:
         """Returns a launch's pictures once rendered, in the order of its requests.
 
-        They are views of a pinned buffer that is reused once none is referred to: copy what is kept.
+        They are views of a pinned buffer that is reused once none is referred to: copy what is kept, unless
+        `may_keep`.
 
         Raises:
             CudaError: the device failed.
@@ -462,6 +466,8 @@ class CudaRenderer:
             self._finish(launch)
         assert launch.lease is not None  # it was submitted
         memory = np.asarray(launch.lease)
+        well_filled = 2 * launch.counts_at >= launch.lease.size
+        self.may_keep = well_filled and self._pinned.leased_bytes <= _MAX_KEPT_BYTES
         launch.lease = None
         counts = memory[launch.counts_at : launch.counts_at + _COUNTS_BYTES].view(np.uint32)
         self.samples, self.samples_passed = int(counts[0]), int(counts[1])

@@ -44,6 +44,7 @@ class BatchRenderer(Protocol):
     """Draws frames of the scenes that were loaded: a `cuda_kernels.cuda_raymarcher.CudaRenderer`."""
 
     kernel_ms: float
+    may_keep: bool  # pictures that were collected last, uncopied
 
     def load(self, scene: Scene) -> CudaScene:
         """Returns the scene, ready to be drawn."""
@@ -58,7 +59,7 @@ class BatchRenderer(Protocol):
         """Returns a launch that draws the requests."""
 
     def collect(self, launch: Launch) -> list[U8]:
-        """Returns a launch's pictures, in the order of its requests; they are to be copied and let go."""
+        """Returns a launch's pictures, in the order of its requests; to be copied unless they may be kept."""
 
     def close(self) -> None:
         """Gives everything back."""
@@ -295,10 +296,10 @@ class GpuRenderer:
     def _collect(self, batch: list[PendingFrame], launch: Launch) -> None:
         from cuda_kernels.cuda_module import CudaError
 
-        kernel_ms = 0.0
+        kernel_ms, kept = 0.0, False
         try:
             pictures = self._renderer.collect(launch)
-            kernel_ms = self._renderer.kernel_ms
+            kernel_ms, kept = self._renderer.kernel_ms, self._renderer.may_keep
         except CudaError as error:
             self._lose(str(error))
             return
@@ -310,7 +311,7 @@ class GpuRenderer:
             self._policy.collected(kernel_ms, now_s=self._clock.now_s())
             self._asked.notify()
             for wanted, picture in zip(batch, pictures, strict=False):  # none of a batch that failed
-                wanted.settle(picture=picture)
+                wanted.settle(picture=picture, kept=kept)
         if pictures:
             self._observe(len(batch), kernel_ms)
 

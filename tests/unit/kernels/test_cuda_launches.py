@@ -114,6 +114,25 @@ def test_pictures_stay_while_they_are_referred_to_and_their_memory_is_used_again
     assert first in {pictures[0].ctypes.data for pictures in again}
 
 
+def test_pictures_may_be_kept_of_full_buffers_as_long_as_few_are(renderer, scenes, driver, monkeypatch):
+    monkeypatch.setattr(cuda_raymarcher, "_MAX_KEPT_BYTES", 3 << 20)
+    monkeypatch.setattr(renderer._pinned, "_least", 1 << 18)
+    large = [request(scenes[:1], number, size_px=512) for number in range(2)]  # most of 2 MiB
+    few, kept = [request(scenes[:1], 0)], []
+
+    def drawn(requests):
+        pictures = renderer.collect(renderer.submit(requests))
+        return pictures if renderer.may_keep else None
+
+    assert drawn(few) is None
+    for expected in (True, False, False):
+        kept.append(drawn(large))
+        assert (kept[-1] is not None) == expected
+    kept.clear()
+    gc.collect()
+    assert drawn(large) is not None
+
+
 def test_pictures_outlive_the_renderer(driver, described):
     renderer = CudaRenderer()
     scenes = [renderer.load(described[0])]
