@@ -53,6 +53,11 @@ def _aligned(size: int) -> int:
     return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
+def _finite(numbers: npt.NDArray[np.floating]) -> bool:
+    """Returns whether all are finite; where their squares' sum is, in half the time."""
+    return math.isfinite(np.vdot(numbers, numbers)) or bool(np.isfinite(numbers).all())
+
+
 class CudaPlates:
     """Device memory of a scene's plates and their masks; made by `CudaRenderer.load_plates`."""
 
@@ -184,11 +189,11 @@ class FrameRequest:
     def check(self) -> None:
         """Raises RenderInputError if an argument has the wrong shape or range, or NaN in it."""
         pose, length = np.asarray(self.c2w), self.scene.condition_size
-        if pose.shape != (4, 4) or not np.isfinite(pose).all():
+        if pose.shape != (4, 4) or not _finite(pose):
             got = f"shape {pose.shape}" if pose.shape != (4, 4) else "NaN or infinity"
             raise RenderInputError(f"c2w: expected (4, 4) finite numbers, got {got}")
         vector = np.asarray(self.condition)
-        if vector.shape != (length,) or not np.isfinite(vector).all():
+        if vector.shape != (length,) or not _finite(vector):
             got = f"shape {vector.shape}" if vector.shape != (length,) else "NaN or infinity"
             raise RenderInputError(f"condition: expected ({length},) finite numbers, got {got}")
         if self.plate is not None:
@@ -200,7 +205,7 @@ class FrameRequest:
             raise RenderInputError(
                 f"region_px: expected x0 < x1 and y0 < y1 within 0 to {self.size_px}, got {self.region_px}"
             )
-        if self.i420 and any(edge % 2 for edge in self.region):
+        if self.i420 and (x0 | y0 | x1 | y1) % 2:
             raise RenderInputError(f"region_px: expected even edges for I420, got {self.region}")
         out = self.out
         if out is not None and not (
@@ -423,8 +428,8 @@ class CudaRenderer:
             while not self._closed and not self._free_slots and len(self._slots) >= _SLOTS:
                 self._slot_free.wait()
             self._refuse_closed()
-            for request in requests:
-                self._refuse_unloaded(request.scene)
+            for scene in {request.scene for request in requests}:
+                self._refuse_unloaded(scene)
             self.device.make_current()
             if not self._free_slots:
                 self._slots.append(_Slot(self.device))

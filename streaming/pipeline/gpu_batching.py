@@ -83,7 +83,7 @@ class BatchPolicy:
         """Returns how long to wait for others; 0: submit now; None: until something changes.
 
         Args:
-            waiting: session and time of each request, oldest first.
+            waiting: session and time of each request, oldest first, no more than a batch.
             now_s: the time.
         """
         if len(self._flying) >= self._max_flying:

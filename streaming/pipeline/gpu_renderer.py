@@ -13,6 +13,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -247,11 +249,11 @@ class GpuRenderer:
         """Returns the next batch, oldest first; empty once it is over."""
         with self._lock:
             while not self._closed and not self._lost:
-                waiting = [(wanted.asker, wanted.asked_s) for wanted in self._waiting]
+                oldest = islice(self._waiting, self._policy.max_frames)
+                waiting = [(wanted.asker, wanted.asked_s) for wanted in oldest]
                 wait_s = self._policy.wait_s(waiting, now_s=self._clock.now_s())
                 if wait_s == 0.0:
-                    count = min(len(self._waiting), self._policy.max_frames)
-                    self._submitting = [self._waiting.popleft() for _ in range(count)]
+                    self._submitting = [self._waiting.popleft() for _ in waiting]
                     return self._submitting
                 self._asked.wait(wait_s)
             return []
@@ -362,9 +364,12 @@ class GpuRaymarcher:
         Raises:
             SceneError, CudaUnavailableError, CudaError, GpuLostError: see `GpuRenderer.load`.
         """
+        from cuda_kernels.cuda_raymarcher import FrameRequest
+
         self.scene = scene
         self._gpu = gpu
         self._loaded = gpu.load(scene)
+        self._request = partial(FrameRequest, scene=self._loaded)
         self._plates_px = 0
         self._closed = False
 
@@ -387,11 +392,7 @@ class GpuRaymarcher:
         Raises:
             RenderInputError, GpuLostError, Stopped: see `GpuRenderer.draw`.
         """
-        from cuda_kernels.cuda_raymarcher import FrameRequest
-
-        request = FrameRequest(
-            scene=self._loaded, c2w=c2w, condition=condition, size_px=size_px, region_px=region_px, out=out
-        )
+        request = self._request(c2w=c2w, condition=condition, size_px=size_px, region_px=region_px, out=out)
         return self._gpu.draw([request])[0]
 
     def render_i420(self, *, c2w: F32, condition: F32, size_px: int) -> U8:
@@ -459,11 +460,7 @@ class GpuRaymarcher:
             self._gpu.unload(self._loaded)
 
     def _finished(self, c2w: F32, condition: F32, size_px: int, *, plate: int | None = None) -> FrameRequest:
-        from cuda_kernels.cuda_raymarcher import FrameRequest
-
-        return FrameRequest(
-            scene=self._loaded, c2w=c2w, condition=condition, size_px=size_px, i420=True, plate=plate
-        )
+        return self._request(c2w=c2w, condition=condition, size_px=size_px, i420=True, plate=plate)
 
 
 def open_gpu(

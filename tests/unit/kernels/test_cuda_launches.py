@@ -88,6 +88,18 @@ def test_frames_of_one_launch_equal_those_of_their_own(renderer, scenes):
     assert region.out.any()
 
 
+@pytest.mark.parametrize("name", ["c2w", "condition"])
+def test_numbers_that_are_finite_are_taken_however_large(scenes, name):
+    one = request(scenes, 0)
+    numbers = np.array(getattr(one, name), np.float32)
+    numbers[-1] = 1e30  # its square is none
+    replace(one, **{name: numbers}).check()
+    for other in (np.nan, np.inf, -np.inf):
+        numbers[-1] = other
+        with pytest.raises(RenderInputError, match=f"{name}: expected .* got NaN or infinity"):
+            replace(one, **{name: numbers}).check()
+
+
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
 def test_launches_at_once_equal_launches_alone_in_whatever_order_they_are_collected(renderer, scenes, order):
     batches = [[request(scenes, 10 * batch + number) for number in range(4 + batch)] for batch in range(3)]
