@@ -309,7 +309,7 @@ class CudaRenderer:
         self.kernel_ms = 0.0
         """Its kernels' GPU time, without their overlap with the previous launch."""
         self.may_keep = False
-        """Whether its pictures may be kept: most of their buffer is used, and few buffers are kept."""
+        """Whether its pictures may be kept: their buffer is not mostly empty, and few buffers are kept."""
         self._pinned = PinnedPool(self.device, _MIN_PICTURES_BYTES)
         self._scenes: list[CudaScene] = []
         self._slots: list[_Slot] = []
@@ -471,7 +471,7 @@ class CudaRenderer:
             self._finish(launch)
         assert launch.lease is not None  # it was submitted
         memory = np.asarray(launch.lease)
-        well_filled = 2 * launch.counts_at >= launch.lease.size
+        well_filled = 4 * launch.counts_at >= launch.lease.size
         self.may_keep = well_filled and self._pinned.leased_bytes <= _MAX_KEPT_BYTES
         launch.lease = None
         counts = memory[launch.counts_at : launch.counts_at + _COUNTS_BYTES].view(np.uint32)
