@@ -184,9 +184,10 @@ def serve(
     waits_ms: list[list[float]] = [[] for _ in range(sessions)]
     woke_ms: list[list[float]] = [[] for _ in range(sessions)]
     kept: list[U8 | None] = [None] * sessions  # as its encoder keeps a picture, until there is another
-    start_s = time.perf_counter() + 0.2 + 0.001 * sessions  # threads start meanwhile
+    ready, start_s = threading.Event(), 0.0
 
     def run(session: int) -> None:
+        ready.wait()
         raymarcher = speakers[session % len(speakers)]
         condition = conditions[session % len(speakers)]
         frame = 0
@@ -209,6 +210,8 @@ def serve(
     launches.clear()
     for thread in threads:
         thread.start()
+    start_s = time.perf_counter() + 0.2  # all wake meanwhile
+    ready.set()
     time.sleep(max(0.0, start_s + SETTLING_S - time.perf_counter()))
     from_s, cpu_s = time.perf_counter(), time.process_time()
     time.sleep(max(0.0, start_s + SETTLING_S + seconds - time.perf_counter()))
