@@ -88,6 +88,18 @@ def test_frames_of_one_launch_equal_those_of_their_own(renderer, scenes):
     assert region.out.any()
 
 
+@pytest.mark.parametrize("name", ["c2w", "condition"])
+def test_numbers_that_are_finite_are_taken_however_large(scenes, name):
+    one = request(scenes, 0)
+    numbers = np.array(getattr(one, name), np.float32)
+    numbers[-1] = 1e30  # its square is none
+    replace(one, **{name: numbers}).check()
+    for other in (np.nan, np.inf, -np.inf):
+        numbers[-1] = other
+        with pytest.raises(RenderInputError, match=f"{name}: expected .* got NaN or infinity"):
+            replace(one, **{name: numbers}).check()
+
+
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
 def test_launches_at_once_equal_launches_alone_in_whatever_order_they_are_collected(renderer, scenes, order):
     batches = [[request(scenes, 10 * batch + number) for number in range(4 + batch)] for batch in range(3)]
@@ -112,6 +124,25 @@ def test_pictures_stay_while_they_are_referred_to_and_their_memory_is_used_again
     again = [renderer.collect(renderer.submit([request(scenes, number) for number in range(4)]))]
     again.append(renderer.collect(renderer.submit([request(scenes, number) for number in range(4)])))
     assert first in {pictures[0].ctypes.data for pictures in again}
+
+
+def test_pictures_may_be_kept_of_full_buffers_as_long_as_few_are(renderer, scenes, driver, monkeypatch):
+    monkeypatch.setattr(cuda_raymarcher, "_MAX_KEPT_BYTES", 3 << 20)
+    monkeypatch.setattr(renderer._pinned, "_least", 1 << 18)
+    large = [request(scenes[:1], number, size_px=512) for number in range(2)]  # most of 2 MiB
+    few, kept = [request(scenes[:1], 0)], []
+
+    def drawn(requests):
+        pictures = renderer.collect(renderer.submit(requests))
+        return pictures if renderer.may_keep else None
+
+    assert drawn(few) is None
+    for expected in (True, False, False):
+        kept.append(drawn(large))
+        assert (kept[-1] is not None) == expected
+    kept.clear()
+    gc.collect()
+    assert drawn(large) is not None
 
 
 def test_pictures_outlive_the_renderer(driver, described):
