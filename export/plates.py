@@ -199,7 +199,7 @@ def _blinking(speaker: Speaker, still: F32, seen: F32) -> Bool:
 
 
 def spanning_conditions(speaker: Speaker, track: F32) -> tuple[F32, F32]:
-    """Returns conditions between which speech moves the face (n, C), the mean face's first, and a blink (2, C).
+    """Returns conditions between which speech moves the face (n, C), the mean first, and of a blink (2, C).
 
     They are of the mean plus and minus `REACH` times the extremes along the first principal components of the
     landmarks; and of a blink's peak and half of it.

@@ -46,7 +46,7 @@ class StandInRenderer:
     def load_plates(self, scene, pictures, masks):
         if self.plates_refusal is not None:
             raise self.plates_refusal
-        assert len(pictures) == len(masks)
+        assert len(masks) == 2 * len(pictures)
         scene.plates = SimpleNamespace(placed=list(range(len(masks))), size_px=pictures.shape[2])
 
     def unload(self, scene):

@@ -112,8 +112,7 @@ class DrawnLandmarks:
         )
         self._blink = self._filter.scale(speaker.blinks)  # (F, 68, 3) in standard deviations
         self._blinks = BlinkSchedule(seed=seed, blink_frames=len(self._blink))
-        self.last_blink = -1
-        """The last frame that showed one."""
+        self._last_blink: int | None = None
 
     def step(self, frame: int, landmarks: F32) -> F32:
         """Returns `landmarks_normalized` (68, 3) float32 of the next frame; frame numbers rise."""
@@ -122,8 +121,12 @@ class DrawnLandmarks:
         if phase is not None:
             # After clamp and smoothing: both are for noise, and would leave the lids half open.
             normalized = normalized + self._blink[phase]
-            self.last_blink = frame
+            self._last_blink = frame
         return normalized
+
+    def has_blinked_since(self, frame: int) -> bool:
+        """Returns whether that frame or one after it, as far as there are, showed a blink."""
+        return self._last_blink is not None and self._last_blink >= frame
 
     def restore(self, landmarks_normalized: F32) -> F32:
         """Returns landmarks (68, 3) float32 with the speaker's mean and std put back."""

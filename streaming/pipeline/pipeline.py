@@ -393,7 +393,7 @@ class Pipeline:
                 epoch=epoch,
                 index=index,
                 pose=pose,
-                blinking=self._landmarks.last_blink >= self._windows.first_of(index),
+                blinking=self._landmarks.has_blinked_since(self._windows.first_of(index)),
                 c2w=c2w,
                 condition=condition,
                 sound=of.sound,

@@ -11,6 +11,7 @@ from patience import PATIENCE_S
 
 from models.speaker import load_speaker
 from streaming.errors import GpuLostError, Stopped
+from streaming.pipeline.landmarks import BlinkSchedule
 from streaming.pipeline.networks import open_networks
 from streaming.pipeline.pipeline import Pipeline, QueueBounds
 from streaming.pipeline.queues import Overflow
@@ -98,6 +99,34 @@ def test_blinks_come_by_the_seed(speaker):
     assert np.array_equal(lids[0], lids[1])
     assert not np.array_equal(lids[0], lids[2])
     assert lids[0].min() == pytest.approx(speaker.blinks[:, 37, 1].min(), abs=1e-5)  # the whole way down
+
+
+class NotingRenderer:
+    """Draws as another does and keeps the frames of which it is told that a blink is in them."""
+
+    def __init__(self, renderer):
+        self._renderer = renderer
+        self.render_px = renderer.render_px
+        self.blinking = []
+
+    def draw(self, *, blinking, **frame):
+        self.blinking.append(blinking)
+        return self._renderer.draw(blinking=blinking, **frame)
+
+
+@pytest.mark.parametrize(("name", "behind", "ahead"), [("speaker", 0, 0), ("wide_speaker", 2, 2)])
+def test_what_draws_is_told_of_each_frame_whose_window_has_a_blink(name, behind, ahead, request):
+    speaker = request.getfixturevalue(name)
+    pcm = np.zeros(16000 * 8, np.float32)
+    renderer = NotingRenderer(make_renderer(speaker, stand_ins.StandInRaymarcher(), 96))
+    with Pipeline(speaker, renderer) as pipeline:
+        pipeline.start_feed([pcm])
+        frames = list(pipeline)
+    schedule = BlinkSchedule(seed=0, blink_frames=len(speaker.blinks))
+    shown = [schedule.phase(frame) is not None for frame in range(len(frames))]
+    wanted = [any(shown[max(0, i - behind) : i + ahead + 1]) for i in range(len(frames))]
+    assert renderer.blinking == wanted
+    assert 0 < sum(wanted) < len(wanted)
 
 
 def test_the_head_goes_round_its_loop(speaker):

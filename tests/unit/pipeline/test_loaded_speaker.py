@@ -314,7 +314,7 @@ def test_a_gpu_draws_the_bundle_s_size_finished_and_costs_one_thread(speakers, r
     assert max(len(batch) for batch in renderer.batches) == MAX_FRAMES  # it was measured in company
     drawing = host.make_renderer(512)
     scene_condition = np.full(host.speaker.condition.size, 7, np.float32)
-    drawn = drawing.draw(c2w=host.speaker.poses[0], condition=scene_condition, pose=0)
+    drawn = drawing.draw(c2w=host.speaker.poses[0], condition=scene_condition, pose=0, blinking=False)
     picture = drawn.finish()
     assert picture.shape == (768, 512)
     assert drawn.finish() is picture  # it came finished
@@ -328,7 +328,7 @@ def test_a_smaller_size_on_a_gpu_is_drawn_as_on_the_cpu(speakers, raymarchers, g
     assert (host.sizes_px, host.start_px) == ((256,), 256)
     drawing = host.make_renderer(256)
     condition = np.zeros(host.speaker.condition.size, np.float32)
-    drawn = drawing.draw(c2w=host.speaker.poses[0], condition=condition, pose=0)
+    drawn = drawing.draw(c2w=host.speaker.poses[0], condition=condition, pose=0, blinking=False)
     assert (drawn.drawn_px, drawn.drawn_share) == (256, 1.0)
     assert drawn.finish().shape == (768, 512)
     with pytest.raises(InputError, match="--render-size: expected at most 512"):
@@ -514,6 +514,9 @@ def test_a_gpu_is_given_the_plates_and_a_frame_costs_what_it_does_over_them(spea
     drawing = frame_of(host, 128, pose=3)
     assert renderer.over_plates == [3]
     assert drawing.drawn_share == host.plates.masks.whole[3].share
+    c2w, condition = host.speaker.poses[3], np.ones(host.speaker.condition.size, np.float32)
+    host.make_renderer(128).draw(c2w=c2w, condition=condition, pose=3, blinking=True)
+    assert renderer.over_plates == [3, len(host.speaker.poses) + 3]
     assert drawing.finish() is drawing.finish()
     assert host.make_renderer(128).describe().endswith("over plates")
     host.close()

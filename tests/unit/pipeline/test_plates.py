@@ -201,6 +201,18 @@ def test_what_is_in_the_mask_is_drawn_and_laid_over_the_plate(plated, render_px)
     assert np.array_equal(drawing.finish(), picture)  # what was drawn keeps its plate
 
 
+def test_during_a_blink_its_own_mask_is_drawn(plated):
+    plates = opened(plated)
+    assert plates.wait(PATIENCE_S)
+    raymarcher = stand_ins.StandInRaymarcher()
+    renderer = make_renderer(plated, raymarcher, 128, plates)
+    drawing = renderer.draw(**about(plated, 7) | {"blinking": True})
+    blink = plates.masks.whole[len(plated.poses) + 7]
+    assert raymarcher.masks == [blink]
+    assert drawing.drawn_share == blink.share > plates.masks.whole[7].share
+    plates.close()
+
+
 def test_until_they_are_there_the_whole_is_drawn_at_about_the_same_cost(speaker):
     gate = threading.Event()
     plated = plate_files.plated(speaker, gate=gate)
