@@ -14,6 +14,7 @@ from patience import PATIENCE_S
 
 from cuda_kernels.compositing import compose_i420
 from models.plates import PlateError
+from models.speaker import load_speaker
 from streaming.pipeline.pipeline import Pipeline
 from streaming.pipeline.plates import MAX_DEFAULT_BYTES, PlateMasks, PlateMemory
 from streaming.pipeline.renderers import make_renderer
@@ -139,6 +140,19 @@ def test_who_opens_a_speaker_twice_shares_its_plates_until_both_are_closed(plate
     other.close()
     other.close()
     assert plated.plates.read == 1
+    assert memory.size_bytes == 0
+
+
+def test_a_bundle_that_was_replaced_meanwhile_has_its_own_plates(tmp_path):
+    memory = PlateMemory(100)
+    old = opened(plate_factory.write_plated_bundle(tmp_path / "Tiny"), memory=memory)
+    new = opened(plate_factory.write_plated_bundle(tmp_path / "Tiny", image_size_px=96), memory=memory)
+    assert new.wait(PATIENCE_S)
+    assert new.pictures.shape == (plate_factory.POSES, 144, 96)
+    again = opened(load_speaker(tmp_path / "Tiny"), memory=memory)
+    assert again is new
+    for plates in (old, new, again):
+        plates.close()
     assert memory.size_bytes == 0
 
 
