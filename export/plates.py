@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 Bool = npt.NDArray[np.bool_]
 
 SPEECH_FILE = Path(__file__).with_name("hello.wav")
-"""A sentence that spans what a speaker's face does, where no other speech is given."""
+"""A sentence that spans what a speaker's face does: other recordings may hold less, or nothing but silence."""
 MIN_FRAMES = FRAME_RATE_HZ  # of speech
 MIN_PLATES_PSNR_DB = 45.0
 PSNR, SHARE = f"{PLATES}psnr_db", f"{PLATES}share"
@@ -80,7 +80,7 @@ def add_plates(path: Path, *, speech: tuple[Path, ...] = (), max_bytes: int | No
 
     Args:
         path: of a bundle.
-        speech: recordings to find out what speech changes; a packaged sentence if none.
+        speech: recordings to find out what speech changes, beside a packaged sentence.
         max_bytes: that the bundle may take with its plates.
 
     Raises:
@@ -88,7 +88,7 @@ def add_plates(path: Path, *, speech: tuple[Path, ...] = (), max_bytes: int | No
             what drawing everything does, or they are too large.
     """
     speaker = load_speaker(path)
-    return put_plates(path, make_plates(speaker, speech=speech or (SPEECH_FILE,)), max_bytes=max_bytes)
+    return put_plates(path, make_plates(speaker, speech=(SPEECH_FILE, *speech)), max_bytes=max_bytes)
 
 
 def make_plates(speaker: Speaker, *, speech: Iterable[Path]) -> PlateParts:

@@ -200,7 +200,15 @@ def test_speech_that_says_nothing_of_the_face_is_refused(bundle, tmp_path):
 
 def test_silence_is_speech_without_a_spread(bundle, tmp_path):
     silent = speech(tmp_path / "silent.wav", loudness=0)
-    assert add_plates(bundle, speech=(silent,)).plates is not None
+    assert plates.make_plates(load_speaker(bundle), speech=(silent,)).video
+
+
+def test_recordings_are_gone_by_beside_the_packaged_sentence(bundle, tmp_path, monkeypatch):
+    """Else silence would give masks without a mouth."""
+    silent, taken, track = speech(tmp_path / "silent.wav", loudness=0), [], plates._track
+    monkeypatch.setattr(plates, "_track", lambda speaker, file: taken.append(file) or track(speaker, file))
+    add_plates(bundle, speech=(silent,))
+    assert taken == [plates.SPEECH_FILE, silent]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
