@@ -33,7 +33,7 @@ from models.time_base import FRAME_RATE_HZ
 from preparation.media import read_pcm
 
 from .bundle.head import psnr_db
-from .bundle.writer import PLATES, PlateParts, put_plates
+from .bundle.writer import PLATES, PlateParts, put_plates, require_replaceable
 from .students.offline_motion import OfflineMotion
 from .students.slimming import conditions, normalized_landmarks
 
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 Bool = npt.NDArray[np.bool_]
 
 SPEECH_FILE = Path(__file__).with_name("hello.wav")
-"""A sentence that spans what a speaker's face does: other recordings may hold less, or nothing but silence."""
+"""A sentence that spans what a speaker's face does; other recordings may be nothing but silence."""
 MIN_FRAMES = FRAME_RATE_HZ  # of speech
 MIN_PLATES_PSNR_DB = 45.0
 PSNR, SHARE = f"{PLATES}psnr_db", f"{PLATES}share"
@@ -87,6 +87,7 @@ def add_plates(path: Path, *, speech: tuple[Path, ...] = (), max_bytes: int | No
         InputError: the bundle or the speech cannot be read, the speaker can have no plates, they do not show
             what drawing everything does, or they are too large.
     """
+    require_replaceable(path)
     speaker = load_speaker(path)
     return put_plates(path, make_plates(speaker, speech=(SPEECH_FILE, *speech)), max_bytes=max_bytes)
 
