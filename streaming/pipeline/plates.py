@@ -170,16 +170,23 @@ class Plates:
                     return self._fail("closed before they were read")
                 place[:] = picture
         except (PlateError, MemoryError) as error:
-            self._fail(str(error) or type(error).__name__)
+            self._fail(_reason(error))
             self._say(f"{self.name} is drawn without plates: {self.failure}")
         except Exception:  # a thread's outermost frame: the speaker speaks on without
             log.exception("reading the plates of %s failed, and that is a fault of the program", self.name)
-            self._fail("reading them failed, the log says why")
+            self._fail("reading them failed; the log says why")
+            self._say(f"{self.name} is drawn without plates: {self.failure}")
         finally:
             self._done.set()
 
     def _fail(self, reason: str) -> None:
         self.failure, self._pictures = reason, None
+
+
+def _reason(error: PlateError | MemoryError) -> str:
+    if isinstance(error, PlateError):
+        return str(error)
+    return "there is no memory for them; free some, or go without with --plates-mb 0"
 
 
 class PlateMemory:
@@ -244,7 +251,7 @@ class PlateMemory:
                 give_back=self._take_back,
             )
         except (PlateError, MemoryError) as error:
-            say(f"{speaker.name} is drawn without plates: {error or type(error).__name__}")
+            say(f"{speaker.name} is drawn without plates: {_reason(error)}")
             return None
 
     def _take_back(self, plates: Plates) -> None:

@@ -19,6 +19,7 @@ from streaming.pipeline.pipeline import Pipeline
 from streaming.pipeline.plates import MAX_DEFAULT_BYTES, PlateMasks, PlateMemory
 from streaming.pipeline.renderers import make_renderer
 
+NO_MEMORY = "there is no memory for them; free some, or go without with --plates-mb 0"
 BROKEN = PlateError("plates.mkv", "frame 0", "a whole frame", "one that decodes in part")
 
 
@@ -73,16 +74,19 @@ def test_a_reader_that_fails_is_told_in_one_line_and_gone_without(speaker, at, f
     memory = PlateMemory(100)
     plates = opened(plate_files.plates_that_fail(speaker, failure, at), say=said.append, memory=memory)
     assert not plates.wait(PATIENCE_S)
-    assert plates.failure == (str(failure) or "MemoryError")
+    assert plates.failure == (str(failure) or NO_MEMORY)
     assert said == [f"{speaker.name} is drawn without plates: {plates.failure}"]
     assert plates.picture(0) is None
     assert memory.size_bytes == 0
 
 
 def test_a_reader_that_fails_in_a_way_nobody_thought_of_is_logged(speaker, caplog):
-    plates = opened(plate_files.plates_that_fail(speaker, ZeroDivisionError("by nought"), 3))
+    said = []
+    broken = plate_files.plates_that_fail(speaker, ZeroDivisionError("by nought"), 3)
+    plates = opened(broken, say=said.append)
     assert not plates.wait(PATIENCE_S)
-    assert plates.failure == "reading them failed, the log says why"
+    assert plates.failure == "reading them failed; the log says why"
+    assert said == [f"{speaker.name} is drawn without plates: {plates.failure}"]
     [logged] = caplog.records
     assert logged.exc_info[0] is ZeroDivisionError
 
