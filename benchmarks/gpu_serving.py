@@ -13,29 +13,30 @@ load and not the GPU's; `--pretend-ms` renders nothing and measures Python's sha
 from __future__ import annotations
 
 import argparse
+import ctypes
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+from unittest import mock
 
 import numpy as np
 
 from benchmarks.gpu_render import DISTANCES
 from benchmarks.synthetic_plates import make_plates
 from benchmarks.synthetic_scene import make_condition, make_pose, make_scene
-from cuda_kernels.cuda_module import CudaUnavailableError
+from cuda_kernels import cuda_raymarcher
+from cuda_kernels.cuda_module import CudaDevice, CudaUnavailableError, Kernel
 from cuda_kernels.cuda_raymarcher import CudaRenderer, FrameRequest
+from cuda_kernels.cuda_records import LAUNCH, WORK
 from models.time_base import FRAME_S
 from streaming.pipeline.gpu_batching import GATHER_S, LEAD_S, MAX_FRAMES, BatchPolicy
 from streaming.pipeline.gpu_renderer import GpuRaymarcher, GpuRenderer
 
 if TYPE_CHECKING:
     from cuda_kernels.arrays import U8
-    from cuda_kernels.masks import BlockMask
-    from cuda_kernels.scene import Scene
 
 SETTLING_S = 0.5
 _LEVELS, _TORSO_WIDTH, _CONDITION = 16, 64, 64
@@ -58,40 +59,91 @@ class Row:
     cores: float  # core-seconds a second of this process
 
 
-class PretendRenderer:
-    """A stand-in for a GPU with a fixed time a launch and a frame, launches in series."""
+class PretendDevice(CudaDevice):
+    """A stand-in for a GPU with a fixed time a launch and a frame, kernels in series.
+
+    Each call lets go of the GIL, as the driver's bindings do. Copies out take no time: pictures are grey.
+    """
 
     def __init__(self, *, launch_ms: float, frame_ms: float) -> None:
-        self.kernel_ms = 0.0
+        self.name, self.architecture, self.multiprocessors = "no GPU", 90, 132
         self._launch_s, self._frame_s = launch_ms / 1000, frame_ms / 1000
-        self._free_s = 0.0  # when it becomes idle
+        self._free_s = 0.0  # when its kernels end
+        self._begin: list[float] | None = None  # event since which no kernel was launched
+        self._memory: dict[int, U8] = {}
+        self._anywhere = self.allocate(1)
+        self.stream = self._context = None
 
-    def load(self, scene: Scene) -> Any:  # noqa: ANN401 -- a scene that no device holds
-        """Returns what a request needs of a scene."""
-        return SimpleNamespace(scene=scene, condition_size=_CONDITION, plates=None)
+    def call(self, name: str, *arguments: object) -> None:
+        """Lets go of the GIL for a moment."""
+        ctypes.memset(self._anywhere, 0, 1)
 
-    def load_plates(self, scene: Any, pictures: U8, masks: Sequence[BlockMask]) -> None:  # noqa: ANN401
-        """Sets what a request needs of plates."""
-        scene.plates = SimpleNamespace(size_px=pictures.shape[-1], placed=masks)
+    def kernel(self, width: int) -> Kernel:
+        """Returns a kernel that `launch` does not need."""
+        return Kernel(function=None, threads=384, shared_bytes=0)
 
-    def unload(self, scene: object) -> None:
-        """Does nothing."""
+    def allocate(self, size: int) -> int:
+        """Returns the address of memory of this process."""
+        memory = np.zeros(size, np.uint8)
+        self._memory[memory.ctypes.data] = memory
+        return memory.ctypes.data
 
-    def submit(self, requests: Sequence[FrameRequest]) -> Any:  # noqa: ANN401 -- no device's launch
-        """Returns the pictures' shapes, what they take, and when they are drawn."""
-        spent_s = self._launch_s + self._frame_s * len(requests)
-        self._free_s = max(self._free_s, time.perf_counter()) + spent_s
-        return [request.shape for request in requests], spent_s, self._free_s
+    def free(self, address: int) -> None:
+        """Gives it back."""
+        del self._memory[address]
 
-    def collect(self, launch: Any) -> list[np.ndarray]:  # noqa: ANN401
-        """Returns grey pictures when the launch would have ended."""
-        shapes, spent_s, ends_s = launch
-        time.sleep(max(0.0, ends_s - time.perf_counter()))
-        self.kernel_ms = 1000 * spent_s
-        return [np.full(shape, 128, np.uint8) for shape in shapes]
+    def allocate_pinned(self, size: int) -> int:
+        """Returns the address of memory of this process that is there already."""
+        address = self.allocate(size)
+        self._memory[address][:] = 128
+        return address
+
+    free_pinned = free
+
+    def upload(self, data: U8) -> int:
+        """Returns the address of a copy."""
+        address = self.allocate(max(16, data.nbytes))
+        self._memory[address][: data.nbytes] = data
+        return address
+
+    def create_stream(self) -> None:
+        """There is one."""
+
+    def create_event(self, *, timed: bool) -> list[float]:
+        """Returns when the event passes, once it is marked."""
+        return [0.0]
 
     def close(self) -> None:
         """Does nothing."""
+
+    def mark(self, event: list[float], stream: None) -> None:
+        """Sets when the kernels before it end, or the one behind it begins."""
+        super().mark(event, stream)
+        event[0], self._begin = self._free_s, event
+
+    def launch(self, kernel: Kernel, blocks: int, argument: U8, stream: None) -> None:
+        """Takes time for the frames of the launch."""
+        super().launch(kernel, blocks, argument, stream)
+        record = argument.view(LAUNCH)[0]
+        size = int(record["work_count"]) * WORK.itemsize
+        works = np.frombuffer(ctypes.string_at(int(record["works"]), size), WORK)
+        begin_s = max(self._free_s, time.perf_counter())
+        self._free_s = begin_s + self._launch_s + self._frame_s * int(works["frames"].sum())
+        if self._begin is not None:
+            self._begin[0], self._begin = begin_s, None
+
+    def copy_in(self, address: int, source: int, size: int, stream: None) -> None:
+        """Copies at once."""
+        ctypes.memmove(address, source, size)
+
+    def elapsed_ms(self, begin: list[float], end: list[float]) -> float:
+        """Returns the time between two events."""
+        self.call("cuEventElapsedTime")
+        return 1000 * (end[0] - begin[0])
+
+    def wait(self, event: list[float]) -> None:
+        """Blocks until then."""
+        time.sleep(max(0.0, event[0] - time.perf_counter()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,9 +183,11 @@ def serve(
     path[:, :3, 3] *= np.float32(distance)
     waits_ms: list[list[float]] = [[] for _ in range(sessions)]
     woke_ms: list[list[float]] = [[] for _ in range(sessions)]
-    start_s = time.perf_counter() + 0.2 + 0.001 * sessions  # threads start meanwhile
+    kept: list[U8 | None] = [None] * sessions  # as its encoder keeps a picture, until there is another
+    ready, start_s = threading.Event(), 0.0
 
     def run(session: int) -> None:
+        ready.wait()
         raymarcher = speakers[session % len(speakers)]
         condition = conditions[session % len(speakers)]
         frame = 0
@@ -143,9 +197,9 @@ def serve(
             begun_s = time.perf_counter()
             pose = (frame + 7 * session) % _POSES
             if plates:
-                raymarcher.render_composite(c2w=path[pose], condition=condition, pose=pose)
+                kept[session] = raymarcher.render_composite(c2w=path[pose], condition=condition, number=pose)
             else:
-                raymarcher.render_i420(c2w=path[pose], condition=condition, size_px=size_px)
+                kept[session] = raymarcher.render_i420(c2w=path[pose], condition=condition, size_px=size_px)
             waited_s = time.perf_counter() - due_s
             if frame >= settling:
                 waits_ms[session].append(waited_s * 1000)
@@ -156,6 +210,8 @@ def serve(
     launches.clear()
     for thread in threads:
         thread.start()
+    start_s = time.perf_counter() + 0.2  # all wake meanwhile
+    ready.set()
     time.sleep(max(0.0, start_s + SETTLING_S - time.perf_counter()))
     from_s, cpu_s = time.perf_counter(), time.process_time()
     time.sleep(max(0.0, start_s + SETTLING_S + seconds - time.perf_counter()))
@@ -231,22 +287,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="needs no GPU and draws nothing: what a launch takes, and each of its frames",
     )
     given = parser.parse_args(arguments)
+    if given.pretend_ms is None:
+        return _measure(given)
+    launch_ms, frame_ms = given.pretend_ms
+    device = PretendDevice(launch_ms=launch_ms, frame_ms=frame_ms)
+    with mock.patch.multiple(
+        cuda_raymarcher, CudaDevice=lambda number: device, machine_code=lambda width, architecture: None
+    ):
+        return _measure(given)
+
+
+def _measure(given: argparse.Namespace) -> int:
     launches: list[Seen] = []
 
     def observe(frames: int, kernel_ms: float) -> None:
         launches.append(Seen(at_s=time.perf_counter(), frames=frames, kernel_ms=kernel_ms))
 
-    renderer: CudaRenderer | PretendRenderer
-    if given.pretend_ms is not None:
-        launch_ms, frame_ms = given.pretend_ms
-        renderer, name = PretendRenderer(launch_ms=launch_ms, frame_ms=frame_ms), "no GPU"
-    else:
-        try:
-            renderer = CudaRenderer()
-        except CudaUnavailableError as error:
-            print(error, file=sys.stderr)
-            return 2
-        name = renderer.device.name
+    try:
+        renderer = CudaRenderer()
+    except CudaUnavailableError as error:
+        print(error, file=sys.stderr)
+        return 2
+    name = renderer.device.name
     policy = BatchPolicy(
         gather_s=given.gather_ms / 1000, lead_s=given.lead_ms / 1000, max_frames=given.most_frames
     )

@@ -73,7 +73,7 @@ def picture_quality(
             i = int(rows[place])
             regions = regions_of(labels, points[i])
             for drawn_px, renderer in renderers.items():
-                drawing = renderer.draw(c2w=c2w[i], condition=conditions[place], pose=place)
+                drawing = renderer.draw(c2w=c2w[i], condition=conditions[place], pose=place, blinking=True)
                 meters[drawn_px].add(to_rgb(drawing.finish()), picture, regions)
     finally:
         raymarcher.close()

@@ -72,7 +72,7 @@ class Lease:
     """Reference-counted pinned buffer of one launch's pictures, returned to the pool by its finaliser."""
 
     def __init__(self, pool: PinnedPool, address: int, size: int) -> None:
-        self._pool, self._address, self._size = pool, address, size
+        self._pool, self._address, self.size = pool, address, size
         self.__array_interface__ = {
             "shape": (size,),
             "typestr": "|u1",
@@ -87,7 +87,7 @@ class Lease:
 
     def __del__(self) -> None:
         """Returns the buffer to its pool."""
-        self._pool.take_back(self._address, self._size)
+        self._pool.take_back(self._address, self.size)
 
 
 class PinnedPool:
@@ -97,7 +97,7 @@ class PinnedPool:
         self._device, self._least = device, least
         self._lock = threading.RLock()  # a finaliser may run in any thread, under this lock too
         self._free: list[tuple[int, int]] = []  # (address, size)
-        self._leased = 0
+        self._leased = self.leased_bytes = 0
         self._closed = False
 
     def lease(self, size: int) -> Lease:
@@ -113,12 +113,14 @@ class PinnedPool:
                 size = _grown(size, self._least)
                 address = self._device.allocate_pinned(size)
             self._leased += 1
+            self.leased_bytes += size
             return Lease(self, address, size)
 
     def take_back(self, address: int, size: int) -> None:
         """Takes back a leased buffer; the last one of a closed pool closes the device."""
         with self._lock:
             self._leased -= 1
+            self.leased_bytes -= size
             self._free.append((address, size))
             if self._closed:
                 with contextlib.suppress(CudaError):  # a failed device's memory goes with the process

@@ -45,6 +45,7 @@ _COUNTS_BYTES = 8  # samples of the head, and samples that went through the netw
 # Initial allocations, enough for 32 pictures of 512 px: pinning and freeing stall all launches in flight for
 # milliseconds, so memory should not grow after the first ones.
 _MIN_INPUT_BYTES, _MIN_PICTURES_BYTES, _MIN_SCRATCH_BYTES = 1 << 17, 1 << 24, 1 << 27
+_MAX_KEPT_BYTES = 1 << 29  # of buffers whose pictures are kept: one picture holds its whole launch's
 _SCHEDULERS = 4  # of a multiprocessor
 
 
@@ -52,10 +53,15 @@ def _aligned(size: int) -> int:
     return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
+def _finite(numbers: npt.NDArray[np.floating]) -> bool:
+    """Returns whether all are finite; where their squares' sum is, in half the time."""
+    return math.isfinite(np.vdot(numbers, numbers)) or bool(np.isfinite(numbers).all())
+
+
 class CudaPlates:
     """Device memory of a scene's plates and their masks; made by `CudaRenderer.load_plates`."""
 
-    def __init__(self, device: CudaDevice, *, size_px: int, masks: Sequence[BlockMask]) -> None:
+    def __init__(self, device: CudaDevice, *, size_px: int, count: int, masks: Sequence[BlockMask]) -> None:
         self.size_px = size_px
         self._device = device
         words = [block_words(mask) for mask in masks]
@@ -63,13 +69,13 @@ class CudaPlates:
         self._blocks = device.upload(as_bytes(np.concatenate([*words, np.zeros(1, np.uint32)])))
         try:
             self._stride = _aligned(size_px * size_px * 3 // 2)
-            self._pictures = device.allocate(self._stride * len(masks))
+            self._pictures = device.allocate(self._stride * count)
         except BaseException:
             device.free(self._blocks)
             raise
         self.placed = tuple(
             PlacedPlate(
-                picture=self._pictures + self._stride * number,
+                picture=self._pictures + self._stride * (number % count),
                 blocks=self._blocks + 4 * (int(end) - len(of_one)),
                 block_count=len(of_one),
             )
@@ -167,7 +173,7 @@ class FrameRequest:
     region_px: tuple[int, int, int, int] | None = None  # x0 y0 x1 y1: the part that is drawn
     i420: bool = False  # planar YUV, BT.601 limited range, instead of RGB; all edges even
     out: U8 | None = field(default=None, repr=False)  # C-contiguous array to write into
-    plate: int | None = None  # number of the one over which only its mask is drawn; a whole picture, as I420
+    plate: int | None = None  # number of the mask that is drawn over its plate; a whole picture, as I420
 
     @property
     def region(self) -> tuple[int, int, int, int]:
@@ -183,11 +189,11 @@ class FrameRequest:
     def check(self) -> None:
         """Raises RenderInputError if an argument has the wrong shape or range, or NaN in it."""
         pose, length = np.asarray(self.c2w), self.scene.condition_size
-        if pose.shape != (4, 4) or not np.isfinite(pose).all():
+        if pose.shape != (4, 4) or not _finite(pose):
             got = f"shape {pose.shape}" if pose.shape != (4, 4) else "NaN or infinity"
             raise RenderInputError(f"c2w: expected (4, 4) finite numbers, got {got}")
         vector = np.asarray(self.condition)
-        if vector.shape != (length,) or not np.isfinite(vector).all():
+        if vector.shape != (length,) or not _finite(vector):
             got = f"shape {vector.shape}" if vector.shape != (length,) else "NaN or infinity"
             raise RenderInputError(f"condition: expected ({length},) finite numbers, got {got}")
         if self.plate is not None:
@@ -199,7 +205,7 @@ class FrameRequest:
             raise RenderInputError(
                 f"region_px: expected x0 < x1 and y0 < y1 within 0 to {self.size_px}, got {self.region_px}"
             )
-        if self.i420 and any(edge % 2 for edge in self.region):
+        if self.i420 and (x0 | y0 | x1 | y1) % 2:
             raise RenderInputError(f"region_px: expected even edges for I420, got {self.region}")
         out = self.out
         if out is not None and not (
@@ -302,6 +308,8 @@ class CudaRenderer:
         """Its network evaluations, those of idle lanes included."""
         self.kernel_ms = 0.0
         """Its kernels' GPU time, without their overlap with the previous launch."""
+        self.may_keep = False
+        """Whether its pictures may be kept: their buffer is not mostly empty, and few buffers are kept."""
         self._pinned = PinnedPool(self.device, _MIN_PICTURES_BYTES)
         self._scenes: list[CudaScene] = []
         self._slots: list[_Slot] = []
@@ -339,17 +347,18 @@ class CudaRenderer:
         Args:
             scene: whose they are.
             pictures: (P, size * 3 / 2, size) I420, BT.601 limited range; the size is even.
-            masks: P, of that size: what `FrameRequest.plate` draws over each.
+            masks: one or more rounds of P, of that size: mask n is drawn over picture n % P.
 
         Raises:
             RenderInputError: they do not fit together, or the scene is not loaded here or has plates.
             CudaError: the device has no room; the scene is drawn without.
         """
-        size_px = pictures.shape[-1]
-        if pictures.shape != (len(masks), size_px * 3 // 2, size_px) or pictures.dtype != np.uint8:
+        size_px, count = pictures.shape[-1], len(pictures)
+        shaped = pictures.shape == (count, size_px * 3 // 2, size_px) and pictures.dtype == np.uint8
+        if not shaped or not count or not masks or len(masks) % count:
             raise RenderInputError(
-                f"plates: expected ({len(masks)}, size * 3 / 2, size) uint8 for {len(masks)} masks, "
-                f"got {pictures.dtype} of shape {pictures.shape}"
+                f"plates: expected (P, size * 3 / 2, size) uint8 and P masks or a multiple, "
+                f"got {pictures.dtype} of shape {pictures.shape} and {len(masks)} masks"
             )
         sizes_px = {mask.size_px for mask in masks}
         if sizes_px != {size_px} or size_px % 2 or not MIN_SIZE_PX <= size_px <= MAX_SIZE_PX:
@@ -362,7 +371,7 @@ class CudaRenderer:
             if scene.plates is not None or scene.coming_plates is not None:
                 raise RenderInputError("plates: expected a scene without, got one that has some")
             self.device.make_current()
-            plates = scene.coming_plates = CudaPlates(self.device, size_px=size_px, masks=masks)
+            plates = scene.coming_plates = CudaPlates(self.device, size_px=size_px, count=count, masks=masks)
         try:
             for number, picture in enumerate(pictures):
                 with self._lock:
@@ -420,8 +429,8 @@ class CudaRenderer:
             while not self._closed and not self._free_slots and len(self._slots) >= _SLOTS:
                 self._slot_free.wait()
             self._refuse_closed()
-            for request in requests:
-                self._refuse_unloaded(request.scene)
+            for scene in {request.scene for request in requests}:
+                self._refuse_unloaded(scene)
             self.device.make_current()
             if not self._free_slots:
                 self._slots.append(_Slot(self.device))
@@ -440,7 +449,8 @@ class CudaRenderer:
     def collect(self, launch: Launch) -> list[U8]:
         """Returns a launch's pictures once rendered, in the order of its requests.
 
-        They are views of a pinned buffer that is reused once none is referred to: copy what is kept.
+        They are views of a pinned buffer that is reused once none is referred to: copy what is kept, unless
+        `may_keep`.
 
         Raises:
             CudaError: the device failed.
@@ -462,6 +472,8 @@ class CudaRenderer:
             self._finish(launch)
         assert launch.lease is not None  # it was submitted
         memory = np.asarray(launch.lease)
+        well_filled = 4 * launch.counts_at >= launch.lease.size
+        self.may_keep = well_filled and self._pinned.leased_bytes <= _MAX_KEPT_BYTES
         launch.lease = None
         counts = memory[launch.counts_at : launch.counts_at + _COUNTS_BYTES].view(np.uint32)
         self.samples, self.samples_passed = int(counts[0]), int(counts[1])

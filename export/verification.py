@@ -105,6 +105,7 @@ def verify_bundle(path: Path, *, size_px: int = 192, poses: int = 2) -> list[Che
                 speaker.plates.pictures(),
                 speaker.plates.masks(),
                 condition[None],
+                np.zeros(1, bool),
                 frames=poses,
             )
         checks.append(_check("plates against pictures drawn whole, here", PSNR, worst_db))

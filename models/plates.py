@@ -61,7 +61,7 @@ def scene_hash(records: Mapping[str, FileRecord]) -> str:
 
 
 def packed_masks(covered: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> U8:
-    """Returns (P, n, ceil(n / 8)) uint8 of masks (P, n, n), as the bundle stores them."""
+    """Returns (2, P, n, ceil(n / 8)) uint8 of masks (2, P, n, n), as the bundle stores them."""
     return np.packbits(covered, axis=-1)
 
 
@@ -86,7 +86,7 @@ class PlateFiles:
         return self.made_of == scene_hash(self.records)
 
     def masks(self) -> tuple[BlockMask, ...]:
-        """Returns the mask of each pose, in the path's order.
+        """Returns 2 P masks: of each pose while the lids are still, then of each during a blink.
 
         Raises:
             PlateError: the plates are of another speaker or path, or the file holds something else.
@@ -96,11 +96,11 @@ class PlateFiles:
         side = block_count(self.size_px)
         try:
             tensors = Tensors(file, content)
-            packed = tensors.take(MASK_KEY, (self.poses, side, -(-side // 8)), "U8")
+            packed = tensors.take(MASK_KEY, (2, self.poses, side, -(-side // 8)), "U8")
             tensors.finish()
         except BundleError as error:
             raise PlateError(file, error.field, error.expected, error.got) from None
-        covered = np.unpackbits(packed, axis=-1, count=side).astype(bool)
+        covered = np.unpackbits(packed, axis=-1, count=side).astype(bool).reshape(-1, side, side)
         return tuple(BlockMask(size_px=self.size_px, covered=mask) for mask in covered)
 
     def pictures(self) -> Iterator[U8]:

@@ -48,12 +48,13 @@ def pictures(size_px: int, poses: int = POSES) -> list[np.ndarray]:
 
 
 def covered(size_px: int, poses: int = POSES) -> np.ndarray:
-    """Returns masks (poses, n, n) bool."""
+    """Returns masks (2, poses, n, n) bool: a square, and twice as wide a one during a blink."""
     side = block_count(size_px)
-    masks = np.zeros((poses, side, side), bool)
+    masks = np.zeros((2, poses, side, side), bool)
     for pose in range(poses):
         left = pose % max(1, side - 4)
-        masks[pose, side // 2 : side // 2 + 4, left : left + 4] = True
+        masks[:, pose, side // 2 : side // 2 + 4, left : left + 4] = True
+        masks[1, pose, side // 2 : side // 2 + 4, left + 4 : left + 8] = True
     return masks
 
 

@@ -30,7 +30,7 @@ class StandInPlateFiles:
         if self._masks_fail is not None:
             raise self._masks_fail
         covered = plate_factory.covered(self.size_px, self.poses)
-        return tuple(BlockMask(size_px=self.size_px, covered=mask) for mask in covered)
+        return tuple(BlockMask(size_px=self.size_px, covered=mask) for half in covered for mask in half)
 
     def pictures(self):
         self.read += 1

@@ -19,6 +19,7 @@ class StandInRenderer:
     """Draws the scene's mark plus the condition's first number, once it may."""
 
     kernel_ms = 1.5
+    may_keep = False
 
     def __init__(self, *, condition_size=2):
         self._condition_size = condition_size

@@ -156,7 +156,7 @@ def prepare(request: SlimRequest, *, open_motion: Callable[[Speaker], Motion] = 
         return speaker
     motion = open_motion(speaker)
     recordings = [np.multiply(read_pcm(path), 1 / 32768, dtype=np.float32) for path in request.speech]
-    tracks = [normalized_landmarks(speaker, motion(pcm)) for pcm in recordings]
+    tracks = [with_blinks(speaker, still_landmarks(speaker, motion(pcm))) for pcm in recordings]
     frames = sum(map(len, tracks))
     if frames < MIN_FRAMES:
         raise BundleError(
@@ -196,17 +196,19 @@ def _source(speaker: Speaker, request: SlimRequest) -> str:
     return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
 
-def normalized_landmarks(speaker: Speaker, landmarks: F32) -> F32:
-    """Returns (T, 68, 3) landmarks as the live path has them: normalised, clamped, smoothed, with blinks.
-
-    Blinks come after the clamp, at regular moments.
-    """
+def still_landmarks(speaker: Speaker, landmarks: F32) -> F32:
+    """Returns (T, 68, 3) landmarks as the live path has them, but for blinks: clamped and smoothed."""
     motion = speaker.motion
     settle = LandmarkFilter(
         mean=motion.landmark_mean, std=motion.landmark_std, clamp_std=motion.clamp_std, ema=motion.ema
     )
     track: F32 = np.array([settle.step(row) for row in landmarks], np.float32).reshape(-1, LANDMARKS, 3)
-    blink = settle.scale(speaker.blinks)
+    return track
+
+
+def with_blinks(speaker: Speaker, track: F32) -> F32:
+    """Returns (T, 68, 3) normalised landmarks with blinks at regular moments, as the live path adds them."""
+    blink, track = speaker.blinks / speaker.motion.landmark_std, track.copy()
     for start in range(FRAMES_BETWEEN_BLINKS // 2, len(track) - len(blink), FRAMES_BETWEEN_BLINKS):
         track[start : start + len(blink)] += blink
     return track
@@ -215,12 +217,17 @@ def normalized_landmarks(speaker: Speaker, landmarks: F32) -> F32:
 def conditions(speaker: Speaker, track: F32) -> F32:
     """Returns what condition.onnx makes (T, C) of the windows of (T, 68, 3); edge frames are repeated."""
     session = open_graph(speaker.condition_onnx)
-    width, ahead = speaker.condition.window_frames, speaker.condition.lookahead_frames
-    offsets = np.arange(width) - (width - 1 - ahead)
-    rows = np.clip(np.arange(len(track))[:, None] + offsets, 0, len(track) - 1)  # (T, W)
     flat = track.reshape(len(track), 3 * LANDMARKS)
+    rows = window_rows(speaker, len(track))
     driven: F32 = np.stack([session.run(None, {"window": flat[window]})[0] for window in rows])
     return driven
+
+
+def window_rows(speaker: Speaker, frames: int) -> npt.NDArray[np.integer]:
+    """Returns the frames (T, W) of each frame's window; edge frames are repeated."""
+    width, ahead = speaker.condition.window_frames, speaker.condition.lookahead_frames
+    offsets = np.arange(width) - (width - 1 - ahead)
+    return np.asarray(np.clip(np.arange(frames)[:, None] + offsets, 0, frames - 1))
 
 
 def mouth_reach(speaker: Speaker) -> F32:

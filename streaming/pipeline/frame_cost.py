@@ -124,7 +124,9 @@ class FrameCostMeter:
             pose, c2w = self._poses.at(len(self._poses) * number // _PROBES)
             runs = []
             for _ in range(2):  # the faster counts: noise only adds
-                draw = functools.partial(renderer.draw, c2w=c2w, condition=self.neutral, pose=pose)
+                draw = functools.partial(
+                    renderer.draw, c2w=c2w, condition=self.neutral, pose=pose, blinking=False
+                )
                 drawn, draw_took = self._timed(draw, self._drawing)
                 picture, finish_took = self._timed(drawn.finish, _on_one_thread)
                 runs.append((draw_took, finish_took))

@@ -61,8 +61,8 @@ class MaskRaymarcher(Raymarcher, Protocol):
 class CompositeDrawing(Protocol):
     """Draws over plates that it holds."""
 
-    def render_composite(self, *, c2w: F32, condition: F32, pose: int) -> U8:
-        """Returns (size * 3 / 2, size) uint8 planar I420 of the plates' size, BT.601, limited range."""
+    def render_composite(self, *, c2w: F32, condition: F32, number: int) -> U8:
+        """Returns (size * 3 / 2, size) uint8 planar I420, BT.601, limited range: a mask over its plate."""
 
 
 class FinishedDrawing(Protocol):
@@ -93,8 +93,15 @@ class FrameRenderer(Protocol):
     def render_px(self) -> int:
         """Render size that was asked for."""
 
-    def draw(self, *, c2w: F32, condition: F32, pose: int) -> Drawing:
-        """Returns a frame, drawn; `pose` is the number of `c2w` in the head's path."""
+    def draw(self, *, c2w: F32, condition: F32, pose: int, blinking: bool) -> Drawing:
+        """Returns a frame, drawn.
+
+        Args:
+            c2w: (4, 4) the pose.
+            condition: (C,).
+            pose: the number of `c2w` in the head's path.
+            blinking: whether a blink is in the landmarks that the condition was made of.
+        """
 
     def describe(self) -> str:
         """Returns what is drawn, in words."""
@@ -135,7 +142,7 @@ class WholeRenderer:
             self._mouth_converter = I420Converter(width_px=width, height_px=height)
             self._mouth_blender = PatchBlender(feathered_mask(width, height, feather_px))
 
-    def draw(self, *, c2w: F32, condition: F32, pose: int) -> Drawing:
+    def draw(self, *, c2w: F32, condition: F32, pose: int, blinking: bool) -> Drawing:
         """Returns the frame, drawn; see `FrameRenderer.draw`."""
         if self._finished is not None:
             picture = self._finished.render_i420(c2w=c2w, condition=condition, size_px=self.output_px)
@@ -195,14 +202,15 @@ class PlateRenderer:
     def _without(self) -> FrameRenderer:
         return self._make_without()
 
-    def draw(self, *, c2w: F32, condition: F32, pose: int) -> Drawing:
+    def draw(self, *, c2w: F32, condition: F32, pose: int, blinking: bool) -> Drawing:
         """Returns the frame, drawn; see `FrameRenderer.draw`."""
         plate = self._plates.picture(pose)
         if plate is None:
-            return self._without.draw(c2w=c2w, condition=condition, pose=pose)
-        mask = self._plates.masks.at(pose, self.render_px)
+            return self._without.draw(c2w=c2w, condition=condition, pose=pose, blinking=blinking)
+        masks = self._plates.masks
+        number = masks.number(pose, blinking)
+        mask, whole = masks.at(number, self.render_px), masks.at(number, self.output_px)
         drawn = self._raymarcher.render(c2w=c2w, condition=condition, size_px=self.render_px, mask=mask)
-        whole = self._plates.masks.at(pose, self.output_px)
         return Drawing(
             finish=partial(compose_i420, plate, drawn, whole), drawn_px=self.render_px, drawn_share=mask.share
         )
@@ -220,10 +228,11 @@ class CompositeRenderer:
         self._composite, self._plates = composite, plates
         self.output_px = self.render_px = output_px
 
-    def draw(self, *, c2w: F32, condition: F32, pose: int) -> Drawing:
+    def draw(self, *, c2w: F32, condition: F32, pose: int, blinking: bool) -> Drawing:
         """Returns the frame, drawn; see `FrameRenderer.draw`."""
-        picture = self._composite.render_composite(c2w=c2w, condition=condition, pose=pose)
-        share = self._plates.masks.at(pose, self.output_px).share
+        number = self._plates.masks.number(pose, blinking)
+        picture = self._composite.render_composite(c2w=c2w, condition=condition, number=number)
+        share = self._plates.masks.whole[number].share
         return Drawing(finish=lambda: picture, drawn_px=self.output_px, drawn_share=share)
 
     def describe(self) -> str:

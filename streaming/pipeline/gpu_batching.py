@@ -83,7 +83,7 @@ class BatchPolicy:
         """Returns how long to wait for others; 0: submit now; None: until something changes.
 
         Args:
-            waiting: session and time of each request, oldest first.
+            waiting: session and time of each request, oldest first, no more than a batch.
             now_s: the time.
         """
         if len(self._flying) >= self._max_flying:
@@ -106,15 +106,25 @@ class PendingFrame:
     def __init__(self, request: FrameRequest, asker: int, asked_s: float) -> None:
         self.request, self.asker, self.asked_s = request, asker, asked_s
         self.picture: U8 | None = None
+        self._kept = False
         self.failure: Callable[[], Exception] | None = None  # each requester raises an exception of its own
         self._settled = False
         self._unsettled = threading.Lock()  # cheaper than an Event, of which each frame would need a new one
         self._unsettled.acquire()
 
-    def settle(self, *, picture: U8 | None = None, failure: Callable[[], Exception] | None = None) -> None:
-        """Sets picture or failure and wakes the requester; only the first time counts. Not thread-safe."""
+    def settle(
+        self,
+        *,
+        picture: U8 | None = None,
+        kept: bool = False,
+        failure: Callable[[], Exception] | None = None,
+    ) -> None:
+        """Sets picture or failure and wakes the requester; only the first time counts. Not thread-safe.
+
+        A picture that is not to be kept is copied by the requester.
+        """
         if not self._settled:
-            self._settled, self.picture, self.failure = True, picture, failure
+            self._settled, self.picture, self._kept, self.failure = True, picture, kept, failure
             self._unsettled.release()
 
     def wait(self, timeout_s: float) -> bool:
@@ -122,9 +132,11 @@ class PendingFrame:
         return self._unsettled.acquire(timeout=timeout_s)
 
     def take(self) -> U8:
-        """Returns a copy of the picture, in the request's `out` if it has one, and frees the original."""
+        """Returns the picture or a copy of it, in the request's `out` if it has one."""
         drawn, self.picture = self.picture, None
         assert drawn is not None  # settled without a failure
+        if self._kept and self.request.out is None:
+            return drawn
         out = self.request.out if self.request.out is not None else np.empty(drawn.shape, np.uint8)
         np.copyto(out, drawn)
         return out

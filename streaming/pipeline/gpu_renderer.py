@@ -13,6 +13,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -44,6 +46,7 @@ class BatchRenderer(Protocol):
     """Draws frames of the scenes that were loaded: a `cuda_kernels.cuda_raymarcher.CudaRenderer`."""
 
     kernel_ms: float
+    may_keep: bool  # pictures that were collected last, uncopied
 
     def load(self, scene: Scene) -> CudaScene:
         """Returns the scene, ready to be drawn."""
@@ -58,7 +61,7 @@ class BatchRenderer(Protocol):
         """Returns a launch that draws the requests."""
 
     def collect(self, launch: Launch) -> list[U8]:
-        """Returns a launch's pictures, in the order of its requests; they are to be copied and let go."""
+        """Returns a launch's pictures, in the order of its requests; to be copied unless they may be kept."""
 
     def close(self) -> None:
         """Gives everything back."""
@@ -246,11 +249,11 @@ class GpuRenderer:
         """Returns the next batch, oldest first; empty once it is over."""
         with self._lock:
             while not self._closed and not self._lost:
-                waiting = [(wanted.asker, wanted.asked_s) for wanted in self._waiting]
+                oldest = islice(self._waiting, self._policy.max_frames)
+                waiting = [(wanted.asker, wanted.asked_s) for wanted in oldest]
                 wait_s = self._policy.wait_s(waiting, now_s=self._clock.now_s())
                 if wait_s == 0.0:
-                    count = min(len(self._waiting), self._policy.max_frames)
-                    self._submitting = [self._waiting.popleft() for _ in range(count)]
+                    self._submitting = [self._waiting.popleft() for _ in waiting]
                     return self._submitting
                 self._asked.wait(wait_s)
             return []
@@ -295,10 +298,10 @@ class GpuRenderer:
     def _collect(self, batch: list[PendingFrame], launch: Launch) -> None:
         from cuda_kernels.cuda_module import CudaError
 
-        kernel_ms = 0.0
+        kernel_ms, kept = 0.0, False
         try:
             pictures = self._renderer.collect(launch)
-            kernel_ms = self._renderer.kernel_ms
+            kernel_ms, kept = self._renderer.kernel_ms, self._renderer.may_keep
         except CudaError as error:
             self._lose(str(error))
             return
@@ -310,7 +313,7 @@ class GpuRenderer:
             self._policy.collected(kernel_ms, now_s=self._clock.now_s())
             self._asked.notify()
             for wanted, picture in zip(batch, pictures, strict=False):  # none of a batch that failed
-                wanted.settle(picture=picture)
+                wanted.settle(picture=picture, kept=kept)
         if pictures:
             self._observe(len(batch), kernel_ms)
 
@@ -361,9 +364,12 @@ class GpuRaymarcher:
         Raises:
             SceneError, CudaUnavailableError, CudaError, GpuLostError: see `GpuRenderer.load`.
         """
+        from cuda_kernels.cuda_raymarcher import FrameRequest
+
         self.scene = scene
         self._gpu = gpu
         self._loaded = gpu.load(scene)
+        self._request = partial(FrameRequest, scene=self._loaded)
         self._plates_px = 0
         self._closed = False
 
@@ -386,11 +392,7 @@ class GpuRaymarcher:
         Raises:
             RenderInputError, GpuLostError, Stopped: see `GpuRenderer.draw`.
         """
-        from cuda_kernels.cuda_raymarcher import FrameRequest
-
-        request = FrameRequest(
-            scene=self._loaded, c2w=c2w, condition=condition, size_px=size_px, region_px=region_px, out=out
-        )
+        request = self._request(c2w=c2w, condition=condition, size_px=size_px, region_px=region_px, out=out)
         return self._gpu.draw([request])[0]
 
     def render_i420(self, *, c2w: F32, condition: F32, size_px: int) -> U8:
@@ -412,18 +414,18 @@ class GpuRaymarcher:
         self._gpu.load_plates(self._loaded, pictures, masks)
         self._plates_px = pictures.shape[-1]
 
-    def render_composite(self, *, c2w: F32, condition: F32, pose: int) -> U8:
-        """Returns (S * 3 / 2, S) uint8 I420: the pose's plate with its mask drawn into it.
+    def render_composite(self, *, c2w: F32, condition: F32, number: int) -> U8:
+        """Returns (S * 3 / 2, S) uint8 I420: a mask drawn over its plate.
 
         Args:
             c2w: (4, 4) of the pose.
             condition: (C,).
-            pose: the plate's number.
+            number: of the mask, among those that were loaded.
 
         Raises:
             RenderInputError, GpuLostError, Stopped: see `GpuRenderer.draw`; also if no plates are loaded.
         """
-        return self._gpu.draw([self._finished(c2w, condition, self._plates_px, plate=pose)])[0]
+        return self._gpu.draw([self._finished(c2w, condition, self._plates_px, plate=number)])[0]
 
     def frame_ms(self, *, poses: F32, condition: F32, size_px: int) -> float:
         """Returns the milliseconds a frame of a full batch takes, copies and threads included.
@@ -464,11 +466,7 @@ class GpuRaymarcher:
             self._gpu.unload(self._loaded)
 
     def _finished(self, c2w: F32, condition: F32, size_px: int, *, plate: int | None = None) -> FrameRequest:
-        from cuda_kernels.cuda_raymarcher import FrameRequest
-
-        return FrameRequest(
-            scene=self._loaded, c2w=c2w, condition=condition, size_px=size_px, i420=True, plate=plate
-        )
+        return self._request(c2w=c2w, condition=condition, size_px=size_px, i420=True, plate=plate)
 
 
 def open_gpu(

@@ -36,6 +36,10 @@ class FrameWindows:
         self._rows.clear()
         self._ahead = 0
 
+    def first_of(self, frame: int) -> int:
+        """Returns the first frame of a frame's window."""
+        return frame + self._lookahead_frames - self._window_frames + 1
+
     def push(self, row: F32) -> Iterator[F32]:
         """Yields the window (window_frames, 204) of each frame that is complete with this row."""
         flat = row.reshape(-1)
@@ -108,6 +112,8 @@ class DrawnLandmarks:
         )
         self._blink = self._filter.scale(speaker.blinks)  # (F, 68, 3) in standard deviations
         self._blinks = BlinkSchedule(seed=seed, blink_frames=len(self._blink))
+        self.last_blink = -1
+        """The last frame that showed one."""
 
     def step(self, frame: int, landmarks: F32) -> F32:
         """Returns `landmarks_normalized` (68, 3) float32 of the next frame; frame numbers rise."""
@@ -116,6 +122,7 @@ class DrawnLandmarks:
         if phase is not None:
             # After clamp and smoothing: both are for noise, and would leave the lids half open.
             normalized = normalized + self._blink[phase]
+            self.last_blink = frame
         return normalized
 
     def restore(self, landmarks_normalized: F32) -> F32:

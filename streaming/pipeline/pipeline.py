@@ -87,6 +87,7 @@ class _Conditioned:
     epoch: int
     index: int
     pose: int
+    blinking: bool
     c2w: F32
     condition: F32
     sound: F32
@@ -392,6 +393,7 @@ class Pipeline:
                 epoch=epoch,
                 index=index,
                 pose=pose,
+                blinking=self._landmarks.last_blink >= self._windows.first_of(index),
                 c2w=c2w,
                 condition=condition,
                 sound=of.sound,
@@ -425,7 +427,9 @@ class Pipeline:
             renderer, start_s = self.renderer, self._now.now_s()
             try:
                 with self.times.of("render"):
-                    drawing = renderer.draw(c2w=item.c2w, condition=item.condition, pose=item.pose)
+                    drawing = renderer.draw(
+                        c2w=item.c2w, condition=item.condition, pose=item.pose, blinking=item.blinking
+                    )
             except GpuLostError:
                 if not self._outlives_gpu:
                     raise

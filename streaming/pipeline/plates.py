@@ -28,31 +28,36 @@ class PlateMasks:
     """What is drawn over each plate, at any size; made when it is first asked for, and kept."""
 
     def __init__(self, masks: Sequence[BlockMask]) -> None:
-        """Takes the masks at the plates' size, by pose."""
+        """Takes the masks at the plates' size: of each pose, then of each during a blink."""
         self.whole = masks
+        self._poses = len(masks) // 2
         self._scaled: dict[tuple[int, int], BlockMask] = {}
         self._pixels: dict[int, float] = {}
-        self.share = float(np.mean([mask.share for mask in masks]))
-        """Share of a picture that is drawn, in the mean."""
+        self.share = float(np.mean([mask.share for mask in masks[: self._poses]]))
+        """Share of a picture that is drawn between blinks, in the mean."""
 
-    def at(self, pose: int, size_px: int) -> BlockMask:
-        """Returns the mask of a pose for a picture drawn at `size_px`; for any thread."""
-        whole = self.whole[pose]
+    def number(self, pose: int, blinking: bool) -> int:
+        """Returns which of `whole` is drawn."""
+        return pose + self._poses * blinking
+
+    def at(self, number: int, size_px: int) -> BlockMask:
+        """Returns a mask for a picture drawn at `size_px`; for any thread."""
+        whole = self.whole[number]
         if size_px == whole.size_px:
             return whole
-        scaled = self._scaled.get((pose, size_px))
+        scaled = self._scaled.get((number, size_px))
         if scaled is None:  # two threads may both make it, and it is the same
-            scaled = self._scaled[pose, size_px] = whole.at_size(size_px)
+            scaled = self._scaled[number, size_px] = whole.at_size(size_px)
         return scaled
 
     def pixels(self, size_px: int) -> float:
-        """Returns how many pixels are drawn at a size, in the mean.
+        """Returns how many pixels are drawn at a size between blinks, in the mean.
 
         They do not follow its square: the smaller the picture, the more a mask reaches beyond what changes.
         """
         found = self._pixels.get(size_px)
         if found is None:
-            poses = range(0, len(self.whole), -(-len(self.whole) // _COUNTED_POSES))
+            poses = range(0, self._poses, -(-self._poses // _COUNTED_POSES))
             share = float(np.mean([self.at(pose, size_px).share for pose in poses]))
             found = self._pixels[size_px] = share * size_px**2
         return found

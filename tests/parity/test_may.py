@@ -283,10 +283,11 @@ def test_the_bundle_is_small_and_holds_no_pickle(may):
 
 def test_her_plates_are_those_of_her_path_and_show_what_is_drawn_whole(may):
     masks, pictures = may.plates.masks(), may.plates.pictures()
-    assert np.mean([mask.share for mask in masks]) <= 0.1
+    assert np.mean([mask.share for mask in masks[: len(may.poses)]]) <= 0.06
     with closing(CpuRaymarcher(may.scene)) as raymarcher:
-        silent = np.zeros((1, 68, 3), np.float32)
-        worst_db = worst_psnr_db(raymarcher, may.poses, pictures, masks, conditions(may, silent), frames=4)
+        silent = conditions(may, np.zeros((1, 68, 3), np.float32))
+        still = np.zeros(1, bool)
+        worst_db = worst_psnr_db(raymarcher, may.poses, pictures, masks, silent, still, frames=4)
     assert worst_db >= 50
     assert may.verification["plates_psnr_db"] >= 50
 

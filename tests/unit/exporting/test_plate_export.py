@@ -24,7 +24,7 @@ from export.bundle.writer import add_figures, parts_of, put_plates, seal, write_
 from export.cli import main
 from export.plates import add_plates, spanning_conditions
 from export.students.offline_motion import OfflineMotion
-from export.students.slimming import conditions, normalized_landmarks
+from export.students.slimming import conditions, still_landmarks
 from export.verification import verify_bundle
 from models.partial_files import aside_path
 from models.plates import PlateError
@@ -66,7 +66,7 @@ def speech(path, *, seconds=1.5, loudness=0.1):
 
 def test_a_composite_is_the_picture_drawn_whole(plated):
     said = OfflineMotion(plated).landmarks(np.random.default_rng(3).normal(0, 0.05, 16000).astype(np.float32))
-    driven = conditions(plated, normalized_landmarks(plated, said))
+    driven = conditions(plated, still_landmarks(plated, said))
     masks, pictures = plated.plates.masks(), list(plated.plates.pictures())
     with closing(CpuRaymarcher(plated.scene)) as raymarcher:
         for pose in (0, 17, 34):
@@ -85,24 +85,36 @@ def test_conditions_span_the_extremes_of_speech_and_a_blink(plated):
         faces.append(np.zeros((1, 68, 3), np.float32))
         faces[-1][0, 57, 1] = face
     peak = (plated.blinks / plated.motion.landmark_std)[3][None]
-    wanted = np.concatenate([conditions(plated, face) for face in (*faces, peak, peak / 2)])
-    found = spanning_conditions(plated, track)
+    wanted = np.concatenate([conditions(plated, face) for face in faces])
+    found, blinked = spanning_conditions(plated, track)
     assert found.shape == wanted.shape
-    order = [0, 1, 2, 3, 4] if np.allclose(found[1], wanted[1], atol=1e-4) else [0, 2, 1, 3, 4]
+    order = [0, 1, 2] if np.allclose(found[1], wanted[1], atol=1e-4) else [0, 2, 1]
     np.testing.assert_allclose(found, wanted[order], atol=1e-4)
+    both = np.concatenate([conditions(plated, face) for face in (peak, peak / 2)])
+    np.testing.assert_allclose(blinked, both, atol=1e-4)
 
 
-def test_a_mask_between_two_measured_poses_covers_what_either_does(plated):
-    covered = np.array([mask.covered for mask in plated.plates.masks()])
+@pytest.mark.parametrize("kind", ["speech", "blink"])
+def test_a_mask_between_two_measured_poses_covers_what_either_does(plated, kind):
+    poses = len(plated.poses)
+    masks = plated.plates.masks()[poses * (kind == "blink") :][:poses]
+    covered = np.array([mask.covered for mask in masks])
     before, after = covered[0::2], np.roll(covered[0::2], -1, axis=0)
     np.testing.assert_array_equal(covered[1::2], before | after)
+
+
+def test_during_a_blink_more_is_drawn(plated):
+    masks = plated.plates.masks()
+    still, blink = (np.array([mask.covered for mask in half]) for half in (masks[:50], masks[50:]))
+    assert not (still & ~blink).any()
+    assert (blink & ~still).any()
 
 
 def test_what_was_verified_stands_in_bundle_and_card(plated):
     measured = {name: value for name, value in plated.verification.items() if name.startswith("plates_")}
     assert measured.keys() == {"plates_psnr_db", "plates_share"}
     assert measured["plates_psnr_db"] >= plates.MIN_PLATES_PSNR_DB
-    share = np.mean([mask.share for mask in plated.plates.masks()])
+    share = np.mean([mask.share for mask in plated.plates.masks()[: len(plated.poses)]])
     assert measured["plates_share"] == pytest.approx(share)
     assert 0 < share < 1
     assert json.loads((plated.path / "speaker.json").read_text())["plates"].keys() == {"of"}
@@ -175,7 +187,14 @@ def test_a_path_of_one_pose_has_no_plates(tmp_path):
     parts = bundle_factory.tiny_parts(image_size_px=SIZE_PX)
     write_bundle(tmp_path / "Tiny", dataclasses.replace(parts, poses=parts.poses[:1]))
     error = refused(tmp_path / "Tiny")
-    assert (error.field, error.expected, error.got) == ("poses", "a loop of two or more for plates", "1")
+    assert (error.field, error.got) == ("poses", "1")
+    assert error.expected.startswith("a loop of 2 to ")
+
+
+def test_a_path_longer_than_masks_have_room_for_has_no_plates(bundle, monkeypatch):
+    monkeypatch.setitem(plates.MAX_FILE_BYTES, "plates.safetensors", 1024 + 49 * 2 * 16 * 2)
+    error = refused(bundle)
+    assert (error.field, error.expected, error.got) == ("poses", "a loop of 2 to 49 for plates", "50")
 
 
 def test_a_picture_of_odd_size_has_no_plates(tmp_path):
@@ -337,7 +356,7 @@ def test_figures_are_added_beside_plates(bundle):
     assert len(list(speaker.plates.pictures())) == len(speaker.poses)
 
 
-def test_a_sealed_bundle_with_a_damaged_video_speaks_on(bundle):
+def test_a_sealed_bundle_with_a_damaged_video_speaks_on(bundle, capsys):
     add_plates(bundle)
     (bundle / "plates.mkv").write_bytes(b"no video")
     speaker = seal(bundle)
@@ -345,6 +364,12 @@ def test_a_sealed_bundle_with_a_damaged_video_speaks_on(bundle):
         list(speaker.plates.pictures())
     assert caught.value.field == "content"
     assert load_speaker(bundle).scene.head is not None
+    assert main(["verify", str(bundle)]) == 2
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .startswith(f"geneface-export verify: {bundle / 'plates.mkv'}")
+    )
 
 
 # Commands -------------------------------------------------------------------------------------------

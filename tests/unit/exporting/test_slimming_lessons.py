@@ -9,7 +9,7 @@ import wide_speaker
 
 from export.onnx.graphs import open_graph
 from export.requests import SlimRequest
-from export.students.slimming import conditions, mouth_reach, normalized_landmarks, prepare
+from export.students.slimming import conditions, mouth_reach, prepare, still_landmarks, with_blinks
 from models.landmark_filter import LandmarkFilter
 from models.speaker import load_speaker
 from streaming.pipeline.landmarks import FrameWindows
@@ -49,7 +49,7 @@ def test_landmarks_are_those_of_the_live_path(bundle):
         mean=motion.landmark_mean, std=motion.landmark_std, clamp_std=motion.clamp_std, ema=motion.ema
     )
     expected = np.stack([live.step(frame) for frame in landmarks])
-    got = normalized_landmarks(speaker, landmarks)
+    got = with_blinks(speaker, still_landmarks(speaker, landmarks))
     blinking = np.abs(got - expected).max((1, 2)) > 1e-3
     assert 3 <= blinking.sum() <= 2 * len(speaker.blinks)
     np.testing.assert_allclose(got[~blinking], expected[~blinking], atol=2e-6)

@@ -88,6 +88,18 @@ def test_frames_of_one_launch_equal_those_of_their_own(renderer, scenes):
     assert region.out.any()
 
 
+@pytest.mark.parametrize("name", ["c2w", "condition"])
+def test_numbers_that_are_finite_are_taken_however_large(scenes, name):
+    one = request(scenes, 0)
+    numbers = np.array(getattr(one, name), np.float32)
+    numbers[-1] = 1e30  # its square is none
+    replace(one, **{name: numbers}).check()
+    for other in (np.nan, np.inf, -np.inf):
+        numbers[-1] = other
+        with pytest.raises(RenderInputError, match=f"{name}: expected .* got NaN or infinity"):
+            replace(one, **{name: numbers}).check()
+
+
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
 def test_launches_at_once_equal_launches_alone_in_whatever_order_they_are_collected(renderer, scenes, order):
     batches = [[request(scenes, 10 * batch + number) for number in range(4 + batch)] for batch in range(3)]
@@ -112,6 +124,25 @@ def test_pictures_stay_while_they_are_referred_to_and_their_memory_is_used_again
     again = [renderer.collect(renderer.submit([request(scenes, number) for number in range(4)]))]
     again.append(renderer.collect(renderer.submit([request(scenes, number) for number in range(4)])))
     assert first in {pictures[0].ctypes.data for pictures in again}
+
+
+def test_pictures_may_be_kept_of_full_buffers_as_long_as_few_are(renderer, scenes, driver, monkeypatch):
+    monkeypatch.setattr(cuda_raymarcher, "_MAX_KEPT_BYTES", 3 << 20)
+    monkeypatch.setattr(renderer._pinned, "_least", 1 << 18)
+    large = [request(scenes[:1], number, size_px=512) for number in range(2)]  # most of 2 MiB
+    few, kept = [request(scenes[:1], 0)], []
+
+    def drawn(requests):
+        pictures = renderer.collect(renderer.submit(requests))
+        return pictures if renderer.may_keep else None
+
+    assert drawn(few) is None
+    for expected in (True, False, False):
+        kept.append(drawn(large))
+        assert (kept[-1] is not None) == expected
+    kept.clear()
+    gc.collect()
+    assert drawn(large) is not None
 
 
 def test_pictures_outlive_the_renderer(driver, described):
@@ -296,6 +327,18 @@ def test_more_plates_than_kinds_of_frames_that_are_kept(renderer, scenes):
     assert scenes[0]._kinds == kept
 
 
+def test_a_second_round_of_masks_lies_over_the_same_plates(renderer, scenes):
+    renderer.load_plates(scenes[0], PLATES, [*MASKS, *reversed(MASKS)])
+    placed = scenes[0].plates.placed
+    first, second = placed[: len(MASKS)], placed[len(MASKS) :]
+    assert [plate.picture for plate in second] == [plate.picture for plate in first]
+    assert [plate.block_count for plate in second] == [plate.block_count for plate in reversed(first)]
+    last = 2 * len(MASKS) - 1
+    over_plate(scenes, 0, last).check()
+    with pytest.raises(RenderInputError, match=f"plate: expected 0 to {last}, got {last + 1}"):
+        over_plate(scenes, 0, last + 1).check()
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -319,10 +362,11 @@ def test_a_frame_that_no_plate_lies_under_is_refused(renderer, scenes, changes, 
 @pytest.mark.parametrize(
     ("pictures", "masks", "expected"),
     [
-        (PLATES, MASKS[:-1], r"expected \(5, size \* 3 / 2, size\) uint8 for 5 masks, got uint8 of shape"),
+        (PLATES, MASKS[:-1], r"expected \(P, .*\) uint8 and P masks or a multiple, got uint8 .* and 5 masks"),
         (PLATES.astype(np.float32), MASKS, "got float32"),
         (PLATES[:, :-1], MASKS, "got uint8 of shape"),
-        (PLATES[:0], [], r"one even size .* with masks of \[\]"),
+        (PLATES[:0], [], r"got uint8 of shape \(0, 48, 32\) and 0 masks"),
+        (PLATES, [], "and 0 masks"),
         (PLATES, [*MASKS[:-1], masks_of(36)["all"]], r"got 32 with masks of \[32, 36\]"),
         (np.zeros((1, 49, 33), np.uint8), [masks_of(33)["all"]], "one even size from 8 to 2048, got 33"),
     ],
@@ -396,12 +440,12 @@ def test_a_raymarcher_gives_composites_once_its_plates_are_there(driver, describ
     raymarcher = GpuRaymarcher(gpu, described[0])
     given = {"c2w": make_pose(0.2), "condition": make_condition(described[0])}
     with pytest.raises(RenderInputError, match="plate: expected a scene whose plates are loaded"):
-        raymarcher.render_composite(**given, pose=0)
+        raymarcher.render_composite(**given, number=0)
     raymarcher.load_plates(PLATES, MASKS)
     (wanted,) = renderer.render([over_plate([raymarcher._loaded], 0, 3)])
-    np.testing.assert_array_equal(raymarcher.render_composite(**given, pose=3), wanted)
+    np.testing.assert_array_equal(raymarcher.render_composite(**given, number=3), wanted)
     with pytest.raises(RenderInputError, match="plate: expected 0 to 5, got 6"):
-        raymarcher.render_composite(**given, pose=6)
+        raymarcher.render_composite(**given, number=6)
     raymarcher.close()
     with pytest.raises(RenderInputError, match="scene: expected one that is loaded"):
         raymarcher.load_plates(PLATES, MASKS)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 
 import numpy as np
+import pytest
 
 from benchmarks import gpu_serving
-from benchmarks.gpu_serving import PretendRenderer, Seen, full_launch_ms
+from benchmarks.gpu_serving import PretendDevice, Seen, full_launch_ms
 from cuda_kernels.cuda_module import CudaUnavailableError
+from cuda_kernels.cuda_records import LAUNCH, WORK, as_bytes
 
 SMALL = ["--pretend-ms", "0.1", "0.05", "--width", "32", "--size", "64", "--seconds", "0.2"]
 
@@ -44,15 +46,21 @@ def test_full_launches_are_those_after_the_first():
 
 
 def test_launches_of_what_pretends_come_one_after_the_other():
-    renderer = PretendRenderer(launch_ms=1.0, frame_ms=2.0)
-
-    class Request:
-        shape = (4, 4)
-
-    first, second = renderer.submit([Request()] * 2), renderer.submit([Request()])
-    assert second[-1] >= first[-1] + 0.003
-    assert [np.unique(picture).tolist() for picture in renderer.collect(first)] == [[128], [128]]
-    assert renderer.kernel_ms == 5.0
+    device = PretendDevice(launch_ms=1.0, frame_ms=2.0)
+    works = np.zeros(1, WORK)
+    record = np.zeros((), LAUNCH)
+    record["works"], record["work_count"] = works.ctypes.data, 1
+    marks = []
+    for frames in (2, 1):
+        works["frames"] = frames
+        marks += [device.create_event(timed=True) for _ in range(2)]
+        device.mark(marks[-2], device.stream)
+        device.launch(device.kernel(32), 1, as_bytes(record), device.stream)
+        device.mark(marks[-1], device.stream)
+    device.wait(marks[-1])
+    assert device.elapsed_ms(*marks[:2]) == pytest.approx(5.0)
+    assert device.elapsed_ms(*marks[2:]) == pytest.approx(3.0)
+    assert device.elapsed_ms(*marks[1:3]) >= 0
 
 
 def test_without_a_gpu_the_benchmark_says_what_is_missing(monkeypatch, capsys):

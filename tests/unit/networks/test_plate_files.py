@@ -62,14 +62,16 @@ def test_what_was_put_is_read_back(plated):
         assert (picture.shape, picture.dtype) == ((96, 64), np.uint8)
         assert np.abs(picture.astype(int) - wanted).max() <= 3  # nearly without loss
     masks = plated.plates.masks()
-    np.testing.assert_array_equal([mask.covered for mask in masks], plate_factory.covered(SIZE_PX))
+    expected = plate_factory.covered(SIZE_PX).reshape(-1, 16, 16)
+    np.testing.assert_array_equal([mask.covered for mask in masks], expected)
     assert all(mask.size_px == SIZE_PX for mask in masks)
     assert plated.plates.picture_bytes == sum(picture.nbytes for picture in seen)
 
 
 def test_a_picture_that_is_no_whole_number_of_blocks(tmp_path):
     plated = plate_factory.write_plated_bundle(tmp_path / "Tiny", image_size_px=66)
-    np.testing.assert_array_equal([mask.covered for mask in plated.plates.masks()], plate_factory.covered(66))
+    expected = plate_factory.covered(66).reshape(-1, 17, 17)
+    np.testing.assert_array_equal([mask.covered for mask in plated.plates.masks()], expected)
     assert [picture.shape for picture in plated.plates.pictures()] == [(99, 66)] * plate_factory.POSES
 
 
@@ -100,7 +102,7 @@ def test_the_hash_is_over_what_plates_show(plated):
 def test_a_video_of_other_frames_is_refused(plated, tmp_path, make, field, expected, got):
     other = replaced(plated, tmp_path, mkv=plate_factory.video(make()))
     assert refused(lambda: list(other.pictures())) == ("plates.mkv", field, expected, got)
-    assert len(other.masks()) == 50
+    assert len(other.masks()) == 100
 
 
 @pytest.mark.parametrize(
@@ -139,12 +141,12 @@ def test_a_video_that_breaks_off_is_refused(plated, tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "field", "expected", "got"),
     [
-        ({"mask": np.zeros((49, 16, 2), np.uint8)}, "mask", "shape 50x16x2", "49x16x2"),
-        ({"mask": np.zeros((50, 16, 16), np.uint8)}, "mask", "shape 50x16x2", "50x16x16"),
-        ({"mask": np.zeros((50, 16, 2), np.float32)}, "mask", "dtype U8", "F32"),
+        ({"mask": np.zeros((2, 49, 16, 2), np.uint8)}, "mask", "shape 2x50x16x2", "2x49x16x2"),
+        ({"mask": np.zeros((50, 16, 2), np.uint8)}, "mask", "shape 2x50x16x2", "50x16x2"),
+        ({"mask": np.zeros((2, 50, 16, 2), np.float32)}, "mask", "dtype U8", "F32"),
         ({"masks": np.zeros((50, 16, 2), np.uint8)}, "mask", "an array", "none: the key is missing"),
         (
-            {"mask": np.zeros((50, 16, 2), np.uint8), "more": np.zeros(1, np.uint8)},
+            {"mask": np.zeros((2, 50, 16, 2), np.uint8), "more": np.zeros(1, np.uint8)},
             "more",
             "only the known arrays",
             "an unknown key",
@@ -250,7 +252,7 @@ def test_random_damage_raises_nothing_but_a_plate_error(plated, tmp_path, where,
             seen = [list(other.pictures()), other.masks()]
         except PlateError as error:
             seen = [str(error)]
-        assert [len(part) for part in seen] == [50, 50] or "\n" not in seen[0]
+        assert [len(part) for part in seen] == [50, 100] or "\n" not in seen[0]
 
 
 def test_masks_are_packed_from_the_left():

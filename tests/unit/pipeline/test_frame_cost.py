@@ -70,7 +70,7 @@ class TimedRenderer:
         self._draw_ms, self._finish_ms = itertools.cycle(draw_ms), finish_ms
         self.conditions, self.poses = [], []
 
-    def draw(self, *, c2w, condition, pose):
+    def draw(self, *, c2w, condition, pose, blinking):
         self.conditions.append(condition)
         self.poses.append(pose)
         self.clock.spend(next(self._draw_ms), threads=2)

@@ -352,6 +352,23 @@ def test_pictures_are_copied_and_those_of_the_renderer_let_go(opened):
     assert [reference() for reference in renderer.drawn] == [None, None]
 
 
+def test_pictures_that_may_be_kept_are_not_copied_unless_there_is_a_place_for_them(opened):
+    class Lends(StandInRenderer):
+        may_keep = True
+
+        def collect(self, launch):
+            self.drawn = super().collect(launch)
+            return self.drawn
+
+    gpu, renderer = opened(Lends())
+    out = np.zeros((16, 16, 3), np.uint8)
+    given = FrameRequest(scene=StandInScene(), c2w=POSE, condition=condition(7), size_px=16, out=out)
+    pictures = gpu.draw([given, request(StandInScene(), 8)])
+    assert pictures[0] is out
+    assert np.unique(out).tolist() == [7]
+    assert pictures[1] is renderer.drawn[1]
+
+
 def test_many_sessions_get_every_picture_of_their_own(opened):
     """Launches pass each other by the hundred, while threads ask as fast as they are answered."""
     gpu, renderer = opened()

@@ -389,7 +389,9 @@ def plated_on(speakers, raymarchers, *, name="Small", gate=None, speaker=None, m
 
 def frame_of(host, size_px, pose=3):
     condition = np.ones(host.speaker.condition.size, np.float32)
-    return host.make_renderer(size_px).draw(c2w=host.speaker.poses[pose], condition=condition, pose=pose)
+    return host.make_renderer(size_px).draw(
+        c2w=host.speaker.poses[pose], condition=condition, pose=pose, blinking=False
+    )
 
 
 def test_a_live_speaker_is_measured_over_its_plates_before_they_are_read(speakers, raymarchers):

@@ -79,7 +79,7 @@ def renderer(parts, render_px, boxes):
 
 def draw(frame_renderer, parts, pose=3):
     about = {"c2w": parts.poses[pose], "condition": np.ones(8, np.float32)}
-    return frame_renderer.draw(**about, pose=pose).finish()
+    return frame_renderer.draw(**about, pose=pose, blinking=False).finish()
 
 
 def test_at_full_size_the_picture_is_the_raymarchers(parts):

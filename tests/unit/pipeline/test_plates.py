@@ -195,7 +195,7 @@ def test_the_pixels_drawn_at_a_size_are_those_of_its_masks(plated):
 
 def about(speaker, pose):
     condition = np.linspace(0, 1, speaker.condition.size, dtype=np.float32)
-    return {"c2w": speaker.poses[pose], "condition": condition, "pose": pose}
+    return {"c2w": speaker.poses[pose], "condition": condition, "pose": pose, "blinking": False}
 
 
 @pytest.mark.parametrize("render_px", [128, 96])
