@@ -231,7 +231,7 @@ def test_silence_is_speech_without_a_spread(bundle, tmp_path):
 def test_recordings_are_gone_by_beside_the_packaged_sentence(bundle, tmp_path, monkeypatch):
     """Else silence would give masks without a mouth."""
     silent, taken, track = speech(tmp_path / "silent.wav", loudness=0), [], plates._track
-    monkeypatch.setattr(plates, "_track", lambda speaker, file: taken.append(file) or track(speaker, file))
+    monkeypatch.setattr(plates, "_track", lambda *given: taken.append(given[-1]) or track(*given))
     add_plates(bundle, speech=(silent,))
     assert taken == [plates.SPEECH_FILE, silent]
 
