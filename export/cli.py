@@ -142,7 +142,7 @@ def _with_plates(
 
     try:
         return add_plates(speaker.path, max_bytes=max_bytes)
-    except InputError as error:
+    except (InputError, OSError) as error:  # the bundle is whole
         print(escaped(f"geneface-export: {speaker.path}: goes without plates: {error}"), file=sys.stderr)
         return speaker
 

@@ -34,7 +34,7 @@ from models.time_base import FRAME_RATE_HZ
 from preparation.media import read_pcm
 
 from .bundle.head import psnr_db
-from .bundle.writer import PLATES, PlateParts, put_plates
+from .bundle.writer import PLATES, PlateParts, put_plates, require_replaceable
 from .students.offline_motion import OfflineMotion
 from .students.slimming import conditions, still_landmarks, window_rows, with_blinks
 
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 Bool = npt.NDArray[np.bool_]
 
 SPEECH_FILE = Path(__file__).with_name("hello.wav")
-"""A sentence that spans what a speaker's face does, where no other speech is given."""
+"""A sentence that spans what a speaker's face does; other recordings may be nothing but silence."""
 MIN_FRAMES = FRAME_RATE_HZ  # of speech
 MIN_PLATES_PSNR_DB = 45.0
 PSNR, SHARE = f"{PLATES}psnr_db", f"{PLATES}share"
@@ -83,15 +83,16 @@ def add_plates(path: Path, *, speech: tuple[Path, ...] = (), max_bytes: int | No
 
     Args:
         path: of a bundle.
-        speech: recordings to find out what speech changes; a packaged sentence if none.
+        speech: recordings to find out what speech changes, beside a packaged sentence.
         max_bytes: that the bundle may take with its plates.
 
     Raises:
         InputError: the bundle or the speech cannot be read, the speaker can have no plates, they do not show
             what drawing everything does, or they are too large.
     """
+    require_replaceable(path)
     speaker = load_speaker(path)
-    return put_plates(path, make_plates(speaker, speech=speech or (SPEECH_FILE,)), max_bytes=max_bytes)
+    return put_plates(path, make_plates(speaker, speech=(SPEECH_FILE, *speech)), max_bytes=max_bytes)
 
 
 def make_plates(speaker: Speaker, *, speech: Iterable[Path]) -> PlateParts:

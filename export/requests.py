@@ -250,7 +250,7 @@ class PlatesRequest:
 
     bundle: Annotated[Path, Option("the bundle's folder", positional=True)]
     speech: Annotated[
-        tuple[Path, ...], Option("recordings of a second or more; a packaged sentence if absent")
+        tuple[Path, ...], Option("recordings of a second or more, to go by beside a packaged sentence")
     ] = ()
     max_mb: Annotated[float | None, _UP_TO_A_MILLION, Option("refuse a larger bundle")] = None
 

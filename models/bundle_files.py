@@ -60,7 +60,7 @@ MAX_FILE_BYTES = {
     "poses.safetensors": 256 * _MIB,
     RECORDED_CASES_FILE: 512 * _MIB,
     PLATE_VIDEO_FILE: 256 * _MIB,
-    PLATE_MASKS_FILE: 16 * _MIB,  # eight times as much in memory; five minutes of loop at 512 px
+    PLATE_MASKS_FILE: 16 * _MIB,  # eight times as much in memory; 2.7 minutes of loop at 512 px
 }
 """What each file may take, checked before it is read."""
 

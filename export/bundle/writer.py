@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -159,6 +160,22 @@ def require_folder(path: Path, name: str) -> None:
         raise BundleError(str(nearest), name, "a folder", "a file", way_out)
 
 
+def require_replaceable(path: Path) -> None:
+    """Refuses a bundle that cannot be replaced by a changed one, before minutes of work.
+
+    One that stepped aside for a program that was killed is brought back first.
+
+    Raises:
+        BundleError: its folder, or the one that it lies in, is read-only.
+    """
+    path = Path(path).resolve()
+    restore_aside(path)
+    for folder in (path, path.parent):
+        if folder.exists() and not os.access(folder, os.W_OK):
+            way_out = "copy the bundle to a folder of yours"
+            raise BundleError(str(folder), "folder", "one that can be written to", "a read-only one", way_out)
+
+
 def write_bundle(out: Path, parts: BundleParts, *, max_bytes: int | None = None) -> Speaker:
     """Returns the speaker read back from the bundle folder `out`, which replaces an older bundle there.
 
@@ -268,6 +285,7 @@ def seal(path: Path) -> Speaker:
 
 def add_figures(path: Path, figures: Mapping[str, float]) -> Speaker:
     """Returns the speaker after `figures` were added to speaker.json and shown in the model card."""
+    require_replaceable(path)
     settings = read_settings(path)
     merged = {**settings.figures, **figures}
     card = with_figures(read_card(path), merged).encode()
@@ -292,6 +310,7 @@ def put_plates(path: Path, parts: PlateParts | None, *, max_bytes: int | None = 
         BundleError: the bundle is larger than `max_bytes` with them, or cannot be read or written; it is left
             as it was.
     """
+    require_replaceable(path)
     settings = read_settings(path)
     verification = _without_plates(settings.verification)
     contents: dict[str, bytes | None] = {PLATE_VIDEO_FILE: None, PLATE_MASKS_FILE: None}
@@ -319,31 +338,37 @@ def _rewrite(
     """Returns the speaker after the bundle's folder was replaced by one with these settings and contents.
 
     Args:
-        path: the bundle's folder.
+        path: the bundle's folder, or a link to it, which stays one.
         settings: without the sizes and hashes of `contents`.
         contents: of the files that change; None: taken out.
         max_bytes: that all files may take.
     """
-    path = Path(path).absolute()
+    given, path = path, Path(path).resolve()
     files = {name: record for name, record in settings.files.items() if contents.get(name, b"") is not None}
     files |= {name: _record(content) for name, content in contents.items() if content is not None}
     text = _settings_text(to_mapping(dataclasses.replace(settings, files=files)))
     sizes = {SETTINGS_FILE: len(text), **{name: record.size_bytes for name, record in files.items()}}
     _require_size(path, sizes, max_bytes)
+    contents = {**contents, SETTINGS_FILE: text}
     partial = _empty_folder(partial_path(path))
     try:
-        shutil.copytree(path, partial, dirs_exist_ok=True)
         for name, content in contents.items():
-            if content is None:
-                (partial / name).unlink(missing_ok=True)
-            else:
+            if content is not None:
                 (partial / name).write_bytes(content)
-        (partial / SETTINGS_FILE).write_bytes(text)
+        shutil.copytree(
+            path,
+            partial,
+            symlinks=True,
+            ignore=lambda folder, _: set(contents) if Path(folder) == path else set(),
+            dirs_exist_ok=True,
+        )
         load_speaker(partial)
         _replace(path, partial)
+    except shutil.Error as error:  # says of each file why it could not be copied
+        raise OSError(error.args[0][0][2]) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return load_speaker(path)
+    return load_speaker(given)
 
 
 def _settings_text(document: dict[str, Any]) -> bytes:

@@ -17,5 +17,8 @@ def free_memory_bytes(
         free += [int(found[1]) * 1024] if found else []
     with contextlib.suppress(OSError, ValueError):  # "max": no limit
         limit = int((cgroup / "memory.max").read_text())
-        free.append(limit - int((cgroup / "memory.current").read_text()))
+        used = int((cgroup / "memory.current").read_text())
+        # The group is charged with files that were read, and gives them up for what is allocated.
+        cached = re.search(r"^inactive_file (\d+)$", (cgroup / "memory.stat").read_text(), re.MULTILINE)
+        free.append(limit - used + (int(cached[1]) if cached else 0))
     return min(free) if free else None

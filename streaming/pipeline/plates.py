@@ -111,11 +111,11 @@ class Plates:
             say: told in one line why they cannot be read.
             give_back: called by `close`.
         """
-        self.masks = masks
+        self.files, self.masks = files, masks
         self.name = name
         self.failure = ""
         """Why they cannot be had; empty while they can."""
-        self._files, self._say, self._give_back = files, say, give_back
+        self._say, self._give_back = say, give_back
         self._pictures: U8 | None = pictures
         self._size_px = pictures.shape[2]
         self._stopping = False
@@ -170,21 +170,28 @@ class Plates:
     def _read(self) -> None:
         assert self._pictures is not None
         try:
-            for place, picture in zip(self._pictures, self._files.pictures(), strict=True):
+            for place, picture in zip(self._pictures, self.files.pictures(), strict=True):
                 if self._stopping:
                     return self._fail("closed before they were read")
                 place[:] = picture
         except (PlateError, MemoryError) as error:
-            self._fail(str(error) or type(error).__name__)
+            self._fail(_reason(error))
             self._say(f"{self.name} is drawn without plates: {self.failure}")
         except Exception:  # a thread's outermost frame: the speaker speaks on without
             log.exception("reading the plates of %s failed, and that is a fault of the program", self.name)
-            self._fail("reading them failed, the log says why")
+            self._fail("reading them failed; the log says why")
+            self._say(f"{self.name} is drawn without plates: {self.failure}")
         finally:
             self._done.set()
 
     def _fail(self, reason: str) -> None:
         self.failure, self._pictures = reason, None
+
+
+def _reason(error: PlateError | MemoryError) -> str:
+    if isinstance(error, PlateError):
+        return str(error)
+    return "there is no memory for them; free some, or go without with --plates-mb 0"
 
 
 class PlateMemory:
@@ -206,13 +213,12 @@ class PlateMemory:
         self._limit_bytes = None if limit_mb is None else limit_mb * 1_000_000
         self._free_bytes = free_bytes
         self._lock = threading.Lock()  # guards the rest
-        self._open: dict[str, Plates] = {}
-        self._users: dict[str, int] = {}
+        self._users: dict[Plates, int] = {}  # how many have each open
 
     @property
     def size_bytes(self) -> int:
         """Memory of all pictures together; never waits for a speaker that is being opened."""
-        return sum(plates.size_bytes for plates in list(self._open.values()))
+        return sum(plates.size_bytes for plates in list(self._users))
 
     def open(self, speaker: Speaker, *, say: Callable[[str], None]) -> Plates | None:
         """Returns a speaker's plates, which are being read unless they were; None where it has to do without.
@@ -224,15 +230,11 @@ class PlateMemory:
         files = speaker.plates
         if files is None or self._limit_bytes == 0:
             return None
-        key = str(speaker.path)
         with self._lock:
-            plates = self._open.get(key)
-            if plates is None or plates.failure:
-                plates = self._begin(files, speaker, say)
-                if plates is None:
-                    return None
-                self._open[key], self._users[key] = plates, 0
-            self._users[key] += 1
+            known = (plates for plates in self._users if plates.files == files and not plates.failure)
+            plates = next(known, None) or self._begin(files, speaker, say)
+            if plates is not None:
+                self._users[plates] = self._users.get(plates, 0) + 1
             return plates
 
     def _begin(self, files: PlateFiles, speaker: Speaker, say: Callable[[str], None]) -> Plates | None:
@@ -254,18 +256,17 @@ class PlateMemory:
                 give_back=self._take_back,
             )
         except (PlateError, MemoryError) as error:
-            say(f"{speaker.name} is drawn without plates: {error or type(error).__name__}")
+            say(f"{speaker.name} is drawn without plates: {_reason(error)}")
             return None
 
     def _take_back(self, plates: Plates) -> None:
         with self._lock:
-            key = next((key for key, known in self._open.items() if known is plates), None)
-            if key is None:
+            if plates not in self._users:
                 return
-            self._users[key] -= 1
-            if self._users[key]:
+            self._users[plates] -= 1
+            if self._users[plates]:
                 return
-            del self._open[key], self._users[key]
+            del self._users[plates]
         plates.end()
 
     def _room_bytes(self) -> int:

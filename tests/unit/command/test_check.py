@@ -17,6 +17,7 @@ from stand_in_gpu import StandInRenderer
 from cuda_kernels import cuda_raymarcher
 from cuda_kernels.cuda_module import CudaUnavailableError
 from export.bundle.writer import put_plates
+from models.plates import PlateFiles
 from models.speaker_settings import read_settings
 from streaming import check
 from streaming.check import CheckResult, exit_code, run_checks, table
@@ -524,3 +525,16 @@ def test_plates_for_which_there_is_no_room_or_that_cannot_be_read_are_a_warning(
     assert found["plates"].detail.endswith("frames: expected 50, one for each pose, got 49")
     assert found["plates"].way_out == "make them anew with `geneface-export plates`"
     assert found["frame"].status == "ok"
+
+
+@pytest.mark.parametrize("failure", [MemoryError(), ZeroDivisionError("by nought")])
+def test_plates_whose_reading_fails_are_a_warning_with_a_way_out(settings, monkeypatch, failure):
+    def fails(*given, **more):
+        raise failure
+
+    plate_factory.write_plated_bundle(settings.speakers_dir / "Plated", name="Plated", image_size_px=128)
+    monkeypatch.setattr(PlateFiles, "pictures", fails)
+    found = results_of(replace(settings, speaker="Plated"))["plates"]
+    assert found.status == "warn"
+    assert found.detail.startswith("Plated is drawn without plates: ")
+    assert found.way_out

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 import wave
 from contextlib import closing
+from pathlib import Path
 
 import bundle_factory
 import numpy as np
+import plate_factory
 import pytest
 
 from cuda_kernels.compositing import compose_i420, rgb_to_i420
@@ -21,6 +26,7 @@ from export.plates import add_plates, spanning_conditions
 from export.students.offline_motion import OfflineMotion
 from export.students.slimming import conditions, still_landmarks
 from export.verification import verify_bundle
+from models.partial_files import aside_path
 from models.plates import PlateError
 from models.speaker import load_speaker
 
@@ -219,7 +225,15 @@ def test_speech_that_says_nothing_of_the_face_is_refused(bundle, tmp_path):
 
 def test_silence_is_speech_without_a_spread(bundle, tmp_path):
     silent = speech(tmp_path / "silent.wav", loudness=0)
-    assert add_plates(bundle, speech=(silent,)).plates is not None
+    assert plates.make_plates(load_speaker(bundle), speech=(silent,)).video
+
+
+def test_recordings_are_gone_by_beside_the_packaged_sentence(bundle, tmp_path, monkeypatch):
+    """Else silence would give masks without a mouth."""
+    silent, taken, track = speech(tmp_path / "silent.wav", loudness=0), [], plates._track
+    monkeypatch.setattr(plates, "_track", lambda *given: taken.append(given[-1]) or track(*given))
+    add_plates(bundle, speech=(silent,))
+    assert taken == [plates.SPEECH_FILE, silent]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
@@ -233,6 +247,71 @@ def test_an_export_that_is_stopped_leaves_the_bundle_as_it_was(bundle, monkeypat
     with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else OSError):
         add_plates(bundle)
     assert contents(bundle) == before
+    assert [entry.name for entry in bundle.parent.iterdir()] == ["Tiny"]
+
+
+def parts_for(bundle):
+    return plate_factory.plate_parts(SIZE_PX, len(load_speaker(bundle).poses))
+
+
+def test_a_link_to_a_bundle_stays_one(bundle, tmp_path):
+    link = tmp_path / "speakers" / "Tiny"
+    link.parent.mkdir()
+    link.symlink_to(bundle)
+    assert put_plates(link, parts_for(bundle)).path == link
+    assert link.is_symlink()
+    assert contents(bundle).keys() > PLATE_FILES
+    assert [entry.name for entry in link.parent.iterdir()] == ["Tiny"]
+
+
+def test_a_bundle_that_a_killed_program_left_aside_is_brought_back(bundle, monkeypatch):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    monkeypatch.setattr(os, "getpid", lambda: ended.pid)
+    bundle.rename(aside_path(bundle))
+    assert add_plates(bundle).plates is not None
+    assert [entry.name for entry in bundle.parent.iterdir()] == ["Tiny"]
+
+
+@pytest.mark.parametrize("which", ["bundle", "parent"])
+def test_a_bundle_that_is_read_only_is_refused_before_anything_is_drawn(bundle, monkeypatch, which):
+    read_only = {"bundle": bundle, "parent": bundle.parent}[which]
+    monkeypatch.setattr(os, "access", lambda folder, mode: folder != read_only)
+    monkeypatch.setattr(plates, "make_plates", lambda *given, **more: pytest.fail("drawn"))
+    error = refused(bundle)
+    assert (error.file, error.got) == (str(read_only), "a read-only one")
+
+
+def test_files_that_are_read_only_are_replaced(bundle, monkeypatch):
+    """As root may write to them, writing is refused here."""
+    write = Path.write_bytes
+
+    def checked(path, content):
+        assert not path.exists() or path.stat().st_mode & 0o200, path.name
+        return write(path, content)
+
+    for file in bundle.iterdir():
+        file.chmod(0o444)
+    monkeypatch.setattr(Path, "write_bytes", checked)
+    assert put_plates(bundle, parts_for(bundle)).plates is not None
+
+
+def test_what_else_lies_hidden_in_the_folder_stays(bundle):
+    (bundle / ".git").mkdir()
+    (bundle / ".git" / "speaker.json").write_text("mine")
+    (bundle / ".link").symlink_to("nowhere")
+    put_plates(bundle, parts_for(bundle))
+    assert (bundle / ".git" / "speaker.json").read_text() == "mine"
+    assert (bundle / ".link").readlink() == Path("nowhere")
+
+
+def test_what_cannot_be_copied_is_said_once_and_the_bundle_stays(bundle, capsys):
+    os.mkfifo(bundle / ".pipe")
+    assert main(["plates", str(bundle)]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("geneface-export plates: `")
+    assert message.endswith(".pipe` is a named pipe")
+    assert load_speaker(bundle).plates is None
     assert [entry.name for entry in bundle.parent.iterdir()] == ["Tiny"]
 
 
@@ -341,3 +420,17 @@ def test_a_bundle_goes_without_where_they_would_be_seen(made, capsys, monkeypatc
     assert load_speaker(made).plates is None
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith(f"geneface-export: {made}: goes without plates: plates: expected at least 45 dB")
+
+
+def test_a_bundle_goes_without_where_the_disk_is_full(made, capsys, monkeypatch):
+    def full(*given, **more):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(plates, "put_plates", full)
+    assert main(["bundle", *BUNDLE_FLAGS]) == 0
+    assert load_speaker(made).plates is None
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .endswith("without plates: [Errno 28] No space left on device")
+    )

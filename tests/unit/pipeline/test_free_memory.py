@@ -11,4 +11,12 @@ def test_free_memory_is_the_lesser_of_machine_and_container(tmp_path):
     assert free_memory_bytes(meminfo, cgroup) == 2 << 20
     (cgroup / "memory.max").write_text(f"{3 << 20}\n")
     (cgroup / "memory.current").write_text(f"{2 << 20}\n")
+    (cgroup / "memory.stat").write_text("anon 1572864\ninactive_file 0\n")
     assert free_memory_bytes(meminfo, cgroup) == 1 << 20
+
+
+def test_files_that_a_container_has_read_leave_its_memory_free(tmp_path):
+    (tmp_path / "memory.max").write_text(f"{1 << 30}\n")
+    (tmp_path / "memory.current").write_text(f"{1 << 30}\n")
+    (tmp_path / "memory.stat").write_text(f"anon {1 << 28}\nfile {3 << 28}\ninactive_file {1 << 29}\n")
+    assert free_memory_bytes(tmp_path / "none", tmp_path) == 1 << 29

@@ -14,10 +14,12 @@ from patience import PATIENCE_S
 
 from cuda_kernels.compositing import compose_i420
 from models.plates import PlateError
+from models.speaker import load_speaker
 from streaming.pipeline.pipeline import Pipeline
 from streaming.pipeline.plates import MAX_DEFAULT_BYTES, PlateMasks, PlateMemory
 from streaming.pipeline.renderers import make_renderer
 
+NO_MEMORY = "there is no memory for them; free some, or go without with --plates-mb 0"
 BROKEN = PlateError("plates.mkv", "frame 0", "a whole frame", "one that decodes in part")
 
 
@@ -72,16 +74,19 @@ def test_a_reader_that_fails_is_told_in_one_line_and_gone_without(speaker, at, f
     memory = PlateMemory(100)
     plates = opened(plate_files.plates_that_fail(speaker, failure, at), say=said.append, memory=memory)
     assert not plates.wait(PATIENCE_S)
-    assert plates.failure == (str(failure) or "MemoryError")
+    assert plates.failure == (str(failure) or NO_MEMORY)
     assert said == [f"{speaker.name} is drawn without plates: {plates.failure}"]
     assert plates.picture(0) is None
     assert memory.size_bytes == 0
 
 
 def test_a_reader_that_fails_in_a_way_nobody_thought_of_is_logged(speaker, caplog):
-    plates = opened(plate_files.plates_that_fail(speaker, ZeroDivisionError("by nought"), 3))
+    said = []
+    broken = plate_files.plates_that_fail(speaker, ZeroDivisionError("by nought"), 3)
+    plates = opened(broken, say=said.append)
     assert not plates.wait(PATIENCE_S)
-    assert plates.failure == "reading them failed, the log says why"
+    assert plates.failure == "reading them failed; the log says why"
+    assert said == [f"{speaker.name} is drawn without plates: {plates.failure}"]
     [logged] = caplog.records
     assert logged.exc_info[0] is ZeroDivisionError
 
@@ -139,6 +144,19 @@ def test_who_opens_a_speaker_twice_shares_its_plates_until_both_are_closed(plate
     other.close()
     other.close()
     assert plated.plates.read == 1
+    assert memory.size_bytes == 0
+
+
+def test_a_bundle_that_was_replaced_meanwhile_has_its_own_plates(tmp_path):
+    memory = PlateMemory(100)
+    old = opened(plate_factory.write_plated_bundle(tmp_path / "Tiny"), memory=memory)
+    new = opened(plate_factory.write_plated_bundle(tmp_path / "Tiny", image_size_px=96), memory=memory)
+    assert new.wait(PATIENCE_S)
+    assert new.pictures.shape == (plate_factory.POSES, 144, 96)
+    again = opened(load_speaker(tmp_path / "Tiny"), memory=memory)
+    assert again is new
+    for plates in (old, new, again):
+        plates.close()
     assert memory.size_bytes == 0
 
 
