@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.synthetic_plates import DRAWN_SHARE, make_plates
+from benchmarks.synthetic_plates import DRAWN_SHARE, face_mask, make_plates
 from benchmarks.synthetic_scene import make_condition, make_pose, make_scene
 from cuda_kernels.arrays import F32
 from cuda_kernels.cuda_module import CudaUnavailableError
