@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.synthetic_plates import face_mask, make_plates
+from benchmarks.synthetic_plates import DRAWN_SHARE, face_mask, make_plates
 from benchmarks.synthetic_scene import make_condition, make_pose, make_scene
 from cuda_kernels.arrays import F32
 from cuda_kernels.cuda_module import CudaUnavailableError
@@ -202,10 +202,10 @@ def measure(
     frames: int,
     rate: float | None,
     with_torch: bool,
-    plates: bool,
+    share: float,
 ) -> Row:
-    """Returns one scene's figures at one size."""
-    distance, width = DISTANCES[head], loaded.packed.width
+    """Returns one scene's figures at one size; a share below 1 is drawn over plates."""
+    distance, width, plates = DISTANCES[head], loaded.packed.width, share < 1
     batch = requests_of([loaded], frames, size_px, distance, plates=plates)
     single, single_walls = [], []
     for request in batch[:8]:
@@ -220,7 +220,7 @@ def measure(
     return Row(
         width=width,
         head=head,
-        drawn=face_mask(size_px).share if plates else 1.0,
+        drawn=face_mask(size_px, share=share).share if plates else 1.0,
         size_px=size_px,
         samples_k=samples / 1e3,
         lanes_full=samples / passed,
@@ -304,7 +304,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--frames", type=int, default=32, help="of a batch")
     parser.add_argument("--most-sessions", type=int, default=300, help="that are tried; 0: none")
     parser.add_argument("--session-widths", type=int, nargs="*", default=[64, 128])
-    parser.add_argument("--plates", action="store_true", help=f"also over plates, at {PLATES_PX} px")
+    parser.add_argument(
+        "--plates",
+        type=float,
+        nargs="?",
+        const=DRAWN_SHARE,
+        metavar="SHARE",
+        help=f"also over plates, at {PLATES_PX} px, this share of each picture (default: {DRAWN_SHARE:g})",
+    )
     parser.add_argument("--json", type=Path, help="writes the figures here too")
     options = parser.parse_args(arguments)
     try:
@@ -319,12 +326,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for width in options.widths:
         sizes = {"hidden": width, "levels": 16, "log2_rows": 16, "condition": 64, "torso_hidden": 64}
         loaded = renderer.load(make_scene(**sizes))
-        cases = [(size_px, False) for size_px in options.sizes]
+        cases = [(size_px, 1.0) for size_px in options.sizes]
         if options.plates:
-            renderer.load_plates(loaded, *make_plates(PLATES_PX, PLATES))
-            cases.append((PLATES_PX, True))
-        for head, (size_px, plates) in itertools.product(DISTANCES, cases):
-            with_torch = size_px == 512 and rate is not None and not plates  # as the loop's figures are known
+            renderer.load_plates(loaded, *make_plates(PLATES_PX, PLATES, share=options.plates))
+            cases.append((PLATES_PX, options.plates))
+        for head, (size_px, share) in itertools.product(DISTANCES, cases):
+            with_torch = size_px == 512 and rate is not None and share == 1  # as the loop's figures are known
             rows.append(
                 measure(
                     renderer,
@@ -334,7 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     frames=options.frames,
                     rate=rate,
                     with_torch=with_torch,
-                    plates=plates,
+                    share=share,
                 )
             )
             print(
@@ -347,9 +354,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             others = [renderer.load(make_scene(**sizes, seed=seed)) for seed in range(1, SPEAKERS)]
             if options.plates:
                 for scene in others:
-                    renderer.load_plates(scene, *make_plates(PLATES_PX, PLATES))
+                    renderer.load_plates(scene, *make_plates(PLATES_PX, PLATES, share=options.plates))
             for name, scenes in (("one speaker", [loaded]), (f"{SPEAKERS} speakers", [loaded, *others])):
-                for plates in (False, True)[: 1 + options.plates]:
+                for plates in (False, True)[: 1 + bool(options.plates)]:
                     over = " over plates" if plates else ""
                     sessions[f"{width} wide, {name}{over}"] = live_sessions(
                         renderer, scenes, size_px=PLATES_PX, most=options.most_sessions, plates=plates

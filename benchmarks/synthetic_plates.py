@@ -12,18 +12,22 @@ _PARTS = ((0.64, 0.5, 0.14, 0.23), (0.42, 0.38, 0.065, 0.12), (0.42, 0.62, 0.065
 _SWAY = 0.02  # of all, over the poses
 
 
-def face_mask(size_px: int, turn: float = 0.0) -> BlockMask:
-    """Returns a mask of about 15 % of the picture, moved across by the turn (-1 to 1)."""
+DRAWN_SHARE = 0.15
+
+
+def face_mask(size_px: int, turn: float = 0.0, *, share: float = DRAWN_SHARE) -> BlockMask:
+    """Returns a mask of about a share of the picture, moved across by the turn (-1 to 1)."""
+    scale = (share / DRAWN_SHARE) ** 0.5
     centres = (np.arange(block_count(size_px)) + 0.5) / block_count(size_px)
     covered = np.zeros((len(centres), len(centres)), np.bool_)
     for row, column, down, across in _PARTS:
         own = ((centres - row) / down)[:, None] ** 2 + ((centres - column - _SWAY * turn) / across) ** 2
-        covered |= own <= 1
+        covered |= own <= scale**2
     return BlockMask(size_px=size_px, covered=covered)
 
 
-def make_plates(size_px: int, count: int) -> tuple[U8, list[BlockMask]]:
+def make_plates(size_px: int, count: int, *, share: float = DRAWN_SHARE) -> tuple[U8, list[BlockMask]]:
     """Returns plates (P, size * 3 / 2, size) of noise, and their masks."""
     random = np.random.default_rng(0)
     pictures = random.integers(16, 236, (count, size_px * 3 // 2, size_px), np.uint8)
-    return pictures, [face_mask(size_px, np.sin(number)) for number in range(count)]
+    return pictures, [face_mask(size_px, np.sin(number), share=share) for number in range(count)]
