@@ -28,6 +28,7 @@ from cuda_kernels.cpu_raymarcher import CpuRaymarcher
 from cuda_kernels.errors import InputError
 from cuda_kernels.masks import BLOCK_PX, BlockMask, block_count
 from models.bundle_files import MAX_FILE_BYTES, PLATE_MASKS_FILE, PLATE_VIDEO_FILE
+from models.landmark_filter import EYES
 from models.plates import MASK_KEY, MAX_SIZE_PX, PIXEL_FORMAT, decode, packed_masks
 from models.speaker import Speaker, load_speaker
 from models.time_base import FRAME_RATE_HZ
@@ -203,14 +204,16 @@ def spanning_conditions(speaker: Speaker, track: F32) -> tuple[F32, F32]:
     """Returns conditions between which speech moves the face (n, C), the mean first, and of a blink (2, C).
 
     They are of the mean plus and minus `REACH` times the extremes along the first principal components of the
-    landmarks; and of a blink's peak and half of it.
+    landmarks, and of the two faces of the speech whose lids are farthest apart, which move little beside the
+    lips but are looked at; and of a blink's peak and half of it.
 
     Args:
         speaker: whose condition network is run; each face fills its window.
         track: landmarks (T, 68, 3), normalised, without blinks.
     """
     mean = track.mean(0)
-    flat = (track - mean).reshape(len(track), -1)
+    offsets = track - mean
+    flat = offsets.reshape(len(track), -1)
     _, spread, ways = np.linalg.svd(flat, full_matrices=False)
     share = np.cumsum(spread**2) / max(1e-12, float(np.sum(spread**2)))
     count = min(MAX_COMPONENTS, int(np.searchsorted(share, 1 - UNEXPLAINED)) + 1)
@@ -218,6 +221,9 @@ def spanning_conditions(speaker: Speaker, track: F32) -> tuple[F32, F32]:
     for way in ways[:count]:
         along = flat @ way
         faces += [mean + REACH * extreme * way.reshape(mean.shape) for extreme in (along.min(), along.max())]
+    eyes = offsets[:, EYES].reshape(len(track), -1)
+    along = eyes @ np.linalg.svd(eyes, full_matrices=False)[2][0]
+    faces += [mean + REACH * offsets[row] for row in (along.argmin(), along.argmax())]
     blink = speaker.blinks / speaker.motion.landmark_std
     peak = blink[np.abs(blink).sum((1, 2)).argmax()]
 

@@ -6,7 +6,6 @@ they are read: a speaker whose plates cannot be used speaks on without them.
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -35,7 +34,6 @@ from .settings import one_line
 MASK_KEY = "mask"
 PIXEL_FORMAT = "yuv420p"
 MAX_SIZE_PX = 2048  # what the raymarchers draw
-_SCENE_FILES = ("head.safetensors", "torso.safetensors", "poses.safetensors", "background.png")
 _DECODE_ERRORS = (av.FFmpegError, ValueError, OSError, IndexError)  # all that PyAV raises for a file
 _ALIGNMENT_PX = 64  # to which FFmpeg rounds rows up, beyond H.264's macroblocks of 16
 _MAKE_ANEW = "make them anew with `geneface-export plates`"
@@ -51,15 +49,6 @@ class PlateError(InputError):
         )
 
 
-def scene_hash(records: Mapping[str, FileRecord]) -> str:
-    """Returns the SHA-256 that ties plates to what they show.
-
-    It is taken over the hexadecimal SHA-256s of head, torso (if any), poses and background, in this order.
-    """
-    hashes = (records[name].sha256 for name in _SCENE_FILES if name in records)
-    return hashlib.sha256("".join(hashes).encode()).hexdigest()
-
-
 def packed_masks(covered: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> U8:
     """Returns (2, P, n, ceil(n / 8)) uint8 of masks (2, P, n, n), as the bundle stores them."""
     return np.packbits(covered, axis=-1)
@@ -71,7 +60,8 @@ class PlateFiles:
 
     path: Path  # of the bundle
     records: Mapping[str, FileRecord]  # of all its files
-    made_of: str | None  # the `scene_hash` that speaker.json states
+    made_of: str | None  # the `speaker_settings.scene_hash` that speaker.json states
+    scene: str  # the one that it should be
     size_px: int
     poses: int
 
@@ -82,8 +72,8 @@ class PlateFiles:
 
     @property
     def are_of_this_scene(self) -> bool:
-        """Whether they were made of the bundle's head, torso, path and background."""
-        return self.made_of == scene_hash(self.records)
+        """Whether they were made of the bundle's head, torso, camera, path and background."""
+        return self.made_of == self.scene
 
     def masks(self) -> tuple[BlockMask, ...]:
         """Returns 2 P masks: of each pose while the lids are still, then of each during a blink.
@@ -124,9 +114,8 @@ class PlateFiles:
             expected = f"an even number up to {MAX_SIZE_PX}, as there are plates"
             raise PlateError(self.path / SETTINGS_FILE, "image_size_px", expected, str(self.size_px))
         if not self.are_of_this_scene:
-            expected = scene_hash(self.records)
-            got = f"{one_line(self.made_of[:16])}..., of another head, torso, path or background"
-            raise PlateError(self.path / SETTINGS_FILE, "plates.of", f"{expected[:16]}...", got)
+            got = f"{one_line(self.made_of[:16])}..., of another head, torso, camera, path or background"
+            raise PlateError(self.path / SETTINGS_FILE, "plates.of", f"{self.scene[:16]}...", got)
         try:
             return read_listed_file(self.path / name, self.records[name])
         except BundleError as error:

@@ -39,6 +39,7 @@ from .speaker_settings import (
     SpeakerSettings,
     TorsoSettings,
     read_settings,
+    scene_hash,
 )
 from .time_base import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 
@@ -99,6 +100,7 @@ def load_speaker(path: Path) -> Speaker:
             path=path,
             records=settings.files,
             made_of=None if settings.plates is None else settings.plates.of,
+            scene=scene_hash(settings),
             size_px=settings.image_size_px,
             poses=len(poses),
         )

@@ -22,7 +22,17 @@ from .bundle_files import (
     FileRecord,
     read_file,
 )
-from .settings import Range, SettingsError, Shape, check_ranges, from_mapping, one_line, require, show
+from .settings import (
+    Range,
+    SettingsError,
+    Shape,
+    check_ranges,
+    from_mapping,
+    one_line,
+    require,
+    show,
+    to_mapping,
+)
 from .time_base import FEATURE_HOP_SAMPLES, FRAME_RATE_HZ, FRAME_SAMPLES, SAMPLE_RATE_HZ
 
 SCHEMA_VERSION = 1
@@ -267,11 +277,20 @@ class TorsoSettings:
         _check_net("canonical_net", self.canonical_net, inputs=self.grid.width + inputs, outputs=4)
 
 
+SCENE_FILES = (
+    "head.safetensors",
+    "torso.safetensors",
+    "condition.onnx",
+    "poses.safetensors",
+    "background.png",
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlateSettings:
     """What the plates were made of."""
 
-    of: str  # see `models.plates.scene_hash`
+    of: str  # see `scene_hash`
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -340,6 +359,19 @@ def _check_net(
 def feature_count(samples: int) -> int:
     """Returns how many features `samples` samples give."""
     return max(0, (samples - FEATURE_SAMPLES) // FEATURE_HOP_SAMPLES + 1)
+
+
+def scene_hash(settings: SpeakerSettings) -> str:
+    """Returns the SHA-256 that ties plates to what they show and to what moves it.
+
+    It is taken over a JSON object of `camera`, `head` and `torso` as they stand in speaker.json and, under
+    `files`, the hexadecimal SHA-256 of each of `SCENE_FILES` that there is; keys in order, no spaces.
+    """
+    whole = to_mapping(settings)
+    shown = {name: whole[name] for name in ("camera", "head", "torso")}
+    shown["files"] = {name: settings.files[name].sha256 for name in SCENE_FILES if name in settings.files}
+    text = json.dumps(shown, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def checksum(document: Mapping[str, Any]) -> str:

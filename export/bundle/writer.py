@@ -31,7 +31,6 @@ from models.bundle_files import (
     read_file,
 )
 from models.partial_files import aside_path, atomic_write, partial_path, restore_aside, sweep_abandoned
-from models.plates import scene_hash
 from models.settings import from_mapping, one_line, to_mapping
 from models.speaker import Speaker, load_speaker
 from models.speaker_settings import (
@@ -48,6 +47,7 @@ from models.speaker_settings import (
     checksum,
     parse_settings,
     read_settings,
+    scene_hash,
 )
 from models.time_base import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 
@@ -318,7 +318,7 @@ def put_plates(path: Path, parts: PlateParts | None, *, max_bytes: int | None = 
     if parts is not None:
         verification |= parts.verification
         contents = {PLATE_VIDEO_FILE: parts.video, PLATE_MASKS_FILE: parts.masks}
-        of = PlateSettings(of=scene_hash(settings.files))
+        of = PlateSettings(of=scene_hash(settings))
     card = with_plates(read_card(path), {} if parts is None else parts.verification).encode()
     settings = dataclasses.replace(settings, plates=of, verification=verification)
     return _rewrite(path, settings, {**contents, CARD_FILE: card}, max_bytes=max_bytes)

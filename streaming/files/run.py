@@ -23,7 +23,6 @@ from ..pipeline.networks import SpeakerNetworks
 from ..pipeline.pcm_motion import MotionStream, MovedFrame
 from ..pipeline.pipeline import Frame, Pipeline
 from ..pipeline.queues import Overflow
-from ..pipeline.render_size import RENDER_SIZES_PX
 from ..pipeline.stage_times import StageTimes
 from .audio_file import AudioFile
 from .landmark_video import LandmarkVideo
@@ -40,7 +39,7 @@ def pace_of(loaded: LoadedSpeaker, *, duration_s: float | None) -> FilePace | No
         return None
     return FilePace(
         start_px=loaded.start_px,
-        sizes_px=[size for size in RENDER_SIZES_PX if size <= loaded.speaker.image_size_px],
+        sizes_px=loaded.sizes_px,
         core_ms=loaded.core_ms,
         duration_s=duration_s,
     )

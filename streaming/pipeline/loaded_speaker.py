@@ -23,6 +23,7 @@ from .plates import PlateMemory, Plates
 from .render_size import (
     FRAME_BUDGET_MS,
     HEADROOM,
+    MIN_OVER_PLATES_PX,
     MIN_RENDER_PX,
     RENDER_SIZES_PX,
     FrameCost,
@@ -196,6 +197,14 @@ class SpeakerOpening:
     def pixels(self) -> Callable[[int], float]:
         """Says how many pixels are drawn at a size."""
         return _pixels(self.plates)
+
+    @property
+    def sizes_px(self) -> tuple[int, ...]:
+        """The sizes there are to choose from, largest first."""
+        largest_px, smallest_px = self.speaker.image_size_px, MIN_RENDER_PX
+        if self.plates is not None:
+            smallest_px = MIN_OVER_PLATES_PX
+        return tuple(size for size in RENDER_SIZES_PX if smallest_px <= size <= largest_px) or (largest_px,)
 
     @property
     def motion_ms(self) -> float:
@@ -474,14 +483,13 @@ def _live_sizes(
         start_px, sizes = compute.render_px, (compute.render_px,)
         measure(start_px)
     else:
-        sizes = tuple(size for size in RENDER_SIZES_PX if MIN_RENDER_PX <= size <= speaker.image_size_px) or (
-            speaker.image_size_px,
-        )
+        sizes = opening.sizes_px
         start_px = choose_render_size(
             measure,
             largest_px=speaker.image_size_px,
             threads=opening.threads,
             cores=opening.cores,
+            sizes_px=sizes,
             budget_ms=FRAME_BUDGET_MS * _LIVE_SHARE,
             pixels=opening.pixels,
         ).size_px
@@ -502,7 +510,7 @@ def _of_a_recording(opening: SpeakerOpening, compute: ComputeSettings) -> Loaded
         speaker=speaker,
         networks=opening.networks,
         raymarcher=opening.raymarcher,
-        sizes_px=tuple(size for size in RENDER_SIZES_PX if size <= start_px) or (start_px,),
+        sizes_px=tuple(size for size in opening.sizes_px if size <= start_px) or (start_px,),
         start_px=start_px,
         costs={} if chosen is None or chosen.cost is None else {start_px: chosen.cost},
         threads=opening.threads,
@@ -525,6 +533,7 @@ def size_that_keeps_up(opening: SpeakerOpening) -> RenderSize:
         largest_px=largest_px,
         threads=threads,
         cores=cores,
+        sizes_px=opening.sizes_px,
         budget_ms=FRAME_BUDGET_MS * HEADROOM,
         pixels=opening.pixels,
     )

@@ -10,6 +10,7 @@ from models.time_base import FRAME_MS
 
 MIN_RENDER_PX = 96
 RENDER_SIZES_PX = (512, 384, 256, 224, 192, 160, 128)
+MIN_OVER_PLATES_PX = 192  # below, teeth and lips are jagged, and next to nothing is saved
 FRAME_BUDGET_MS = float(FRAME_MS)
 HEADROOM = 0.85  # share of a frame's time that is planned for
 _PROBE_PX = 192

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import json
 import shutil
 from fractions import Fraction
 from pathlib import Path
@@ -21,8 +22,9 @@ from safetensors.numpy import save
 from cuda_kernels.masks import BlockMask
 from export.bundle.writer import put_plates
 from models.bundle_files import FileRecord
-from models.plates import PlateError, PlateFiles, packed_masks, scene_hash
+from models.plates import PlateError, PlateFiles, packed_masks
 from models.speaker import load_speaker
+from models.speaker_settings import scene_hash
 
 SIZE_PX = 64
 
@@ -81,12 +83,18 @@ def test_a_bundle_without_plates_has_none_and_says_nothing_of_them(tiny_bundle):
 
 
 def test_the_hash_is_over_what_plates_show(plated):
-    records = plated.settings.files
-    shown = ("head.safetensors", "torso.safetensors", "poses.safetensors", "background.png")
-    text = "".join(records[name].sha256 for name in shown)
-    assert scene_hash(records) == hashlib.sha256(text.encode()).hexdigest()
-    without_torso = {name: record for name, record in records.items() if name != "torso.safetensors"}
-    assert scene_hash(without_torso) != scene_hash(records)
+    document = json.loads((plated.path / "speaker.json").read_text())
+    shown = {name: document[name] for name in ("camera", "head", "torso")}
+    files = ("head.safetensors", "torso.safetensors", "condition.onnx", "poses.safetensors", "background.png")
+    shown["files"] = {name: document["files"][name]["sha256"] for name in files}
+    text = json.dumps(shown, sort_keys=True, separators=(",", ":"))
+    assert document["plates"]["of"] == hashlib.sha256(text.encode()).hexdigest()
+    camera = dataclasses.replace(plated.settings.camera, focal_px=1.15 * plated.settings.camera.focal_px)
+    assert scene_hash(dataclasses.replace(plated.settings, camera=camera)) != document["plates"]["of"]
+    without_torso = {
+        name: file for name, file in plated.settings.files.items() if not name.startswith("torso")
+    }
+    assert scene_hash(dataclasses.replace(plated.settings, files=without_torso)) != document["plates"]["of"]
 
 
 @pytest.mark.parametrize(
@@ -182,7 +190,7 @@ def test_plates_that_cannot_be_this_speaker_s_are_refused(plated, change, field,
 
 def test_plates_of_another_scene_are_refused(plated):
     other = dataclasses.replace(plated.plates, made_of="0" * 64)
-    expected = f"{scene_hash(plated.settings.files)[:16]}..."
+    expected = f"{scene_hash(plated.settings)[:16]}..."
     for read in (other.masks, lambda: list(other.pictures())):
         file, field, wanted, got = refused(read)
         assert (file, field, wanted) == ("speaker.json", "plates.of", expected)
