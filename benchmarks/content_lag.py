@@ -14,9 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from cuda_kernels.arrays import F32, F64, I64, U8
+from cuda_kernels.arrays import F32, F64, I32, I64, U8
 from models.speaker import Speaker
 from models.time_base import FRAME_RATE_HZ, FRAME_SAMPLES
 from streaming.pipeline.cores import drawing_threads, usable_cores
@@ -26,7 +25,6 @@ from streaming.pipeline.render_size import MIN_RENDER_PX
 from streaming.pipeline.renderers import make_renderer, open_cpu_raymarcher
 from streaming.webrtc.resample import DELAY_SAMPLES, Decimator
 
-I32 = npt.NDArray[np.int32]
 Box = tuple[int, int, int, int]  # x, y, width, height
 
 SOUND_RATE_HZ = 48_000

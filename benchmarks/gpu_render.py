@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.synthetic_plates import DRAWN_SHARE, face_mask, make_plates
+from benchmarks.synthetic_plates import add_flag, face_mask, make_plates
 from benchmarks.synthetic_scene import make_condition, make_pose, make_scene
 from cuda_kernels.arrays import F32
 from cuda_kernels.cuda_module import CudaUnavailableError
@@ -304,14 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--frames", type=int, default=32, help="of a batch")
     parser.add_argument("--most-sessions", type=int, default=300, help="that are tried; 0: none")
     parser.add_argument("--session-widths", type=int, nargs="*", default=[64, 128])
-    parser.add_argument(
-        "--plates",
-        type=float,
-        nargs="?",
-        const=DRAWN_SHARE,
-        metavar="SHARE",
-        help=f"also over plates, at {PLATES_PX} px, this share of each picture (default: {DRAWN_SHARE:g})",
-    )
+    add_flag(parser, f"also over plates, at {PLATES_PX} px")
     parser.add_argument("--json", type=Path, help="writes the figures here too")
     options = parser.parse_args(arguments)
     try:

@@ -25,7 +25,7 @@ from unittest import mock
 import numpy as np
 
 from benchmarks.gpu_render import DISTANCES
-from benchmarks.synthetic_plates import DRAWN_SHARE, make_plates
+from benchmarks.synthetic_plates import add_flag, make_plates
 from benchmarks.synthetic_scene import make_condition, make_pose, make_scene
 from cuda_kernels import cuda_raymarcher
 from cuda_kernels.cuda_module import CudaDevice, CudaUnavailableError, Kernel
@@ -274,14 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--width", type=int, default=128, choices=(32, 64, 96, 128))
     parser.add_argument("--head", default="big", choices=DISTANCES, help="how much of the picture it covers")
     parser.add_argument("--size", type=int, default=512)
-    parser.add_argument(
-        "--plates",
-        type=float,
-        nargs="?",
-        const=DRAWN_SHARE,
-        metavar="SHARE",
-        help=f"draws over plates, this share of each picture (default: {DRAWN_SHARE:g})",
-    )
+    add_flag(parser, "draws over plates")
     parser.add_argument("--seconds", type=float, default=3.0, help="for each number of sessions")
     parser.add_argument("--gather-ms", type=float, default=1000 * GATHER_S, help="see BatchPolicy")
     parser.add_argument("--lead-ms", type=float, default=1000 * LEAD_S, help="see BatchPolicy")

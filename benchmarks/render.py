@@ -23,8 +23,8 @@ import numpy as np
 
 from benchmarks.synthetic_scene import make_condition, make_pose, make_scene
 from cuda_kernels.arrays import F32
-from cuda_kernels.cpu_raymarcher import MAX_SIZE_PX, MIN_SIZE_PX, CpuRaymarcher
-from cuda_kernels.scene import Scene
+from cuda_kernels.cpu_raymarcher import CpuRaymarcher
+from cuda_kernels.scene import MAX_SIZE_PX, MIN_SIZE_PX, Scene
 from models.speaker import load_speaker
 from models.speaker_folders import find_speaker
 from streaming.pipeline.engine_choice import open_engine

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 import numpy as np
 
 from cuda_kernels.arrays import U8
@@ -13,6 +15,12 @@ _SWAY = 0.02  # of all, over the poses
 
 
 DRAWN_SHARE = 0.15
+
+
+def add_flag(parser: argparse.ArgumentParser, what: str) -> None:
+    """Adds `--plates`, with or without a share of the picture."""
+    shown = f"{what}, this share of each picture (default: {DRAWN_SHARE:g})"
+    parser.add_argument("--plates", type=float, nargs="?", const=DRAWN_SHARE, metavar="SHARE", help=shown)
 
 
 def face_mask(size_px: int, turn: float = 0.0, *, share: float = DRAWN_SHARE) -> BlockMask:

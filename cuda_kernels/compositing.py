@@ -5,14 +5,11 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-import numpy.typing as npt
 
 from . import i420_kernels
-from .arrays import F32, U8
+from .arrays import F32, I32, U8
 from .compilation import compiled
 from .masks import BlockMask
-
-I32 = npt.NDArray[np.int32]
 
 
 def rgb_to_i420(image: U8, out: U8 | None = None) -> U8:
@@ -30,7 +27,7 @@ def rgb_to_i420(image: U8, out: U8 | None = None) -> U8:
 def compose_i420(plate: U8, drawn: U8, mask: BlockMask, out: U8 | None = None) -> U8:
     """Returns the plate with the drawn pixels of a mask laid over it.
 
-    They fade out within the mask's outermost blocks, by `BlockMask.weights`.
+    They fade out within the mask's outermost blocks, as `BlockMask.corners` says.
 
     Args:
         plate: (S * 3 / 2, S) uint8 planar I420, BT.601 limited range; S is even.

@@ -19,15 +19,12 @@ from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
 import numpy as np
-import numpy.typing as npt
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.core.extending import intrinsic
 
-from .arrays import F32, I64, U8, U32
-
-I32 = npt.NDArray[np.int32]
+from .arrays import F32, I32, I64, U8, U32
 
 CHUNK = 64  # samples in one batch through the networks
 TILE = 32  # pixels a side of a block of a whole picture

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import cpu_kernels
-from .arrays import F32, U8
+from .arrays import F32, I32, U8
 from .compilation import compiled
 from .compositing import rgb_to_i420
 from .core_time import add_helpers_time
@@ -37,10 +37,9 @@ from .folding import (
     resize_by_area,
     round_up,
 )
-from .masks import BLOCK_PX, I32, BlockMask
-from .scene import Scene
+from .masks import BLOCK_PX, BlockMask
+from .scene import MAX_SIZE_PX, MIN_SIZE_PX, Scene
 
-MIN_SIZE_PX, MAX_SIZE_PX = 8, 2048
 _BACKGROUNDS_KEPT = 4
 MAX_POSE = 1e6
 

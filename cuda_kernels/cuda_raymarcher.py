@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .arrays import F32, U8
-from .cpu_raymarcher import MAX_SIZE_PX, MIN_SIZE_PX, RenderInputError
+from .cpu_raymarcher import RenderInputError
 from .cuda_memory import DeviceMemory, Lease, PinnedBuffer, PinnedPool
 from .cuda_module import CudaDevice, CudaError, machine_code
 from .cuda_records import (
@@ -35,7 +35,7 @@ from .cuda_records import (
 )
 from .folding import resize_by_area
 from .masks import BlockMask
-from .scene import Scene
+from .scene import MAX_SIZE_PX, MIN_SIZE_PX, Scene
 
 _SLOTS = 3  # launches in flight: one rendered, one queued, one copied out
 _BACKGROUNDS_KEPT = 4  # sizes of one scene's

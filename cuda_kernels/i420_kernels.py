@@ -8,13 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from numba import njit
 
-from .arrays import F32, U8
-
-I32 = npt.NDArray[np.int32]
-Bool = npt.NDArray[np.bool_]
+from .arrays import BOOL, F32, I32, U8
 
 
 @njit(forceinline=True)
@@ -61,7 +57,7 @@ def to_i420(image: U8, out: U8) -> None:
 
 
 @njit(forceinline=True)
-def _steps(corners: Bool, row: Any, column: Any, y: Any, x: Any, edge: Any) -> Any:
+def _steps(corners: BOOL, row: Any, column: Any, y: Any, x: Any, edge: Any) -> Any:
     """Weight of a pixel (y, x) of a block that is `edge` wide, in steps of 1 / (4 edge ** 2)."""
     down, right = 2 * y + 1, 2 * x + 1
     up, left = 2 * edge - down, 2 * edge - right
@@ -85,7 +81,7 @@ def _scaled(drawn: U8, places: I32, taps: F32, y: Any, x: Any, channel: Any) -> 
     return np.int32(min(max(total + np.float32(0.5), np.float32(0.0)), np.float32(255.0)))
 
 
-def compose(drawn: U8, blocks: I32, corners: Bool, places: I32, taps: F32, picture: U8) -> None:
+def compose(drawn: U8, blocks: I32, corners: BOOL, places: I32, taps: F32, picture: U8) -> None:
     """Lays the drawn pixels of a mask's blocks over a plate, in place.
 
     Args:

@@ -8,15 +8,9 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import F32
-
-Bool = npt.NDArray[np.bool_]
-I32 = npt.NDArray[np.int32]
-I64 = npt.NDArray[np.int64]
+from .arrays import BOOL, I32, I64
 
 BLOCK_PX = 4
-FULL_LUMA, FULL_CHROMA = 64, 16
-"""Weights of a drawn pixel that hides the plate: steps of the fade that 4 x 4 pixels need exactly."""
 _CUBIC_BEFORE, _CUBIC_AFTER = 1, 2  # pixels that a cubic filter reads before and after a place
 
 
@@ -30,7 +24,7 @@ class BlockMask:
     """Which 4 x 4 blocks of a square picture are drawn; the rest is the plate's."""
 
     size_px: int
-    covered: Bool  # (n, n), n = ceil(size_px / 4)
+    covered: BOOL  # (n, n), n = ceil(size_px / 4)
 
     def __post_init__(self) -> None:
         """Refuses a grid of another size."""
@@ -47,16 +41,18 @@ class BlockMask:
         return np.ascontiguousarray(np.argwhere(self.covered), np.int32)
 
     @cached_property
-    def corners(self) -> Bool:
+    def corners(self) -> BOOL:
         """Where the drawn pixels hide the plate, (n + 1, n + 1): all blocks about a corner are covered.
 
-        What lies outside the picture counts as covered: nothing fades towards its edge.
+        Between the corners of a block the weight of the drawn pixels is bilinear: they fade out within the
+        mask's outermost blocks, and nothing beyond the mask is needed. What lies outside the picture counts
+        as covered: nothing fades towards its edge.
         """
         padded = np.pad(self.covered, 1, constant_values=True)
         return np.asarray(padded[:-1, :-1] & padded[:-1, 1:] & padded[1:, :-1] & padded[1:, 1:])
 
     @property
-    def pixels(self) -> Bool:
+    def pixels(self) -> BOOL:
         """Which pixels (size, size) are covered."""
         whole = np.kron(self.covered, np.ones((BLOCK_PX, BLOCK_PX), bool))
         return np.asarray(whole[: self.size_px, : self.size_px])
@@ -74,20 +70,6 @@ class BlockMask:
         sums = np.pad(self.covered.cumsum(0).cumsum(1), ((1, 0), (1, 0)))  # (n + 1, n + 1)
         rows = sums[end] - sums[first]
         return BlockMask(size_px=size_px, covered=rows[:, end] > rows[:, first])
-
-    def weights(self) -> F32:
-        """Returns (size, size) float32: what a drawn pixel weighs against the plate, 0 to 1.
-
-        Between the corners of a block it is bilinear: the drawn pixels fade out within the mask's outermost
-        blocks, and nothing beyond the mask is needed.
-        """
-        corners = self.corners.astype(np.float32)
-        along = (np.arange(BLOCK_PX) + np.float32(0.5)) / BLOCK_PX  # (4,)
-        rows = corners[:-1, None] * (1 - along)[:, None] + corners[1:, None] * along[:, None]  # (n, 4, n + 1)
-        rows = rows.reshape(-1, corners.shape[1])
-        both = rows[:, :-1, None] * (1 - along) + rows[:, 1:, None] * along  # (4 n, n, 4)
-        whole: F32 = both.reshape(len(rows), -1)[: self.size_px, : self.size_px].astype(np.float32)
-        return whole
 
 
 def _sources(size_px: int, drawn_px: int) -> tuple[I64, I64]:

@@ -15,6 +15,9 @@ import numpy as np
 
 from .arrays import F32, U8
 
+MIN_SIZE_PX, MAX_SIZE_PX = 8, 2048
+"""Sides of the pictures that the raymarchers draw."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GridLayout:

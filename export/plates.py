@@ -18,18 +18,18 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
-import numpy.typing as npt
 from safetensors.numpy import save
 from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # its stubs are a separate package
 
-from cuda_kernels.arrays import F32, U8
+from cuda_kernels.arrays import BOOL, F32, U8
 from cuda_kernels.compositing import compose_i420, rgb_to_i420
 from cuda_kernels.cpu_raymarcher import CpuRaymarcher
 from cuda_kernels.errors import InputError
 from cuda_kernels.masks import BLOCK_PX, BlockMask, block_count
+from cuda_kernels.scene import MAX_SIZE_PX
 from models.bundle_files import MAX_FILE_BYTES, PLATE_MASKS_FILE, PLATE_VIDEO_FILE
 from models.landmark_filter import EYES
-from models.plates import MASK_KEY, MAX_SIZE_PX, PIXEL_FORMAT, decode, packed_masks
+from models.plates import MASK_KEY, PIXEL_FORMAT, decode, packed_masks
 from models.speaker import Speaker, load_speaker
 from models.time_base import FRAME_RATE_HZ
 from preparation.media import read_pcm
@@ -40,8 +40,6 @@ from .students.offline_motion import OfflineMotion
 from .students.slimming import conditions, still_landmarks, window_rows, with_blinks
 
 log = logging.getLogger(__name__)
-
-Bool = npt.NDArray[np.bool_]
 
 SPEECH_FILE = Path(__file__).with_name("hello.wav")
 """A sentence that spans what a speaker's face does; other recordings may be nothing but silence."""
@@ -148,7 +146,7 @@ def worst_psnr_db(
     plates: Iterable[U8],
     masks: Sequence[BlockMask],
     driven: F32,
-    blinking: Bool,
+    blinking: BOOL,
     *,
     frames: int,
 ) -> float:
@@ -194,7 +192,7 @@ def _track(speaker: Speaker, motion: OfflineMotion, file: Path) -> F32:
     return track
 
 
-def _blinking(speaker: Speaker, still: F32, seen: F32) -> Bool:
+def _blinking(speaker: Speaker, still: F32, seen: F32) -> BOOL:
     """Returns (T,) whether a blink is in each frame's window of landmarks."""
     moved = (still != seen).any((1, 2))  # (T,)
     return np.asarray(moved[window_rows(speaker, len(moved))].any(1))
@@ -257,7 +255,7 @@ def _find_masks(raymarcher: CpuRaymarcher, poses: F32, spoken: F32, blinked: F32
     return [BlockMask(size_px=size_px, covered=both[kind]) for kind in (0, 1) for both in covered]
 
 
-def _changed(raymarcher: CpuRaymarcher, c2w: F32, spoken: F32, blinked: F32) -> Bool:
+def _changed(raymarcher: CpuRaymarcher, c2w: F32, spoken: F32, blinked: F32) -> BOOL:
     """Returns which blocks (2, n, n) of the full picture speech changes, and speech and a blink."""
     size_px = raymarcher.scene.image_size_px
     drawn_px, side, block_px = size_px // MASK_SCALE, block_count(size_px), BLOCK_PX // MASK_SCALE
@@ -278,7 +276,7 @@ def _changed(raymarcher: CpuRaymarcher, c2w: F32, spoken: F32, blinked: F32) -> 
     return np.stack(covered)
 
 
-def _grown(largest: F32) -> Bool:
+def _grown(largest: F32) -> BOOL:
     """Returns the blocks (n, n) to be drawn, of each block's largest mean square change."""
     above = (largest > CHANGE_OF_255**2).astype(np.uint8)
     around = cv2.filter2D(above, -1, np.ones((3, 3)), borderType=cv2.BORDER_CONSTANT)

@@ -19,6 +19,7 @@ from av.video.stream import VideoStream
 from cuda_kernels.arrays import U8
 from cuda_kernels.errors import InputError
 from cuda_kernels.masks import BlockMask, block_count
+from cuda_kernels.scene import MAX_SIZE_PX
 
 from .bundle_files import (
     PLATE_MASKS_FILE,
@@ -33,7 +34,6 @@ from .settings import one_line
 
 MASK_KEY = "mask"
 PIXEL_FORMAT = "yuv420p"
-MAX_SIZE_PX = 2048  # what the raymarchers draw
 _DECODE_ERRORS = (av.FFmpegError, ValueError, OSError, IndexError)  # all that PyAV raises for a file
 _ALIGNMENT_PX = 64  # to which FFmpeg rounds rows up, beyond H.264's macroblocks of 16
 _MAKE_ANEW = "make them anew with `geneface-export plates`"

@@ -17,6 +17,11 @@ def plane_weights(mask, side):
     return np.kron(rows[:, :-1], 2 * side - after) + np.kron(rows[:, 1:], after)
 
 
+def weights(mask):
+    """(S, S): what a drawn pixel weighs against the plate, 0 to 1."""
+    return plane_weights(mask, 4)[: mask.size_px, : mask.size_px] / 64
+
+
 def composite(plate, drawn, mask):
     """(S * 3 / 2, S) of an I420 plate and the (S, S, 3) RGB picture drawn whole."""
     size, half = mask.size_px, mask.size_px // 2

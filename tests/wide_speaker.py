@@ -68,11 +68,11 @@ def write_wide_bundle(path: Path, **changes: int) -> Path:
     return path
 
 
-def write_speech(path: Path, *, seconds: float = 4.0) -> Path:
+def write_speech(path: Path, *, seconds: float = 4.0, loudness: float = 0.1) -> Path:
     """Returns a recording of noise that grows loud and soft three times a second."""
     random = np.random.default_rng(0)
     at_s = np.arange(int(16000 * seconds)) / 16000
-    pcm = 0.1 * random.normal(size=len(at_s)) * (1 + np.sin(6 * np.pi * at_s))
+    pcm = loudness * random.normal(size=len(at_s)) * (1 + np.sin(6 * np.pi * at_s))
     with wave.open(str(path), "wb") as out:
         out.setnchannels(1)
         out.setsampwidth(2)

@@ -7,18 +7,13 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
-from cuda_kernels.arrays import F32, U8
+from cuda_kernels.arrays import F32, I32, U8
 from cuda_kernels.compositing import compose_i420
 from cuda_kernels.masks import BlockMask
 
 from .i420 import I420Converter, PatchBlender
 from .mouth import feathered_mask
 from .plates import PlateSource
-
-I32 = npt.NDArray[np.int32]
 
 
 class Raymarcher(Protocol):

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from cuda_kernels.arrays import F32
+from cuda_kernels.arrays import F32, I32
 from cuda_kernels.scene import Camera
 from models.landmark_filter import MOUTH, clamp_limits
 from models.speaker_settings import MotionSettings
-
-I32 = npt.NDArray[np.int32]
 
 FEATHER_SHARE = 1 / 40  # of the picture's side: width of the blend at the patch's edges
 

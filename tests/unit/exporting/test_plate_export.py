@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import wave
 from contextlib import closing
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import bundle_factory
 import numpy as np
 import plate_factory
 import pytest
+from wide_speaker import write_speech
 
 from cuda_kernels.compositing import compose_i420, rgb_to_i420
 from cuda_kernels.cpu_raymarcher import CpuRaymarcher
@@ -49,19 +49,6 @@ def contents(path):
     return {
         file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()
     }
-
-
-def speech(path, *, seconds=1.5, loudness=0.1):
-    """A recording of noise that grows loud and soft."""
-    at_s = np.arange(int(16000 * seconds)) / 16000
-    noise = np.random.default_rng(0).normal(size=len(at_s))
-    pcm = loudness * noise * (1 + np.sin(6 * np.pi * at_s))
-    with wave.open(str(path), "wb") as out:
-        out.setnchannels(1)
-        out.setsampwidth(2)
-        out.setframerate(16000)
-        out.writeframes((32767 * pcm.clip(-1, 1)).astype("<i2").tobytes())
-    return path
 
 
 def test_a_composite_is_the_picture_drawn_whole(plated):
@@ -222,19 +209,19 @@ def test_speech_that_says_nothing_of_the_face_is_refused(bundle, tmp_path):
     (tmp_path / "text.wav").write_text("hello")
     assert refused(bundle, speech=(tmp_path / "text.wav",)).file == str(tmp_path / "text.wav")
     assert refused(bundle, speech=(tmp_path / "none.wav",)).got == "no such file"
-    short = speech(tmp_path / "short.wav", seconds=0.5)
+    short = write_speech(tmp_path / "short.wav", seconds=0.5)
     error = refused(bundle, speech=(short,))
     assert (error.file, error.field, error.expected) == (str(short), "length", "at least 1 s")
 
 
 def test_silence_is_speech_without_a_spread(bundle, tmp_path):
-    silent = speech(tmp_path / "silent.wav", loudness=0)
+    silent = write_speech(tmp_path / "silent.wav", seconds=1.5, loudness=0)
     assert plates.make_plates(load_speaker(bundle), speech=(silent,)).video
 
 
 def test_recordings_are_gone_by_beside_the_packaged_sentence(bundle, tmp_path, monkeypatch):
     """Else silence would give masks without a mouth."""
-    silent, taken, track = speech(tmp_path / "silent.wav", loudness=0), [], plates._track
+    silent, taken, track = write_speech(tmp_path / "silent.wav", seconds=1.5, loudness=0), [], plates._track
     monkeypatch.setattr(plates, "_track", lambda *given: taken.append(given[-1]) or track(*given))
     add_plates(bundle, speech=(silent,))
     assert taken == [plates.SPEECH_FILE, silent]
@@ -380,7 +367,7 @@ def test_a_sealed_bundle_with_a_damaged_video_speaks_on(bundle, capsys):
 
 
 def test_the_command_makes_plates(bundle, tmp_path, capsys):
-    file = speech(tmp_path / "speech.wav")
+    file = write_speech(tmp_path / "speech.wav", seconds=1.5)
     assert main(["plates", str(bundle), "--speech", str(file)]) == 0
     assert "plates_psnr_db, at export" in capsys.readouterr().out
     assert load_speaker(bundle).plates is not None

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from composites import weights
 
 from cuda_kernels.compositing import compose_i420, rgb_to_i420
 from cuda_kernels.masks import BlockMask, block_count
@@ -27,13 +28,13 @@ def test_drawn_pixels_fade_into_the_plate(size_px):
     plate, drawn = rgb_to_i420(random_picture(size_px, 1)), random_picture(size_px, 2)
     mask = a_mask(size_px)
     composite = compose_i420(plate, drawn, mask)
-    weights = mask.weights()
-    halved = weights.reshape(size_px // 2, 2, -1, 2).mean((1, 3))
+    shown = weights(mask)
+    halved = shown.reshape(size_px // 2, 2, -1, 2).mean((1, 3))
     (luma, chroma), (under, under_chroma) = planes(rgb_to_i420(drawn)), planes(plate)
     got_luma, got_chroma = planes(composite)
-    np.testing.assert_array_equal(got_luma, np.floor(luma * weights + under * (1 - weights) + 0.5))
+    np.testing.assert_array_equal(got_luma, np.floor(luma * shown + under * (1 - shown) + 0.5))
     np.testing.assert_array_equal(got_chroma, np.floor(chroma * halved + under_chroma * (1 - halved) + 0.5))
-    assert 0 < weights.mean() < 1
+    assert 0 < shown.mean() < 1
 
 
 def test_a_full_mask_is_the_drawing_and_an_empty_one_the_plate():

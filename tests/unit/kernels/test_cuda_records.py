@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from composites import masks_of
+from composites import masks_of, weights
 
 from benchmarks.synthetic_scene import make_condition, make_pose, make_scene
 from cuda_kernels.cuda_records import (
@@ -113,15 +113,15 @@ def test_the_words_of_a_mask_give_its_weights_again(name):
     """Bilinear between the corners of each block, and nothing elsewhere."""
     mask = masks_of(42)[name]
     side, along = len(mask.covered), (np.arange(4) + 0.5) / 4
-    weights = np.zeros((4 * side, 4 * side))
+    found = np.zeros((4 * side, 4 * side))
     for word in block_words(mask).tolist():
         column, row, corners = word & 0xFFF, (word >> 12) & 0xFFF, word >> 24
         assert corners
         at = [(corners >> number) & 1 for number in range(4)]
         upper, lower = (at[2 * y] * (1 - along) + at[2 * y + 1] * along for y in range(2))
         block = np.outer(1 - along, upper) + np.outer(along, lower)
-        weights[4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = block
-    np.testing.assert_array_equal(weights[:42, :42], mask.weights())
+        found[4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = block
+    np.testing.assert_array_equal(found[:42, :42], weights(mask))
 
 
 # --------------------------------------------------------------------------------------- frames

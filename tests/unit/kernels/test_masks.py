@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from composites import weights
 
-from cuda_kernels.masks import FULL_LUMA, BlockMask, block_count
+from cuda_kernels.masks import BlockMask, block_count
 
 
 def mask_of(size_px: int, *blocks: tuple[int, int]) -> BlockMask:
@@ -32,26 +33,26 @@ def test_nothing_beyond_the_mask_weighs_anything(size_px):
     mask = random_mask(size_px, seed=1)
     beyond = ~mask.pixels
     assert beyond.any()
-    assert not mask.weights()[beyond].any()
+    assert not weights(mask)[beyond].any()
 
 
 def test_weights_are_whole_steps():
-    steps = random_mask(64, seed=2, share=0.8).weights() * FULL_LUMA
+    steps = weights(random_mask(64, seed=2, share=0.8)) * 64
     np.testing.assert_array_equal(steps, np.rint(steps))
-    assert 0 < steps.max() <= FULL_LUMA
+    assert 0 < steps.max() <= 64
 
 
 def test_inside_the_outermost_blocks_drawn_pixels_hide_the_plate():
     mask = mask_of(32, *[(row, column) for row in range(2, 6) for column in range(2, 6)])
-    weights = mask.weights()
-    np.testing.assert_array_equal(weights[12:20, 12:20], 1)
-    assert (np.diff(weights[16, 8:13]) > 0).all()  # rises from the mask's edge on
-    np.testing.assert_array_equal(weights, weights[::-1, ::-1])
+    found = weights(mask)
+    np.testing.assert_array_equal(found[12:20, 12:20], 1)
+    assert (np.diff(found[16, 8:13]) > 0).all()  # rises from the mask's edge on
+    np.testing.assert_array_equal(found, found[::-1, ::-1])
 
 
 def test_nothing_fades_towards_the_edge_of_the_picture():
     mask = BlockMask(size_px=32, covered=np.ones((8, 8), bool))
-    np.testing.assert_array_equal(mask.weights(), 1)
+    np.testing.assert_array_equal(weights(mask), 1)
 
 
 @pytest.mark.parametrize("drawn_px", [128, 192, 256, 384, 500])
@@ -59,7 +60,7 @@ def test_another_size_has_all_that_a_cubic_filter_reads(drawn_px):
     seeds = np.argwhere(np.random.default_rng(3).random((125, 125)) < 0.01)
     mask = mask_of(512, *[(a + i, b + j) for a, b in seeds.tolist() for i in range(3) for j in range(3)])
     drawn = mask.at_size(drawn_px).pixels
-    rows, columns = np.nonzero(mask.weights())
+    rows, columns = np.nonzero(weights(mask))
     assert len(rows)
     assert not drawn.all()
     at_row = np.floor((rows + 0.5) * drawn_px / 512 - 0.5).astype(int)
