@@ -28,7 +28,7 @@ from .corpus import (
     DegradeSettings,
     clip_weights,
     crops_at,
-    degrade,
+    degraded_features,
     load_corpus,
     random_crops,
     require_speech,
@@ -150,7 +150,7 @@ class SyncNetTask:
             settings=self.crop_settings,
         )
         with torch.no_grad():
-            features = self.mel(degrade(crops.pcm, self.degrade_settings))  # (B, 2 T, 80)
+            features = degraded_features(self.mel, crops.pcm, self.degrade_settings)  # (B, 2 T, 80)
             drawn = 1 + settings.mouth_scale * (2 * torch.rand_like(crops.offsets[:, :1, :1]) - 1)
             noise = settings.mouth_noise * torch.randn_like(crops.offsets)
             motion = drawn * crops.offsets + noise  # (B, T, 204)
