@@ -113,6 +113,23 @@ def test_postnet_leaves_the_frozen_networks_alone_and_its_checkpoint_is_chosen(
     assert "chose step" in capsys.readouterr().out
 
 
+def test_postnet_reports_by_how_much_it_delays_the_motion(corpus, speaker, trained):
+    settings = postnet.PostNetSettings(
+        corpus=corpus, audio2motion=trained / "audio2motion", syncnet=trained / "syncnet"
+    )
+    task = postnet.make_task(speaker, settings, torch.device("cpu"))
+    waves = torch.sin(torch.arange(110.0)[:, None] * torch.tensor([0.3, 0.47, 0.8])).sum(dim=1)
+    task.frozen["corpus validation"].motion[0, :, 3 * 66 + 1] = waves
+    assert task.validate(0).scalars["added_lag_ms"] == pytest.approx(0, abs=1)  # at first it moves the rest
+
+    class Late(torch.nn.Module):
+        def forward(self, landmarks):
+            return torch.cat([landmarks[:, :1].expand(-1, 2, -1), landmarks[:, :-2]], dim=1)
+
+    task.net = Late()
+    assert task.validate(0).scalars["added_lag_ms"] == pytest.approx(80, abs=8)
+
+
 def test_frozen_networks_stay_in_evaluation_mode(corpus, trained):
     device = torch.device("cpu")
     settings = audio2motion.Audio2MotionSettings(batch=2, frames=12, syncnet=trained / "syncnet")
