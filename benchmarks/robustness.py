@@ -62,7 +62,8 @@ def changes() -> Iterator[tuple[str, Change]]:
     def opus(bps: int) -> Change:
         def change(pcm: F32) -> F32:
             whole = through_opus(np.round(32767 * pcm).astype(np.int16), bps=bps)
-            return whole.astype(np.float32) / 32768
+            changed: F32 = np.divide(whole, 32768, dtype=np.float32)
+            return changed
 
         return change
 

@@ -328,17 +328,17 @@ class Audio2MotionTask:
             "live": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "sync_on": self.sync_on,
-            **self._optional_state(),
+            **self.schedule.state_dict(),
+            **self._phone_states(),
         }
 
-    def _optional_state(self) -> dict[str, Any]:
-        state: dict[str, Any] = {}
-        if self.phone_head is not None and self.phone_average is not None:
-            state["phone_head"] = self.phone_average.average.state_dict()
-            state["live_phone_head"] = self.phone_head.state_dict()
-        if self.settings.anneal_minutes is not None:
-            state["spent_s"] = self.schedule.spent_s
-        return state
+    def _phone_states(self) -> dict[str, Any]:
+        if self.phone_head is None or self.phone_average is None:
+            return {}
+        return {
+            "phone_head": self.phone_average.average.state_dict(),
+            "live_phone_head": self.phone_head.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores training state."""
@@ -346,7 +346,7 @@ class Audio2MotionTask:
         self.net.load_state_dict(state["live"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.sync_on = state["sync_on"]
-        self.schedule.spent_s = state.get("spent_s", 0.0)
+        self.schedule.load_state_dict(state)
         if self.phone_head is not None and self.phone_average is not None:
             self.phone_average.average.load_state_dict(state["phone_head"])
             self.phone_head.load_state_dict(state["live_phone_head"])

@@ -285,15 +285,21 @@ def test_voices_are_measured_apart_and_those_not_trained_on_together():
     assert voice_scalars(tracks[:1], ["ann"], ["ann"]).keys() == {"voice/ann/aperture_r", "voice/ann/width_r"}
 
 
-def test_the_rate_may_fall_over_minutes_which_a_checkpoint_keeps(corpus, tmp_path):
-    flags = ["--codec-share", "0", "--anneal-minutes", "1e-9", "--steps", "2"]
-    assert train("audio2motion", corpus, tmp_path, *flags) == 0
-    state = loop.load_task_state(tmp_path, "audio2motion")
+@pytest.mark.parametrize("task", ["syncnet", "audio2motion"])
+def test_the_rate_may_fall_over_minutes_which_a_checkpoint_keeps(task, corpus, tmp_path):
+    assert train(task, corpus, tmp_path, "--anneal-minutes", "1e-9", "--steps", "2") == 0
+    state = loop.load_task_state(tmp_path, task)
     assert state["spent_s"] > 0
-    settings = Audio2MotionSettings(batch=2, frames=12, codec_share=0, anneal_minutes=1e-9)
-    task = audio2motion.make_task(corpus, settings, torch.device("cpu"))
-    task.load_state_dict(state)
-    assert task.training_step(299)["rate"] == pytest.approx(settings.learning_rate * settings.last_rate_share)
+    small = {"batch": 2, "frames": 13, "anneal_minutes": 1e-9}
+    if task == "syncnet":
+        fresh = syncnet.make_task(corpus, syncnet.SyncNetSettings(**small), torch.device("cpu"))
+        last_rate = 0.0
+    else:
+        settings = Audio2MotionSettings(codec_share=0, **small)
+        fresh = audio2motion.make_task(corpus, settings, torch.device("cpu"))
+        last_rate = settings.learning_rate * settings.last_rate_share
+    fresh.load_state_dict(state)
+    assert fresh.training_step(299)["rate"] == pytest.approx(last_rate)
 
 
 def test_the_average_follows_the_weights():
