@@ -91,15 +91,17 @@ class Audio2MotionConfig:
             )
 
     @classmethod
-    def streaming(cls, *, lookahead_frames: int = 4) -> Audio2MotionConfig:
+    def streaming(
+        cls, *, lookahead_frames: int = 4, condition_channels: int = 96, context_layers: int = 4
+    ) -> Audio2MotionConfig:
         """Returns May's sizes: log-mel input, causal, at most `lookahead_frames` frames of audio ahead."""
         return cls(
             feature_dimension=80,
             stack_features=True,
             feature_offset=6.0,  # silence is -6 in log-mel and 0 here: what a causal layer pads with
             feature_scale=0.4,
-            condition_channels=96,
-            context_layers=4,
+            condition_channels=condition_channels,
+            context_layers=context_layers,
             squeeze=1,
             hidden_channels=96,
             encoder_layers=4,
@@ -429,8 +431,13 @@ class Audio2Motion(nn.Module):
             f0_hz: (B, 2 (T + lookahead_frames)), for the pitch variant.
             noise: (B, latent, T / squeeze) standard normal; drawn if absent.
         """
+        return self.reconstruct(self.condition(features, f0_hz), motion, mask=mask, noise=noise)
+
+    def reconstruct(
+        self, g: Tensor, motion: Tensor, *, mask: Tensor | None = None, noise: Tensor | None = None
+    ) -> Audio2MotionOutput:
+        """Returns what `forward` does, under the audio's encoding `g` (B, C, T)."""
         squeeze = self.config.squeeze
-        g = self.condition(features, f0_hz)  # (B, C, T)
         if mask is None:
             mask = motion.new_ones(motion.shape[:2])
         frame_mask = mask[:, None]  # (B, 1, T)
@@ -469,10 +476,14 @@ class Audio2Motion(nn.Module):
                 `models.latent_noise` for a stream. Absent it is zero: the prior's mode, the same motion for
                 the same audio.
         """
-        g = self.condition(features, f0_hz)  # (B, C, T)
+        x = self.decode_prior(self.condition(features, f0_hz), z_prior)  # (B, T, 204)
+        return x if mask is None else x * mask[..., None]
+
+    def decode_prior(self, g: Tensor, z_prior: Tensor | None = None) -> Tensor:
+        """Returns landmarks (B, T, 204) under the audio's encoding `g` (B, C, T); see `predict`."""
         steps = self.vae.g_pre_net(g)  # (B, C, T / squeeze)
         if z_prior is None:
             z_prior = steps.new_zeros(steps.shape[0], self.config.latent_channels, steps.shape[-1])
         z = self.vae.prior_flow(z_prior, None, steps, reverse=True)  # (B, latent, T / squeeze)
         x: Tensor = self.vae.decoder(z, None, g).transpose(1, 2)  # (B, T, 204)
-        return x if mask is None else x * mask[..., None]
+        return x

@@ -54,6 +54,7 @@ class LogMel(nn.Module):
     Attributes:
         dimension: Numbers in one feature frame.
         left_context_samples: Samples before its own 20 ms that it depends on.
+        centre_hz: Mean frequency of each band, (bands,).
     """
 
     def __init__(self, config: LogMelConfig | None = None) -> None:
@@ -81,11 +82,14 @@ class LogMel(nn.Module):
         cosine = (hann[:, None] * np.cos(angle))[1 : half + 1]  # (half, bins), sample 0 has window weight 0
         cosine[-1] *= 0.5  # sample `half` is its own mirror
         sine = (hann[:, None] * np.sin(angle))[1 : half + 1]  # (half, bins)
-        for name, table in (("cosine", cosine), ("sine", sine), ("filters", filters[k])):
+        centre_hz = (k * config.sample_rate_hz / size) @ filters[k] / filters.sum(axis=0)  # (bands,)
+        tables = (("cosine", cosine), ("sine", sine), ("filters", filters[k]), ("centre_hz", centre_hz))
+        for name, table in tables:
             self.register_buffer(name, torch.from_numpy(table.astype(np.float32)), persistent=False)
         self.cosine: Tensor
         self.sine: Tensor
         self.filters: Tensor
+        self.centre_hz: Tensor
 
     def forward(self, pcm: Tensor) -> Tensor:
         """Returns (B, (samples - 512) // 320 + 1, bands) of `pcm` (B, samples) in [-1, 1]."""

@@ -49,7 +49,7 @@ _TYPES: dict[str, tuple[type, int]] = {
     "split": (str, 0),
     "kind": (str, 0),
 }
-"""What a line of the index holds, and the lowest number; beside it `samples` and, optional, `phones`."""
+"""What a line of the index holds, and the lowest number; beside it `samples`, optional `phones`, `voice`."""
 
 
 class CorpusError(FileError):
@@ -69,6 +69,7 @@ class Clip:
     split: str  # train or val
     kind: str  # speech or another word
     phones: tuple[Phone, ...] = ()
+    voice: str = ""  # who speaks, if the index says
 
     @property
     def samples(self) -> int:
@@ -230,4 +231,6 @@ def _parse_clip(path: Path, number: int, line: str) -> Clip:
     except ValueError as error:
         field = f"line {number}: phones"
         raise CorpusError(path, field, PHONES, error, "write the index anew") from None
-    return dataclasses.replace(clip, phones=phones)
+    voice = row.get("voice", "")
+    require(type(voice) is str, "voice", "a text", show(voice))
+    return dataclasses.replace(clip, phones=phones, voice=voice)

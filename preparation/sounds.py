@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from enum import IntEnum
 
@@ -19,6 +20,16 @@ PAUSE = "pau"
 MAX_TIME_S = 10**9
 SPEECH = "speech"
 """The `kind` of a clip with speech."""
+PHONE_CLASSES = (
+    *("pau", "b", "p", "m", "f", "v", "th", "dh", "t", "d", "n", "l", "s", "z", "sh", "zh", "ch", "jh"),
+    *("k", "g", "ng", "r", "w", "y", "hh", "aa", "ae", "ah", "ax", "ao", "eh", "er", "ih", "iy", "uh", "uw"),
+    *("ay", "aw", "ey", "ow", "oy"),
+)
+"""ARPAbet without stress; a phone's class is its place here."""
+UNKNOWN_PHONE = 255
+"""The class of what no phone of these covers."""
+PHONES_PER_FRAME = 2
+"""Phones are told apart at 50 Hz: many last less than a frame."""
 _REST_MARGIN_S = 0.1  # the lips still move at a pause's ends
 _REST_PAUSE_S = 0.3  # shorter pauses do not reach rest
 
@@ -66,6 +77,24 @@ def classify_frames(frames: int, phones: Iterable[Phone], kind: str) -> U8:
                 settled = (middle_s >= start_s + _REST_MARGIN_S) & (middle_s < end_s - _REST_MARGIN_S)
                 sounds[settled] = Sound.REST
     return sounds
+
+
+def classify_phones(frames: int, phones: Iterable[Phone], kind: str) -> U8:
+    """Returns the place in `PHONE_CLASSES` at the middle of each half frame, (frames, 2); no speech is pause.
+
+    Where no phone is, or one that is not among them, it is `UNKNOWN_PHONE`. A vowel may end in its stress, a
+    digit.
+    """
+    if kind != SPEECH:
+        return np.full((frames, PHONES_PER_FRAME), PHONE_CLASSES.index(PAUSE), np.uint8)
+    classes = np.full(PHONES_PER_FRAME * frames, UNKNOWN_PHONE, np.uint8)
+    rate_hz = PHONES_PER_FRAME * FRAME_RATE_HZ
+    for label, start_s, end_s in phones:
+        bare = label.rstrip("012")
+        if bare in PHONE_CLASSES:
+            first, last = (max(0, math.ceil(rate_hz * time_s - 0.5)) for time_s in (start_s, end_s))
+            classes[first:last] = PHONE_CLASSES.index(bare)
+    return classes.reshape(frames, PHONES_PER_FRAME)
 
 
 def quiet_frames(pcm: I16) -> BOOL:

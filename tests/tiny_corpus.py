@@ -10,6 +10,7 @@ from preparation.corpus_set import Clip, CorpusSet, write_corpus_set
 from preparation.sounds import Phone
 
 FRAMES = 110
+VOICES = ("low", "low+thin", "", "high")
 CLIPS = 4  # three of speech in two splits, one silent
 
 
@@ -74,6 +75,7 @@ def make_corpus(folder: Path) -> Path:
                 split="val" if clip == 3 else "train",
                 kind="silence" if silent else "speech",
                 phones=() if silent else phones_of(),
+                voice=VOICES[clip],
             )
         )
         sound.append(sound_of(opening, 180.0 + 40 * clip))

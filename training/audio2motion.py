@@ -4,11 +4,15 @@ Beside GeneFace's losses (reconstruction, continuity, KL, sync) there is one on 
 prior's mode, from the sound alone. Errors are weighted by region (lips over jaw over the rest), lip opening
 and closure. Blinks, brows and gaze do not correlate with sound, so squared error leaves their mean.
 SyncNet is frozen, in evaluation mode.
+
+The encoder also learns to tell the phones of a frame and of the next ones, from what the frame's motion has
+to go by. The head for it serves training alone.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,13 +20,14 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from models.audio2motion import Audio2Motion, Audio2MotionConfig
 from models.features import LogMel
 from models.settings import BELOW_1, Option, Range, check_ranges
 from models.syncnet import SyncNet
 from models.time_base import FRAME_RATE_HZ
-from preparation.sounds import Sound
+from preparation.sounds import PHONE_CLASSES, PHONES_PER_FRAME, UNKNOWN_PHONE, Sound
 
 from .corpus import (
     Clips,
@@ -30,20 +35,22 @@ from .corpus import (
     DegradeSettings,
     clip_weights,
     crops_at,
-    degrade,
+    degraded_features,
     load_corpus,
     random_crops,
 )
+from .field_optimizer import Schedule
 from .loop import LoopSettings, Validation, load_task_state
 from .measures import MotionMeasures, MotionTrack, compare_motion, measure_motion
 from .plots import draw_curves
-from .ranges import BATCH, COUNT, CROP_FRAMES, GRADIENT, RATE, SHARE, STEPS, WEIGHT
+from .ranges import BATCH, COUNT, CROP_FRAMES, GRADIENT, MINUTES, RATE, SHARE, STEPS, WEIGHT, WIDTH
 from .syncnet import load_syncnet, sync_loss_of_windows
 
 MATMUL_PRECISION = "highest"  # TF32 would fill the quiet bands of the log-mel with rounding noise
 LOOP = LoopSettings(
     steps=6000, validate_every=1000, checkpoint_every=500, log_every=50, keep_checkpoints=2, seed=9999
 )
+CODEC_BPS = (16_000, 32_000)  # what a browser sends a voice with on a poor line and on a good one
 LIP_PAIRS = ((61, 67), (62, 66), (63, 65))  # upper and lower inner lip
 CORNERS = (48, 54)
 MM_PER_UNIT = 10.0  # landmarks are ten times the offset in dm
@@ -78,18 +85,28 @@ class Audio2MotionSettings:
         int | None, Range(0, 10_000), Option("frames before them that do not; the receptive field if absent")
     ] = None
     lookahead_frames: Annotated[int, Range(0, 100), Option("frames of later sound a frame may take")] = 4
+    condition_channels: Annotated[int, WIDTH, Option("channels of the encoded sound")] = 128
+    context_layers: Annotated[int, Range(0, 32), Option("layers that encode it after the first two")] = 6
     learning_rate: Annotated[float, RATE, Option("highest rate of Adam")] = 1.5e-3
     last_rate_share: Annotated[float, SHARE, Option("share of it that is left at the end")] = 0.02
+    anneal_minutes: Annotated[
+        float | None, MINUTES, Option("let the rate fall over this time instead of over the steps")
+    ] = None
     gradient_clip: Annotated[float, GRADIENT, Option("largest norm of the gradient")] = 50.0
     average_decay: Annotated[float, BELOW_1, Option("decay of the averaged weights, exported")] = 0.998
     mode_weight: Annotated[float, WEIGHT, Option("weight of the motion at the prior's mode")] = 1.0
     reconstruction_weight: Annotated[float, WEIGHT, Option("weight of the reconstruction")] = 0.3
     motion: MotionWeights = field(default_factory=lambda: MotionWeights())
+    phone_weight: Annotated[float, WEIGHT, Option("weight of telling phones; 0 for no such head")] = 1.0
+    phone_ahead_frames: Annotated[
+        int, Range(0, 100), Option("so many coming frames' phones are told too, within the look-ahead")
+    ] = 2
     kl_weight: Annotated[float, WEIGHT, Option("weight of the divergence of posterior and prior")] = 0.02
     sync_weight: Annotated[float, WEIGHT, Option("weight of the frozen SyncNet's loss")] = 0.5
     sync_below: Annotated[float, WEIGHT, Option("validation sync at which that term is switched on")] = 0.75
     sync_windows: Annotated[int, COUNT, Option("windows of that term a step")] = 1024
     syncnet: Annotated[Path | None, Option("training folder of SyncNet; no sync term if absent")] = None
+    codec_share: Annotated[float, SHARE, Option("share of crops whose sound has been through Opus")] = 0.3
     max_clips: Annotated[int | None, COUNT, Option("at most so many clips of a split")] = None
 
     def __post_init__(self) -> None:
@@ -99,7 +116,8 @@ class Audio2MotionSettings:
 
 def make_task(data: Path, settings: Audio2MotionSettings, device: torch.device) -> Audio2MotionTask:
     """Returns the task on a corpus folder."""
-    corpus = load_corpus(data, device=device, max_clips=settings.max_clips)
+    codec_bps = CODEC_BPS if settings.codec_share else ()
+    corpus = load_corpus(data, device=device, max_clips=settings.max_clips, codec_bps=codec_bps)
     return Audio2MotionTask(corpus.train, corpus.validation, settings, device)
 
 
@@ -136,6 +154,42 @@ class WeightAverage:
             average.copy_(now)
 
 
+class PhoneHead(torch.nn.Module):
+    """Phones of each frame and the next ones, by a linear map of the encoded sound that its motion sees."""
+
+    def __init__(self, channels: int, ahead_frames: int) -> None:
+        """Makes a head for an encoding of `channels`."""
+        super().__init__()
+        self.ahead_frames = ahead_frames
+        self.halves = PHONES_PER_FRAME * (1 + ahead_frames)
+        self.classify = torch.nn.Conv1d(channels, self.halves * len(PHONE_CLASSES), 1)
+
+    def forward(self, g: Tensor) -> Tensor:
+        """Returns logits (B, T, halves, classes) of the encoded sound (B, C, T)."""
+        return self.classify(g).transpose(1, 2).unflatten(2, (self.halves, -1))  # type: ignore[no-any-return]
+
+    def own_phones(self, g: Tensor) -> Tensor:
+        """Returns the likeliest classes of the frames' own halves (B, 2 T) of the encoded sound (B, C, T)."""
+        return self(g)[:, :, :PHONES_PER_FRAME].argmax(dim=3).flatten(1)  # type: ignore[no-any-return]
+
+    def loss(self, g: Tensor, phones: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the cross entropy () and the share of a frame's own halves that are wrong ().
+
+        Args:
+            g: (B, C, T), the encoded sound.
+            phones: (B, 2 (T + ahead_frames)), classes of half frames; those of `UNKNOWN_PHONE` do not count.
+        """
+        logits = self(g)  # (B, T, halves, classes)
+        wanted = phones.unfold(1, self.halves, PHONES_PER_FRAME)  # (B, T, halves)
+        known = wanted != UNKNOWN_PHONE
+        total = functional.cross_entropy(
+            logits.flatten(0, 2), wanted.flatten(), ignore_index=UNKNOWN_PHONE, reduction="sum"
+        )
+        own = slice(0, PHONES_PER_FRAME)
+        wrong = (logits[:, :, own].argmax(dim=3) != wanted[:, :, own]) & known[:, :, own]
+        return total / known.sum().clamp(min=1), wrong.sum() / known[:, :, own].sum().clamp(min=1)
+
+
 class Audio2MotionTask:
     """Audio2Motion, the average of its weights, its optimiser and its data."""
 
@@ -145,21 +199,36 @@ class Audio2MotionTask:
         self, train: Clips, validation: Clips, settings: Audio2MotionSettings, device: torch.device
     ) -> None:
         self.train, self.validation, self.settings = train, validation, settings
-        config = Audio2MotionConfig.streaming(lookahead_frames=settings.lookahead_frames)
+        config = Audio2MotionConfig.streaming(
+            lookahead_frames=settings.lookahead_frames,
+            condition_channels=settings.condition_channels,
+            context_layers=settings.context_layers,
+        )
         self.net = Audio2Motion(config).to(device)
         with torch.no_grad():  # start from the resting face
             assert self.net.vae.decoder.out_proj.bias is not None
             self.net.vae.decoder.out_proj.bias.copy_(train.rest)
             self.net.vae.decoder.out_proj.weight.mul_(0.1)
         self.average = WeightAverage(self.net, Audio2Motion(config).to(device), settings.average_decay)
+        self.phone_head, self.phone_average = None, None
+        self.parameters = list(self.net.parameters())
+        if settings.phone_weight:
+            ahead = min(settings.phone_ahead_frames, settings.lookahead_frames)
+            sizes = (config.total_condition_channels, ahead)
+            self.phone_head = PhoneHead(*sizes).to(device)
+            self.phone_average = WeightAverage(
+                self.phone_head, PhoneHead(*sizes).to(device), settings.average_decay
+            )
+            self.parameters += self.phone_head.parameters()
         self.mel = LogMel().to(device)
-        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98))
+        self.schedule = Schedule(settings.steps, settings.anneal_minutes)
+        self.optimizer = torch.optim.Adam(self.parameters, lr=settings.learning_rate, betas=(0.9, 0.98))
         self.syncnet = None if settings.syncnet is None else load_syncnet(settings.syncnet, device=device)
         self.sync_on = False
         warm = settings.warm_frames
         context = config.receptive_field_frames - 1 - config.lookahead_frames
         self.warm_frames = context if warm is None else warm
-        self.crop_settings = CropSettings(lead_frames=self.warm_frames + 8)
+        self.crop_settings = CropSettings(lead_frames=self.warm_frames + 8, codec_share=settings.codec_share)
         self.clip_weights = clip_weights(train, nonspeech_share=self.crop_settings.nonspeech_share)
         self.degrade_settings = DegradeSettings()
 
@@ -167,7 +236,7 @@ class Audio2MotionTask:
         """Returns the scalars of one step on a batch of random crops."""
         settings, warm = self.settings, self.warm_frames
         rate = settings.learning_rate * min(1.0, (step + 1) / 300)
-        falling = 0.5 * (1 + math.cos(math.pi * min(1.0, step / settings.steps)))
+        falling = 0.5 * (1 + math.cos(math.pi * self.schedule.tick(step)))
         rate *= settings.last_rate_share + (1 - settings.last_rate_share) * falling
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -182,11 +251,12 @@ class Audio2MotionTask:
             settings=self.crop_settings,
         )
         with torch.no_grad():
-            features = self.mel(degrade(crops.pcm, self.degrade_settings))  # (B, 2 (T + L), 80)
+            features = degraded_features(self.mel, crops.pcm, self.degrade_settings)  # (B, 2 (T + L), 80)
             truth = crops.offsets[:, :frames] + self.train.rest  # (B, T, 204)
             sounds = crops.sounds[:, warm:frames]
-        posterior = self.net(features, truth)
-        mode = self.net.predict(features)  # (B, T, 204)
+        g = self.net.condition(features)  # (B, C, T)
+        posterior = self.net.reconstruct(g, truth)
+        mode = self.net.decode_prior(g)  # (B, T, 204)
         losses: dict[str, float | Tensor] = {
             "mode": motion_loss(mode[:, warm:], truth[:, warm:], sounds, settings.motion),
             "reconstruction": motion_loss(
@@ -199,6 +269,12 @@ class Audio2MotionTask:
             + settings.reconstruction_weight * losses["reconstruction"]
             + settings.kl_weight * losses["kl"]
         )
+        if self.phone_head is not None:
+            first, last = warm, frames + self.phone_head.ahead_frames
+            losses["phones"], losses["phone_error"] = self.phone_head.loss(
+                g[..., warm:], crops.phones[:, PHONES_PER_FRAME * first : PHONES_PER_FRAME * last]
+            )
+            loss = loss + settings.phone_weight * losses["phones"]
         if self.syncnet is not None and self.sync_on:
             losses["sync"] = sync_loss_of_windows(
                 self.syncnet,
@@ -210,25 +286,39 @@ class Audio2MotionTask:
         assert isinstance(loss, Tensor)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        losses["gradient"] = torch.nn.utils.clip_grad_norm_(self.net.parameters(), settings.gradient_clip)
+        losses["gradient"] = torch.nn.utils.clip_grad_norm_(self.parameters, settings.gradient_clip)
         self.optimizer.step()
         self.average.update(step)
+        if self.phone_average is not None:
+            self.phone_average.update(step)
         return {"loss": loss, **losses, "rate": rate}
 
     def validate(self, step: int) -> Validation:
         """Returns metrics of the averaged network on the validation split, clean and degraded, and a plot."""
         net = self.average.average
         assert isinstance(net, Audio2Motion)
-        clean, tracks, sync = validate_motion(net, self.mel, self.validation, syncnet=self.syncnet)
-        hard, _, _ = validate_motion(net, self.mel, self.validation, degraded=self.degrade_settings)
-        if sync is not None and sync <= self.settings.sync_below:
+        head = None if self.phone_average is None else self.phone_average.average
+        assert head is None or isinstance(head, PhoneHead)
+        clean = validate_motion(net, self.mel, self.validation, syncnet=self.syncnet, phone_head=head)
+        hard = validate_motion(
+            net, self.mel, self.validation, phone_head=head, degraded=self.degrade_settings
+        )
+        if clean.sync is not None and clean.sync <= self.settings.sync_below:
             self.sync_on = True
-        scalars = {**motion_scalars(clean), "degraded_aperture_r": hard.aperture_r}
-        scalars["degraded_closure_auc"] = hard.closure_auc
-        scalars["degraded_silence_closed"] = hard.silence_closed
-        if sync is not None:
-            scalars["sync"] = sync
-        return Validation(scalars=scalars, pictures={"mouth": draw_track(tracks[0])})
+        degraded = measure_motion(hard.tracks)
+        scalars = {
+            **motion_scalars(measure_motion(clean.tracks)),
+            "degraded_aperture_r": degraded.aperture_r,
+            "degraded_width_r": degraded.width_r,
+            "degraded_closure_auc": degraded.closure_auc,
+            "degraded_silence_closed": degraded.silence_closed,
+        }
+        if clean.sync is not None:
+            scalars["sync"] = clean.sync
+        if clean.phone_error is not None and hard.phone_error is not None:
+            scalars |= {"phone_error": clean.phone_error, "degraded_phone_error": hard.phone_error}
+        scalars |= voice_scalars(clean.tracks, self.validation.voices, self.train.voices)
+        return Validation(scalars=scalars, pictures={"mouth": draw_track(clean.tracks[0])})
 
     def state_dict(self) -> dict[str, Any]:
         """Returns averaged and live weights, sizes, optimiser state."""
@@ -238,6 +328,16 @@ class Audio2MotionTask:
             "live": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "sync_on": self.sync_on,
+            **self.schedule.state_dict(),
+            **self._phone_states(),
+        }
+
+    def _phone_states(self) -> dict[str, Any]:
+        if self.phone_head is None or self.phone_average is None:
+            return {}
+        return {
+            "phone_head": self.phone_average.average.state_dict(),
+            "live_phone_head": self.phone_head.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -246,6 +346,10 @@ class Audio2MotionTask:
         self.net.load_state_dict(state["live"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.sync_on = state["sync_on"]
+        self.schedule.load_state_dict(state)
+        if self.phone_head is not None and self.phone_average is not None:
+            self.phone_average.average.load_state_dict(state["phone_head"])
+            self.phone_head.load_state_dict(state["live_phone_head"])
 
 
 def motion_loss(
@@ -286,6 +390,8 @@ def motion_scalars(found: MotionMeasures) -> dict[str, float]:
     return {
         "aperture_r": found.aperture_r,
         "width_r": found.width_r,
+        "aperture_lag_ms": found.aperture_lag_ms,
+        "width_lag_ms": found.width_lag_ms,
         "closure_auc": found.closure_auc,
         "aperture_error_mm": found.aperture_error_mm,
         "bilabial_gap_mm": found.bilabial_gap_mm,
@@ -295,6 +401,35 @@ def motion_scalars(found: MotionMeasures) -> dict[str, float]:
     }
 
 
+def voice_scalars(
+    tracks: Sequence[MotionTrack], voices: Sequence[str], trained: Sequence[str]
+) -> dict[str, float]:
+    """Returns the metrics of clips by voices that were not `trained` on, and r of each known voice.
+
+    A voice's variants, after a "+", count as it.
+    """
+    unheard = [track for track, voice in zip(tracks, voices, strict=True) if voice not in {"", *trained}]
+    scalars = {}
+    if unheard:
+        scalars = {
+            f"unheard_{name}": value for name, value in motion_scalars(measure_motion(unheard)).items()
+        }
+    known = [voice.partition("+")[0] for voice in voices]
+    for name in sorted({*known} - {""}):
+        found = measure_motion([track for track, voice in zip(tracks, known, strict=True) if voice == name])
+        scalars |= {f"voice/{name}/aperture_r": found.aperture_r, f"voice/{name}/width_r": found.width_r}
+    return scalars
+
+
+@dataclass(frozen=True, kw_only=True)
+class MotionValidation:
+    """What whole clips gave."""
+
+    tracks: list[MotionTrack]
+    sync: float | None  # the sync loss
+    phone_error: float | None  # share of half frames whose phone was not told
+
+
 @torch.no_grad()
 def validate_motion(
     net: Audio2Motion,
@@ -302,16 +437,18 @@ def validate_motion(
     clips: Clips,
     *,
     syncnet: SyncNet | None = None,
+    phone_head: PhoneHead | None = None,
     degraded: DegradeSettings | None = None,
     batch: int = 16,
-) -> tuple[MotionMeasures, list[MotionTrack], float | None]:
-    """Returns metrics of predicted motion on whole clips, the tracks, and the sync loss if there is one.
+) -> MotionValidation:
+    """Returns predicted motion on whole clips beside the truth.
 
     Args:
         net: Audio2Motion in evaluation mode.
         mel: Its front end.
         clips: Of the validation split.
         syncnet: For the sync loss.
+        phone_head: For the phone error, of the network's own encoding.
         degraded: Degrades the sound first, if given.
         batch: Clips at once.
     """
@@ -319,6 +456,7 @@ def validate_motion(
     mean_face, rest = clips.mean_face.cpu().numpy(), clips.rest.cpu().numpy()
     tracks: list[MotionTrack] = []
     sync_losses: list[Tensor] = []
+    wrong, known = torch.zeros(2, device=clips.device)
     for first in range(0, len(clips), batch):
         chosen = torch.arange(first, min(first + batch, len(clips)), device=clips.device)
         frames = int(clips.frames[chosen].max())
@@ -329,13 +467,18 @@ def validate_motion(
             frames=warm + frames + lookahead,
             left_samples=mel.left_context_samples,
         )
-        pcm = crops.pcm if degraded is None else degrade(crops.pcm, degraded)
-        features = mel(pcm)
-        motion = net.predict(features)  # (B, warm + frames, 204)
-        motion = motion[:, warm:]
+        features = mel(crops.pcm) if degraded is None else degraded_features(mel, crops.pcm, degraded)
+        g = net.condition(features)  # (B, C, warm + frames)
+        motion = net.decode_prior(g)[:, warm:]  # (B, frames, 204)
+        if phone_head is not None:
+            own = phone_head.own_phones(g[..., warm:])  # (B, 2 frames)
+            place = torch.arange(frames, device=clips.device).repeat_interleave(PHONES_PER_FRAME)
+            wanted = crops.phones[:, PHONES_PER_FRAME * warm :][:, : PHONES_PER_FRAME * frames]
+            counted = (wanted != UNKNOWN_PHONE) & (place < clips.frames[chosen][:, None])
+            wrong, known = wrong + ((own != wanted) & counted).sum(), known + counted.sum()
         if syncnet is not None:
-            own = features[:, 2 * warm :][:, : 2 * frames]
-            sync_losses.append(sync_loss_of_windows(syncnet, own, motion - clips.rest, windows=2048))
+            heard = features[:, 2 * warm :][:, : 2 * frames]
+            sync_losses.append(sync_loss_of_windows(syncnet, heard, motion - clips.rest, windows=2048))
         truth = crops.offsets[:, warm : warm + frames] + clips.rest
         for row, clip in enumerate(chosen.tolist()):
             length = int(clips.frames[clip])
@@ -349,8 +492,11 @@ def validate_motion(
                     true_rest=rest,
                 )
             )
-    sync = float(torch.stack(sync_losses).mean()) if sync_losses else None
-    return measure_motion(tracks), tracks, sync
+    return MotionValidation(
+        tracks=tracks,
+        sync=float(torch.stack(sync_losses).mean()) if sync_losses else None,
+        phone_error=float(wrong / known) if phone_head is not None and bool(known) else None,
+    )
 
 
 def draw_track(track: MotionTrack) -> np.ndarray[Any, Any]:

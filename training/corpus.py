@@ -7,6 +7,7 @@ speaker's domain, resting face included.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,13 +19,25 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.audio2motion import LANDMARK_DIMENSION
+from models.features import LogMel
 from models.settings import Range, check_ranges
 from models.time_base import FRAME_SAMPLES, SAMPLE_RATE_HZ
 from preparation import speaker_set
 from preparation.corpus_set import INDEX_FILE, CorpusError, read_corpus_set
 from preparation.corpus_set import read_sound as read_clips_sound
-from preparation.sounds import SPEECH, Sound, classify_frames, quiet_frames
+from preparation.sounds import (
+    PAUSE,
+    PHONE_CLASSES,
+    PHONES_PER_FRAME,
+    SPEECH,
+    UNKNOWN_PHONE,
+    Sound,
+    classify_frames,
+    classify_phones,
+    quiet_frames,
+)
 
+from .codecs import through_opus_each
 from .ranges import DECIBELS, SHARE, SPEED
 
 
@@ -32,9 +45,10 @@ from .ranges import DECIBELS, SHARE, SPEED
 class Clips:
     """Clips of sound with the landmarks of each frame, on one device."""
 
-    pcm: Tensor  # (samples,) int16, 16 kHz, clips one after another
+    pcm: Tensor  # (1 + codecs, samples) int16, 16 kHz, clips one after another: as it is, then through codecs
     offsets: Tensor  # (rows, 204) float32, landmarks less the identity's resting face
     sounds: Tensor  # (rows,) uint8, `Sound` of each frame
+    phones: Tensor  # (rows, 2) uint8, place in `PHONE_CLASSES` of each half frame, or `UNKNOWN_PHONE`
     first_sample: Tensor  # (clips,) int64, into pcm
     first_row: Tensor  # (clips,) int64, into offsets
     frames: Tensor  # (clips,) int64
@@ -42,6 +56,7 @@ class Clips:
     rests: Tensor  # (identities, 204) float32, resting faces
     rest: Tensor  # (204,) float32, the common resting face
     mean_face: Tensor  # (204,) float32, head space, dm; positions are mean_face + landmarks / 10
+    voices: tuple[str, ...]  # of each clip, "" where it is not known
 
     @property
     def device(self) -> torch.device:
@@ -55,7 +70,7 @@ class Clips:
     def clip_pcm(self, clip: int) -> Tensor:
         """Returns the samples of a clip, float32 (640 * frames,) in [-1, 1]."""
         first = int(self.first_sample[clip])
-        return self.pcm[first : first + FRAME_SAMPLES * int(self.frames[clip])].float() / 32768
+        return self.pcm[0, first : first + FRAME_SAMPLES * int(self.frames[clip])].float() / 32768
 
     def clip_offsets(self, clip: int) -> Tensor:
         """Returns the landmarks of a clip less its identity's resting face, (frames, 204)."""
@@ -76,10 +91,16 @@ class Corpus:
     validation: Clips
 
 
-def load_corpus(folder: Path, *, device: str | torch.device = "cpu", max_clips: int | None = None) -> Corpus:
-    """Returns both splits of a corpus folder; see `load_clips`."""
+def load_corpus(
+    folder: Path,
+    *,
+    device: str | torch.device = "cpu",
+    max_clips: int | None = None,
+    codec_bps: Sequence[int] = (),
+) -> Corpus:
+    """Returns both splits of a corpus folder, with sound through codecs to train on; see `load_clips`."""
     return Corpus(
-        train=load_clips(folder, "train", device=device, max_clips=max_clips),
+        train=load_clips(folder, "train", device=device, max_clips=max_clips, codec_bps=codec_bps),
         validation=load_clips(folder, "val", device=device, max_clips=max_clips),
     )
 
@@ -98,7 +119,12 @@ def require_speech(folder: Path, validation: Clips, *, frames: int) -> None:
 
 
 def load_clips(
-    folder: Path, split: str, *, device: str | torch.device = "cpu", max_clips: int | None = None
+    folder: Path,
+    split: str,
+    *,
+    device: str | torch.device = "cpu",
+    max_clips: int | None = None,
+    codec_bps: Sequence[int] = (),
 ) -> Clips:
     """Returns one split of a corpus; see `preparation.corpus_set`.
 
@@ -107,6 +133,7 @@ def load_clips(
         split: "train" or "val".
         device: Where the tensors go.
         max_clips: Keeps at most so many clips.
+        codec_bps: Opus's bit rates by which the sound comes as well.
 
     Raises:
         FileError: a file is missing, or its content is not what the layout says.
@@ -114,8 +141,11 @@ def load_clips(
     corpus = read_corpus_set(folder)
     motion, neutral, row_identity = corpus.motion(), corpus.neutral_offsets(), corpus.row_identity
     sounds = np.zeros(len(motion), np.uint8)
+    classes = np.full((len(motion), PHONES_PER_FRAME), UNKNOWN_PHONE, np.uint8)
     for clip in corpus.clips:
-        sounds[clip.row0 : clip.row1] = classify_frames(clip.frames, clip.phones, clip.kind)
+        rows = slice(clip.row0, clip.row1)
+        sounds[rows] = classify_frames(clip.frames, clip.phones, clip.kind)
+        classes[rows] = classify_phones(clip.frames, clip.phones, clip.kind)
     rests = neutral.copy()
     at_rest = sounds == Sound.REST
     for identity in np.unique(row_identity):
@@ -132,15 +162,19 @@ def load_clips(
     if max_clips is not None:
         clips = [clips[i] for i in np.linspace(0, len(clips) - 1, min(max_clips, len(clips))).astype(int)]
     kept = np.concatenate([np.arange(clip.row0, clip.row1) for clip in clips])
+    pcm = read_clips_sound(folder, clips)
+    ends = np.cumsum([clip.samples for clip in clips])
     return _clips(
-        pcm=read_clips_sound(folder, clips),
+        pcm=np.stack([pcm, *(through_opus_each(pcm, ends, bps=bps) for bps in codec_bps)]),
         offsets=motion[kept],
         sounds=sounds[kept],
+        phones=classes[kept],
         frames=np.array([clip.frames for clip in clips]),
         speech=np.array([clip.kind == SPEECH for clip in clips]),
         rests=rests,
         rest=rest,
         mean_face=corpus.mean_face.reshape(LANDMARK_DIMENSION),
+        voices=tuple(clip.voice for clip in clips),
         device=device,
     )
 
@@ -160,6 +194,7 @@ def load_speaker(folder: Path, mean_face: Tensor, *, device: str | torch.device 
     frames = len(offsets)
     pcm = speaker_set.read_sound(folder, frames)
     phones = speaker_set.read_phones(folder)
+    classes = classify_phones(frames, phones or (), SPEECH)
     if phones is not None:
         sounds = classify_frames(frames, phones, SPEECH)
     else:
@@ -173,14 +208,16 @@ def load_speaker(folder: Path, mean_face: Tensor, *, device: str | torch.device 
 
     def part(first: int, last: int) -> Clips:
         return _clips(
-            pcm=pcm[FRAME_SAMPLES * first : FRAME_SAMPLES * last],
+            pcm=pcm[None, FRAME_SAMPLES * first : FRAME_SAMPLES * last],
             offsets=offsets[first:last],
             sounds=sounds[first:last],
+            phones=classes[first:last],
             frames=np.array([last - first]),
             speech=np.ones(1, bool),
             rests=np.zeros((1, LANDMARK_DIMENSION), np.float32),
             rest=np.zeros(LANDMARK_DIMENSION, np.float32),
             mean_face=mean,
+            voices=("",),
             device=device,
         )
 
@@ -192,11 +229,13 @@ def _clips(
     pcm: npt.NDArray[np.int16],
     offsets: npt.NDArray[np.float32],
     sounds: npt.NDArray[np.uint8],
+    phones: npt.NDArray[np.uint8],
     frames: npt.NDArray[np.int64],
     speech: npt.NDArray[np.bool_],
     rests: npt.NDArray[np.float32],
     rest: npt.NDArray[np.float32],
     mean_face: npt.NDArray[np.float32],
+    voices: tuple[str, ...],
     device: str | torch.device,
 ) -> Clips:
     first_row = np.concatenate([[0], np.cumsum(frames)[:-1]])
@@ -208,6 +247,7 @@ def _clips(
         pcm=on_device(pcm, torch.int16),
         offsets=on_device(offsets, torch.float32),
         sounds=on_device(sounds, torch.uint8),
+        phones=on_device(phones, torch.uint8),
         first_sample=on_device(first_row * FRAME_SAMPLES, torch.int64),
         first_row=on_device(first_row, torch.int64),
         frames=on_device(frames, torch.int64),
@@ -215,6 +255,7 @@ def _clips(
         rests=on_device(rests, torch.float32),
         rest=on_device(rest, torch.float32),
         mean_face=on_device(mean_face, torch.float32),
+        voices=voices,
     )
 
 
@@ -225,6 +266,7 @@ class Crops:
     pcm: Tensor  # (B, left_samples + 640 * frames) float32 in [-1, 1]; silence beyond the clip's ends
     offsets: Tensor  # (B, frames, 204); the first and last frame are held beyond the clip's ends
     sounds: Tensor  # (B, frames) uint8
+    phones: Tensor  # (B, 2 frames) int64; pause beyond the clip's ends
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,6 +278,7 @@ class CropSettings:
     speed_share: Annotated[float, SHARE] = 0.5  # of crops, played faster or slower
     slowest: Annotated[float, SPEED] = 0.85
     fastest: Annotated[float, SPEED] = 1.2
+    codec_share: Annotated[float, SHARE] = 0.4  # of crops, through one of the clips' codecs if there are any
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -276,8 +319,18 @@ def random_crops(
     room = (clips.frames[clip] - frames * speed + lead).clamp(min=1)  # (B,)
     first = torch.rand(batch, device=device) * room - lead  # (B,) frames, whole where speed is 1
     first = torch.where(speed == 1, first.floor(), first)
+    codec = None
+    if len(clips.pcm) > 1:
+        codec = torch.randint(1, len(clips.pcm), (batch,), device=device)
+        codec = codec * (torch.rand(batch, device=device) < settings.codec_share)
     return crops_at(
-        clips, clip=clip, first_frame=first, frames=frames, left_samples=left_samples, speed=speed
+        clips,
+        clip=clip,
+        first_frame=first,
+        frames=frames,
+        left_samples=left_samples,
+        speed=speed,
+        codec=codec,
     )
 
 
@@ -289,8 +342,13 @@ def crops_at(
     frames: int,
     left_samples: int = 0,
     speed: Tensor | None = None,
+    codec: Tensor | None = None,
 ) -> Crops:
-    """Returns crops of given clips from first frames (B,), which may be fractional or outside the clip."""
+    """Returns crops of given clips from first frames (B,), which may be fractional or outside the clip.
+
+    Frame f of a crop shows the middle of its stretch of the source, at any `speed` (B,). Its sound is that of
+    row `codec` (B,) of the clips' `pcm`, the first if absent.
+    """
     device = clips.device
     if speed is None:
         speed = torch.ones(len(clip), device=device)
@@ -302,11 +360,13 @@ def crops_at(
     index = whole.long()
     last = (samples - 1)[:, None]
     base = clips.first_sample[clip][:, None]
-    here = clips.pcm[base + index.clamp(min=0).minimum(last)].float()  # (B, N)
-    after = clips.pcm[base + (index + 1).clamp(min=0).minimum(last)].float()
+    if codec is not None:
+        base = base + codec[:, None] * clips.pcm.shape[1]
+    flat = clips.pcm.view(-1)
+    here = flat[base + index.clamp(min=0).minimum(last)].float()  # (B, N)
+    after = flat[base + (index + 1).clamp(min=0).minimum(last)].float()
     pcm = torch.lerp(here, after, (position - whole).float()) * inside / 32768  # (B, N)
 
-    # Output frame f shows the middle of its own stretch of the source.
     middle = first_frame[:, None] + (torch.arange(frames, device=device) + 0.5) * speed[:, None] - 0.5
     middle = middle.clamp(min=0).minimum((clips.frames[clip] - 1)[:, None])  # (B, T)
     row = middle.floor()
@@ -316,7 +376,12 @@ def crops_at(
     next_index = (row_index + 1).minimum((clips.frames[clip] - 1)[:, None])
     offsets = torch.lerp(clips.offsets[row_base + row_index], clips.offsets[row_base + next_index], share)
     sounds = clips.sounds[row_base + middle.round().long()]  # (B, T)
-    return Crops(pcm=pcm, offsets=offsets, sounds=sounds)
+    half = torch.arange(PHONES_PER_FRAME * frames, device=device) + 0.5
+    half = (PHONES_PER_FRAME * first_frame[:, None] + half * speed[:, None]).floor().long()  # (B, 2 T)
+    last_half = PHONES_PER_FRAME * clips.frames[clip][:, None] - 1
+    phones = clips.phones.view(-1)[PHONES_PER_FRAME * row_base + half.clamp(min=0).minimum(last_half)].long()
+    phones = torch.where((half < 0) | (half > last_half), PHONE_CLASSES.index(PAUSE), phones)
+    return Crops(pcm=pcm, offsets=offsets, sounds=sounds, phones=phones)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -333,12 +398,40 @@ class DegradeSettings:
     band_share: Annotated[float, SHARE] = 0.25  # with a band limit
     room_share: Annotated[float, SHARE] = 0.4  # with reverberation
     room_longest_s: Annotated[float, Range(0.08, 60)] = 0.5  # longest RT60
+    reflections_db: Annotated[float, Range(0, 100)] = (
+        6.0  # of the walls together, over the room's tail, at most
+    )
+    warp_share: Annotated[float, SHARE] = 0.5  # with another length of the vocal tract
+    warp_largest: Annotated[float, Range(1, 2)] = 1.16  # by which formants are moved up or down, at most
     babble_share: Annotated[float, SHARE] = 0.12  # with another voice far behind
     gate_share: Annotated[float, SHARE] = 0.2  # with a noise gate: zeros between words
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
         check_ranges(self)
+
+
+def degraded_features(mel: LogMel, pcm: Tensor, settings: DegradeSettings | None = None) -> Tensor:
+    """Returns log-mel features (B, T, bands) of sound (B, N): random microphones, rooms, vocal tracts."""
+    settings = settings or DegradeSettings()
+    features: Tensor = mel(degrade(pcm, settings))
+    place, drawn = torch.rand(2, len(pcm), device=pcm.device)
+    factor = settings.warp_largest ** (2 * place - 1)
+    return warp_bands(mel, features, torch.where(drawn < settings.warp_share, factor, 1))
+
+
+def warp_bands(mel: LogMel, features: Tensor, factor: Tensor) -> Tensor:
+    """Returns log-mel features (B, T, bands) with all frequencies times `factor` (B,).
+
+    Vocal tract length perturbation (Jaitly and Hinton, 2013): band b takes the level at 1 / factor of its own
+    frequency, by linear interpolation between bands; at the ends that of the last band.
+    """
+    centre = mel.centre_hz  # (bands,)
+    wanted = (centre / factor[:, None]).clamp(min=centre[0]).minimum(centre[-1])  # (B, bands)
+    above = torch.searchsorted(centre, wanted).clamp(1, len(centre) - 1)  # (B, bands)
+    share = (wanted - centre[above - 1]) / (centre[above] - centre[above - 1])
+    above = above[:, None].expand_as(features)
+    return torch.lerp(features.gather(2, above - 1), features.gather(2, above), share[:, None])
 
 
 def degrade(pcm: Tensor, settings: DegradeSettings | None = None) -> Tensor:
@@ -374,6 +467,11 @@ def degrade(pcm: Tensor, settings: DegradeSettings | None = None) -> Tensor:
     decay_s = uniform(0.08, settings.room_longest_s, 1)
     echo = torch.randn(batch, tail, device=device) * 10 ** (-3 * time_s / decay_s)
     echo = echo * (time_s > 0.002)
+    echo = echo / echo.square().sum(dim=1, keepdim=True).sqrt().clamp(min=1e-6)
+    walls = torch.randint(1, round(0.04 * SAMPLE_RATE_HZ), (batch, 8), device=device)  # a few ms to 14 m
+    falling = torch.randn(batch, 8, device=device) * 10 ** (-3 * walls / SAMPLE_RATE_HZ / decay_s)
+    falling = falling / falling.square().sum(dim=1, keepdim=True).sqrt().clamp(min=1e-6)
+    echo = echo.scatter_add(1, walls, falling * 10 ** (uniform(-20, settings.reflections_db, 1) / 20))
     echo = echo / echo.square().sum(dim=1, keepdim=True).sqrt().clamp(min=1e-6)
     echo = echo * 10 ** (-uniform(0, 15, 1) / 20) * chosen(settings.room_share)  # direct to reverberant, dB
     spectrum = torch.fft.rfft(pcm, length) * response * (1 + torch.fft.rfft(echo, length))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -67,6 +67,14 @@ class Schedule:
         """Returns the progress, 0 to 1, without counting time."""
         done = step / self._steps if self._minutes is None else self.spent_s / (60 * self._minutes)
         return min(1.0, done)
+
+    def state_dict(self) -> dict[str, float]:
+        """Returns the time spent where the rates fall over time; over steps, the step says all."""
+        return {} if self._minutes is None else {"spent_s": self.spent_s}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores the time spent."""
+        self.spent_s = float(state.get("spent_s", 0.0))
 
     def rate(self, step: int, share: float, final: float) -> float:
         """Returns the factor of the learning rates: linear warm-up, then cosine annealing to `final`."""

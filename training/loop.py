@@ -66,7 +66,7 @@ class CheckpointError(InputError):
 class Validation:
     """What one validation found."""
 
-    scalars: dict[str, float]
+    scalars: dict[str, float]  # those with a "/" in their name are kept, but not printed
     pictures: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)  # (H, W, 3) RGB
 
 
@@ -397,7 +397,7 @@ def _validate(
         folder.mkdir(exist_ok=True)
         write_picture(folder / f"{name}_{step:08d}.png", picture)
     board.flush()
-    line = "  ".join(f"{name} {value:.4g}" for name, value in found.scalars.items())
+    line = "  ".join(f"{name} {value:.4g}" for name, value in found.scalars.items() if "/" not in name)
     bar.write(f"{task.name} step {step}: {line}")
 
 

@@ -15,6 +15,7 @@ from preparation.sounds import Sound
 SYNC_WINDOW_FRAMES = 2 * FRAME_RATE_HZ
 SYNC_LARGEST_OFFSET = 15  # frames, to both sides
 SYNC_HOP_FRAMES = FRAME_RATE_HZ
+MAX_LAG_FRAMES = 6
 
 
 def aperture_mm(landmarks: F32, mean_face: F32) -> F32:
@@ -49,6 +50,32 @@ def pearson(x: F32, y: F32) -> float:
     x, y = x - x.mean(dtype=np.float64), y - y.mean(dtype=np.float64)
     norm = float(np.sqrt((x * x).sum() * (y * y).sum()))
     return float((x * y).sum() / norm) if norm > 0 else 0.0
+
+
+def best_lag_ms(pairs: Sequence[tuple[F32, F32]]) -> float:
+    """Returns by how much the first series of each pair (T,) are later than the second, at 25 Hz, in ms.
+
+    It is the lag, up to `MAX_LAG_FRAMES` to both sides, with the highest correlation over all pairs, refined
+    by the parabola through it and its neighbours. NaN where every pair is too short.
+    """
+    reach = MAX_LAG_FRAMES
+    pairs = [pair for pair in pairs if len(pair[0]) > 2 * reach + 1]
+    if not pairs:
+        return float("nan")
+    true = np.concatenate([second[reach:-reach] for _, second in pairs])
+    found = np.array(
+        [
+            pearson(np.concatenate([x[reach + lag : len(x) - reach + lag] for x, _ in pairs]), true)
+            for lag in range(-reach, reach + 1)
+        ]
+    )
+    best = int(np.argmax(found))
+    offset = 0.0
+    if 0 < best < 2 * reach:
+        before, here, after = found[best - 1 : best + 2]
+        bend = before - 2 * here + after
+        offset = 0.5 * float(before - after) / float(bend) if bend < 0 else 0.0
+    return 1000 / FRAME_RATE_HZ * (best - reach + offset)
 
 
 def area_under_curve(scores: F32, positive: npt.NDArray[np.bool_]) -> float:
@@ -99,6 +126,8 @@ class MotionMeasures:
     frames: int
     aperture_r: float
     width_r: float
+    aperture_lag_ms: float  # of the best correlation, positive where the predicted motion is late
+    width_lag_ms: float
     closure_auc: float  # bilabial frames against other speech, by the predicted aperture
     closure_auc_of_truth: float  # the same by the true aperture: the ceiling
     aperture_error_mm: float  # mean absolute
@@ -123,6 +152,10 @@ def measure_motion(tracks: Sequence[MotionTrack]) -> MotionMeasures:
         frames=len(predicted),
         aperture_r=pearson(predicted, true),
         width_r=pearson(pooled("predicted_width_mm"), pooled("true_width_mm")),
+        aperture_lag_ms=best_lag_ms(
+            [(track.predicted_aperture_mm, track.true_aperture_mm) for track in tracks]
+        ),
+        width_lag_ms=best_lag_ms([(track.predicted_width_mm, track.true_width_mm) for track in tracks]),
         closure_auc=area_under_curve(-predicted[spoken], bilabial[spoken]),
         closure_auc_of_truth=area_under_curve(-true[spoken], bilabial[spoken]),
         aperture_error_mm=float(np.abs(predicted - true).mean()),

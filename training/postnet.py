@@ -3,7 +3,9 @@
 Audio2Motion and SyncNet are frozen, so their outputs for every frame of sound, clean and degraded, are
 computed once. As in GeneFace, PostNet's motion of the corpus must pass a discriminator of single frames and
 SyncNet, and that of the speaker's own sound must equal the ground truth. Brows, eyes and nose do not follow
-sound, so the discriminator gets the speaker's mean there. `training.checkpoint_choice` selects a checkpoint.
+sound, so the discriminator gets the speaker's mean there. No term draws the motion later than Audio2Motion's,
+unless the speaker's own landmarks are later; validation reports by how much it is (`added_lag_ms`).
+`training.checkpoint_choice` selects a checkpoint.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from .corpus import (
     require_speech,
 )
 from .loop import LoopSettings, Validation, load_task_state
-from .measures import MotionTrack, compare_motion, measure_motion
+from .measures import MotionTrack, aperture_mm, best_lag_ms, compare_motion, measure_motion
 from .ranges import BATCH, COUNT, CROP_FRAMES, RATE, SHARE, STEPS, WEIGHT
 from .syncnet import MOUTH, audio_windows, load_syncnet, mouth_windows
 
@@ -300,7 +302,7 @@ class PostNetTask:
         """Returns the curves for checkpoint selection and the motion metrics of corpus and speaker."""
         self.net.eval()
         self.discriminator.eval()
-        own, fakes, syncs = [], [], []
+        own, fakes, syncs, apertures = [], [], [], []
         tracks: dict[str, list[MotionTrack]] = {"corpus": [], "speaker": []}
         for kind, clips in (("speaker", self.speaker.validation), ("corpus", self.corpus.validation)):
             frozen = self.frozen[f"{kind} validation"]
@@ -314,6 +316,10 @@ class PostNetTask:
                     own.append((moved[0] - truth).square().mean())
                 else:
                     fakes.append(self.discriminator(self._discriminator_input(moved)))
+                    mean_face = clips.mean_face.cpu().numpy()
+                    given = frozen.motion[0, rows].cpu().numpy()
+                    moved_mm = aperture_mm(moved[0].cpu().numpy(), mean_face)
+                    apertures.append((moved_mm, aperture_mm(given, mean_face)))
                     if bool(clips.speech[clip]):
                         syncs.append(self._sync(moved, frozen.sound[0, rows][None]))
                 tracks[kind].append(
@@ -332,6 +338,7 @@ class PostNetTask:
             scalars={
                 "mse": float(torch.stack(own).mean()),
                 "sync": float(torch.stack(syncs).mean()),
+                "added_lag_ms": best_lag_ms(apertures),
                 "disc_pos_conf": float(positives.mean()),
                 "disc_neg_conf": float(torch.cat(fakes).mean()),
                 **motion_scalars(corpus),

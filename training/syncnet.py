@@ -28,15 +28,16 @@ from .corpus import (
     DegradeSettings,
     clip_weights,
     crops_at,
-    degrade,
+    degraded_features,
     load_corpus,
     random_crops,
     require_speech,
 )
+from .field_optimizer import Schedule
 from .loop import LoopSettings, Validation, load_task_state
 from .measures import SyncMeasures, measure_sync
 from .plots import draw_matrix
-from .ranges import BATCH, COUNT, RATE, STEPS, TEMPERATURE, WEIGHT
+from .ranges import BATCH, COUNT, MINUTES, RATE, STEPS, TEMPERATURE, WEIGHT
 
 MOUTH = slice(3 * MOUTH_POINTS.start, 3 * MOUTH_POINTS.stop)
 
@@ -54,6 +55,9 @@ class SyncNetSettings:
     batch: Annotated[int, BATCH, Option("crops a step")] = 96
     frames: Annotated[int, Range(MOTION_FRAMES + 8, 10_000), Option("frames of a crop")] = 40
     learning_rate: Annotated[float, RATE, Option("highest rate of Adam")] = 1e-3
+    anneal_minutes: Annotated[
+        float | None, MINUTES, Option("let the rate fall over this time instead of over the steps")
+    ] = None
     near_share: Annotated[float, WEIGHT, Option("weight of shifts by 2 to 5 frames")] = 0.3
     same_share: Annotated[float, WEIGHT, Option("weight of other offsets of the same clip")] = 0.45
     other_share: Annotated[float, WEIGHT, Option("weight of other clips")] = 0.25
@@ -126,6 +130,7 @@ class SyncNetTask:
         self.net = SyncNet(SyncNetConfig.streaming()).to(device)
         self.mel = LogMel().to(device)
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=settings.learning_rate)
+        self.schedule = Schedule(settings.steps, settings.anneal_minutes)
         self.crop_settings = CropSettings(nonspeech_share=0.02, lead_frames=4)
         self.clip_weights = clip_weights(train, nonspeech_share=self.crop_settings.nonspeech_share)
         self.degrade_settings = DegradeSettings()
@@ -137,7 +142,7 @@ class SyncNetTask:
         """Returns the scalars of one step on a batch of random crops."""
         settings = self.settings
         rate = settings.learning_rate * min(1.0, (step + 1) / 200)
-        rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, step / settings.steps)))
+        rate *= 0.5 * (1 + math.cos(math.pi * self.schedule.tick(step)))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.net.train()
@@ -150,7 +155,7 @@ class SyncNetTask:
             settings=self.crop_settings,
         )
         with torch.no_grad():
-            features = self.mel(degrade(crops.pcm, self.degrade_settings))  # (B, 2 T, 80)
+            features = degraded_features(self.mel, crops.pcm, self.degrade_settings)  # (B, 2 T, 80)
             drawn = 1 + settings.mouth_scale * (2 * torch.rand_like(crops.offsets[:, :1, :1]) - 1)
             noise = settings.mouth_noise * torch.randn_like(crops.offsets)
             motion = drawn * crops.offsets + noise  # (B, T, 204)
@@ -221,12 +226,14 @@ class SyncNetTask:
             "model": self.net.state_dict(),
             "config": asdict(self.net.config),
             "optimizer": self.optimizer.state_dict(),
+            **self.schedule.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores training state."""
         self.net.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state)
 
 
 @torch.no_grad()

@@ -224,7 +224,10 @@ def _require_same_speech(folder: Path, corpus: TeacherCorpus) -> None:
 def _train(request: DistillationRequest, corpus: TeacherCorpus, folder: Path, device: torch.device) -> int:
     """Returns the step of the student in `folder`, trained to the last one."""
     settings = Audio2MotionSettings(
-        steps=request.steps, batch=request.batch, lookahead_frames=request.lookahead_frames
+        steps=request.steps,
+        batch=request.batch,
+        lookahead_frames=request.lookahead_frames,
+        phone_weight=0,  # recordings come without phones
     )
     loop = dataclasses.replace(
         LOOP, steps=request.steps, device=request.device, max_minutes=request.max_minutes

@@ -23,6 +23,7 @@ from models.postnet import PostNet, PostNetConfig
 from models.syncnet import SyncNet, SyncNetConfig
 from models.time_base import FRAME_SAMPLES
 from preparation.media import read_pcm
+from streaming.pipeline.pcm_motion import PcmMotion
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +90,40 @@ def test_windows_of_a_recording_say_what_the_whole_says(exported, networks, spee
     assert streamed.shape == whole.shape == (len(speech) // FRAME_SAMPLES, 204)
     np.testing.assert_allclose(streamed, whole, rtol=0, atol=MAX_ERROR)
     assert np.ptp(whole, axis=0).max() > 0.01  # something moves
+
+
+class Graph:
+    """What a stream runs a network by."""
+
+    def __init__(self, path):
+        self.session = session_of(path)
+
+    def run(self, inputs):
+        return self.session.run(None, inputs)[0][0]
+
+
+def test_a_stream_of_the_graph_knows_nothing_of_sound_after_160_ms(exported, speech):
+    """Sound after a frame's end and its look-ahead changes no frame up to it; the last sample within does."""
+    graph, frame = Graph(exported.path), 30
+    first_later = FRAME_SAMPLES * (frame + 1) + 2560
+    sound = speech[: FRAME_SAMPLES * 50]
+    later, within = sound.copy(), sound.copy()
+    later[first_later:] = 0.5
+    within[first_later - 1] = 0.5
+
+    def moved(pcm):
+        stream = PcmMotion(
+            graph, window_samples=exported.window_samples, lookahead_frames=exported.lookahead_frames
+        )
+        frames = [*stream.push(pcm), *stream.finish()]
+        return np.stack([found.landmarks.copy() for found in frames])
+
+    before, after, changed = moved(sound), moved(later), moved(within)
+    assert len(before) == 50
+    assert np.array_equal(before[: frame + 1], after[: frame + 1])
+    assert np.array_equal(before[:frame], changed[:frame])
+    assert not np.array_equal(before[frame], changed[frame])
+    assert not np.array_equal(before[frame + 1], after[frame + 1])
 
 
 def test_the_same_window_gives_the_same_bits(exported, speech):

@@ -5,7 +5,9 @@ import pytest
 import torch
 from tiny_corpus import FRAMES, make_corpus, make_speaker, opening_of, sound_of
 
+from models.features import LogMel
 from preparation.corpus_set import CorpusError
+from preparation.sounds import PHONE_CLASSES
 from preparation.speaker_set import SpeakerDataError
 from training.corpus import (
     Corpus,
@@ -17,6 +19,7 @@ from training.corpus import (
     load_corpus,
     load_speaker,
     random_crops,
+    warp_bands,
 )
 
 
@@ -78,6 +81,52 @@ def test_a_faster_crop_keeps_lips_and_sound_together(corpus):
     assert torch.corrcoef(torch.stack([loudness, opening]))[0, 1] > 0.97
 
 
+def test_phones_of_a_crop_are_those_at_its_own_times(corpus):
+    clips = corpus.train
+    whole = clips.phones[:FRAMES].flatten().tolist()
+    assert whole[38:42] == [PHONE_CLASSES.index(label) for label in ("pau", "pau", "aa", "aa")]
+    first = torch.tensor([-3.0, 100.0])
+    crops = crops_at(clips, clip=torch.tensor([0, 0]), first_frame=first, frames=20)
+    assert crops.phones.shape == (2, 40)
+    silence = PHONE_CLASSES.index("pau")
+    assert crops.phones[0].tolist() == [silence] * 6 + whole[:34]
+    assert crops.phones[1].tolist() == whole[200:] + [silence] * 20
+    fast = crops_at(
+        clips, clip=torch.tensor([0]), first_frame=torch.tensor([10.5]), frames=40, speed=torch.tensor([1.2])
+    )
+    middle = (2 * 10.5 + (np.arange(80) + 0.5) * 1.2).astype(int)
+    assert fast.phones[0].tolist() == [whole[place] for place in middle]
+
+
+def test_crops_come_through_the_codecs_at_their_share(folder):
+    clips = load_corpus(folder, codec_bps=(16_000, 32_000)).train
+    assert clips.pcm.shape == (3, 3 * FRAMES * 640)
+    assert load_corpus(folder, codec_bps=(16_000,)).validation.pcm.shape == (1, FRAMES * 640)
+    coded = [
+        crops_at(
+            clips,
+            clip=torch.tensor([1]),
+            first_frame=torch.tensor([30.0]),
+            frames=40,
+            codec=torch.tensor([codec]),
+        ).pcm
+        for codec in range(3)
+    ]
+    assert torch.equal(coded[0][0], clips.clip_pcm(1)[30 * 640 : 70 * 640])
+    for other in coded[1:]:
+        assert 0.9 < torch.corrcoef(torch.cat([coded[0], other]))[0, 1] < 0.99999
+    weights = clip_weights(clips, nonspeech_share=0)
+
+    def crops(share):
+        torch.manual_seed(0)
+        settings = CropSettings(codec_share=share, speed_share=0)
+        return random_crops(clips, batch=6, frames=40, left_samples=0, weights=weights, settings=settings)
+
+    clean, all_coded = crops(0), crops(1)
+    assert torch.equal(clean.offsets, all_coded.offsets)
+    assert ((clean.pcm != all_coded.pcm).any(dim=1)).all()
+
+
 def test_random_crops_are_seeded_and_take_their_share_of_silence(corpus):
     weights = clip_weights(corpus.train, nonspeech_share=0.25)
     assert weights[2] == pytest.approx(0.25)
@@ -116,6 +165,38 @@ def test_degraded_sound_is_finite_bounded_and_stays_in_step(corpus):
     for row in range(8):
         shifts = {d: float((loudness[row, 5:-5] * after[row].roll(d)[5:-5]).sum()) for d in range(-4, 5)}
         assert abs(max(shifts, key=shifts.get)) <= 1
+
+
+def test_rooms_filters_and_gates_leave_a_click_where_it_was():
+    """The direct sound comes first and at its time, whatever the filters' phases."""
+    torch.manual_seed(0)
+    clicks = torch.zeros(64, 16000)
+    clicks[:, 8000] = 0.2
+    still = {"noise_share": 0.0, "babble_share": 0.0, "gate_share": 0.0}
+    filtered = degrade(clicks, DegradeSettings(share=1.0, band_share=1.0, room_share=0.0, **still))
+    assert (filtered.abs().argmax(dim=1) == 8000).all()
+    rooms = degrade(clicks, DegradeSettings(share=1.0, band_share=0.0, tone_db=0.0, room_share=1.0, **still))
+    assert (rooms.abs().argmax(dim=1) == 8000).all()
+    before, after = rooms[:, :7999].square().sum(dim=1), rooms[:, 8001:].square().sum(dim=1)
+    assert (before < 1e-6 * after).all()
+    early = rooms[:, 8000 + 1 : 8000 + 640].abs().amax(dim=1) / rooms[:, 8000]
+    assert early.max() > 0.25  # a wall's reflection stands out of the tail
+    assert early.min() < 0.05
+
+
+def test_bands_move_with_the_vocal_tract_and_nothing_moves_in_time():
+    mel = LogMel()
+    time_s = torch.arange(16000) / 16000
+    tones = torch.stack([torch.sin(2 * torch.pi * hz * time_s) for hz in (1000.0, 1000.0, 1000.0, 1160.0)])
+    tones[:, :8000] = 0
+    features = mel.causal(tones)
+    factor = torch.tensor([1.0, 1.16, 1 / 1.16, 1.0])
+    warped = warp_bands(mel, features, factor)
+    torch.testing.assert_close(warped[0], features[0], rtol=0, atol=1e-4)
+    peak = mel.centre_hz[warped[:, 40].argmax(dim=1)]
+    torch.testing.assert_close(peak, 1000 * torch.tensor([1.0, 1.16, 1 / 1.16, 1.16]), rtol=0.04, atol=0)
+    loud = warped.amax(dim=2) > -2
+    assert torch.equal(loud, loud[:1].expand_as(loud))
 
 
 def test_digital_silence_becomes_noise_at_most():

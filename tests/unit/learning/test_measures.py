@@ -8,6 +8,7 @@ from training.measures import (
     MotionTrack,
     aperture_mm,
     area_under_curve,
+    best_lag_ms,
     compare_motion,
     measure_motion,
     measure_sync,
@@ -45,6 +46,26 @@ def test_area_under_curve_counts_pairs_and_halves_ties():
     assert area_under_curve(scores, np.array([True, True, False, False])) == pytest.approx(3.5 / 4)
     assert area_under_curve(scores, np.array([False, False, True, True])) == pytest.approx(0.5 / 4)
     assert np.isnan(area_under_curve(scores, np.ones(4, bool)))
+
+
+def smooth_series(frames=60, seed=0, *, later_frames=0.0):
+    """A sum of slow waves, (frames,), so many frames later."""
+    rng = np.random.default_rng(seed)
+    hz, phase = rng.uniform(0.5, 4, 6), rng.uniform(0, 6, 6)
+    time_s = (np.arange(frames)[:, None] - later_frames) / 25
+    return np.sin(2 * np.pi * hz * time_s + phase).sum(axis=1).astype(np.float32)
+
+
+@pytest.mark.parametrize("frames", [-3.0, -0.5, 0.0, 2.0, 2.25])
+def test_lag_is_positive_for_a_late_motion_and_finer_than_a_frame(frames):
+    pairs = [(smooth_series(seed=seed, later_frames=frames), smooth_series(seed=seed)) for seed in range(4)]
+    assert best_lag_ms(pairs) == pytest.approx(40 * frames, abs=6)
+
+
+def test_lag_stops_at_the_last_that_is_tried_and_is_unknown_for_clips_too_short():
+    found = best_lag_ms([(smooth_series(later_frames=8), smooth_series())])
+    assert found == 6 * 40
+    assert np.isnan(best_lag_ms([(smooth_series(13), smooth_series(13))]))
 
 
 def track(predicted, true, sounds):

@@ -2,13 +2,25 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from tiny_corpus import make_corpus, make_speaker
 
-from preparation.sounds import Sound
+from models.features import LogMel
+from models.time_base import FRAME_SAMPLES
+from preparation.sounds import PHONE_CLASSES, UNKNOWN_PHONE, Sound
 from training import audio2motion, cli, loop, postnet, syncnet
-from training.audio2motion import MotionWeights, WeightAverage, load_audio2motion, motion_loss
+from training.audio2motion import (
+    Audio2MotionSettings,
+    MotionWeights,
+    PhoneHead,
+    WeightAverage,
+    load_audio2motion,
+    motion_loss,
+    voice_scalars,
+)
+from training.measures import MotionTrack
 from training.postnet import load_postnet
 from training.syncnet import audio_windows, load_syncnet, mouth_windows
 
@@ -101,6 +113,23 @@ def test_postnet_leaves_the_frozen_networks_alone_and_its_checkpoint_is_chosen(
     assert "chose step" in capsys.readouterr().out
 
 
+def test_postnet_reports_by_how_much_it_delays_the_motion(corpus, speaker, trained):
+    settings = postnet.PostNetSettings(
+        corpus=corpus, audio2motion=trained / "audio2motion", syncnet=trained / "syncnet"
+    )
+    task = postnet.make_task(speaker, settings, torch.device("cpu"))
+    waves = torch.sin(torch.arange(110.0)[:, None] * torch.tensor([0.3, 0.47, 0.8])).sum(dim=1)
+    task.frozen["corpus validation"].motion[0, :, 3 * 66 + 1] = waves
+    assert task.validate(0).scalars["added_lag_ms"] == pytest.approx(0, abs=1)  # at first it moves the rest
+
+    class Late(torch.nn.Module):
+        def forward(self, landmarks):
+            return torch.cat([landmarks[:, :1].expand(-1, 2, -1), landmarks[:, :-2]], dim=1)
+
+    task.net = Late()
+    assert task.validate(0).scalars["added_lag_ms"] == pytest.approx(80, abs=8)
+
+
 def test_frozen_networks_stay_in_evaluation_mode(corpus, trained):
     device = torch.device("cpu")
     settings = audio2motion.Audio2MotionSettings(batch=2, frames=12, syncnet=trained / "syncnet")
@@ -150,6 +179,127 @@ def test_motion_loss_is_zero_for_the_truth_and_weighs_lips_and_closure():
     assert loss_of(66, shut) > loss_of(66, sounds)
     flat = MotionWeights(closure=1.0)
     assert loss_of(66, shut, flat) == pytest.approx(loss_of(66, sounds, flat))
+
+
+def test_the_phone_loss_takes_each_half_of_a_frame_and_of_the_next_and_no_unknown_one():
+    torch.manual_seed(0)
+    head = PhoneHead(8, 1)
+    g = torch.randn(2, 8, 5)
+    phones = torch.randint(len(PHONE_CLASSES), (2, 12))
+    phones[0, 3] = UNKNOWN_PHONE
+    logits = head(g)
+    assert logits.shape == (2, 5, 4, len(PHONE_CLASSES))
+    assert torch.equal(head.own_phones(g)[1], logits[1, :, :2].argmax(dim=2).flatten())
+    terms, wrong = [], []
+    for clip in range(2):
+        for frame in range(5):
+            for half in range(4):
+                wanted = int(phones[clip, 2 * frame + half])
+                if wanted == UNKNOWN_PHONE:
+                    continue
+                terms.append(-logits[clip, frame, half].log_softmax(0)[wanted])
+                if half < 2:
+                    wrong.append(int(logits[clip, frame, half].argmax()) != wanted)
+    loss, error = head.loss(g, phones)
+    torch.testing.assert_close(loss, torch.stack(terms).mean())
+    assert float(error) == pytest.approx(sum(wrong) / len(wrong))
+    nothing, _ = head.loss(g, torch.full_like(phones, UNKNOWN_PHONE))
+    assert nothing == 0
+
+
+def test_phones_and_motion_of_a_frame_depend_on_nothing_after_the_lookahead(corpus):
+    """The whole way from sound: the front end's windows, the encoder, the head, the decoder."""
+    task = audio2motion.make_task(corpus, Audio2MotionSettings(codec_share=0), torch.device("cpu"))
+    net, head, frame = task.net.eval(), task.phone_head, 20
+    first_later = FRAME_SAMPLES * (frame + 1 + task.settings.lookahead_frames)
+    assert first_later == 640 * 21 + 2560  # 160 ms after the frame's end
+    pcm = 0.1 * torch.randn(1, FRAME_SAMPLES * 40)
+    later, within = pcm.clone(), pcm.clone()
+    later[:, first_later:] = 0.5
+    within[:, first_later - 1] = 0.5
+
+    def found(sound):
+        with torch.no_grad():
+            g = net.condition(LogMel().causal(sound))
+            parts = (net.decode_prior(g), head(g).flatten(2))
+        return [part[:, : frame + 1] for part in parts]
+
+    before = found(pcm)
+    for one, other in zip(before, found(later), strict=True):
+        assert torch.equal(one, other)
+    for one, other in zip(before, found(within), strict=True):
+        assert torch.equal(one[:, :frame], other[:, :frame])
+        assert not torch.equal(one[:, frame], other[:, frame])
+
+
+def test_a_phone_head_stays_out_of_the_network_and_may_be_absent(corpus, trained, tmp_path):
+    net = load_audio2motion(trained / "audio2motion")
+    state = loop.load_task_state(trained / "audio2motion", "audio2motion")
+    assert state["phone_head"]["classify.weight"].shape[1] == net.config.condition_channels
+    assert not [name for name in state["model"] if "classify" in name]
+    assert train("audio2motion", corpus, tmp_path, "--steps", "2", "--phone-weight", "0") == 0
+    state = loop.load_task_state(tmp_path, "audio2motion")
+    assert state.keys() == {"model", "config", "live", "optimizer", "sync_on"}
+    assert train("audio2motion", corpus, tmp_path, "--steps", "3", "--phone-weight", "0") == 0  # goes on
+    (last,) = loop.read_validations(tmp_path)[-1:]
+    assert "phone_error" not in last
+    assert last["voice/high/aperture_r"] == last["aperture_r"] == last["unheard_aperture_r"]
+    (told,) = loop.read_validations(trained / "audio2motion")
+    assert 0 <= told["phone_error"] <= 1
+
+
+def test_phones_are_learnt(corpus):
+    settings = Audio2MotionSettings(batch=4, frames=40, codec_share=0, average_decay=0, phone_weight=5)
+    task = audio2motion.make_task(corpus, settings, torch.device("cpu"))
+    torch.manual_seed(0)
+    first = task.training_step(300)["phones"]  # the rate is at its highest from there on
+    for step in range(301, 312):
+        last = task.training_step(step)["phones"]
+    assert last < 0.7 * first
+    assert (
+        audio2motion.validate_motion(
+            task.average.average, task.mel, task.validation, phone_head=task.phone_average.average
+        ).phone_error
+        < 0.9
+    )
+
+
+def test_voices_are_measured_apart_and_those_not_trained_on_together():
+    up, down = np.arange(30, dtype=np.float32), np.arange(30, 0, -1, dtype=np.float32)
+
+    def track(predicted):
+        return MotionTrack(
+            predicted_aperture_mm=predicted,
+            predicted_width_mm=predicted,
+            true_aperture_mm=up,
+            true_width_mm=down,
+            sounds=np.zeros(30, np.uint8),
+        )
+
+    tracks = [track(up), track(down), track(down), track(up)]
+    found = voice_scalars(tracks, ["ann", "bob+thin", "bob", ""], ["ann"])
+    assert found["voice/ann/aperture_r"] == pytest.approx(1)
+    assert found["voice/ann/width_r"] == pytest.approx(-1)
+    assert found["voice/bob/aperture_r"] == found["unheard_aperture_r"] == pytest.approx(-1)
+    assert not [name for name in found if name.startswith("voice//")]
+    assert voice_scalars(tracks[:1], ["ann"], ["ann"]).keys() == {"voice/ann/aperture_r", "voice/ann/width_r"}
+
+
+@pytest.mark.parametrize("task", ["syncnet", "audio2motion"])
+def test_the_rate_may_fall_over_minutes_which_a_checkpoint_keeps(task, corpus, tmp_path):
+    assert train(task, corpus, tmp_path, "--anneal-minutes", "1e-9", "--steps", "2") == 0
+    state = loop.load_task_state(tmp_path, task)
+    assert state["spent_s"] > 0
+    small = {"batch": 2, "frames": 13, "anneal_minutes": 1e-9}
+    if task == "syncnet":
+        fresh = syncnet.make_task(corpus, syncnet.SyncNetSettings(**small), torch.device("cpu"))
+        last_rate = 0.0
+    else:
+        settings = Audio2MotionSettings(codec_share=0, **small)
+        fresh = audio2motion.make_task(corpus, settings, torch.device("cpu"))
+        last_rate = settings.learning_rate * settings.last_rate_share
+    fresh.load_state_dict(state)
+    assert fresh.training_step(299)["rate"] == pytest.approx(last_rate)
 
 
 def test_the_average_follows_the_weights():

@@ -43,6 +43,7 @@ def test_what_is_written_is_read(folder, tmp_path):
     corpus = read_corpus_set(folder)
     assert [clip.id for clip in corpus.clips] == ["c0", "c1", "c2", "c3"]
     assert corpus.clips[0].phones[0] == ("pau", 0.0, 0.8)
+    assert [clip.voice for clip in corpus.clips] == ["low", "low+thin", "", "high"]
     write_corpus_set(tmp_path / "copy", corpus)
     again = read_corpus_set(tmp_path / "copy")
     for entry in dataclasses.fields(corpus):
@@ -125,6 +126,7 @@ def test_an_index_without_clips_is_refused(folder, content, field, expected):
         ("phones", [["aa", 0.0, "1"]], "a list of [label, start in s, end in s]"),
         ("phones", [[1, 0.0, 1.0]], "a list of [label, start in s, end in s]"),
         ("phones", [[]], "a list of [label, start in s, end in s]"),
+        ("voice", 7, "a text"),
     ],
 )
 def test_a_clip_that_is_none_is_refused_by_line_and_key(folder, key, value, expected):
