@@ -188,6 +188,18 @@ def video_frames(path: Path) -> Iterator[av.VideoFrame]:
             raise MediaError(path, "pictures", "a video", "a video stream without pictures", "give a video")
 
 
+def first_picture_s(path: Path) -> float | None:
+    """Returns the time stamp of a recording's first picture; None of sound alone.
+
+    Raises:
+        MediaError: the file is absent, empty or undecodable.
+    """
+    with _open(path) as container:
+        if not container.streams.video:
+            return None
+    return next(video_frames(path)).time or 0.0
+
+
 def to_picture(path: Path, frame: av.VideoFrame, pixel_format: PixelFormat) -> U8:
     """Returns a frame of the video `path`: uint8 (H, W, 3) for rgb24, (H, W) for gray.
 

@@ -8,7 +8,8 @@ from bundle_factory import write_tiny_bundle
 from tiny_corpus import make_corpus, make_speaker
 
 from benchmarks import quality
-from benchmarks.quality import LiveMotion, Row, table
+from benchmarks.live_motion import LiveMotion
+from benchmarks.quality import Row, table
 from models.speaker import load_speaker
 
 
