@@ -17,7 +17,8 @@ from .lip_track import Lips
 MAX_LAG_FRAMES = 6
 LAGS_FRAMES = range(-MAX_LAG_FRAMES, MAX_LAG_FRAMES + 1)
 CLOSED_SHARE = 0.1  # of the range from the 5th to the 95th percentile of a person's opening
-MIN_LEAD_R = 0.3  # below it a lead is chance
+MIN_LEAD_R = 0.3  # below it, or of fewer frames, a lead is chance
+MIN_LEAD_FRAMES = 75
 _BANDS = 24
 _LOWEST_HZ, _HIGHEST_HZ = 60.0, 7600.0
 _FLOOR_DB = 40.0  # below a band's mean power all is silence
@@ -94,6 +95,8 @@ def lead_of(lips: Lips, pcm: I16) -> Lead:
     At each lag a ridge regression guesses the opening from the spectrum of a single frame's samples, on
     frames that it was not fitted to; the lead is where the guess is best, by a parabola between frames.
     """
+    if lips.seen.sum() < MIN_LEAD_FRAMES:
+        return Lead(lead_ms=None, r=0.0)
     spectrum = _spectrum(pcm)
     r = [
         _guess_r(spectrum[of_sound], lips.opening[of_lips], lips.seen[of_lips])
