@@ -29,6 +29,7 @@ from models.terminal import with_safe_streams
 from models.time_base import FEATURE_RATE_HZ, FRAME_RATE_HZ, FRAME_SAMPLES, SAMPLE_RATE_HZ
 from preparation.media import first_picture_s, read_pcm
 from streaming.files.progress import Progress
+from training.cli import missing_extra
 
 from .json_file import write_json
 from .lip_agreement import LAGS_FRAMES, Agreement, ByLag, agreement
@@ -67,16 +68,17 @@ class Judged:
 class Judge:
     """Compares one speaker with people."""
 
-    def __init__(self, speaker: Speaker) -> None:
-        """Opens the speaker's networks."""
+    def __init__(self, speaker: Speaker, *, quiet: bool = True) -> None:
+        """Opens the speaker's networks; without `quiet` a bar is shown while lips are followed."""
         self._speaker = speaker
+        self._quiet = quiet
         self._live = LiveMotion(speaker)
 
     def judge(self, clip: Clip) -> Judged:
         """Returns a clip's figures.
 
         Raises:
-            InputError: it cannot be judged: no sound, no speech, no face, too few frames, no track.
+            InputError: it cannot be judged: no sound, no speech, no face, too few frames.
         """
         path = clip.path
         start_s = first_picture_s(path)
@@ -89,7 +91,10 @@ class Judge:
         if voiced_s < MIN_VOICED_S:
             got = f"{voiced_s:.1f} s of voice"
             raise _unusable(path, f"speech, at least {MIN_VOICED_S:g} s of it voiced", got, "give speech")
-        track = _track_of(clip, start_s or 0.0)
+        if clip.track is not None:
+            track = read_track(clip.track, start_s=start_s or 0.0)
+        else:
+            track = track_lips(path, quiet=self._quiet)
         person = lips_of_track(track, frames, start_s=start_s or 0.0)
         if not track.found.any():
             raise _unusable(path, "a face", "none in any picture", "face the camera in good light")
@@ -108,11 +113,20 @@ def _unusable(path: Path, expected: str, got: str, way_out: str) -> InputError:
     return InputError(file=escaped(str(path)), expected=expected, got=got, way_out=way_out)
 
 
-def _track_of(clip: Clip, start_s: float) -> LipTrack:
-    if clip.track is None:
-        way_out = "give --track FILE.npz, or with --folder NAME.npz beside each video"
-        raise _unusable(clip.path, "a track of the lips", "none", way_out)
-    return read_track(clip.track, start_s=start_s)
+def track_lips(video: Path, *, quiet: bool) -> LipTrack:
+    """Returns the track of the face in a video, by the face mesh of preparation.
+
+    Raises:
+        InputError: the video shows no face, or what the mesh needs is not installed.
+    """
+    try:
+        from preparation.face_mesh.ibug import IBUG_POINTS
+        from preparation.face_mesh.track import track_face
+    except ImportError as error:
+        way_out = "or give a track: --track FILE.npz, with --folder NAME.npz beside its video"
+        raise InputError(f"{missing_extra(error)}, {way_out}") from error
+    track = track_face(video, keep=IBUG_POINTS, quiet=quiet)
+    return LipTrack(times_s=track.times_s, points=track.points, found=track.found)
 
 
 def _voiced_s(pcm: I16) -> float:
@@ -297,13 +311,14 @@ def _run(argv: Sequence[str] | None) -> int:
 
     try:
         speaker = load_speaker(find_speaker(given.speaker, speakers_dir=given.speakers_dir))
-        judge = Judge(speaker)
+        quiet = given.quiet or not sys.stderr.isatty()
+        judge = Judge(speaker, quiet=quiet or given.folder is not None)
         if given.video is not None:
             name = escaped(given.video.name)
             judged = [judge.judge(Clip(name=name, path=given.video, track=given.track))]
         else:
             clips = clips_in(given.folder)
-            progress = Progress(sum(_frames(clip.path) for clip in clips), quiet=given.quiet)
+            progress = Progress(sum(_frames(clip.path) for clip in clips), quiet=quiet)
             judged = list(judge_all(judge, clips, progress, leave_out))
         if judged:
             write_json(given.json, document(speaker, judged, left_out))

@@ -238,17 +238,57 @@ def test_what_cannot_be_judged_says_what_it_lacks(judge, tmp_path, pcm, face):
     assert lacks(pcm, landmarks=np.repeat(face[:1], FRAMES, axis=0))[1] == "a still mouth"
 
 
-def test_a_video_without_sound_or_track_is_one_line_and_exit_code_2(bundle, tmp_path, pcm, capsys):
-    silent = write_recording(
-        tmp_path / "silent.mp4", pictures_s=np.arange(120) / 30, samples=None, rate_hz=16_000
-    )
-    assert lips.main(["--speaker", str(bundle), "--video", str(silent)]) == 2
-    assert "no audio stream" in capsys.readouterr().err
-    write_flac(tmp_path / "voice.flac", pcm)
-    assert lips.main(["--speaker", str(bundle), "--video", str(tmp_path / "voice.flac")]) == 2
+@pytest.mark.parametrize(
+    ("pictures", "sounds", "complaint"),
+    [(True, False, "no audio stream"), (True, True, "expected a face"), (False, True, "no video stream")],
+)
+def test_a_video_that_lacks_something_is_one_line_and_exit_code_2(
+    bundle, tmp_path, pcm, capsys, pictures, sounds, complaint
+):
+    path = tmp_path / "person.flac"
+    write_flac(path, pcm)
+    if pictures:
+        path = write_recording(
+            tmp_path / "person.mkv",
+            pictures_s=np.arange(30) / 3,
+            samples=pcm if sounds else None,
+            rate_hz=16_000,
+        )
+    assert lips.main(["--speaker", str(bundle), "--video", str(path)]) == 2
+    written = capsys.readouterr().err
+    assert complaint in written
+    assert written.count("\n") == 1
+
+
+def test_without_the_face_mesh_a_track_is_asked_for(bundle, tmp_path, pcm, monkeypatch, capsys):
+    path = write_recording(tmp_path / "person.mkv", pictures_s=np.arange(30) / 3, samples=pcm, rate_hz=16_000)
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    for name in [name for name in sys.modules if name.startswith("preparation.face_mesh")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert lips.main(["--speaker", str(bundle), "--video", str(path)]) == 2
     complaint = capsys.readouterr().err
+    assert "cv2 is not installed" in complaint
     assert "--track FILE.npz" in complaint
-    assert complaint.count("\n") == 1
+
+
+def test_the_mesh_follows_lips_where_no_track_is_given(judge, tmp_path, pcm, face, monkeypatch):
+    from preparation.face_mesh import track as mesh
+
+    asked = []
+
+    def track_face(video, *, keep, quiet):
+        asked.append((video, len(keep), quiet))
+        return mesh.FaceTrack(
+            times_s=np.arange(FRAMES) / 25, points=face, found=np.ones(FRAMES, bool), size_px=(640, 480)
+        )
+
+    monkeypatch.setattr(mesh, "track_face", track_face)
+    path = write_recording(
+        tmp_path / "person.mkv", pictures_s=np.arange(FRAMES) / 25, samples=pcm, rate_hz=16_000
+    )
+    found = judge.judge(Clip(name="person", path=path, track=None)).figures
+    assert asked == [(path, 68, True)]
+    assert (found.opening.best_lag_frames, found.opening.r_now > 0.999) == (0, True)
 
 
 # The run --------------------------------------------------------------------------------------------------
