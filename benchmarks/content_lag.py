@@ -296,7 +296,7 @@ def natural_lead(speaker: Speaker, audio: Path) -> Lead:
     pcm = read_pcm(audio)
     pcm = pcm[: len(pcm) // FRAME_SAMPLES * FRAME_SAMPLES]
     motion = LiveMotion(speaker)(np.multiply(pcm, 1 / 32768, dtype=np.float32))
-    return lead_of(lips_of_motion(speaker, motion), pcm)
+    return lead_of(lips_of_motion(motion, speaker.motion.mean_face), pcm)
 
 
 def lips_yardstick(microphone: HeardSound, openings: F64) -> Yardstick:

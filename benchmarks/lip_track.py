@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from cuda_kernels.arrays import BOOL, F32, F64
-from models.speaker import Speaker
 from models.time_base import FRAME_S
 from preparation.arrays import Kind, read_npz
 from preparation.errors import FileError
@@ -128,25 +127,22 @@ def lips_of_track(track: LipTrack, frames: int, *, start_s: float) -> Lips:
     return Lips(opening=opening, width=width, seen=inside & (gap_s <= MAX_GAP_S))
 
 
-def lips_of_motion(speaker: Speaker, landmarks: F32) -> Lips:
-    """Returns the lips of a speaker's motion (T, 204), by the measures of a person's.
+def lips_of_motion(landmarks: F32, mean_face: F32 | None) -> Lips:
+    """Returns the lips of a speaker's motion, by the measures of a person's.
+
+    Args:
+        landmarks: (T, 204), ten times the offset in dm.
+        mean_face: (68, 3) or (204,) in dm; None where the bundle has none.
 
     Raises:
-        ValueError: the bundle does not say what its landmarks are offsets from.
+        ValueError: there is no mean face.
     """
-    mean_face = speaker.motion.mean_face
     if mean_face is None:
-        raise ValueError(
-            f"{speaker.path}: motion.mean_face: expected 68x3 numbers, got null; rebuild the bundle"
-        )
-    points = mean_face + landmarks.reshape(-1, POINTS, 3) / np.float32(10)
-    opening, width = _opening_width(points)
-    scale = float(_distance(mean_face, *_EYES))
-    return Lips(
-        opening=(opening / scale).astype(np.float32),
-        width=(width / scale).astype(np.float32),
-        seen=np.ones(len(points), bool),
-    )
+        raise ValueError("motion.mean_face: expected 68x3 numbers, got null; rebuild the bundle")
+    face = mean_face.reshape(POINTS, 3)
+    opening, width = _opening_width(face + landmarks.reshape(-1, POINTS, 3) / np.float32(10))
+    scale = _distance(face, *_EYES)
+    return Lips(opening=opening / scale, width=width / scale, seen=np.ones(len(opening), bool))
 
 
 def _opening_width(points: F32) -> tuple[F32, F32]:

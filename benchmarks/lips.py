@@ -105,7 +105,7 @@ class Judge:
         if person.opening[person.seen].std() < MIN_SPREAD:
             raise _unusable(path, "lips that move", "a still mouth", "give a person who speaks")
         motion = self._live(np.multiply(pcm, 1 / 32768, dtype=np.float32))
-        found = agreement(lips_of_motion(self._speaker, motion), person, pcm)
+        found = agreement(lips_of_motion(motion, self._speaker.motion.mean_face), person, pcm)
         return Judged(clip=clip.name, seconds=frames / FRAME_RATE_HZ, figures=found)
 
 

@@ -27,6 +27,8 @@ from preparation.speaker_set import TRUTH_FILE
 from training.cli import missing_extra
 
 from .json_file import write_json
+from .lip_agreement import lead_of
+from .lip_track import lips_of_motion
 from .live_motion import LiveMotion
 
 MOUTH = slice(3 * 48, 3 * 68)
@@ -86,6 +88,7 @@ def motion_rows(
         common_rest = clips.offsets.numpy()[at_rest].mean(axis=0)
     sync = None if speaker.syncnet_onnx is None else SyncEmbeddings(speaker.syncnet_onnx)
     tracks, pairs, true_pairs = [], [], []
+    leads_ms: tuple[list[float], list[float]] = ([], [])  # of the predicted and of the true lips
     started_s, frames = time.perf_counter(), 0
     for clip in range(len(clips)):
         pcm = clips.clip_pcm(clip).numpy()
@@ -102,6 +105,10 @@ def motion_rows(
                 true_rest=common_rest,
             )
         )
+        if bool(clips.speech[clip]):
+            for of_clips, motion in zip(leads_ms, (predicted, truth), strict=True):
+                lead_ms = lead_of(lips_of_motion(motion, mean), (32768 * pcm).astype(np.int16)).lead_ms
+                of_clips += [] if lead_ms is None else [lead_ms]
         if sync is not None and bool(clips.speech[clip]):
             with torch.no_grad():
                 features = mel.causal(torch.from_numpy(pcm)[None])[0].numpy()
@@ -122,7 +129,18 @@ def motion_rows(
         Row(what="aperture above rest in silence, p95", figure=found.silence_gap_mm, unit="mm"),
         Row(what="silence with the mouth closed (< 1.5 mm)", figure=100 * found.silence_closed, unit="%"),
     ]
-    figures: dict[str, Any] = {"motion": asdict(found), "frames": frames, "measure_s": taken_s}
+    lead_ms, true_lead_ms = (float(np.median(of_clips)) if of_clips else None for of_clips in leads_ms)
+    if lead_ms is not None:
+        rows.append(Row(what="lips ahead of their sound, median", figure=lead_ms, unit="ms"))
+    if true_lead_ms is not None:
+        rows.append(Row(what="  the same of the true motion", figure=true_lead_ms, unit="ms"))
+    figures: dict[str, Any] = {
+        "motion": asdict(found),
+        "lead_ms": lead_ms,
+        "lead_ms_of_truth": true_lead_ms,
+        "frames": frames,
+        "measure_s": taken_s,
+    }
     if sync is not None:
         of_predicted, of_truth = measure_sync(pairs), measure_sync(true_pairs)
         figures |= {"sync": asdict(of_predicted), "sync_of_truth": asdict(of_truth)}

@@ -168,7 +168,7 @@ def test_lips_are_shares_of_the_distance_of_the_eyes(speaker):
     offsets[1, [65, 66, 67], 1] = -1.0  # 0.1 dm down
     face = schematic_face()
     eyes = face[45, 0] - face[36, 0]
-    found = lips_of_motion(speaker, offsets)
+    found = lips_of_motion(offsets, speaker.motion.mean_face)
     assert found.opening[1] - found.opening[0] == pytest.approx(0.1 / eyes, rel=0.01)
     assert found.width == pytest.approx((face[64, 0] - face[60, 0]) / eyes, rel=1e-3)
 
