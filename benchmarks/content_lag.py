@@ -3,8 +3,11 @@
 The yardstick is the microphone's track as it leaves the page. The received sound's loudness is correlated
 with the microphone's; the lips' opening on the screen, with that of the lips that the file pipeline draws for
 the microphone's sound. The shift of the best correlation is the lag. Times are those at which a frame or a
-sample begins, so that lips and sound in sync have the same lag, as in a video file. A mouth's natural delay
-behind its sound is in the file's lips too, and so in no lag.
+sample begins, so that lips and sound in sync have the same lag, as in a video file.
+
+So the offset of lips and sound is what the way through the call adds: 0 is a recording's sync. By nature lips
+move before the sound that they make, and motion learnt from people does so too. That lead is in the file's
+lips as in those on the screen, and so in no lag; `natural_lead` tells it apart, from the bundle alone.
 """
 
 from __future__ import annotations
@@ -12,18 +15,24 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from cuda_kernels.arrays import F32, F64, I32, I64, U8
 from models.speaker import Speaker
 from models.time_base import FRAME_RATE_HZ, FRAME_SAMPLES
+from preparation.media import read_pcm
 from streaming.pipeline.cores import drawing_threads, usable_cores
 from streaming.pipeline.mouth import mouth_boxes
 from streaming.pipeline.pipeline import Pipeline
 from streaming.pipeline.render_size import MIN_RENDER_PX
 from streaming.pipeline.renderers import make_renderer, open_cpu_raymarcher
 from streaming.webrtc.resample import DELAY_SAMPLES, Decimator
+
+from .lip_agreement import Lead, lead_of
+from .lip_track import lips_of_motion
+from .live_motion import LiveMotion
 
 Box = tuple[int, int, int, int]  # x, y, width, height
 
@@ -276,6 +285,18 @@ class LipsByFile:
     def close(self) -> None:
         """Ends the raymarcher's threads."""
         self._raymarcher.close()
+
+
+def natural_lead(speaker: Speaker, audio: Path) -> Lead:
+    """Returns how far a speaker's lips lead the sound of a recording, however it is played.
+
+    Raises:
+        ValueError: the recording has no sound, or the bundle does not say where the lips are.
+    """
+    pcm = read_pcm(audio)
+    pcm = pcm[: len(pcm) // FRAME_SAMPLES * FRAME_SAMPLES]
+    motion = LiveMotion(speaker)(np.multiply(pcm, 1 / 32768, dtype=np.float32))
+    return lead_of(lips_of_motion(motion, speaker.motion.mean_face), pcm)
 
 
 def lips_yardstick(microphone: HeardSound, openings: F64) -> Yardstick:

@@ -2,8 +2,9 @@
 
 A headless Chromium whose microphone plays a recording opens the page of a real server and clicks its button.
 Stage times are the page's own; A/V offset and microphone to glass are measured a second time by content, see
-`content_lag.py`. Sound counts as heard when it leaves the browser's jitter buffer, plus the browser's
-reported output latency; a picture counts as seen at its `expectedDisplayTime`.
+`content_lag.py`: that offset is what the call adds to a recording's sync; by how much the lips lead their
+sound by nature is a row apart. Sound counts as heard when it leaves the browser's jitter buffer, plus the
+browser's reported output latency; a picture counts as seen at its `expectedDisplayTime`.
 
 With `--churn` pages connect and leave instead, and the server's leaks are counted.
 """
@@ -37,7 +38,7 @@ from streaming.files.progress import Progress
 from streaming.pipeline.cores import usable_cores
 
 from .chromium import BrowserError, chromium
-from .content_lag import SOUND_RATE_HZ, LipsByFile, Offset, lips_yardstick, offsets
+from .content_lag import SOUND_RATE_HZ, LipsByFile, Offset, lips_yardstick, natural_lead, offsets
 from .json_file import write_json
 from .latency_figures import (
     BenchmarkError,
@@ -122,11 +123,12 @@ def measure(speaker: Speaker, plan: Plan) -> Figures:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         write_microphone(plan.audio, folder / "microphone.wav")
         lips: LipsByFile | None = None
-        note = "not asked for"
+        note, lead_ms = "not asked for", None
         if not plan.churn_s:
             try:
                 lips = LipsByFile(speaker)
                 stack.callback(lips.close)
+                lead_ms = natural_lead(speaker, plan.audio).lead_ms
             except ValueError as error:
                 note = str(error)
         progress = Progress(None, quiet=plan.quiet)
@@ -146,7 +148,7 @@ def measure(speaker: Speaker, plan: Plan) -> Figures:
         sessions = []
         if taken is not None:
             for record, start_ms, end_ms in taken.sessions:
-                content = _content(record, lips, note, plan.quiet)
+                content = _content(record, lips, note, lead_ms, plan.quiet)
                 sessions.append(session_figures(record, start_ms, end_ms, content))
     figures = Figures(
         date=datetime.date.today().isoformat(),
@@ -323,7 +325,9 @@ def _ask(page: Page, name: str, argument: object = None) -> Any:  # noqa: ANN401
         raise BenchmarkError(message.removeprefix("Page.evaluate: ").removeprefix("Error: ")) from None
 
 
-def _content(record: Record, lips: LipsByFile | None, note: str, quiet: bool) -> ContentFigures:
+def _content(
+    record: Record, lips: LipsByFile | None, note: str, lead_ms: float | None, quiet: bool
+) -> ContentFigures:
     """Returns a session's offsets by content."""
     if lips is None:
         return content_figures([], note)
@@ -350,7 +354,7 @@ def _content(record: Record, lips: LipsByFile | None, note: str, quiet: bool) ->
             )
         except ValueError as error:
             note = str(error)
-    return content_figures(found, "" if found else note)
+    return content_figures(found, "" if found else note, natural_lead_ms=lead_ms)
 
 
 def _machine() -> str:

@@ -71,7 +71,7 @@ class Spread(TypedDict):
 class ContentFigures(TypedDict):
     """Offsets by content: medians over windows, None where most correlate too weakly."""
 
-    lips_behind_sound_ms: float | None  # as seen and heard; negative: the lips are ahead
+    lips_behind_sound_ms: float | None  # as seen and heard, 0 in a video file; negative: the lips are ahead
     lips_behind_sound_farthest_ms: float | None  # of the windows, the one farthest from zero
     microphone_to_glass_ms: float | None
     microphone_to_ear_ms: float | None
@@ -79,6 +79,7 @@ class ContentFigures(TypedDict):
     sound_peak: float
     windows: int
     sure_windows: int
+    natural_lead_ms: float | None  # of the lips before their sound, in a file too; in no figure above
     note: str  # why there are no figures
 
 
@@ -181,7 +182,9 @@ def frames_between(first_rtp: int, last_rtp: int) -> int:
     return round(((last_rtp - first_rtp) & 0xFFFFFFFF) / _RTP_STEP)
 
 
-def content_figures(found: Sequence[Offset], note: str = "") -> ContentFigures:
+def content_figures(
+    found: Sequence[Offset], note: str = "", *, natural_lead_ms: float | None = None
+) -> ContentFigures:
     """Returns the medians over windows; figures only if most of the windows are sure."""
     sure = [offset for offset in found if offset.sure]
     known = 2 * len(sure) > len(found)
@@ -199,6 +202,7 @@ def content_figures(found: Sequence[Offset], note: str = "") -> ContentFigures:
         sound_peak=float(np.median([offset.sound_peak for offset in found])) if found else 0.0,
         windows=len(found),
         sure_windows=len(sure),
+        natural_lead_ms=natural_lead_ms,
         note=note or ("" if known else "the signals are too unlike to tell"),
     )
 
@@ -356,8 +360,8 @@ def session_rows(session: SessionFigures, seconds: float) -> list[Row]:
         Row(what="  microphone to ear", text=_ms(content["microphone_to_ear_ms"])),
         Row(
             what="  lips behind the sound",
-            text=f"{_figure(behind, '+.0f', ' ms')} "
-            f"(farthest {_figure(content['lips_behind_sound_farthest_ms'], '+.0f', '')}; "
+            text=f"{_figure(behind, '+.0f', ' ms')} (0: as in a video file; "
+            f"farthest {_figure(content['lips_behind_sound_farthest_ms'], '+.0f', '')}; "
             f"before the output device {_figure(_plus(behind, session['sound_device_ms']), '+.0f', '')})",
             goal=AV_OFFSET,
             figure=None if behind is None else abs(behind),
@@ -365,6 +369,11 @@ def session_rows(session: SessionFigures, seconds: float) -> list[Row]:
         Row(
             what="  the same as the page tells",
             text=f"{_figure(session['lips_behind_sound_by_reports_ms'], '+.0f', ' ms')} (by sender reports)",
+        ),
+        Row(
+            what="  lips ahead of the sound by nature",
+            text=f"{_figure(content['natural_lead_ms'], '+.0f', ' ms')} "
+            "(in a video file too; in no figure here)",
         ),
         Row(
             what="frames a second",

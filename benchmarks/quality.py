@@ -19,20 +19,19 @@ from typing import Any
 import numpy as np
 
 from cuda_kernels.arrays import F32
-from models.landmark_filter import LandmarkFilter
 from models.onnx_runtime import load_onnxruntime
 from models.speaker import Speaker, load_speaker
 from models.speaker_folders import find_speaker
-from models.time_base import SAMPLE_RATE_HZ
 from preparation.corpus_set import INDEX_FILE
 from preparation.speaker_set import TRUTH_FILE
-from streaming.pipeline.networks import open_networks
 from training.cli import missing_extra
 
 from .json_file import write_json
+from .lip_agreement import lead_of
+from .lip_track import lips_of_motion
+from .live_motion import LiveMotion
 
 MOUTH = slice(3 * 48, 3 * 68)
-_SILENCE_S = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,33 +51,6 @@ class Row:
             return ""
         met = self.figure >= self.target if self.at_least else self.figure <= self.target
         return "pass" if met else "fail"
-
-
-class LiveMotion:
-    """The live path's landmarks: motion networks over a stream, clamp, smoothing."""
-
-    def __init__(self, speaker: Speaker) -> None:
-        """Opens the speaker's networks."""
-        self._motion = speaker.motion
-        self._networks = open_networks(speaker)
-
-    def __call__(self, pcm: F32) -> F32:
-        """Returns landmarks (T, 204) in the speaker's domain of samples (640 T,) in [-1, 1]."""
-        motion = self._motion
-        stream = self._networks.motion_stream(motion)
-        smooth = LandmarkFilter(
-            mean=motion.landmark_mean, std=motion.landmark_std, clamp_std=motion.clamp_std, ema=motion.ema
-        )
-        frames = []
-        for moved_frames in (stream.push(pcm.astype(np.float32)), stream.finish()):
-            for moved in moved_frames:
-                frames.append(smooth.restore(smooth.step(moved.landmarks)).reshape(204))
-        return np.stack(frames).astype(np.float32)
-
-    def resting(self) -> F32:
-        """Landmarks (204,) after silence."""
-        rest: F32 = self(np.zeros(int(SAMPLE_RATE_HZ * _SILENCE_S), np.float32))[-1]
-        return rest
 
 
 def motion_rows(
@@ -116,6 +88,7 @@ def motion_rows(
         common_rest = clips.offsets.numpy()[at_rest].mean(axis=0)
     sync = None if speaker.syncnet_onnx is None else SyncEmbeddings(speaker.syncnet_onnx)
     tracks, pairs, true_pairs = [], [], []
+    leads_ms: tuple[list[float], list[float]] = ([], [])  # of the predicted and of the true lips
     started_s, frames = time.perf_counter(), 0
     for clip in range(len(clips)):
         pcm = clips.clip_pcm(clip).numpy()
@@ -132,6 +105,10 @@ def motion_rows(
                 true_rest=common_rest,
             )
         )
+        if bool(clips.speech[clip]):
+            for of_clips, motion in zip(leads_ms, (predicted, truth), strict=True):
+                lead_ms = lead_of(lips_of_motion(motion, mean), (32768 * pcm).astype(np.int16)).lead_ms
+                of_clips += [] if lead_ms is None else [lead_ms]
         if sync is not None and bool(clips.speech[clip]):
             with torch.no_grad():
                 features = mel.causal(torch.from_numpy(pcm)[None])[0].numpy()
@@ -152,7 +129,18 @@ def motion_rows(
         Row(what="aperture above rest in silence, p95", figure=found.silence_gap_mm, unit="mm"),
         Row(what="silence with the mouth closed (< 1.5 mm)", figure=100 * found.silence_closed, unit="%"),
     ]
-    figures: dict[str, Any] = {"motion": asdict(found), "frames": frames, "measure_s": taken_s}
+    lead_ms, true_lead_ms = (float(np.median(of_clips)) if of_clips else None for of_clips in leads_ms)
+    if lead_ms is not None:
+        rows.append(Row(what="lips ahead of their sound, median", figure=lead_ms, unit="ms"))
+    if true_lead_ms is not None:
+        rows.append(Row(what="  the same of the true motion", figure=true_lead_ms, unit="ms"))
+    figures: dict[str, Any] = {
+        "motion": asdict(found),
+        "lead_ms": lead_ms,
+        "lead_ms_of_truth": true_lead_ms,
+        "frames": frames,
+        "measure_s": taken_s,
+    }
     if sync is not None:
         of_predicted, of_truth = measure_sync(pairs), measure_sync(true_pairs)
         figures |= {"sync": asdict(of_predicted), "sync_of_truth": asdict(of_truth)}

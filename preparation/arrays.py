@@ -41,7 +41,7 @@ class Kind:
     """What an array must be."""
 
     shape: tuple[int | None, ...]  # None stands for any size above 0
-    whole: bool = False  # whole numbers, which come back as int64; others come back as float32
+    whole: bool = False  # whole numbers or bools, which come back as int64; others come back as float32
 
     def check(
         self, path: Path, name: str, array: npt.NDArray[Any], refuse: type[FileError], way_out: str
@@ -51,7 +51,7 @@ class Kind:
         Raises:
             FileError: as `refuse`; it is of another shape, or holds something else than finite numbers.
         """
-        if array.dtype.kind not in ("iu" if self.whole else "fiu"):
+        if array.dtype.kind not in ("biu" if self.whole else "fiu"):
             expected = "whole numbers" if self.whole else "numbers"
             raise refuse(path, name, expected, f"an array of {array.dtype}", way_out)
         fits = len(self.shape) == array.ndim and all(

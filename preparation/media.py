@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, Protocol, cast
 
 import av
 import numpy as np
@@ -21,6 +21,7 @@ from .errors import FileError
 
 PixelFormat = Literal["rgb24", "gray"]
 _DECODE_ERRORS = (av.FFmpegError, ValueError, OSError, IndexError)  # all that PyAV raises for a file
+_MAX_DRIFT_S = 0.04  # of sound from its time stamps, until samples are filled in or left out
 
 
 class MediaError(FileError):
@@ -82,8 +83,59 @@ def _no_samples(path: Path) -> MediaError:
     return MediaError(path, "sound", "a sound track", got, "give a recording with sound")
 
 
-def read_pcm(path: Path) -> I16:
+class _Resampler(Protocol):
+    def resample(self, frame: av.AudioFrame | None) -> list[av.AudioFrame]:
+        """Returns what is ready after one more frame; after None, the rest."""
+        ...
+
+
+class _TimedResampler:
+    """16 kHz mono by time stamps: sample 0 is that of `start_s`, silence stands where there is no sound."""
+
+    def __init__(self, start_s: float) -> None:
+        self._start_s = start_s
+        self._graph: av.filter.Graph | None = None
+
+    def resample(self, frame: av.AudioFrame | None) -> list[av.AudioFrame]:
+        if frame is not None:
+            self._graph = self._graph or _timed_graph(frame)
+            if frame.pts is not None and frame.time_base is not None:
+                frame.pts -= round(self._start_s / frame.time_base)
+        if self._graph is None:
+            return []
+        self._graph.push(frame)
+        ready = []
+        while True:
+            try:
+                ready.append(cast(av.AudioFrame, self._graph.pull()))
+            except (BlockingIOError, EOFError):
+                return ready
+
+
+def _timed_graph(frame: av.AudioFrame) -> av.filter.Graph:
+    """Returns FFmpeg's filters from frames of this kind to `_TimedResampler`'s."""
+    graph = av.filter.Graph()
+    graph.link_nodes(
+        graph.add_abuffer(
+            sample_rate=frame.sample_rate,
+            format=frame.format.name,
+            layout=frame.layout.name,
+            time_base=frame.time_base,
+        ),
+        graph.add("aresample", f"{SAMPLE_RATE_HZ}:async=1:min_hard_comp={_MAX_DRIFT_S}:first_pts=0"),
+        graph.add("aformat", "sample_fmts=s16:channel_layouts=mono"),
+        graph.add("abuffersink"),
+    ).configure()
+    return graph
+
+
+def read_pcm(path: Path, *, start_s: float | None = None) -> I16:
     """Returns a recording's sound as 16 kHz mono, int16 (N,), all channels mixed.
+
+    Args:
+        path: of the recording.
+        start_s: time stamp that sample 0 gets, as that of a video's first picture: sound before it is cut
+            off, silence stands before sound that begins later and in gaps. None: all samples there are.
 
     Raises:
         MediaError: the file is absent, empty, undecodable or has no sound.
@@ -92,7 +144,11 @@ def read_pcm(path: Path) -> I16:
     parts: list[I16] = []
     track = _sound_track(path)
     with _open(path) as container:
-        resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE_HZ)
+        resampler: _Resampler = (
+            av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE_HZ)
+            if start_s is None
+            else _TimedResampler(start_s)
+        )
         try:
             for frame in container.decode(container.streams.audio[track]):
                 parts += [piece.to_ndarray()[0] for piece in resampler.resample(frame)]
@@ -130,6 +186,18 @@ def video_frames(path: Path) -> Iterator[av.VideoFrame]:
             raise MediaError(path, "pictures", "a whole video", got, "convert it first") from error
         if empty:
             raise MediaError(path, "pictures", "a video", "a video stream without pictures", "give a video")
+
+
+def first_picture_s(path: Path) -> float | None:
+    """Returns the time stamp of a recording's first picture; None of sound alone.
+
+    Raises:
+        MediaError: the file is absent, empty or undecodable.
+    """
+    with _open(path) as container:
+        if not container.streams.video:
+            return None
+    return next(video_frames(path)).time or 0.0
 
 
 def to_picture(path: Path, frame: av.VideoFrame, pixel_format: PixelFormat) -> U8:

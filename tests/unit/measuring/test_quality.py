@@ -8,7 +8,8 @@ from bundle_factory import write_tiny_bundle
 from tiny_corpus import make_corpus, make_speaker
 
 from benchmarks import quality
-from benchmarks.quality import LiveMotion, Row, table
+from benchmarks.live_motion import LiveMotion
+from benchmarks.quality import Row, table
 from models.speaker import load_speaker
 
 
@@ -57,6 +58,8 @@ def test_a_corpus_is_measured_and_written(bundle, corpus, tmp_path, capsys):
     written = json.loads(out.read_text())
     assert written["frames"] == 110
     assert written["rows"][0]["target"] == 0.8
+    assert written["lead_ms"] == pytest.approx(0, abs=25)
+    assert written["lead_ms_of_truth"] == pytest.approx(0, abs=25)
     assert (
         written["motion"]["aperture_r"] > 0.8
     )  # the tiny bundle opens its mouth with loudness, so does the data
