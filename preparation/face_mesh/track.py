@@ -31,8 +31,8 @@ MIN_FACE = 0.5  # the probability from which on a face counts as there
 _SMOOTHING_S = 0.16  # standard deviation of the regions' Gaussian
 _MAX_REACH = 100  # pictures on either side
 _MAX_JUMP = 0.3  # of a region's side; beyond it is a cut, or another face
-_MAX_RETURN = 0.5  # likewise, for a face that comes back
-_PATIENCE_S = 1.0  # how long a face that left is waited for where it was
+_MAX_RETURN = 0.5  # likewise, between a face and what may be the same one
+_PATIENCE_S = 1.0  # how long a face that left is waited for
 _BATCH = 6
 # Of the crops after the plain one, shares of the side and radians: right, down, scale, turn, mirrored.
 _VARIANTS = (
@@ -172,53 +172,68 @@ def _described(video: Path) -> tuple[int | None, float]:
             pictures = stream.frames
             if not pictures and container.duration and stream.average_rate:
                 pictures = round(container.duration / av.time_base * float(stream.average_rate))
+            next(container.decode(stream), None)  # some codecs say it in the pictures
             return pictures or None, float(stream.sample_aspect_ratio or 1)
     except (av.FFmpegError, ValueError, OSError, IndexError):  # said where the pictures are read
         return None, 1.0
 
 
 class _Follower:
-    """Finds the face in one picture after another."""
+    """Finds the face in one picture after another.
+
+    Who was beside the face when it left does not take its place for `_PATIENCE_S`.
+    """
 
     def __init__(self, mesh: FaceMesh) -> None:
         self._mesh = mesh
         self._detector = FaceDetector()
-        self._region: Region | None = None  # where the face was last
+        self._region: Region | None = None  # where the face is, or was last
         self._seen_s = -np.inf
-        self._follows = False
+        self._picture: U8 | None = None  # the last one with it; None: it is lost
+        self._bystanders: list[Region] = []
 
     def look(self, picture: U8, time_s: float) -> tuple[_Sighting, F32]:
         """Returns where the face is, if anywhere, and its points (478, 3), then all 0."""
-        points = self._points(picture, self._region) if self._follows and self._region else None
+        points = None
+        if self._picture is not None and self._region is not None:
+            points = self._points(picture, self._region)
+            if points is None:
+                regions = map(_region, self._detector.detect(self._picture))
+                self._bystanders = [region for region in regions if _jump(self._region, region) > _MAX_RETURN]
+        elif time_s - self._seen_s > _PATIENCE_S:
+            self._bystanders = []
         anew = points is None
         if points is None:
-            waits = time_s - self._seen_s <= _PATIENCE_S
-            points = self._search(picture, self._region if waits else None)
-        self._follows = points is not None
+            points = self._search(picture)
         if points is None:
+            self._picture = None
             return _Sighting(time_s=time_s, region=None, anew=False), np.zeros((POINTS, 3), np.float32)
-        self._region, self._seen_s = region_of_points(points), time_s
+        self._region, self._seen_s, self._picture = region_of_points(points), time_s, picture
         return _Sighting(time_s=time_s, region=self._region, anew=anew), points
 
     def _points(self, picture: U8, region: Region) -> F32 | None:
         points, face = self._mesh([crop(picture, region)])
         return points[0] if face[0] >= MIN_FACE else None
 
-    def _search(self, picture: U8, near: Region | None) -> F32 | None:
-        """Returns the points of the largest and most central face, near a region where one is given."""
+    def _search(self, picture: U8) -> F32 | None:
+        """Returns the points of the largest and most central face that is no bystander."""
         size = np.array(picture.shape[1::-1])
 
         def weight(face: Face) -> float:
             return face.side_px * (1 - float(np.linalg.norm(face.centre / size - 0.5)))
 
         for face in sorted(self._detector.detect(picture), key=weight, reverse=True):
-            region = region_of_box(face.box, face.keypoints[:2])
-            if near is not None and _jump(near, region) > _MAX_RETURN:
+            region = _region(face)
+            if any(_jump(bystander, region) <= _MAX_RETURN for bystander in self._bystanders):
                 continue
             points = self._points(picture, region)
             if points is not None:  # the box is a rough region
                 return self._points(picture, region_of_points(points))
         return None
+
+
+def _region(face: Face) -> Region:
+    return region_of_box(face.box, face.keypoints[:2])
 
 
 def _jump(before: Region, after: Region) -> float:
