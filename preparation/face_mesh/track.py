@@ -33,6 +33,7 @@ _MAX_REACH = 100  # pictures on either side
 _MAX_JUMP = 0.3  # of a region's side; beyond it is a cut, or another face
 _MAX_RETURN = 0.5  # likewise, between a face and what may be the same one
 _PATIENCE_S = 1.0  # how long a face that left is waited for
+_SEARCH_S = 0.5  # between two searches for small faces, each a hundred looks
 _BATCH = 6
 # Of the crops after the plain one, shares of the side and radians: right, down, scale, turn, mirrored.
 _VARIANTS = (
@@ -66,9 +67,7 @@ class FaceTrack:
     """The points of the face in each picture of a video, upright as a player shows it."""
 
     times_s: F64  # (T,) on the video's clock, each later than the one before
-    points: (
-        F32  # (T, K, 3): x right, y down, in px; z away from the viewer at the same scale; 0 where not found
-    )
+    points: F32  # (T, K, 3) px: x right, y down, z away from the viewer; 0 where none was found
     found: BOOL  # (T,)
     size_px: tuple[int, int]  # width and height of the pictures
 
@@ -103,7 +102,8 @@ def track_face(
     kept = np.arange(POINTS) if keep is None else keep
     mesh = FaceMesh()
     sightings: list[_Sighting] = []
-    first: list[F32] = []
+    first: list[F32] = []  # the points, where one pass is enough
+    once = settings.crops == 1 and not settings.smooth
     size_px = (0, 0)
     follower = _Follower(mesh)
     total, _ = _described(video)
@@ -112,16 +112,16 @@ def track_face(
         size_px = (picture.shape[1], picture.shape[0])
         sighting, points = follower.look(picture, time_s)
         sightings.append(sighting)
-        first.append(points[kept])
+        if once:
+            first.append(points[kept])
     if not any(sighting.region for sighting in sightings):
         got = f"none in {len(sightings)} pictures"
         way_out = "give a video in which a face of 60 pixels or more looks at the camera"
         raise FaceTrackError(video, "pictures", "a face", got, way_out)
     times_s = np.array([sighting.time_s for sighting in sightings])
-    if not settings.smooth and settings.crops == 1:
+    if once:
         found = np.array([sighting.region is not None for sighting in sightings])
         return FaceTrack(times_s=times_s, points=np.stack(first), found=found, size_px=size_px)
-    del first
     regions = _smoothed(sightings, times_s) if settings.smooth else [s.region for s in sightings]
     points, found = _read(video, mesh, regions, kept, settings.crops, quiet=quiet)
     return FaceTrack(times_s=times_s, points=points, found=found, size_px=size_px)
@@ -191,6 +191,7 @@ class _Follower:
         self._seen_s = -np.inf
         self._picture: U8 | None = None  # the last one with it; None: it is lost
         self._bystanders: list[Region] = []
+        self._next_search_s = -np.inf  # for small faces
 
     def look(self, picture: U8, time_s: float) -> tuple[_Sighting, F32]:
         """Returns where the face is, if anywhere, and its points (478, 3), then all 0."""
@@ -204,7 +205,7 @@ class _Follower:
             self._bystanders = []
         anew = points is None
         if points is None:
-            points = self._search(picture)
+            points = self._search(picture, time_s)
         if points is None:
             self._picture = None
             return _Sighting(time_s=time_s, region=None, anew=False), np.zeros((POINTS, 3), np.float32)
@@ -215,20 +216,26 @@ class _Follower:
         points, face = self._mesh([crop(picture, region)])
         return points[0] if face[0] >= MIN_FACE else None
 
-    def _search(self, picture: U8) -> F32 | None:
+    def _search(self, picture: U8, time_s: float) -> F32 | None:
         """Returns the points of the largest and most central face that is no bystander."""
         size = np.array(picture.shape[1::-1])
 
         def weight(face: Face) -> float:
             return face.side_px * (1 - float(np.linalg.norm(face.centre / size - 0.5)))
 
-        for face in sorted(self._detector.detect(picture), key=weight, reverse=True):
-            region = _region(face)
-            if any(_jump(bystander, region) <= _MAX_RETURN for bystander in self._bystanders):
-                continue
-            points = self._points(picture, region)
-            if points is not None:  # the box is a rough region
-                return self._points(picture, region_of_points(points))
+        small = time_s >= self._next_search_s
+        for faces in self._detector.search(picture, small=small):
+            for face in sorted(faces, key=weight, reverse=True):
+                region = _region(face)
+                if any(_jump(bystander, region) <= _MAX_RETURN for bystander in self._bystanders):
+                    continue
+                points = self._points(picture, region)
+                if points is not None:  # the box is a rough region
+                    points = self._points(picture, region_of_points(points))
+                if points is not None:
+                    return points
+        if small:
+            self._next_search_s = time_s + _SEARCH_S
         return None
 
 

@@ -40,7 +40,7 @@ def test_of_two_faces_both_are_found(detector):
     assert abs(middles[1] - 384) < 30
 
 
-@pytest.mark.parametrize(("width", "height"), [(1280, 720), (720, 1280)])
+@pytest.mark.parametrize(("width", "height"), [(1920, 1080), (1280, 720), (720, 1280)])
 def test_a_small_face_is_found_where_the_whole_picture_shows_none(detector, width, height):
     left, top = width // 2 + 60, height // 3
     picture = face_videos.placed(

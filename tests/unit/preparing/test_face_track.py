@@ -108,6 +108,14 @@ def test_a_bystander_does_not_take_the_place_of_a_face_that_is_hidden_for_a_mome
     assert followed.points[4, :, 0].min() > 256  # after a second it is another scene
 
 
+def test_a_small_face_that_appears_is_searched_for_twice_a_second(video):
+    empty = face_videos.placed(face_videos.empty(), width=1280, height=720, left=0, top=0, side=1)
+    small = face_videos.placed(face_videos.may("open"), width=1280, height=720, left=900, top=300, side=140)
+    times_ms = [0, 400, 600, 640]
+    followed = landmarks(video([empty, small, small, small], times_ms=times_ms))
+    assert followed.found.tolist() == [False, False, True, True]
+
+
 def test_regions_tremble_less_when_smoothed(video):
     generator = np.random.default_rng(0)
     picture = face_videos.may("open")
