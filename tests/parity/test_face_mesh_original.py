@@ -1,7 +1,7 @@
 """The converted models against what the original runtimes gave for the same pixels.
 
-`face_mesh_reference.npz` holds points (2, 478, 3) that MediaPipe 0.10.21 found in two crops, in px of 192, and
-the 20 likeliest of the short-range detector's boxes as ai-edge-litert 2.3.0 gave them.
+`face_mesh_reference.npz` holds the points (2, 478, 3) that MediaPipe 0.10.21 found in two crops, px of 192;
+and 20 of the short-range detector's boxes, the likeliest, as ai-edge-litert 2.3.0 gave them.
 """
 
 from pathlib import Path
