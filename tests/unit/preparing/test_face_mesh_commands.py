@@ -1,7 +1,10 @@
 """`python -m preparation.face_mesh` and the converter: what they write, and one line for bad input."""
 
 import io
+import subprocess
+import sys
 import tarfile
+from pathlib import Path
 
 import cv2
 import face_videos
@@ -10,6 +13,8 @@ import pytest
 import refusals
 
 from preparation.face_mesh import cli, convert
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_the_track_and_its_picture_are_written(tmp_path, capsys):
@@ -112,3 +117,16 @@ def test_the_mean_face_is_read_from_its_metadata():
     np.testing.assert_array_equal(convert.canonical_face(message(*vertices.ravel())), vertices[:, :3])
     with pytest.raises(convert.TfliteError, match="got 7 numbers"):
         convert.canonical_face(message(*range(7)))
+
+
+def test_without_the_training_extra_it_says_what_is_missing():
+    program = (
+        "import runpy, sys\n"
+        "sys.modules['cv2'] = None\n"
+        "sys.argv = ['face_mesh', '--video', 'v.mp4', '--out', 't.npz']\n"
+        "runpy.run_module('preparation.face_mesh', run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("python -m preparation.face_mesh: cv2 is not installed; run pip install ")
+    assert len(done.stderr.splitlines()) == 1
