@@ -47,19 +47,22 @@ class FaceDetector:
         self._anchors = _anchors()
 
     def detect(self, picture: U8) -> list[Face]:
-        """Returns the faces of a picture (H, W, 3) RGB, the best first, none twice.
+        """Returns the faces of a picture (H, W, 3) RGB, the best first, none twice."""
+        return next(filter(None, self.search(picture)), [])
 
-        The whole picture is looked at first, then squares as high as it, then of half that size.
+    def search(self, picture: U8, *, small: bool = True) -> Iterator[list[Face]]:
+        """Yields the faces of a picture (H, W, 3) RGB by their size, the best first, none twice.
+
+        The whole picture is looked at first, then squares as high or as wide as it; where faces may be
+        `small`, squares of half and of a quarter of that size follow, which takes a hundred looks.
         """
-        for windows in _levels(*picture.shape[:2]):
+        for windows in _levels(*picture.shape[:2], small=small):
             found = [
                 face
                 for start in range(0, len(windows), _BATCH)
                 for face in self._detect_in(picture, windows[start : start + _BATCH])
             ]
-            if found:
-                return _suppress(found)
-        return []
+            yield _suppress(found)
 
     def _detect_in(self, picture: U8, windows: list[tuple[int, int, int]]) -> Iterator[Face]:
         """Yields what squares (left, top, side) of the picture show."""
@@ -87,11 +90,11 @@ def _anchors() -> F32:
     return np.concatenate(middles).astype(np.float32)
 
 
-def _levels(height: int, width: int) -> Iterator[list[tuple[int, int, int]]]:
+def _levels(height: int, width: int, *, small: bool) -> Iterator[list[tuple[int, int, int]]]:
     """Yields squares (left, top, side) that cover a picture, ever smaller; the first is centred around it."""
     longer, shorter = max(height, width), min(height, width)
     yield [((width - longer) // 2, (height - longer) // 2, longer)]
-    for side in (shorter, shorter // 2):
+    for side in (shorter, shorter // 2, shorter // 4)[: 3 if small else 1]:
         if side < DETECTOR_SIDE_PX or side == longer:
             continue
         lefts, tops = (

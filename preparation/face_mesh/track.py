@@ -31,8 +31,9 @@ MIN_FACE = 0.5  # the probability from which on a face counts as there
 _SMOOTHING_S = 0.16  # standard deviation of the regions' Gaussian
 _MAX_REACH = 100  # pictures on either side
 _MAX_JUMP = 0.3  # of a region's side; beyond it is a cut, or another face
-_MAX_RETURN = 0.5  # likewise, for a face that comes back
-_PATIENCE_S = 1.0  # how long a face that left is waited for where it was
+_MAX_RETURN = 0.5  # likewise, between a face and what may be the same one
+_PATIENCE_S = 1.0  # how long a face that left is waited for
+_SEARCH_S = 0.5  # between two searches for small faces, each a hundred looks
 _BATCH = 6
 # Of the crops after the plain one, shares of the side and radians: right, down, scale, turn, mirrored.
 _VARIANTS = (
@@ -66,9 +67,7 @@ class FaceTrack:
     """The points of the face in each picture of a video, upright as a player shows it."""
 
     times_s: F64  # (T,) on the video's clock, each later than the one before
-    points: (
-        F32  # (T, K, 3): x right, y down, in px; z away from the viewer at the same scale; 0 where not found
-    )
+    points: F32  # (T, K, 3) px: x right, y down, z away from the viewer; 0 where none was found
     found: BOOL  # (T,)
     size_px: tuple[int, int]  # width and height of the pictures
 
@@ -103,7 +102,8 @@ def track_face(
     kept = np.arange(POINTS) if keep is None else keep
     mesh = FaceMesh()
     sightings: list[_Sighting] = []
-    first: list[F32] = []
+    first: list[F32] = []  # the points, where one pass is enough
+    once = settings.crops == 1 and not settings.smooth
     size_px = (0, 0)
     follower = _Follower(mesh)
     total, _ = _described(video)
@@ -112,16 +112,16 @@ def track_face(
         size_px = (picture.shape[1], picture.shape[0])
         sighting, points = follower.look(picture, time_s)
         sightings.append(sighting)
-        first.append(points[kept])
+        if once:
+            first.append(points[kept])
     if not any(sighting.region for sighting in sightings):
         got = f"none in {len(sightings)} pictures"
         way_out = "give a video in which a face of 60 pixels or more looks at the camera"
         raise FaceTrackError(video, "pictures", "a face", got, way_out)
     times_s = np.array([sighting.time_s for sighting in sightings])
-    if not settings.smooth and settings.crops == 1:
+    if once:
         found = np.array([sighting.region is not None for sighting in sightings])
         return FaceTrack(times_s=times_s, points=np.stack(first), found=found, size_px=size_px)
-    del first
     regions = _smoothed(sightings, times_s) if settings.smooth else [s.region for s in sightings]
     points, found = _read(video, mesh, regions, kept, settings.crops, quiet=quiet)
     return FaceTrack(times_s=times_s, points=points, found=found, size_px=size_px)
@@ -172,53 +172,75 @@ def _described(video: Path) -> tuple[int | None, float]:
             pictures = stream.frames
             if not pictures and container.duration and stream.average_rate:
                 pictures = round(container.duration / av.time_base * float(stream.average_rate))
+            next(container.decode(stream), None)  # some codecs say it in the pictures
             return pictures or None, float(stream.sample_aspect_ratio or 1)
     except (av.FFmpegError, ValueError, OSError, IndexError):  # said where the pictures are read
         return None, 1.0
 
 
 class _Follower:
-    """Finds the face in one picture after another."""
+    """Finds the face in one picture after another.
+
+    Who was beside the face when it left does not take its place for `_PATIENCE_S`.
+    """
 
     def __init__(self, mesh: FaceMesh) -> None:
         self._mesh = mesh
         self._detector = FaceDetector()
-        self._region: Region | None = None  # where the face was last
+        self._region: Region | None = None  # where the face is, or was last
         self._seen_s = -np.inf
-        self._follows = False
+        self._picture: U8 | None = None  # the last one with it; None: it is lost
+        self._bystanders: list[Region] = []
+        self._next_search_s = -np.inf  # for small faces
 
     def look(self, picture: U8, time_s: float) -> tuple[_Sighting, F32]:
         """Returns where the face is, if anywhere, and its points (478, 3), then all 0."""
-        points = self._points(picture, self._region) if self._follows and self._region else None
+        points = None
+        if self._picture is not None and self._region is not None:
+            points = self._points(picture, self._region)
+            if points is None:
+                regions = map(_region, self._detector.detect(self._picture))
+                self._bystanders = [region for region in regions if _jump(self._region, region) > _MAX_RETURN]
+        elif time_s - self._seen_s > _PATIENCE_S:
+            self._bystanders = []
         anew = points is None
         if points is None:
-            waits = time_s - self._seen_s <= _PATIENCE_S
-            points = self._search(picture, self._region if waits else None)
-        self._follows = points is not None
+            points = self._search(picture, time_s)
         if points is None:
+            self._picture = None
             return _Sighting(time_s=time_s, region=None, anew=False), np.zeros((POINTS, 3), np.float32)
-        self._region, self._seen_s = region_of_points(points), time_s
+        self._region, self._seen_s, self._picture = region_of_points(points), time_s, picture
         return _Sighting(time_s=time_s, region=self._region, anew=anew), points
 
     def _points(self, picture: U8, region: Region) -> F32 | None:
         points, face = self._mesh([crop(picture, region)])
         return points[0] if face[0] >= MIN_FACE else None
 
-    def _search(self, picture: U8, near: Region | None) -> F32 | None:
-        """Returns the points of the largest and most central face, near a region where one is given."""
+    def _search(self, picture: U8, time_s: float) -> F32 | None:
+        """Returns the points of the largest and most central face that is no bystander."""
         size = np.array(picture.shape[1::-1])
 
         def weight(face: Face) -> float:
             return face.side_px * (1 - float(np.linalg.norm(face.centre / size - 0.5)))
 
-        for face in sorted(self._detector.detect(picture), key=weight, reverse=True):
-            region = region_of_box(face.box, face.keypoints[:2])
-            if near is not None and _jump(near, region) > _MAX_RETURN:
-                continue
-            points = self._points(picture, region)
-            if points is not None:  # the box is a rough region
-                return self._points(picture, region_of_points(points))
+        small = time_s >= self._next_search_s
+        for faces in self._detector.search(picture, small=small):
+            for face in sorted(faces, key=weight, reverse=True):
+                region = _region(face)
+                if any(_jump(bystander, region) <= _MAX_RETURN for bystander in self._bystanders):
+                    continue
+                points = self._points(picture, region)
+                if points is not None:  # the box is a rough region
+                    points = self._points(picture, region_of_points(points))
+                if points is not None:
+                    return points
+        if small:
+            self._next_search_s = time_s + _SEARCH_S
         return None
+
+
+def _region(face: Face) -> Region:
+    return region_of_box(face.box, face.keypoints[:2])
 
 
 def _jump(before: Region, after: Region) -> float:
