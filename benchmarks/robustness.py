@@ -21,7 +21,7 @@ from models.time_base import SAMPLE_RATE_HZ
 from training.cli import missing_extra
 
 from .json_file import write_json
-from .quality import LiveMotion
+from .live_motion import LiveMotion
 
 Change = Callable[[F32], F32]
 TELEPHONE_HZ = (300.0, 3400.0)

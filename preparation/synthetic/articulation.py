@@ -265,12 +265,12 @@ def move_tracks(phones: Sequence[Phone], pcm: I16, *, frames: int, style: Style)
 
 def weigh_morphs(tracks: F64, names: Sequence[str], style: Style) -> F64:
     """Returns the weights (T, K) of the rig's morphs that make tracks (T, 9) visible."""
-    weights = {
-        **mouth_weights(tracks, style),
-        **dict.fromkeys(("eye-left-closure", "eye-right-closure"), style.lids),
-    }
-    weights |= dict.fromkeys(("eye-left-slit", "eye-right-slit"), style.lids / 2)
-    return np.stack([np.zeros(len(tracks)) + weights.get(name, 0.0) for name in names], axis=1)
+    weights = mouth_weights(tracks, style)
+    lids = np.full(len(tracks), style.lids)
+    weights |= {"eye-left-closure": lids, "eye-right-closure": lids}
+    weights |= {"eye-left-slit": lids / 2, "eye-right-slit": lids / 2}
+    at_rest = np.zeros(len(tracks))
+    return np.stack([weights.get(name, at_rest) for name in names], axis=1)
 
 
 def mouth_weights(tracks: F64, style: Style) -> dict[str, F64]:
