@@ -92,7 +92,7 @@ class Audio2MotionConfig:
 
     @classmethod
     def streaming(
-        cls, *, lookahead_frames: int = 4, condition_channels: int = 96, context_layers: int = 4
+        cls, *, lookahead_frames: int = 4, condition_channels: int = 128, context_layers: int = 6
     ) -> Audio2MotionConfig:
         """Returns May's sizes: log-mel input, causal, at most `lookahead_frames` frames of audio ahead."""
         return cls(

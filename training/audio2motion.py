@@ -97,7 +97,7 @@ class Audio2MotionSettings:
     mode_weight: Annotated[float, WEIGHT, Option("weight of the motion at the prior's mode")] = 1.0
     reconstruction_weight: Annotated[float, WEIGHT, Option("weight of the reconstruction")] = 0.3
     motion: MotionWeights = field(default_factory=lambda: MotionWeights())
-    phone_weight: Annotated[float, WEIGHT, Option("weight of telling phones; 0 for no such head")] = 1.0
+    phone_weight: Annotated[float, WEIGHT, Option("weight of telling phones; 0 for no such head")] = 4.0
     phone_ahead_frames: Annotated[
         int, Range(0, 100), Option("so many coming frames' phones are told too, within the look-ahead")
     ] = 2

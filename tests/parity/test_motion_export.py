@@ -55,7 +55,7 @@ def session_of(path):
 
 def test_report_says_what_was_written(exported, networks):
     least = motion_window_frames(*(network.config for network in networks))
-    assert exported.window_frames == least == 40
+    assert exported.window_frames == least == 44
     assert exported.window_samples == 640 * least + 192
     assert exported.lookahead_frames == 4
     assert exported.largest_error <= MAX_ERROR
