@@ -237,5 +237,5 @@ def test_what_is_no_tflite_file_is_refused():
 def test_a_file_that_is_cut_short_is_refused_wherever_it_ends():
     graph, outputs = attention_graph()
     content = graph.content((0,), outputs)
-    for end in range(0, len(content) - 64, 97):  # the last bytes are the first options' padding
+    for end in range(0, len(content), 7):
         assert refused(content[:end])[0] in ("a TFLite file", "a whole TFLite file", "one graph")
