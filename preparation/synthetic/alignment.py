@@ -1,8 +1,8 @@
 """Phones with times of a recording whose words are known: synthesis and dynamic time warping.
 
-espeak-ng says the text with exact times; its cepstra are warped onto the recording's, and its phones go along.
-The method is that of aeneas (A. Pettarin); here pauses are taken out of both before, and put back as the
-recording has them, and several voices are asked, whose median holds.
+espeak-ng says the text with exact times; its cepstra are warped onto the recording's, and its phones go
+along. The method is that of aeneas (A. Pettarin); here pauses are taken out of both before, and put back as
+the recording has them, and several voices are asked, whose median holds.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from cuda_kernels.arrays import BOOL, F32, F64, I16, I64
+from cuda_kernels.errors import InputError
 from models.time_base import SAMPLE_RATE_HZ
 
 from ..sounds import PAUSE, Phone
 from .phones import base, contiguous
 from .utterance import Utterance
-from .voices.espeak import Espeak
-from .voices.voice import VoiceError
 
 HOP_SAMPLES = 80
 HOP_S = HOP_SAMPLES / SAMPLE_RATE_HZ
@@ -37,11 +36,10 @@ _TRANSFORM = 512
 _FLOOR_DB = -70.0
 _STEPS = 4
 _STEP_COSTS = (0.25, 0.0, 0.1, 0.3)
-_VARIANTS = ("", "f3", "m3", "klatt4", "f5")
-_STOPS = frozenset("p b t d k g ch jh".split())
+_STOPS = frozenset(["p", "b", "t", "d", "k", "g", "ch", "jh"])
 
 
-class AlignmentError(VoiceError):
+class AlignmentError(InputError):
     """A transcript that does not fit its recording."""
 
 
@@ -59,23 +57,7 @@ def fits(found: Alignment) -> bool:
     return found.cost <= MAX_COST and found.spread_s <= MAX_SPREAD_S
 
 
-def align(pcm: I16, text: str, language: str) -> Alignment:
-    """Returns the phones of a recording, whatever their cost.
-
-    Args:
-        pcm: (n,), 16 kHz mono.
-        text: what is said.
-        language: of espeak-ng, `en-us`.
-
-    Raises:
-        VoiceError: espeak-ng is not installed, or does not say the text.
-        AlignmentError: the recording is silent, or far too short for its text.
-    """
-    references = [Espeak(language, variant).speak(text, {}) for variant in _VARIANTS]
-    return align_to(pcm, references)
-
-
-def align_to(pcm: I16, references: Sequence[Utterance]) -> Alignment:
+def align(pcm: I16, references: Sequence[Utterance]) -> Alignment:
     """Returns the phones of a recording after other voices that say the same.
 
     Those whose phones are not the first one's are left out.
@@ -99,13 +81,14 @@ def align_to(pcm: I16, references: Sequence[Utterance]) -> Alignment:
         borders.append(np.searchsorted(path, edges))
         costs.append(cost)
     if not costs:
-        raise AlignmentError(f"{references[0].text[:40]!r}: expected a longer recording of it; the words do not fit")
+        raise AlignmentError(
+            f"{references[0].text[:40]!r}: expected a longer recording of it; the words do not fit"
+        )
     middle = np.median(borders, axis=0)
     border = middle.round().astype(np.int64)
     spread_s = float(np.minimum(np.abs(borders - middle) * HOP_S, _MAX_APART_S).mean())
     phones = _put_back(labels, border, kept, len(silent))
-    phones = settle_pauses(phones, pcm)
-    whole = contiguous(phones, len(pcm) / SAMPLE_RATE_HZ)
+    whole = contiguous(settle_pauses(phones, pcm), len(pcm) / SAMPLE_RATE_HZ)
     return Alignment(phones=whole, cost=float(np.median(costs)), spread_s=spread_s)
 
 
@@ -220,7 +203,8 @@ def _without_pauses(reference: Utterance) -> tuple[F32, I64]:
 def _normalized(features: F64) -> F32:
     """Returns features without their mean, each as large as another."""
     spread = features.std(axis=0) + 1e-3
-    return ((features - features.mean(axis=0)) / spread).astype(np.float32)
+    even: F32 = ((features - features.mean(axis=0)) / spread).astype(np.float32)
+    return even
 
 
 def _warp(recorded: F32, spoken: F32) -> tuple[I64, float]:
@@ -293,7 +277,8 @@ def _mel_db(pcm: I16) -> F64:
     power = np.abs(np.fft.rfft(windows * np.hanning(_SIZE), _TRANSFORM)) ** 2
     mel = 10 * np.log10(power @ _filters() + 1e-10)
     floor = max(_FLOOR_DB, float(mel.max()) - 60)
-    return np.maximum(mel, floor)
+    audible: F64 = np.maximum(mel, floor)
+    return audible
 
 
 @functools.cache
@@ -305,7 +290,8 @@ def _filters() -> F64:
     bins_hz = np.arange(_TRANSFORM // 2 + 1) * SAMPLE_RATE_HZ / _TRANSFORM
     rise = (bins_hz[:, None] - edges_hz[:-2]) / np.diff(edges_hz)[:-1]
     fall = (edges_hz[2:] - bins_hz[:, None]) / np.diff(edges_hz)[1:]
-    return np.maximum(0, np.minimum(rise, fall))
+    filters: F64 = np.maximum(0, np.minimum(rise, fall))
+    return filters
 
 
 @functools.cache
@@ -313,4 +299,5 @@ def _cosines() -> F64:
     """Returns the cosine transform (40, 13), scaled to unit length."""
     k = np.arange(_CEPSTRA)
     rows = np.cos(np.pi / _BANDS * (np.arange(_BANDS)[:, None] + 0.5) * k)
-    return rows * np.sqrt(2 / _BANDS)
+    scaled: F64 = rows * np.sqrt(2 / _BANDS)
+    return scaled

@@ -12,8 +12,37 @@ from collections.abc import Iterable, Sequence
 
 from ..sounds import PAUSE, Phone
 
-VOWELS = frozenset("aa ae ah ao aw ax ay eh er ey ih iy ow oy uh uw".split())
-CONSONANTS = frozenset("b ch d dh f g hh jh k l m n ng p r s sh t th v w y z zh".split())
+VOWELS = frozenset(
+    ["aa", "ae", "ah", "ao", "aw", "ax", "ay", "eh", "er", "ey", "ih", "iy", "ow", "oy", "uh", "uw"]
+)
+CONSONANTS = frozenset(
+    [
+        "b",
+        "ch",
+        "d",
+        "dh",
+        "f",
+        "g",
+        "hh",
+        "jh",
+        "k",
+        "l",
+        "m",
+        "n",
+        "ng",
+        "p",
+        "r",
+        "s",
+        "sh",
+        "t",
+        "th",
+        "v",
+        "w",
+        "y",
+        "z",
+        "zh",
+    ]
+)
 LABELS = VOWELS | CONSONANTS | {PAUSE}
 MIN_PAUSE_S = 0.04
 """A shorter silence is part of the phones around it."""

@@ -79,7 +79,9 @@ class Hibari(Voice):
             signs += [_PAD, *(_LETTERS.get(sign, sign) for sign in own), _PAD]
             lasts_s += [float(step) * _STEP_S * size for step in steps.reshape(-1)]
         if len(signs) != len(lasts_s):
-            raise VoiceError(f"{self.name}: expected a duration for each of {len(signs)} signs, got {len(lasts_s)}")
+            raise VoiceError(
+                f"{self.name}: expected a duration for each of {len(signs)} signs, got {len(lasts_s)}"
+            )
         pcm = to_pcm(np.concatenate(sounds), self._engine.sample_rate / size)
         phones = phones_of_signs(signs, lasts_s)
         return Utterance(
