@@ -26,16 +26,13 @@ from preparation.synthetic.voices.catalogue import voice_named
 from preparation.synthetic.voices.espeak import references
 
 VOICES = (
-    *(
-        "flite-slt",
-        "flite-rms",
-        "flite-kal16",
-        "festival-slt-hts",
-        "festival-kal",
-        "piper-joe",
-        "hibari-heart",
-    ),
-    *("espeak-fr+f2", "espeak-it+m1", "espeak-ru+f4"),
+    "flite-slt",
+    "flite-rms",
+    "flite-kal16",
+    "festival-slt-hts",
+    "festival-kal",
+    "piper-joe",
+    "hibari-heart",
 )
 _LANGUAGE = "en-us"
 

@@ -29,6 +29,8 @@ MAX_SPREAD_S = 0.02
 _MAX_APART_S = 0.1  # borders further apart count as this far
 MIN_SILENCE_S = 0.13
 """A shorter silence may be a stop's closure."""
+_SETTLED_FRAMES = 10
+_MIN_PEAK = 100
 _KEPT_S = 0.02
 _SILENCE_DB = 36.0
 _SIZE, _BANDS, _CEPSTRA = 400, 40, 13
@@ -65,11 +67,11 @@ def align(pcm: I16, references: Sequence[Utterance]) -> Alignment:
     Raises:
         AlignmentError: the recording is silent, or far too short for its text.
     """
+    if not len(pcm) or np.abs(pcm.astype(np.int32)).max() < _MIN_PEAK:
+        raise AlignmentError(f"{references[0].text[:40]!r}: expected a recording of it, got silence")
     silent = silences(pcm)
     kept = np.flatnonzero(~silent)
     labels = [label for label, _, _ in references[0].phones if label != PAUSE]
-    if not len(kept) or not labels:
-        raise AlignmentError(f"{references[0].text[:40]!r}: expected a recording of it, got silence")
     recorded = _normalized(cepstra(pcm)[kept])
     borders, costs = [], []
     for reference in references:
@@ -145,14 +147,14 @@ def settle_pauses(phones: Sequence[Phone], pcm: I16) -> tuple[Phone, ...]:
             continue
         if number:
             before, begin_s, _ = settled[number - 1]
-            last = _last_loud(quiet, begin_s + 0.03, end_s)
+            last = _silence_start(quiet, begin_s + 0.03, end_s, start_s)
             if last is not None:
                 spared_s = 0.03 if base(before) in _STOPS else 0.0
                 start_s = min(max(last + spared_s, begin_s + 0.03), end_s)
                 settled[number - 1] = (before, begin_s, start_s)
         if number + 1 < len(settled):
             after, _, stop_s = settled[number + 1]
-            first = _first_loud(quiet, start_s, stop_s - 0.03)
+            first = _silence_end(quiet, start_s, stop_s - 0.03, end_s)
             if first is not None:
                 spared_s = 0.06 if base(after) in _STOPS else 0.01
                 end_s = max(min(first - spared_s, stop_s - 0.03), start_s)
@@ -161,20 +163,22 @@ def settle_pauses(phones: Sequence[Phone], pcm: I16) -> tuple[Phone, ...]:
     return tuple(settled)
 
 
-def _last_loud(quiet: BOOL, from_s: float, to_s: float) -> float | None:
-    """Returns where the sound between two times first falls silent for 50 ms, or its last loud frame ends."""
+def _silence_start(quiet: BOOL, from_s: float, to_s: float, edge_s: float) -> float | None:
+    """Returns where the silence of 50 ms begins that is the first to reach beyond an edge."""
     first, last = round(from_s / HOP_S), round(to_s / HOP_S)
     for start, stop in _runs(quiet[first:last]):
-        if stop - start >= 10 or first + stop >= last:
+        long = stop - start >= _SETTLED_FRAMES or first + stop >= last
+        if long and (first + stop) * HOP_S >= edge_s:
             return (first + start) * HOP_S
     return None
 
 
-def _first_loud(quiet: BOOL, from_s: float, to_s: float) -> float | None:
-    """Returns where the last silence of 50 ms between two times ends."""
+def _silence_end(quiet: BOOL, from_s: float, to_s: float, edge_s: float) -> float | None:
+    """Returns where the silence of 50 ms ends that is the last to begin before an edge."""
     first, last = round(from_s / HOP_S), round(to_s / HOP_S)
     for start, stop in reversed(_runs(quiet[first:last])):
-        if stop - start >= 10 and first + stop < len(quiet):
+        long = stop - start >= _SETTLED_FRAMES and first + stop < len(quiet)
+        if long and (first + start) * HOP_S <= edge_s:
             return (first + stop) * HOP_S
     return None
 

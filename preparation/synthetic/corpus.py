@@ -43,7 +43,7 @@ from .voices.catalogue import missing, voice_named
 from .voices.voice import VoiceError
 
 MANIFEST_FILE = "manifest.json"
-RECIPE = 1
+RECIPE = 2
 """Changes with what a clip's plan does not show: then all clips are made again."""
 _BIT_RATE = 32_000
 _EDGE_S = 0.12  # of an utterance's own silence kept around it

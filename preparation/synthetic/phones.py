@@ -132,7 +132,7 @@ def contiguous(phones: Iterable[Phone], duration_s: float) -> tuple[Phone, ...]:
 
     def append(label: str, start_s: float, until_s: float) -> None:
         nonlocal end_s
-        start_s, until_s = round(start_s, 4), round(until_s, 4)
+        start_s, until_s = round(float(start_s), 4), round(float(until_s), 4)
         if until_s <= start_s:
             return
         if whole and label == PAUSE == whole[-1][0]:
