@@ -23,12 +23,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     parser = Parser(prog=_PROGRAM, description="Makes what training reads.")
     steps = parser.add_subparsers(dest="step", required=True, metavar="STEP")
-    corpus = steps.add_parser("synthetic-corpus", help="makes a speech corpus with landmarks from nothing but text")
-    corpus.add_argument("--out", type=Path, required=True, help="folder of the corpus; a run goes on where one stopped")
-    corpus.add_argument("--minutes", type=float, default=150.0, help="how long it is, about (default: %(default)s)")
+    corpus = steps.add_parser(
+        "synthetic-corpus", help="makes a speech corpus with landmarks from nothing but text"
+    )
+    corpus.add_argument(
+        "--out", type=Path, required=True, help="folder of the corpus; a run goes on where one stopped"
+    )
+    corpus.add_argument(
+        "--minutes", type=float, default=150.0, help="how long it is, about (default: %(default)s)"
+    )
     corpus.add_argument("--seed", type=int, default=14, help="what all is drawn from (default: %(default)s)")
-    corpus.add_argument("--processes", type=int, default=2, help="how many clips at once (default: %(default)s)")
-    corpus.add_argument("--skip-missing", action="store_true", help="make it without the voices that are missing")
+    corpus.add_argument(
+        "--processes", type=int, default=2, help="how many clips at once (default: %(default)s)"
+    )
+    corpus.add_argument(
+        "--skip-missing", action="store_true", help="make it without the voices that are missing"
+    )
     corpus.add_argument("--phones-only", action="store_true", help="sound and phones, no landmarks")
     given = parser.parse_args(sys.argv[1:] if argv is None else argv)
     try:

@@ -30,12 +30,14 @@ UNKNOWN_PHONE = 255
 """The class of what no phone of these covers."""
 PHONES_PER_FRAME = 2
 """Phones are told apart at 50 Hz: many last less than a frame."""
-_REST_MARGIN_S = 0.1  # the lips still move at a pause's ends
-_REST_PAUSE_S = 0.3  # shorter pauses do not reach rest
+LIPS_LEAD_S = 0.06
+"""How long before a sound the lips are where it needs them: people's, 40 to 65 ms (`benchmarks.articulation`)."""
+_REST_ON_S, _REST_OFF_S = 0.15, 0.20  # at a pause's ends the lips still, or already, move
+_REST_PAUSE_S = 0.39  # shorter pauses do not reach rest
 
 
 class Sound(IntEnum):
-    """Phonetic class of a frame, at its middle."""
+    """Phonetic class of a frame: what its lips are for, `LIPS_LEAD_S` after its middle."""
 
     OTHER = 0
     BILABIAL = 1
@@ -67,14 +69,15 @@ def classify_frames(frames: int, phones: Iterable[Phone], kind: str) -> U8:
         return np.full(frames, Sound.REST, np.uint8)
     sounds = np.full(frames, Sound.OTHER, np.uint8)
     middle_s = (np.arange(frames) + 0.5) / FRAME_RATE_HZ
+    meant_s = middle_s + LIPS_LEAD_S
     for label, start_s, end_s in phones:
-        inside = (middle_s >= start_s) & (middle_s < end_s)
+        inside = (meant_s >= start_s) & (meant_s < end_s)
         if label in BILABIALS:
             sounds[inside] = Sound.BILABIAL
         elif label == PAUSE:
             sounds[inside] = Sound.PAUSE
             if end_s - start_s >= _REST_PAUSE_S:
-                settled = (middle_s >= start_s + _REST_MARGIN_S) & (middle_s < end_s - _REST_MARGIN_S)
+                settled = (middle_s >= start_s + _REST_ON_S) & (middle_s < end_s - _REST_OFF_S)
                 sounds[settled] = Sound.REST
     return sounds
 

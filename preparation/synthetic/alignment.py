@@ -1,8 +1,8 @@
 """Phones with times of a recording whose words are known: synthesis and dynamic time warping.
 
-espeak-ng says the text with exact times; its cepstra are warped onto the recording's, and its phones go along.
-The method is that of aeneas (A. Pettarin); here pauses are taken out of both before, and put back as the
-recording has them, and several voices are asked, whose median holds.
+espeak-ng says the text with exact times; its cepstra are warped onto the recording's, and its phones go
+along. The method is that of aeneas (A. Pettarin); here pauses are taken out of both before, and put back as
+the recording has them, and several voices are asked, whose median holds.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from cuda_kernels.arrays import BOOL, F32, F64, I16, I64
+from cuda_kernels.errors import InputError
 from models.time_base import SAMPLE_RATE_HZ
 
 from ..sounds import PAUSE, Phone
 from .phones import base, contiguous
 from .utterance import Utterance
-from .voices.espeak import Espeak
-from .voices.voice import VoiceError
 
 HOP_SAMPLES = 80
 HOP_S = HOP_SAMPLES / SAMPLE_RATE_HZ
@@ -30,6 +29,8 @@ MAX_SPREAD_S = 0.02
 _MAX_APART_S = 0.1  # borders further apart count as this far
 MIN_SILENCE_S = 0.13
 """A shorter silence may be a stop's closure."""
+_SETTLED_FRAMES = 10
+_MIN_PEAK = 100
 _KEPT_S = 0.02
 _SILENCE_DB = 36.0
 _SIZE, _BANDS, _CEPSTRA = 400, 40, 13
@@ -37,11 +38,10 @@ _TRANSFORM = 512
 _FLOOR_DB = -70.0
 _STEPS = 4
 _STEP_COSTS = (0.25, 0.0, 0.1, 0.3)
-_VARIANTS = ("", "f3", "m3", "klatt4", "f5")
-_STOPS = frozenset("p b t d k g ch jh".split())
+_STOPS = frozenset(["p", "b", "t", "d", "k", "g", "ch", "jh"])
 
 
-class AlignmentError(VoiceError):
+class AlignmentError(InputError):
     """A transcript that does not fit its recording."""
 
 
@@ -59,23 +59,7 @@ def fits(found: Alignment) -> bool:
     return found.cost <= MAX_COST and found.spread_s <= MAX_SPREAD_S
 
 
-def align(pcm: I16, text: str, language: str) -> Alignment:
-    """Returns the phones of a recording, whatever their cost.
-
-    Args:
-        pcm: (n,), 16 kHz mono.
-        text: what is said.
-        language: of espeak-ng, `en-us`.
-
-    Raises:
-        VoiceError: espeak-ng is not installed, or does not say the text.
-        AlignmentError: the recording is silent, or far too short for its text.
-    """
-    references = [Espeak(language, variant).speak(text, {}) for variant in _VARIANTS]
-    return align_to(pcm, references)
-
-
-def align_to(pcm: I16, references: Sequence[Utterance]) -> Alignment:
+def align(pcm: I16, references: Sequence[Utterance]) -> Alignment:
     """Returns the phones of a recording after other voices that say the same.
 
     Those whose phones are not the first one's are left out.
@@ -83,11 +67,11 @@ def align_to(pcm: I16, references: Sequence[Utterance]) -> Alignment:
     Raises:
         AlignmentError: the recording is silent, or far too short for its text.
     """
+    if not len(pcm) or np.abs(pcm.astype(np.int32)).max() < _MIN_PEAK:
+        raise AlignmentError(f"{references[0].text[:40]!r}: expected a recording of it, got silence")
     silent = silences(pcm)
     kept = np.flatnonzero(~silent)
     labels = [label for label, _, _ in references[0].phones if label != PAUSE]
-    if not len(kept) or not labels:
-        raise AlignmentError(f"{references[0].text[:40]!r}: expected a recording of it, got silence")
     recorded = _normalized(cepstra(pcm)[kept])
     borders, costs = [], []
     for reference in references:
@@ -99,13 +83,14 @@ def align_to(pcm: I16, references: Sequence[Utterance]) -> Alignment:
         borders.append(np.searchsorted(path, edges))
         costs.append(cost)
     if not costs:
-        raise AlignmentError(f"{references[0].text[:40]!r}: expected a longer recording of it; the words do not fit")
+        raise AlignmentError(
+            f"{references[0].text[:40]!r}: expected a longer recording of it; the words do not fit"
+        )
     middle = np.median(borders, axis=0)
     border = middle.round().astype(np.int64)
     spread_s = float(np.minimum(np.abs(borders - middle) * HOP_S, _MAX_APART_S).mean())
     phones = _put_back(labels, border, kept, len(silent))
-    phones = settle_pauses(phones, pcm)
-    whole = contiguous(phones, len(pcm) / SAMPLE_RATE_HZ)
+    whole = contiguous(settle_pauses(phones, pcm), len(pcm) / SAMPLE_RATE_HZ)
     return Alignment(phones=whole, cost=float(np.median(costs)), spread_s=spread_s)
 
 
@@ -162,14 +147,14 @@ def settle_pauses(phones: Sequence[Phone], pcm: I16) -> tuple[Phone, ...]:
             continue
         if number:
             before, begin_s, _ = settled[number - 1]
-            last = _last_loud(quiet, begin_s + 0.03, end_s)
+            last = _silence_start(quiet, begin_s + 0.03, end_s, start_s)
             if last is not None:
                 spared_s = 0.03 if base(before) in _STOPS else 0.0
                 start_s = min(max(last + spared_s, begin_s + 0.03), end_s)
                 settled[number - 1] = (before, begin_s, start_s)
         if number + 1 < len(settled):
             after, _, stop_s = settled[number + 1]
-            first = _first_loud(quiet, start_s, stop_s - 0.03)
+            first = _silence_end(quiet, start_s, stop_s - 0.03, end_s)
             if first is not None:
                 spared_s = 0.06 if base(after) in _STOPS else 0.01
                 end_s = max(min(first - spared_s, stop_s - 0.03), start_s)
@@ -178,20 +163,22 @@ def settle_pauses(phones: Sequence[Phone], pcm: I16) -> tuple[Phone, ...]:
     return tuple(settled)
 
 
-def _last_loud(quiet: BOOL, from_s: float, to_s: float) -> float | None:
-    """Returns where the sound between two times first falls silent for 50 ms, or its last loud frame ends."""
+def _silence_start(quiet: BOOL, from_s: float, to_s: float, edge_s: float) -> float | None:
+    """Returns where the silence of 50 ms begins that is the first to reach beyond an edge."""
     first, last = round(from_s / HOP_S), round(to_s / HOP_S)
     for start, stop in _runs(quiet[first:last]):
-        if stop - start >= 10 or first + stop >= last:
+        long = stop - start >= _SETTLED_FRAMES or first + stop >= last
+        if long and (first + stop) * HOP_S >= edge_s:
             return (first + start) * HOP_S
     return None
 
 
-def _first_loud(quiet: BOOL, from_s: float, to_s: float) -> float | None:
-    """Returns where the last silence of 50 ms between two times ends."""
+def _silence_end(quiet: BOOL, from_s: float, to_s: float, edge_s: float) -> float | None:
+    """Returns where the silence of 50 ms ends that is the last to begin before an edge."""
     first, last = round(from_s / HOP_S), round(to_s / HOP_S)
     for start, stop in reversed(_runs(quiet[first:last])):
-        if stop - start >= 10 and first + stop < len(quiet):
+        long = stop - start >= _SETTLED_FRAMES and first + stop < len(quiet)
+        if long and (first + start) * HOP_S <= edge_s:
             return (first + stop) * HOP_S
     return None
 
@@ -220,7 +207,8 @@ def _without_pauses(reference: Utterance) -> tuple[F32, I64]:
 def _normalized(features: F64) -> F32:
     """Returns features without their mean, each as large as another."""
     spread = features.std(axis=0) + 1e-3
-    return ((features - features.mean(axis=0)) / spread).astype(np.float32)
+    even: F32 = ((features - features.mean(axis=0)) / spread).astype(np.float32)
+    return even
 
 
 def _warp(recorded: F32, spoken: F32) -> tuple[I64, float]:
@@ -293,7 +281,8 @@ def _mel_db(pcm: I16) -> F64:
     power = np.abs(np.fft.rfft(windows * np.hanning(_SIZE), _TRANSFORM)) ** 2
     mel = 10 * np.log10(power @ _filters() + 1e-10)
     floor = max(_FLOOR_DB, float(mel.max()) - 60)
-    return np.maximum(mel, floor)
+    audible: F64 = np.maximum(mel, floor)
+    return audible
 
 
 @functools.cache
@@ -305,7 +294,8 @@ def _filters() -> F64:
     bins_hz = np.arange(_TRANSFORM // 2 + 1) * SAMPLE_RATE_HZ / _TRANSFORM
     rise = (bins_hz[:, None] - edges_hz[:-2]) / np.diff(edges_hz)[:-1]
     fall = (edges_hz[2:] - bins_hz[:, None]) / np.diff(edges_hz)[1:]
-    return np.maximum(0, np.minimum(rise, fall))
+    filters: F64 = np.maximum(0, np.minimum(rise, fall))
+    return filters
 
 
 @functools.cache
@@ -313,4 +303,5 @@ def _cosines() -> F64:
     """Returns the cosine transform (40, 13), scaled to unit length."""
     k = np.arange(_CEPSTRA)
     rows = np.cos(np.pi / _BANDS * (np.arange(_BANDS)[:, None] + 0.5) * k)
-    return rows * np.sqrt(2 / _BANDS)
+    scaled: F64 = rows * np.sqrt(2 / _BANDS)
+    return scaled

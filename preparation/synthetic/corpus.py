@@ -34,6 +34,7 @@ from ..errors import FileError
 from ..media import MediaError, read_pcm
 from ..sounds import PAUSE, SPEECH, Phone
 from .alignment import AlignmentError, levels_db, settle_pauses, silence_from_db
+from .landmarks import load_rig, write_landmarks
 from .nonspeech import draw_sound
 from .phones import contiguous, shifted
 from .plan import ClipPlan, draw_plan
@@ -42,7 +43,7 @@ from .voices.catalogue import missing, voice_named
 from .voices.voice import VoiceError
 
 MANIFEST_FILE = "manifest.json"
-RECIPE = 1
+RECIPE = 2
 """Changes with what a clip's plan does not show: then all clips are made again."""
 _BIT_RATE = 32_000
 _EDGE_S = 0.12  # of an utterance's own silence kept around it
@@ -83,6 +84,8 @@ def make_corpus(out: Path, settings: CorpusSettings) -> Report:
         (out / name).mkdir(parents=True, exist_ok=True)
     speak_clips(out, plans, settings)
     records = read_records(out, plans)
+    if not settings.phones_only:
+        label_clips(out, records, settings.seed)
     write_index(out, records, settings)
     return report_of(records)
 
@@ -178,14 +181,18 @@ def compose(plan: ClipPlan, seed: int) -> tuple[I16, tuple[Phone, ...], list[str
     phones: list[Phone] = []
     at_s = 0.0
     for number, utterance in enumerate(utterances):
-        at_s += _append(pieces, np.zeros(round(rng.uniform(0.05, 0.4 if number else 0.5) * SAMPLE_RATE_HZ), np.int16))
+        at_s += _append(
+            pieces, np.zeros(round(rng.uniform(0.05, 0.4 if number else 0.5) * SAMPLE_RATE_HZ), np.int16)
+        )
         own, times = _trimmed(utterance)
         phones += shifted(times, at_s)
         at_s += _append(pieces, own)
     tail = round(rng.uniform(0.1, 0.5) * SAMPLE_RATE_HZ)
     total = sum(map(len, pieces)) + tail
     _append(pieces, np.zeros(tail + -total % FRAME_SAMPLES, np.int16))
-    pcm = _levelled(np.concatenate(pieces), _LEVEL_DB[0] + _LEVEL_DB[1] * float(np.clip(rng.standard_normal(), -2, 2)))
+    pcm = _levelled(
+        np.concatenate(pieces), _LEVEL_DB[0] + _LEVEL_DB[1] * float(np.clip(rng.standard_normal(), -2, 2))
+    )
     return pcm, contiguous(phones, len(pcm) / SAMPLE_RATE_HZ), spoken, left_out
 
 
@@ -213,7 +220,8 @@ def _levelled(pcm: I16, level_db: float) -> I16:
     now_db = 10 * np.log10(np.mean(10 ** (loud / 10))) - 20 * np.log10(32_768)
     sound = pcm.astype(np.float64) * 10 ** ((level_db - now_db) / 20)
     peak = float(np.abs(sound).max())
-    return np.rint(sound * min(1.0, 31_000 / peak)).astype(np.int16)
+    levelled: I16 = np.rint(sound * min(1.0, 31_000 / peak)).astype(np.int16)
+    return levelled
 
 
 def write_opus(path: Path, pcm: I16) -> None:
@@ -256,6 +264,17 @@ def read_records(out: Path, plans: Sequence[ClipPlan]) -> list[dict[str, Any]]:
     return records
 
 
+def label_clips(out: Path, records: Sequence[Mapping[str, Any]], seed: int) -> None:
+    """Writes the landmarks of all clips that have a sound."""
+    rig = load_rig()
+    clips = [
+        (ClipPlan.from_json(record["plan"]), functools.partial(read_utterance, out, record))
+        for record in records
+        if "frames" in record
+    ]
+    write_landmarks(out, clips, {"neutral": rig.neutral, "mean_face": rig.mean_face}, seed)
+
+
 def write_index(out: Path, records: Sequence[Mapping[str, Any]], settings: CorpusSettings) -> None:
     """Writes `index.jsonl` and, after it, the manifest with all hashes."""
     lines, row = [], 0
@@ -294,7 +313,9 @@ def write_index(out: Path, records: Sequence[Mapping[str, Any]], settings: Corpu
         "settings": dataclasses.asdict(settings),
         "minutes": report_of(records).minutes,
         "left_out": report_of(records).left_out,
-        "licences": {name: voice_named(name).licence for name in sorted({r["plan"]["voice"] for r in records} - {""})},
+        "licences": {
+            name: voice_named(name).licence for name in sorted({r["plan"]["voice"] for r in records} - {""})
+        },
         "sha256": {INDEX_FILE: hashlib.sha256(text.encode()).hexdigest(), **hashes},
     }
     with atomic_write(out / MANIFEST_FILE) as path:
@@ -315,8 +336,8 @@ def report_of(records: Sequence[Mapping[str, Any]]) -> Report:
     return Report(minutes=minutes, left_out=dict(sorted(left_out.items())))
 
 
-def read_clip(out: Path, record: Mapping[str, Any]) -> tuple[I16, tuple[Phone, ...]]:
-    """Returns the decoded sound and the phones of a clip.
+def read_utterance(out: Path, record: Mapping[str, Any]) -> Utterance:
+    """Returns a clip, its sound as the corpus holds it.
 
     Raises:
         CorpusFolderError: its sound is absent, undecodable or too short.
@@ -326,10 +347,16 @@ def read_clip(out: Path, record: Mapping[str, Any]) -> tuple[I16, tuple[Phone, .
     try:
         pcm = read_pcm(path)
     except MediaError as error:
-        raise CorpusFolderError(path, error.field, error.expected, error.got, "run the command again") from None
+        raise CorpusFolderError(
+            path, error.field, error.expected, error.got, "run the command again"
+        ) from None
     if len(pcm) < samples:
         raise CorpusFolderError(path, "sound", f"{samples} samples", len(pcm), "run the command again")
-    phones = tuple((str(label), float(start), float(end)) for label, start, end in record["phones"])
-    return pcm[:samples], phones
-
-
+    voice = record["plan"]["voice"]
+    return Utterance(
+        pcm=pcm[:samples],
+        phones=tuple((str(label), float(start), float(end)) for label, start, end in record["phones"]),
+        voice=voice,
+        language=voice_named(voice).language if voice else "",
+        text=record["text"],
+    )

@@ -43,8 +43,12 @@ def _noise(samples: int, rng: np.random.Generator) -> F64:
 def _hum(samples: int, rng: np.random.Generator) -> F64:
     time_s = np.arange(samples) / SAMPLE_RATE_HZ
     mains_hz = rng.choice([50.0, 60.0])
-    tones = [rng.uniform(0.1, 1) / k * np.sin(2 * np.pi * k * mains_hz * time_s + rng.uniform(0, 6)) for k in range(1, 9)]
-    return np.sum(tones, axis=0) + 0.3 * _coloured(samples, rng, 1.0) / 30
+    tones = [
+        rng.uniform(0.1, 1) / k * np.sin(2 * np.pi * k * mains_hz * time_s + rng.uniform(0, 6))
+        for k in range(1, 9)
+    ]
+    sound: F64 = np.sum(tones, axis=0) + 0.3 * _coloured(samples, rng, 1.0) / 30
+    return sound
 
 
 def _music(samples: int, rng: np.random.Generator) -> F64:
@@ -72,7 +76,8 @@ def _breath(samples: int, rng: np.random.Generator) -> F64:
     spectrum = np.fft.rfft(rng.standard_normal(samples))
     hz = np.fft.rfftfreq(samples, 1 / SAMPLE_RATE_HZ)
     middle_hz = rng.uniform(700, 2500)
-    return np.fft.irfft(spectrum * np.exp(-((np.log((hz + 50) / middle_hz)) ** 2)), samples) * swell
+    sound: F64 = np.fft.irfft(spectrum * np.exp(-((np.log((hz + 50) / middle_hz)) ** 2)), samples) * swell
+    return sound
 
 
 def _clicks(samples: int, rng: np.random.Generator) -> F64:

@@ -12,8 +12,37 @@ from collections.abc import Iterable, Sequence
 
 from ..sounds import PAUSE, Phone
 
-VOWELS = frozenset("aa ae ah ao aw ax ay eh er ey ih iy ow oy uh uw".split())
-CONSONANTS = frozenset("b ch d dh f g hh jh k l m n ng p r s sh t th v w y z zh".split())
+VOWELS = frozenset(
+    ["aa", "ae", "ah", "ao", "aw", "ax", "ay", "eh", "er", "ey", "ih", "iy", "ow", "oy", "uh", "uw"]
+)
+CONSONANTS = frozenset(
+    [
+        "b",
+        "ch",
+        "d",
+        "dh",
+        "f",
+        "g",
+        "hh",
+        "jh",
+        "k",
+        "l",
+        "m",
+        "n",
+        "ng",
+        "p",
+        "r",
+        "s",
+        "sh",
+        "t",
+        "th",
+        "v",
+        "w",
+        "y",
+        "z",
+        "zh",
+    ]
+)
 LABELS = VOWELS | CONSONANTS | {PAUSE}
 MIN_PAUSE_S = 0.04
 """A shorter silence is part of the phones around it."""
@@ -103,7 +132,7 @@ def contiguous(phones: Iterable[Phone], duration_s: float) -> tuple[Phone, ...]:
 
     def append(label: str, start_s: float, until_s: float) -> None:
         nonlocal end_s
-        start_s, until_s = round(start_s, 4), round(until_s, 4)
+        start_s, until_s = round(float(start_s), 4), round(float(until_s), 4)
         if until_s <= start_s:
             return
         if whole and label == PAUSE == whole[-1][0]:

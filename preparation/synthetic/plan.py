@@ -76,6 +76,11 @@ class ClipPlan:
         """Returns it as JSON holds it."""
         return {**dataclasses.asdict(self), "texts": list(self.texts)}
 
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> ClipPlan:
+        """Returns what `to_json` gave."""
+        return cls(**{**value, "texts": tuple(value["texts"])})
+
 
 def draw_plan(minutes: float, seed: int, *, without: Sequence[str] = ()) -> list[ClipPlan]:
     """Returns the clips of a corpus of about `minutes`, an eleventh of it for validation, in random order.

@@ -41,15 +41,15 @@ class Style:
     def drawn(cls, rng: np.random.Generator) -> Style:
         """Returns a random speaker's style."""
         return cls(
-            opening=float(rng.uniform(0.88, 1.14)),
-            rounding=float(rng.uniform(0.88, 1.12)),
-            spreading=float(rng.uniform(0.8, 1.2)),
-            coupling=float(rng.uniform(0.8, 1.2) * cls.coupling),
-            loudness=float(rng.uniform(0.0, 0.2)),
-            stress=float(rng.uniform(0.05, 0.2)),
-            pace=float(rng.uniform(0.94, 1.08)),
-            lead_s=float(rng.uniform(-0.008, 0.008)),
-            smile=float(rng.uniform(0.05, 0.28)),
-            parted=float(rng.uniform(0.7, 1.3) * cls.parted),
+            opening=float(rng.uniform(0.92, 1.10)),
+            rounding=float(rng.uniform(0.92, 1.08)),
+            spreading=float(rng.uniform(0.85, 1.15)),
+            coupling=float(rng.uniform(0.85, 1.15) * cls.coupling),
+            loudness=float(rng.uniform(0.05, 0.15)),
+            stress=float(rng.uniform(0.08, 0.16)),
+            pace=float(rng.uniform(0.96, 1.05)),
+            lead_s=float(rng.uniform(-0.006, 0.006)),
+            smile=float(rng.uniform(0.10, 0.24)),
+            parted=float(rng.uniform(0.8, 1.2) * cls.parted),
             lids=float(rng.uniform(0.03, 0.14)),
         )

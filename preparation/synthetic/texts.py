@@ -157,16 +157,28 @@ _GERMAN: Grammar = {
         "{Wer} {tut} {was} {wo}. | {Wann} {tut} {wer} {was}. | Warum {tut} {wer} {was}? | {Wer} {tut} {was}, und {wer} {tut} {was}. | "
         "{ruf} {Wer} {tut} {was}. | Ich möchte {zahl} {dinge} kaufen. | {ruf} Wo ist {was}?"
     ),
-    "Wer": _listed("Meine Mutter | Der junge Bäcker | Unser Nachbar | Frau Müller | Das Mädchen | Ein Freund aus Köln"),
-    "wer": _listed("meine Mutter | der junge Bäcker | unser Nachbar | Frau Müller | das Mädchen | ein Freund aus Köln"),
-    "tut": _listed("sucht | findet | malt | bringt | kauft | vergisst | öffnet | verkauft | möchte | bewundert"),
+    "Wer": _listed(
+        "Meine Mutter | Der junge Bäcker | Unser Nachbar | Frau Müller | Das Mädchen | Ein Freund aus Köln"
+    ),
+    "wer": _listed(
+        "meine Mutter | der junge Bäcker | unser Nachbar | Frau Müller | das Mädchen | ein Freund aus Köln"
+    ),
+    "tut": _listed(
+        "sucht | findet | malt | bringt | kauft | vergisst | öffnet | verkauft | möchte | bewundert"
+    ),
     "was": _listed(
         "das blaue Buch | eine schöne Blume | die neue Brücke | fünf Äpfel | das große Haus | ein warmes Brot | "
         "die böse Überraschung | den Schlüssel | etwas Wunderbares | frische Milch"
     ),
-    "wo": _listed("am Bahnhof | im Garten | vor dem Theater | hinter der Mühle | in München | auf dem Berg | zu Hause"),
-    "Wann": _listed("Heute | Gestern Abend | Am Mittwoch | Im Frühling | Vielleicht | Um halb vier | Jeden Morgen"),
-    "ruf": _listed("Guten Morgen! | Ach so. | Vielen Dank. | Wie bitte? | Na gut. | Entschuldigung. | Bis morgen."),
+    "wo": _listed(
+        "am Bahnhof | im Garten | vor dem Theater | hinter der Mühle | in München | auf dem Berg | zu Hause"
+    ),
+    "Wann": _listed(
+        "Heute | Gestern Abend | Am Mittwoch | Im Frühling | Vielleicht | Um halb vier | Jeden Morgen"
+    ),
+    "ruf": _listed(
+        "Guten Morgen! | Ach so. | Vielen Dank. | Wie bitte? | Na gut. | Entschuldigung. | Bis morgen."
+    ),
     "zahl": _listed("zwei | fünf | zwölf | siebzehn | zwanzig | hundert"),
     "dinge": _listed("Bücher | Brötchen | Hemden | Blumen | Fische | Knöpfe"),
 }
@@ -176,15 +188,25 @@ _FRENCH: Grammar = {
         "{Qui} {fait} {quoi}, mais {qui} {fait} {quoi}. | {cri} {Qui} {fait} {quoi}. | Je voudrais {nombre} {choses}. | "
         "{cri} Où est {quoi}?"
     ),
-    "Qui": _listed("Ma mère | Le vieux pêcheur | Notre voisin | Madame Dubois | La petite fille | Un bon ami | Monsieur Lefèvre"),
-    "qui": _listed("ma mère | le vieux pêcheur | notre voisin | madame Dubois | la petite fille | un bon ami"),
-    "fait": _listed("cherche | trouve | peint | apporte | achète | oublie | ouvre | vend | regarde | préfère"),
+    "Qui": _listed(
+        "Ma mère | Le vieux pêcheur | Notre voisin | Madame Dubois | La petite fille | Un bon ami | Monsieur Lefèvre"
+    ),
+    "qui": _listed(
+        "ma mère | le vieux pêcheur | notre voisin | madame Dubois | la petite fille | un bon ami"
+    ),
+    "fait": _listed(
+        "cherche | trouve | peint | apporte | achète | oublie | ouvre | vend | regarde | préfère"
+    ),
     "quoi": _listed(
         "le livre bleu | une belle fleur | le nouveau pont | cinq pommes | la grande maison | un pain chaud | "
         "le bon vin blanc | la feuille jaune | quelque chose de beau | du beurre frais"
     ),
-    "ou": _listed("à la gare | dans le jardin | devant le théâtre | au bord du lac | à Bordeaux | sur la montagne | chez moi"),
-    "Quand": _listed("Aujourd'hui | Hier soir | Mercredi | Au printemps | Peut-être | Chaque matin | À quatre heures"),
+    "ou": _listed(
+        "à la gare | dans le jardin | devant le théâtre | au bord du lac | à Bordeaux | sur la montagne | chez moi"
+    ),
+    "Quand": _listed(
+        "Aujourd'hui | Hier soir | Mercredi | Au printemps | Peut-être | Chaque matin | À quatre heures"
+    ),
     "cri": _listed("Bonjour! | Ah bon. | Merci beaucoup. | Pardon? | Très bien. | Au revoir. | Bien sûr."),
     "nombre": _listed("deux | cinq | douze | dix-sept | vingt | cent"),
     "choses": _listed("livres | gâteaux | chemises | fleurs | poissons | boutons"),
@@ -195,16 +217,26 @@ _SPANISH: Grammar = {
         "{Quien} {hace} {que}, pero {quien} {hace} {que}. | {grito} {Quien} {hace} {que}. | Quiero comprar {num} {cosas}. | "
         "{grito} ¿Dónde está {que}?"
     ),
-    "Quien": _listed("Mi madre | El viejo pescador | Nuestro vecino | La señora Pérez | La muchacha | Un buen amigo"),
-    "quien": _listed("mi madre | el viejo pescador | nuestro vecino | la señora Pérez | la muchacha | un buen amigo"),
+    "Quien": _listed(
+        "Mi madre | El viejo pescador | Nuestro vecino | La señora Pérez | La muchacha | Un buen amigo"
+    ),
+    "quien": _listed(
+        "mi madre | el viejo pescador | nuestro vecino | la señora Pérez | la muchacha | un buen amigo"
+    ),
     "hace": _listed("busca | encuentra | pinta | trae | compra | olvida | abre | vende | mira | prefiere"),
     "que": _listed(
         "el libro azul | una flor bonita | el puente nuevo | cinco manzanas | la casa grande | un pan caliente | "
         "la guitarra vieja | el buen vino | algo maravilloso | leche fresca"
     ),
-    "donde": _listed("en la estación | en el jardín | delante del teatro | junto al río | en Bogotá | en la montaña | en casa"),
-    "Cuando": _listed("Hoy | Ayer por la noche | El miércoles | En primavera | Quizás | Cada mañana | A las cuatro"),
-    "grito": _listed("¡Buenos días! | Ya veo. | Muchas gracias. | ¿Perdón? | Muy bien. | Hasta mañana. | Por supuesto."),
+    "donde": _listed(
+        "en la estación | en el jardín | delante del teatro | junto al río | en Bogotá | en la montaña | en casa"
+    ),
+    "Cuando": _listed(
+        "Hoy | Ayer por la noche | El miércoles | En primavera | Quizás | Cada mañana | A las cuatro"
+    ),
+    "grito": _listed(
+        "¡Buenos días! | Ya veo. | Muchas gracias. | ¿Perdón? | Muy bien. | Hasta mañana. | Por supuesto."
+    ),
     "num": _listed("dos | cinco | doce | diecisiete | veinte | cien"),
     "cosas": _listed("libros | pasteles | camisas | flores | peces | botones"),
 }
@@ -214,16 +246,26 @@ _ITALIAN: Grammar = {
         "{Chi} {fa} {cosa}, ma {chi} {fa} {cosa}. | {grido} {Chi} {fa} {cosa}. | Vorrei comprare {num} {cose}. | "
         "{grido} Dov'è {cosa}?"
     ),
-    "Chi": _listed("Mia madre | Il vecchio pescatore | Il nostro vicino | La signora Bianchi | La ragazza | Un buon amico"),
-    "chi": _listed("mia madre | il vecchio pescatore | il nostro vicino | la signora Bianchi | la ragazza | un buon amico"),
-    "fa": _listed("cerca | trova | dipinge | porta | compra | dimentica | apre | vende | guarda | preferisce"),
+    "Chi": _listed(
+        "Mia madre | Il vecchio pescatore | Il nostro vicino | La signora Bianchi | La ragazza | Un buon amico"
+    ),
+    "chi": _listed(
+        "mia madre | il vecchio pescatore | il nostro vicino | la signora Bianchi | la ragazza | un buon amico"
+    ),
+    "fa": _listed(
+        "cerca | trova | dipinge | porta | compra | dimentica | apre | vende | guarda | preferisce"
+    ),
     "cosa": _listed(
         "il libro azzurro | un bel fiore | il ponte nuovo | cinque mele | la casa grande | un pane caldo | "
         "la chitarra vecchia | il buon vino | qualcosa di bello | latte fresco"
     ),
-    "dove": _listed("alla stazione | in giardino | davanti al teatro | lungo il fiume | a Bologna | in montagna | a casa"),
+    "dove": _listed(
+        "alla stazione | in giardino | davanti al teatro | lungo il fiume | a Bologna | in montagna | a casa"
+    ),
     "Quando": _listed("Oggi | Ieri sera | Mercoledì | In primavera | Forse | Ogni mattina | Alle quattro"),
-    "grido": _listed("Buongiorno! | Ho capito. | Grazie mille. | Prego? | Va bene. | A domani. | Certamente."),
+    "grido": _listed(
+        "Buongiorno! | Ho capito. | Grazie mille. | Prego? | Va bene. | A domani. | Certamente."
+    ),
     "num": _listed("due | cinque | dodici | diciassette | venti | cento"),
     "cose": _listed("libri | dolci | camicie | fiori | pesci | bottoni"),
 }
@@ -241,7 +283,9 @@ _RUSSIAN: Grammar = {
     ),
     "where": _listed("на вокзале | в саду | у реки | перед театром | в Москве | на горе | дома"),
     "When": _listed("Сегодня | Вчера вечером | В среду | Весной | Может быть, | Каждое утро"),
-    "cry": _listed("Доброе утро! | Понятно. | Большое спасибо. | Простите? | Хорошо. | До завтра. | Конечно."),
+    "cry": _listed(
+        "Доброе утро! | Понятно. | Большое спасибо. | Простите? | Хорошо. | До завтра. | Конечно."
+    ),
 }
 _GRAMMARS: Mapping[str, Grammar] = {
     "en": _ENGLISH,

@@ -14,13 +14,78 @@ from .hibari import Hibari
 from .piper import Piper
 from .voice import Voice, VoiceError
 
-ESPEAK_ENGLISH = ("en-us", "en-gb", "en-gb-x-rp", "en-gb-scotland", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-us-nyc")
+ESPEAK_ENGLISH = (
+    "en-us",
+    "en-gb",
+    "en-gb-x-rp",
+    "en-gb-scotland",
+    "en-gb-x-gbclan",
+    "en-gb-x-gbcwmd",
+    "en-us-nyc",
+)
 ESPEAK_OTHERS = ("de", "fr", "es", "it", "ru")
 ESPEAK_VARIANTS = (
-    *("", "f1", "f2", "f3", "f4", "f5", "m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8", "Andy", "Annie", "Alicia"),
-    *("Diogo", "Gene", "Hugo", "Lee", "Marco", "Mario", "Michael", "Mike", "adam", "anika", "antonio", "aunty"),
-    *("belinda", "benjamin", "boris", "caleb", "david", "ed", "edward", "john", "linda", "max", "michel", "miguel"),
-    *("pablo", "paul", "pedro", "quincy", "rob", "robert", "sandro", "shelby", "steph", "travis", "victor", "zac"),
+    *(
+        "",
+        "f1",
+        "f2",
+        "f3",
+        "f4",
+        "f5",
+        "m1",
+        "m2",
+        "m3",
+        "m4",
+        "m5",
+        "m6",
+        "m7",
+        "m8",
+        "Andy",
+        "Annie",
+        "Alicia",
+    ),
+    *(
+        "Diogo",
+        "Gene",
+        "Hugo",
+        "Lee",
+        "Marco",
+        "Mario",
+        "Michael",
+        "Mike",
+        "adam",
+        "anika",
+        "antonio",
+        "aunty",
+    ),
+    *(
+        "belinda",
+        "benjamin",
+        "boris",
+        "caleb",
+        "david",
+        "ed",
+        "edward",
+        "john",
+        "linda",
+        "max",
+        "michel",
+        "miguel",
+    ),
+    *(
+        "pablo",
+        "paul",
+        "pedro",
+        "quincy",
+        "rob",
+        "robert",
+        "sandro",
+        "shelby",
+        "steph",
+        "travis",
+        "victor",
+        "zac",
+    ),
 )
 ESPEAK_HELD_OUT = ("klatt", "klatt2", "klatt3", "klatt5", "klatt6")
 """Variants of another synthesiser (D. Klatt's), kept for validation."""

@@ -16,7 +16,7 @@ from cuda_kernels.arrays import F64
 from models.time_base import SAMPLE_RATE_HZ
 
 from ...sounds import PAUSE, Phone
-from ..phones import VOWELS, base, contiguous, from_ipa, shifted, with_stress
+from ..phones import base, contiguous, from_ipa, shifted, with_stress
 from ..utterance import Utterance, to_pcm
 from .voice import Params, Voice, VoiceError
 
@@ -29,6 +29,7 @@ _UTF8, _IPA = 1, 2
 _RATE, _PITCH, _RANGE = 1, 3, 4
 _EVENT_PHONEME = 7
 _VOICELESS_STOPS = frozenset({"p", "t", "k", "ch"})
+_REFERENCES = ("", "f3", "m3", "klatt4", "f5")
 _FILES = {"en-gb": "en"}
 """Languages whose voice has another name."""
 
@@ -50,7 +51,9 @@ class _Event(ctypes.Structure):
     )
 
 
-_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
+_Callback = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
+)
 
 
 class EspeakLibrary:
@@ -60,7 +63,9 @@ class EspeakLibrary:
         name = ctypes.util.find_library("espeak-ng") or "libespeak-ng.so.1"
         self._library = ctypes.CDLL(name)
         self._library.espeak_TextToPhonemes.restype = ctypes.c_char_p
-        self.rate_hz: int = self._library.espeak_Initialize(_RETRIEVAL, 0, None, _PHONEME_EVENTS | _PHONEME_IPA)
+        self.rate_hz: int = self._library.espeak_Initialize(
+            _RETRIEVAL, 0, None, _PHONEME_EVENTS | _PHONEME_IPA
+        )
         if self.rate_hz <= 0:
             raise OSError("espeak_Initialize failed")
         self._sound: list[F64] = []
@@ -86,7 +91,9 @@ class EspeakLibrary:
         if self._library.espeak_SetVoiceByName(file.encode()) != 0:
             raise VoiceError(f"{name}: expected a voice of espeak-ng, got another; see espeak-ng --voices")
 
-    def synthesize(self, text: str, *, rate: int, pitch: int, pitch_range: int) -> tuple[F64, list[tuple[str, int]]]:
+    def synthesize(
+        self, text: str, *, rate: int, pitch: int, pitch_range: int
+    ) -> tuple[F64, list[tuple[str, int]]]:
         """Returns the sound in [-1, 1] and each phone in IPA with its first sample; silence is ''."""
         self._sound, self._events = [], []
         for parameter, value in ((_RATE, rate), (_PITCH, pitch), (_RANGE, pitch_range)):
@@ -166,7 +173,9 @@ class Espeak(Voice):
             pitch_range=int(params.get("range", 50)),
         )
         if not len(sound) or not any(from_ipa(sign) for sign, _ in events):
-            raise VoiceError(f"{self.name}: expected a text of its language, got {text[:40]!r}, which it is silent about")
+            raise VoiceError(
+                f"{self.name}: expected a text of its language, got {text[:40]!r}, which it is silent about"
+            )
         phones = phones_of_events(sound, events, engine.rate_hz)
         phones = with_stress(phones, from_ipa(engine.phonemes(text, self._voice)))
         pcm = to_pcm(sound, engine.rate_hz)
@@ -218,6 +227,10 @@ def _closure_start(sound: F64, burst: int, rate_hz: int) -> int:
     return at
 
 
-def is_vowel(label: str) -> bool:
-    """Returns whether a label, with or without stress, is a vowel."""
-    return base(label) in VOWELS
+def references(text: str, language: str) -> list[Utterance]:
+    """Returns a text said by several variants, which a recording of it can be aligned with.
+
+    Raises:
+        VoiceError: espeak-ng is not installed, or does not say the text.
+    """
+    return [Espeak(language, variant).speak(text, {}) for variant in _REFERENCES]

@@ -45,10 +45,13 @@ class Flite(Voice):
         with tempfile.TemporaryDirectory(prefix="geneface-") as folder:
             wav, words = Path(folder) / "a.wav", Path(folder) / "a.txt"
             words.write_text(text, encoding="utf-8")
+            pitch_hz = params.get("pitch", np.mean(_PITCH_HZ[self._voice]))
             said = run_engine(
-                ["flite", "-voice", self._voice, "-psdur", "-f", str(words), "-o", str(wav)]
-                + ["--setf", f"duration_stretch={params.get('stretch', 1.0)}"]
-                + ["--setf", f"int_f0_target_mean={params.get('pitch', np.mean(_PITCH_HZ[self._voice]))}"]
+                [
+                    *("flite", "-voice", self._voice, "-psdur", "-f", str(words), "-o", str(wav)),
+                    *("--setf", f"duration_stretch={params.get('stretch', 1.0)}"),
+                    *("--setf", f"int_f0_target_mean={pitch_hz}"),
+                ]
             )
             pcm = read_pcm(wav)
         phones = shifted(parse_ends(said), LATENCY_S)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from models.onnx_runtime import load_onnxruntime
 
 from ...sounds import PAUSE, Phone
-from ..phones import VOWELS, base, from_ipa
+from ..phones import from_ipa
 from .voice import VoiceError
 
 if TYPE_CHECKING:
     import onnx
 
-_STOPS = frozenset(",.;:!?—…()\"“”^$_")
+_STOPS = frozenset(',.;:!?—…()"“”^$_')
 MIN_PUNCTUATION_S = 0.07
 """What a stop mark lasts at least where the voice pauses."""
 
@@ -29,7 +29,9 @@ def durations_output(graph: onnx.GraphProto) -> str:
     for node in graph.node:
         if node.op_type == "CumSum" and "/dp/" not in node.name:
             return str(node.input[0])
-    raise VoiceError("the voice's graph: expected durations that are summed, found none; install its named release")
+    raise VoiceError(
+        "the voice's graph: expected durations that are summed, found none; install its named release"
+    )
 
 
 def noise_as_input(graph: onnx.GraphProto, name: str) -> int:
@@ -149,8 +151,3 @@ def _timed(pieces: Sequence[tuple[str, float]]) -> tuple[Phone, ...]:
             phones += [(label, at_s + i * step_s, at_s + (i + 1) * step_s) for i, label in enumerate(labels)]
         at_s = end_s
     return tuple(phones)
-
-
-def vowels_of(phones: Sequence[Phone]) -> int:
-    """Returns how many vowels there are."""
-    return sum(base(label) in VOWELS for label, _, _ in phones)

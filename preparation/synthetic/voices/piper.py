@@ -99,7 +99,9 @@ class Piper(Voice):
         sound = sound.reshape(-1).astype(np.float64)
         steps = durations.reshape(-1)
         if len(steps) != len(signs):
-            raise VoiceError(f"{self.name}: expected a duration for each of {len(signs)} signs, got {len(steps)}")
+            raise VoiceError(
+                f"{self.name}: expected a duration for each of {len(signs)} signs, got {len(steps)}"
+            )
         # Played slower or faster: a larger or a smaller speaker.
         rate_hz = self._config["audio"]["sample_rate"] / size
         pcm = to_pcm(sound, rate_hz)

@@ -1,9 +1,9 @@
 """Real speakers: the prompts of Asterisk's core sounds, whose phones come by alignment.
 
-The recordings are Debian's packages asterisk-core-sounds-LANGUAGE-g722. What numbers, letters, days and months
-say follows from their names. What the others say is in `core-sounds-LANGUAGE.txt` of the sounds' source
-archives (`name: text` a line), which Debian does not install; where such a file lies beside the recordings, its
-prompts are spoken, too.
+The recordings are Debian's packages asterisk-core-sounds-LANGUAGE-g722. What numbers, letters, days and
+months say follows from their names. What the others say is in `core-sounds-LANGUAGE.txt` of the sounds'
+source archives (`name: text` a line), which Debian does not install; where such a file lies in the speaker's
+folder, its prompts are spoken, too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ...media import read_pcm
 from ..alignment import AlignmentError, align, fits
 from ..phones import contiguous
 from ..utterance import Utterance
-from .espeak import lacks_espeak
+from .espeak import lacks_espeak, references
 from .voice import Params, Voice, VoiceError
 
 SOUNDS = Path("/usr/share/asterisk/sounds")
@@ -33,6 +33,8 @@ _SPEAKERS = {
     "ru": ("ru_RU_f_IvrvoiceRU", "ru", "CC-BY-3.0, Maxim Topal"),
 }
 LANGUAGES = tuple(_SPEAKERS)
+MAX_RECORDING_S = 20.0
+_BYTES_PER_S = 8000  # of G.722
 _DAYS = {
     "en": "Sunday Monday Tuesday Wednesday Thursday Friday Saturday",
     "es": "domingo lunes martes miércoles jueves viernes sábado",
@@ -48,8 +50,8 @@ _MONTHS = {
     "ru": "января февраля марта апреля мая июня июля августа сентября октября ноября декабря",
 }
 _SPELLING = (
-    "alpha bravo charlie delta echo foxtrot golf hotel india juliet kilo lima mike november oscar papa quebec romeo "
-    "sierra tango uniform victor whiskey x-ray yankee zulu"
+    "alpha bravo charlie delta echo foxtrot golf hotel india juliet kilo lima mike november oscar papa "
+    "quebec romeo sierra tango uniform victor whiskey x-ray yankee zulu"
 )
 _ASIDE = re.compile(r"[\[(<].*?[\])>]|\*|#")
 _LINE = re.compile(r"^(?P<name>[\w./-]+?)(?:\.wav)?:\s*(?P<text>.+)$")
@@ -85,7 +87,11 @@ class Prompts(Voice):
                     text = _ASIDE.sub(" ", match["text"]).replace("...", " ").strip()
                     if text and not _ASIDE.fullmatch(match["text"].strip()):
                         said.setdefault(text, match["name"])
-        return {text: name for text, name in said.items() if (self._folder / f"{name}.g722").is_file()}
+        return {text: name for text, name in said.items() if self._is_spoken(name)}
+
+    def _is_spoken(self, name: str) -> bool:
+        path = self._folder / f"{name}.g722"
+        return path.is_file() and path.stat().st_size <= MAX_RECORDING_S * _BYTES_PER_S
 
     def texts(self) -> Sequence[str]:  # noqa: D102 -- the interface's
         return tuple(self._recordings)
@@ -101,7 +107,7 @@ class Prompts(Voice):
         if name is None:
             raise VoiceError(f"{self.name}: expected a text that it recorded, got {text[:40]!r}; see texts()")
         pcm = read_pcm(self._folder / f"{name}.g722")
-        found = align(pcm, text, self.language)
+        found = align(pcm, references(text, self.language))
         if not fits(found):
             raise AlignmentError(
                 f"{self.name}: {name}: expected a recording of {text[:40]!r}, "
