@@ -14,6 +14,7 @@ from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # its stub
 from cuda_kernels.arrays import I16, I64
 from models.time_base import SAMPLE_RATE_HZ
 
+MAX_WORKERS = 16
 _CODEC_RATE_HZ = 48_000  # a browser's
 _OPTIONS = {"application": "voip", "frame_duration": "20", "compression_level": "5"}
 
@@ -44,6 +45,7 @@ def through_opus(pcm: I16, *, bps: int) -> I16:
 def through_opus_each(pcm: I16, ends: I64 | Sequence[int], *, bps: int) -> I16:
     """Returns clips (samples,), one after another up to `ends`, each through a codec of its own."""
     clips = np.split(pcm, ends[:-1])
-    with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="opus") as pool:
+    workers = min(MAX_WORKERS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers, thread_name_prefix="opus") as pool:
         coded = pool.map(lambda clip: through_opus(clip, bps=bps), clips)
         return np.concatenate([*tqdm(coded, total=len(clips), desc=f"Opus at {bps // 1000} kbit/s")])

@@ -395,12 +395,10 @@ class DegradeSettings:
     snr_low_db: Annotated[float, DECIBELS] = 3.0
     snr_high_db: Annotated[float, DECIBELS] = 40.0
     tone_db: Annotated[float, Range(0, 100)] = 9.0  # largest boost or cut of an octave
-    band_share: Annotated[float, SHARE] = 0.25  # with a band limit
+    band_share: Annotated[float, SHARE] = 0.4  # with a band limit
     room_share: Annotated[float, SHARE] = 0.4  # with reverberation
     room_longest_s: Annotated[float, Range(0.08, 60)] = 0.5  # longest RT60
-    reflections_db: Annotated[float, Range(0, 100)] = (
-        6.0  # of the walls together, over the room's tail, at most
-    )
+    reflections_db: Annotated[float, Range(0, 100)] = 6.0  # first ones over its tail, at most
     warp_share: Annotated[float, SHARE] = 0.5  # with another length of the vocal tract
     warp_largest: Annotated[float, Range(1, 2)] = 1.16  # by which formants are moved up or down, at most
     babble_share: Annotated[float, SHARE] = 0.12  # with another voice far behind
@@ -435,7 +433,7 @@ def warp_bands(mel: LogMel, features: Tensor, factor: Tensor) -> Tensor:
 
 
 def degrade(pcm: Tensor, settings: DegradeSettings | None = None) -> Tensor:
-    """Returns augmented sound (B, N): equalisation, reverberation, noise, noise gate, gain, clipping.
+    """Returns augmented sound (B, N): equalisation, room, noise, band limit, noise gate, gain, clipping.
 
     The direct path is not delayed, so lips and sound stay in sync.
     """
@@ -455,12 +453,10 @@ def degrade(pcm: Tensor, settings: DegradeSettings | None = None) -> Tensor:
     knots = uniform(-settings.tone_db, settings.tone_db, 8)  # (B, 8) dB at the octaves
     low = octave.floor().long()
     tone_db = torch.lerp(knots[:, low], knots[:, (low + 1).clamp(max=7)], octave - low)  # (B, K)
-    band = chosen(settings.band_share)
-    lowest, highest = uniform(50, 350, 1), uniform(2800, 7500, 1)
-    cut_db = -24 * (
-        torch.log2(lowest / hz.clamp(min=1)).clamp(0, 4) + torch.log2(hz.clamp(min=1) / highest).clamp(0, 4)
-    )
-    response = 10 ** ((tone_db + band * cut_db) / 20)  # (B, K)
+    lowest, highest = uniform(50, 350, 1), 2800 * (7500 / 2800) ** uniform(0, 1, 1)
+    outside = torch.log2(lowest / hz.clamp(min=1)).clamp(min=0)  # (B, K) octaves
+    outside = outside + torch.log2(hz.clamp(min=1) / highest).clamp(min=0)
+    cut_db = (uniform(24, 120, 1) * outside).clamp(max=96) * chosen(settings.band_share)
 
     tail = round(SAMPLE_RATE_HZ * settings.room_longest_s)
     time_s = torch.arange(tail, device=device) / SAMPLE_RATE_HZ
@@ -474,7 +470,7 @@ def degrade(pcm: Tensor, settings: DegradeSettings | None = None) -> Tensor:
     echo = echo.scatter_add(1, walls, falling * 10 ** (uniform(-20, settings.reflections_db, 1) / 20))
     echo = echo / echo.square().sum(dim=1, keepdim=True).sqrt().clamp(min=1e-6)
     echo = echo * 10 ** (-uniform(0, 15, 1) / 20) * chosen(settings.room_share)  # direct to reverberant, dB
-    spectrum = torch.fft.rfft(pcm, length) * response * (1 + torch.fft.rfft(echo, length))
+    spectrum = torch.fft.rfft(pcm, length) * 10 ** (tone_db / 20) * (1 + torch.fft.rfft(echo, length))
     wet = torch.fft.irfft(spectrum, length)[:, :samples]  # (B, N)
 
     level = wet.square().mean(dim=1, keepdim=True).sqrt()  # (B, 1)
@@ -492,6 +488,8 @@ def degrade(pcm: Tensor, settings: DegradeSettings | None = None) -> Tensor:
     quiet = 10 ** (uniform(-75, -30, 1) / 20)  # noise floor where nobody speaks
     noise_level = torch.where(level > 1e-3, level * ratio, quiet)
     mixed = mixed + chosen(settings.noise_share) * noise_level * noise
+    # What limits the band, a line or a headset, does so to noise as well.
+    mixed = torch.fft.irfft(torch.fft.rfft(mixed, length) * 10 ** (-cut_db / 20), length)[:, :samples]
 
     mixed = mixed * (1 - chosen(settings.gate_share) * (1 - _gate(pcm)))
 

@@ -184,6 +184,18 @@ def test_rooms_filters_and_gates_leave_a_click_where_it_was():
     assert early.min() < 0.05
 
 
+def test_a_band_limit_holds_for_voice_and_noise():
+    torch.manual_seed(0)
+    voice = 0.1 * torch.randn(200, 16000)
+    still = {"tone_db": 0.0, "room_share": 0.0, "babble_share": 0.0, "gate_share": 0.0}
+    found = degrade(voice, DegradeSettings(share=1.0, band_share=1.0, noise_share=1.0, **still))
+    level_db = 20 * torch.fft.rfft(found * torch.hann_window(16000)).abs().log10()
+    middle = level_db[:, 800:2000].mean(dim=1)
+    above = level_db[:, 7700:7990].mean(dim=1) - middle
+    assert ((above < -40).float().mean()) > 0.4  # nothing of either is left: a telephone's
+    assert ((above > -15).float().mean()) > 0.05  # and of some, hardly anything is lost
+
+
 def test_bands_move_with_the_vocal_tract_and_nothing_moves_in_time():
     mel = LogMel()
     time_s = torch.arange(16000) / 16000
