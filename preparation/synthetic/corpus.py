@@ -225,8 +225,9 @@ def _levelled(pcm: I16, level_db: float) -> I16:
 
 
 def write_opus(path: Path, pcm: I16) -> None:
-    """Writes 16 kHz mono samples as Ogg Opus, which decodes to as many at the same times."""
-    with av.open(str(path), "w", format="ogg") as file:
+    """Writes 16 kHz mono samples (N,) as Ogg Opus, which decodes to as many at the same times."""
+    # Bit-exact: the stream's number is not drawn, so the same sound gives the same bytes.
+    with av.open(str(path), "w", format="ogg", options={"fflags": "bitexact"}) as file:
         stream = file.add_stream("libopus", rate=SAMPLE_RATE_HZ, layout="mono")
         stream.bit_rate = _BIT_RATE
         frame = av.AudioFrame.from_ndarray(pcm[None], format="s16", layout="mono")

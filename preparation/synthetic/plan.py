@@ -18,13 +18,13 @@ from .voices.catalogue import ESPEAK_ENGLISH, ESPEAK_HELD_OUT, ESPEAK_OTHERS, ES
 IDENTITIES = 14
 HELD_OUT_IDENTITIES = (12, 13)
 TRAIN, VALIDATION = "train", "val"
-_TEXT_RATE = 14.5  # characters a second
+_TEXT_RATE = 17.0  # characters a second
 _CLIP_S = 7.5
 _PROMPT_S = 5.0
 _PROMPT_TEXT_S = 0.5  # what a prompt lasts beside its characters
 _SYNTHESISED, _NONSPEECH = 0.8, 0.027
 """Shares of the minutes asked for; the prompts of real speakers are as many as there are."""
-_VALIDATION_PART = 1 / 14
+_VALIDATION_PART = 1 / 12
 _TRAIN_SHARES = {
     "piper-joe": 0.27,
     "hibari-heart": 0.2,
