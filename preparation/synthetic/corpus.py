@@ -96,11 +96,11 @@ def plan_of(settings: CorpusSettings) -> list[ClipPlan]:
     Raises:
         VoiceError: a voice is missing and must not be skipped; a line says for each how to get it.
     """
-    voices = {plan.voice for plan in draw_plan(settings.minutes, settings.seed) if plan.voice}
-    lines = missing(sorted(voices))
+    plans = draw_plan(settings.minutes, settings.seed)
+    lines = missing(sorted({plan.voice for plan in plans if plan.voice}))
     if lines and not settings.skip_missing:
         raise VoiceError(f"{'; '.join(dict.fromkeys(lines.values()))}; or give --skip-missing")
-    return [plan for plan in draw_plan(settings.minutes, settings.seed) if plan.voice not in lines]
+    return [plan for plan in plans if plan.voice not in lines]
 
 
 def speak_clips(out: Path, plans: Sequence[ClipPlan], settings: CorpusSettings) -> None:
@@ -120,8 +120,8 @@ def speak_clips(out: Path, plans: Sequence[ClipPlan], settings: CorpusSettings) 
             concurrent.futures.ProcessPoolExecutor(settings.processes, mp_context=context) as pool,
         ):
             try:
-                for _ in concurrent.futures.as_completed([pool.submit(make, plan) for plan in todo]):
-                    _.result()
+                for made in concurrent.futures.as_completed([pool.submit(make, plan) for plan in todo]):
+                    made.result()
                     bar.update()
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)

@@ -47,11 +47,13 @@ def test_validation_has_sentences_voices_and_faces_of_its_own():
     assert {"hibari-low", "asterisk-it", "flite-kal16"} <= {clip.voice for clip in validation}
 
 
-def test_voices_that_are_left_out_change_no_other_clip():
-    without = draw_plan(6, 3, without=["piper-joe", "asterisk-en"])
-    assert not {"piper-joe", "asterisk-en"} & {clip.voice for clip in without}
-    whole = {clip.id: clip for clip in draw_plan(6, 3)}
-    assert all(whole[clip.id] == clip for clip in without)
+def test_what_one_speaker_recorded_changes_no_other_clip(monkeypatch):
+    before = {clip.id: clip for clip in draw_plan(6, 3)}
+    monkeypatch.setattr(
+        prompts.Prompts, "texts", lambda self: () if self.name == "asterisk-en" else ("a" * 99,)
+    )
+    for clip in draw_plan(6, 3):
+        assert clip.voice.startswith("asterisk") or before[clip.id] == clip
 
 
 def test_every_recording_is_in_one_clip_of_its_speaker_at_most():
