@@ -209,7 +209,7 @@ def test_a_voices_graph_gives_its_durations_and_takes_its_noise(tmp_path):
 
 
 @pytest.fixture
-def sounds(tmp_path):
+def sounds(tmp_path, monkeypatch):
     """Recordings of `un` and of one prompt whose words a list tells."""
     folder = tmp_path / "fr_CA_f_June"
     (folder / "digits").mkdir(parents=True)
@@ -219,11 +219,20 @@ def sounds(tmp_path):
         "; a list\none-moment-please: Un moment, s'il vous plaît...\nbeep: [un ton]\nabsent: Rien.\n",
         encoding="utf-8",
     )
+    monkeypatch.setattr(prompts, "TRANSCRIPTS", tmp_path / "none")
     return tmp_path
 
 
 def test_prompts_say_what_their_names_and_their_list_tell(sounds):
     assert Prompts("fr", sounds).texts() == ("1", "Un moment, s'il vous plaît")
+
+
+@pytest.mark.parametrize("language", ["es", "fr", "it", "ru"])
+def test_transcripts_that_come_along_name_recordings(language, tmp_path):
+    folder = tmp_path / Prompts(language, tmp_path)._folder.name
+    folder.mkdir()
+    (folder / "vm-dialout.g722").write_bytes(bytes(160))
+    assert len(Prompts(language, tmp_path).texts()) == 1
 
 
 def test_a_prompt_has_the_phones_that_alignment_finds(sounds, monkeypatch):
