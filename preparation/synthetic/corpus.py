@@ -96,11 +96,11 @@ def plan_of(settings: CorpusSettings) -> list[ClipPlan]:
     Raises:
         VoiceError: a voice is missing and must not be skipped; a line says for each how to get it.
     """
-    voices = {plan.voice for plan in draw_plan(settings.minutes, settings.seed) if plan.voice}
-    lines = missing(sorted(voices))
+    plans = draw_plan(settings.minutes, settings.seed)
+    lines = missing(sorted({plan.voice for plan in plans if plan.voice}))
     if lines and not settings.skip_missing:
         raise VoiceError(f"{'; '.join(dict.fromkeys(lines.values()))}; or give --skip-missing")
-    return [plan for plan in draw_plan(settings.minutes, settings.seed) if plan.voice not in lines]
+    return [plan for plan in plans if plan.voice not in lines]
 
 
 def speak_clips(out: Path, plans: Sequence[ClipPlan], settings: CorpusSettings) -> None:
@@ -120,8 +120,8 @@ def speak_clips(out: Path, plans: Sequence[ClipPlan], settings: CorpusSettings) 
             concurrent.futures.ProcessPoolExecutor(settings.processes, mp_context=context) as pool,
         ):
             try:
-                for _ in concurrent.futures.as_completed([pool.submit(make, plan) for plan in todo]):
-                    _.result()
+                for made in concurrent.futures.as_completed([pool.submit(make, plan) for plan in todo]):
+                    made.result()
                     bar.update()
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
@@ -225,8 +225,9 @@ def _levelled(pcm: I16, level_db: float) -> I16:
 
 
 def write_opus(path: Path, pcm: I16) -> None:
-    """Writes 16 kHz mono samples as Ogg Opus, which decodes to as many at the same times."""
-    with av.open(str(path), "w", format="ogg") as file:
+    """Writes 16 kHz mono samples (N,) as Ogg Opus, which decodes to as many at the same times."""
+    # Bit-exact: the stream's number is not drawn, so the same sound gives the same bytes.
+    with av.open(str(path), "w", format="ogg", options={"fflags": "bitexact"}) as file:
         stream = file.add_stream("libopus", rate=SAMPLE_RATE_HZ, layout="mono")
         stream.bit_rate = _BIT_RATE
         frame = av.AudioFrame.from_ndarray(pcm[None], format="s16", layout="mono")

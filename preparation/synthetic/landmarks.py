@@ -12,6 +12,7 @@ from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # its stub
 
 from cuda_kernels.arrays import F32, F64, I64
 from models.partial_files import atomic_write
+from models.time_base import FRAME_SAMPLES
 
 from ..corpus_set import COORDINATES, LANDMARKS_FILE
 from .plan import ClipPlan
@@ -28,10 +29,9 @@ def landmarks_of(utterance: Utterance, identity: int, rng: np.random.Generator) 
     """Returns the landmarks (frames, 68, 3) in dm of an utterance, its speaker's style drawn from `rng`."""
     styles = importlib.import_module("preparation.synthetic.styles")
     articulation = importlib.import_module("preparation.synthetic.articulation")
-    frames = len(utterance.pcm) // 640
-    moved = articulation.articulate(
-        utterance.phones, utterance.pcm, frames=frames, style=styles.Style.drawn(rng), rng=rng
-    )
+    style = styles.Style.drawn(rng)
+    frames = len(utterance.pcm) // FRAME_SAMPLES
+    moved = articulation.articulate(utterance.phones, utterance.pcm, frames=frames, style=style)
     landmarks: F32 = moved.landmarks(identity)
     return landmarks
 

@@ -1,9 +1,9 @@
 """Real speakers: the prompts of Asterisk's core sounds, whose phones come by alignment.
 
 The recordings are Debian's packages asterisk-core-sounds-LANGUAGE-g722. What numbers, letters, days and
-months say follows from their names. What the others say is in `core-sounds-LANGUAGE.txt` of the sounds'
-source archives (`name: text` a line), which Debian does not install; where such a file lies in the speaker's
-folder, its prompts are spoken, too.
+months say follows from their names. What others say was written down by us in `transcripts/` (`name: text` a
+line), where alignment decides line by line whether it is right. A file `core-sounds-LANGUAGE.txt` of the same
+form in the speaker's folder adds to it: Asterisk's source archives hold one, Debian does not install it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from .espeak import lacks_espeak, references
 from .voice import Params, Voice, VoiceError
 
 SOUNDS = Path("/usr/share/asterisk/sounds")
+TRANSCRIPTS = Path(__file__).with_name("transcripts")
 _SPEAKERS = {
     "en": ("en_US_f_Allison", "en-us", "CC-BY-SA-3.0, Allison Smith"),
     "es": ("es_MX_f_Allison", "es-419", "CC-BY-SA-3.0, Allison Smith"),
@@ -77,17 +78,17 @@ class Prompts(Voice):
     @cached_property
     def _recordings(self) -> Mapping[str, str]:
         """The name of the recording that says a text."""
+        told = [(text, name) for name, text in _known(self._short).items()]
+        for folder in (TRANSCRIPTS, self._folder):
+            listing = folder / f"core-sounds-{self._short}.txt"
+            lines = listing.read_text(encoding="utf-8", errors="replace") if listing.is_file() else ""
+            for match in filter(None, map(_LINE.match, lines.splitlines())):
+                told.append((_ASIDE.sub(" ", match["text"]).replace("...", " ").strip(), match["name"]))
         said: dict[str, str] = {}
-        for name, text in _known(self._short).items():
-            said.setdefault(text, name)
-        listing = self._folder / f"core-sounds-{self._short}.txt"
-        if listing.is_file():
-            for line in listing.read_text(encoding="utf-8", errors="replace").splitlines():
-                if (match := _LINE.match(line)) is not None:
-                    text = _ASIDE.sub(" ", match["text"]).replace("...", " ").strip()
-                    if text and not _ASIDE.fullmatch(match["text"].strip()):
-                        said.setdefault(text, match["name"])
-        return {text: name for text, name in said.items() if self._is_spoken(name)}
+        for text, name in told:
+            if text and self._is_spoken(name):
+                said.setdefault(text, name)
+        return said
 
     def _is_spoken(self, name: str) -> bool:
         path = self._folder / f"{name}.g722"

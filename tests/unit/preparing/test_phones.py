@@ -1,5 +1,7 @@
 """Engines' phones become one set; phones leave no gap; stress goes where the vowels agree."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -56,9 +58,9 @@ def test_contiguous_phones_cover_the_sound(phones):
     whole = contiguous(phones, 2.0)
     assert whole[0][1] == 0
     assert whole[-1][2] == 2.0
-    assert all(first[2] == second[1] for first, second in zip(whole, whole[1:], strict=False))
+    assert all(first[2] == second[1] for first, second in itertools.pairwise(whole))
     assert all(end_s > start_s for _, start_s, end_s in whole)
-    assert not any(first[0] == second[0] == PAUSE for first, second in zip(whole, whole[1:], strict=False))
+    assert not any(first[0] == second[0] == PAUSE for first, second in itertools.pairwise(whole))
 
 
 def test_stress_comes_from_another_engine_whose_vowels_differ():
