@@ -30,8 +30,8 @@ UNKNOWN_PHONE = 255
 """The class of what no phone of these covers."""
 PHONES_PER_FRAME = 2
 """Phones are told apart at 50 Hz: many last less than a frame."""
-LIPS_LEAD_S = 0.06
-"""How long before a sound the lips are where it needs them: people's, 40 to 65 ms (`benchmarks.articulation`)."""
+LIPS_LEAD_S = 0.08
+"""How long before a sound the lips are where it needs them: people's, 40 to 90 ms (`benchmarks.articulation`)."""
 _REST_ON_S, _REST_OFF_S = 0.15, 0.20  # at a pause's ends the lips still, or already, move
 _REST_PAUSE_S = 0.39  # shorter pauses do not reach rest
 

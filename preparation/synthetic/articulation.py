@@ -30,7 +30,7 @@ from .styles import Style
 
 STEPS_PER_FRAME = 8  # tracks are evaluated at 200 Hz and averaged over each frame
 MIN_REST_S = 0.35  # a pause from which on lips close; in shorter ones they stay parted
-REST_ON_S, REST_OFF_S = 0.10, 0.16  # of such a pause, at its ends, in which they still or already move
+REST_ON_S, REST_OFF_S = 0.08, 0.18  # of such a pause, at its ends, in which they still or already move
 FIRST_SHARE = 0.6  # of a diphthong's length, its first vowel
 DIPHTHONGS = {
     "ay": ("aa", "ih"),
@@ -98,8 +98,8 @@ class Gesture:
 
 GESTURES: dict[str, Gesture] = {
     "bilabial": Gesture(
-        lips=Timing(0.060, 0.040, 0.034, 0.97),
-        rounding=Timing(0.100, 0.053, 0.030, 1.06),
+        lips=Timing(0.080, 0.040, 0.034, 0.97),
+        rounding=Timing(0.120, 0.053, 0.030, 1.06),
         targets={
             "b": Target(jaw=0.1, open=0.1, round=0.36, close=1),
             "p": Target(jaw=0.1, open=0.1, round=0.36, close=1),
@@ -107,16 +107,16 @@ GESTURES: dict[str, Gesture] = {
         },
     ),
     "labiodental": Gesture(
-        lips=Timing(0.078, 0.031, 0.027, 6.00),
-        rounding=Timing(0.030, 0.049, 0.049, 0.48),
+        lips=Timing(0.098, 0.031, 0.027, 6.00),
+        rounding=Timing(0.050, 0.049, 0.049, 0.48),
         targets={
             "f": Target(round=0.08, labiodental=1),
             "v": Target(round=0.07, labiodental=1),
         },
     ),
     "open": Gesture(
-        lips=Timing(-0.020, 0.035, 0.098, 2.12),
-        rounding=Timing(0.079, 0.058, 0.047, 0.67),
+        lips=Timing(0.000, 0.035, 0.098, 2.12),
+        rounding=Timing(0.099, 0.058, 0.047, 0.67),
         targets={
             "aa": Target(jaw=0.95, open=0.67, round=0.02, funnel=0.03),
             "ae": Target(jaw=0.92, open=0.72, round=0.02, funnel=0.03, spread=0.15),
@@ -125,8 +125,8 @@ GESTURES: dict[str, Gesture] = {
         },
     ),
     "front": Gesture(
-        lips=Timing(0.049, 0.042, 0.038, 0.68),
-        rounding=Timing(0.040, 0.059, 0.050, 0.84),
+        lips=Timing(0.069, 0.042, 0.038, 0.68),
+        rounding=Timing(0.060, 0.059, 0.050, 0.84),
         targets={
             "ih": Target(jaw=0.3, open=0.47),
             "iy": Target(jaw=0.21, open=0.5, spread=0.08),
@@ -134,8 +134,8 @@ GESTURES: dict[str, Gesture] = {
         },
     ),
     "round": Gesture(
-        lips=Timing(0.076, 0.052, 0.039, 1.31),
-        rounding=Timing(0.048, 0.100, 0.073, 3.50),
+        lips=Timing(0.096, 0.052, 0.039, 1.31),
+        rounding=Timing(0.068, 0.100, 0.073, 3.50),
         targets={
             "ao": Target(jaw=0.42, open=0.38, round=0.06),
             "uh": Target(jaw=0.15, open=0.24, round=0.22, funnel=0.04),
@@ -144,15 +144,15 @@ GESTURES: dict[str, Gesture] = {
         },
     ),
     "schwa": Gesture(
-        lips=Timing(0.062, 0.039, 0.038, 0.46),
-        rounding=Timing(0.048, 0.047, 0.049, 0.26),
+        lips=Timing(0.082, 0.039, 0.038, 0.46),
+        rounding=Timing(0.068, 0.047, 0.049, 0.26),
         targets={
             "ax": Target(jaw=0.3, open=0.36, round=0.09, funnel=0.03),
         },
     ),
     "alveolar": Gesture(
-        lips=Timing(0.115, 0.039, 0.031, 0.48),
-        rounding=Timing(0.049, 0.049, 0.050, 0.26),
+        lips=Timing(0.135, 0.039, 0.031, 0.48),
+        rounding=Timing(0.069, 0.049, 0.050, 0.26),
         targets={
             "t": Target(jaw=0.13, open=0.37, tongue_up=1),
             "n": Target(jaw=0.13, open=0.37, tongue_up=1),
@@ -161,16 +161,16 @@ GESTURES: dict[str, Gesture] = {
         },
     ),
     "sibilant": Gesture(
-        lips=Timing(0.080, 0.041, 0.033, 0.69),
-        rounding=Timing(0.048, 0.050, 0.050, 0.66),
+        lips=Timing(0.100, 0.041, 0.033, 0.69),
+        rounding=Timing(0.068, 0.050, 0.050, 0.66),
         targets={
             "s": Target(jaw=0.13, open=0.58, spread=0.13),
             "z": Target(jaw=0.12, open=0.58, spread=0.13),
         },
     ),
     "postalveolar": Gesture(
-        lips=Timing(0.082, 0.044, 0.033, 1.07),
-        rounding=Timing(0.049, 0.057, 0.047, 0.91),
+        lips=Timing(0.102, 0.044, 0.033, 1.07),
+        rounding=Timing(0.069, 0.057, 0.047, 0.91),
         targets={
             "sh": Target(open=0.24, round=0.23, funnel=0.39),
             "zh": Target(open=0.24, round=0.23, funnel=0.39),
@@ -181,16 +181,16 @@ GESTURES: dict[str, Gesture] = {
         },
     ),
     "dental": Gesture(
-        lips=Timing(0.082, 0.041, 0.034, 0.67),
-        rounding=Timing(0.058, 0.049, 0.049, 0.35),
+        lips=Timing(0.102, 0.041, 0.034, 0.67),
+        rounding=Timing(0.078, 0.049, 0.049, 0.35),
         targets={
             "th": Target(jaw=0.34, open=0.46, funnel=0.02, tongue_out=1),
             "dh": Target(jaw=0.35, open=0.46, funnel=0.03, tongue_out=1),
         },
     ),
     "velar": Gesture(
-        lips=Timing(0.063, 0.040, 0.033, 0.62),
-        rounding=Timing(0.051, 0.050, 0.050, 0.30),
+        lips=Timing(0.083, 0.040, 0.033, 0.62),
+        rounding=Timing(0.071, 0.050, 0.050, 0.30),
         targets={
             "k": Target(jaw=0.33, open=0.47, round=0.05, funnel=0.05),
             "g": Target(jaw=0.33, open=0.47, round=0.05, funnel=0.04),
@@ -200,9 +200,9 @@ GESTURES: dict[str, Gesture] = {
     ),
 }
 """Fitted; the classes are those of `benchmarks.articulation`."""
-BARRED = Timing(0.058, 0.021, 0.015)
+BARRED = Timing(0.078, 0.021, 0.015)
 """Of closures; the weight is of no use, the strongest counts."""
-_PARTED = (Timing(0.05, 0.03, 0.03, 0.6), Timing(0.05, 0.03, 0.03, 0.3))
+_PARTED = (Timing(0.07, 0.03, 0.03, 0.6), Timing(0.07, 0.03, 0.03, 0.3))
 _RESTING = (Timing(0.0, 0.03, 0.03, 2.0), Timing(0.0, 0.03, 0.03))
 _REST = Target(close=0.35, spread=0.15)
 _GESTURE_OF = {phone: gesture for gesture in GESTURES.values() for phone in gesture.targets}
