@@ -1,4 +1,4 @@
-"""`geneface-export geneface | bundle | distil | slim | plates | verify | seal | figures`: speaker bundles."""
+"""`geneface-export geneface | bundle | motion | distil | slim | plates | verify | seal | figures`: bundles."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from models.settings import BAD_INPUT, Parser, add_flags, escaped, flags_of, fro
 from models.terminal import log_to_stderr, with_safe_streams
 from training.cli import missing_extra
 
-from .requests import BundleRequest, DistillationRequest, GenefaceRequest, PlatesRequest, SlimRequest
+from .requests import (
+    BundleRequest,
+    DistillationRequest,
+    GenefaceRequest,
+    MotionRequest,
+    PlatesRequest,
+    SlimRequest,
+)
 
 if TYPE_CHECKING:
     from models.speaker import Speaker
@@ -50,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, request, run, what in (
         ("geneface", GenefaceRequest, _geneface, "import a speaker that was trained with GeneFace"),
         ("bundle", BundleRequest, _bundle, "make a bundle from networks of ours and the speaker's data"),
+        ("motion", MotionRequest, _motion, "put other motion into a bundle: its head and torso stay"),
         ("distil", DistillationRequest, _distil, "distil an imported speaker's motion for CPUs"),
         ("slim", SlimRequest, _slim, "distil a wide head into a narrow one for CPUs"),
         ("plates", PlatesRequest, _plates, "make a bundle's plates anew: what speech does not change"),
@@ -93,6 +101,14 @@ def _bundle(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _motion(parsed: argparse.Namespace) -> int:
+    from .bundle.new_motion import replace_motion
+
+    request = _request(parsed)
+    _print_made(_with_plates(replace_motion(request), request))
+    return 0
+
+
 def _distil(parsed: argparse.Namespace) -> int:
     from .students.distillation import StoppedError, distil
 
@@ -131,7 +147,7 @@ def _plates(parsed: argparse.Namespace) -> int:
 
 def _with_plates(
     speaker: Speaker,
-    request: BundleRequest | DistillationRequest | GenefaceRequest | SlimRequest,
+    request: BundleRequest | DistillationRequest | GenefaceRequest | MotionRequest | SlimRequest,
     *,
     max_bytes: int | None = None,
 ) -> Speaker:

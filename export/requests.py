@@ -71,6 +71,33 @@ class BundleRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MotionRequest:
+    """Settings of `motion`: the bundle, the networks that will move its face, and their data."""
+
+    bundle: Annotated[Path, Option("the bundle's folder", positional=True)]
+    audio2motion: Annotated[Path, Option("training folder or checkpoint")]
+    postnet: Annotated[Path | None, Option("training folder or checkpoint")] = None
+    syncnet: Annotated[Path | None, Option("training folder or checkpoint")] = None
+    data: Annotated[Path, Option("the speaker's data that head and torso were trained on")]
+    corpus: Annotated[
+        Path | None, Option("the corpus Audio2Motion was trained on: its mean face is compared")
+    ] = None
+    origin: Annotated[Path | None, Option("JSON as of `bundle`, in place of the bundle's record")] = None
+    figures: Annotated[
+        tuple[Path, ...], Option("JSON files of measured figures to put into bundle and card")
+    ] = ()
+    unexplained: Annotated[float, BELOW_1, Option("as of `bundle`")] = 1e-4
+    clamp_std: Annotated[float, Range(0.1, 100), Option("as of `bundle`")] = 2.5
+    ema: Annotated[float, Range(0, 0.99), Option("as of `bundle`")] = 0.2
+    float32_networks: Annotated[bool, Option("as of `bundle`")] = False
+    plates: _Plates = True
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        check_ranges(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class GenefaceRequest:
     """Settings of `geneface`: the speaker to import, and how it streams."""
 

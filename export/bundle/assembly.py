@@ -40,7 +40,7 @@ from training.syncnet import load_syncnet
 
 from ..onnx.graphs import open_graph, strip_metadata, to_float16_weights
 from ..regular_file import open_regular
-from ..requests import BundleRequest
+from ..requests import BundleRequest, MotionRequest
 from .condition import ConditionExport, export_condition
 from .head import measure_faithfulness, require_faithful, require_same_camera, scene_of, stored
 from .model_card import Card, Training, model_card
@@ -90,7 +90,7 @@ class Origin:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _SpeakerFiles:
+class SpeakerFiles:
     """What a bundle takes from the speaker's training set."""
 
     landmarks: F32  # (T, 68, 3) of the training frames, head space
@@ -112,9 +112,9 @@ def make_bundle(request: BundleRequest) -> Speaker:
     for path in (request.audio2motion, request.postnet, request.syncnet, request.head, request.torso):
         if path is not None:
             _recorded_settings(path)  # refused now rather than after the exports
-    files = _read_speaker_files(request.data)
+    files = read_speaker_files(request.data)
     trained = load_head(request.head)
-    _require_same_face(trained, request.corpus)
+    require_same_face(trained.mean_face, request.corpus)
     torso = None
     if request.torso is not None:
         loaded = load_torso(request.torso)
@@ -138,8 +138,10 @@ def make_bundle(request: BundleRequest) -> Speaker:
         if request.unexplained > 0:
             subspace = LandmarkSubspace.fit(torch.from_numpy(own), unexplained=request.unexplained)
             log.info("motion: the face moves in %d ways", len(subspace.basis))
-        motion_onnx, report = _export_motion(request, subspace, files.audio, folder, networks, verification)
-        syncnet_onnx = _export_syncnet(request, folder, networks, verification)
+        motion_onnx, report = export_motion_graph(
+            request, subspace, files.audio, folder, networks, verification
+        )
+        syncnet_onnx = export_syncnet_graph(request, folder, networks, verification)
     log.info("motion.onnx: %d bytes, %.2f ms a frame here", len(motion_onnx), report.ms_per_call)
 
     head = trained.head
@@ -319,13 +321,18 @@ def _checkpoint_of(path: Path) -> Path:
     return chosen_checkpoint(path) or list(checkpoints(path).values())[-1]
 
 
-def _read_speaker_files(data: Path) -> _SpeakerFiles:
+def read_speaker_files(data: Path) -> SpeakerFiles:
+    """Returns what a bundle takes from a speaker's training set.
+
+    Raises:
+        FileError: a file is missing or broken.
+    """
     truth = read_truth(data, "landmarks", "c2w")
     frames = training_frames(len(truth["c2w"]))
     audio: F32 | None = None
     if (data / SOUND_FILE).is_file():
         audio = np.multiply(read_sound(data, len(truth["c2w"])), 1 / 32768, dtype=np.float32)
-    return _SpeakerFiles(
+    return SpeakerFiles(
         landmarks=truth["landmarks"][:frames],
         c2w=truth["c2w"][:frames],
         background=read_background(data),
@@ -333,13 +340,13 @@ def _read_speaker_files(data: Path) -> _SpeakerFiles:
     )
 
 
-def _require_same_face(trained: TrainedHead, corpus: Path | None) -> None:
-    """Refuses a head trained on offsets from another mean face than Audio2Motion's."""
+def require_same_face(mean_face: F32, corpus: Path | None) -> None:
+    """Refuses a head trained on offsets from another mean face (68, 3) than Audio2Motion's."""
     if corpus is None:
         return
     file = corpus / LANDMARKS_FILE
     face = read_mean_face(file)
-    difference = float(np.abs(face - trained.mean_face).max())
+    difference = float(np.abs(face - mean_face).max())
     if not difference < 1e-4:
         raise AssemblyError(
             f"head: mean_face: expected the corpus's, got one {difference:.3g} dm away; train the head with "
@@ -347,14 +354,15 @@ def _require_same_face(trained: TrainedHead, corpus: Path | None) -> None:
         )
 
 
-def _export_motion(
-    request: BundleRequest,
+def export_motion_graph(
+    request: BundleRequest | MotionRequest,
     subspace: LandmarkSubspace | None,
     audio: F32 | None,
     folder: Path,
     networks: dict[str, nn.Module],
     verification: dict[str, float],
 ) -> tuple[bytes, MotionExportReport]:
+    """Returns motion.onnx and what was found; the networks and their checks go into the two mappings."""
     audio2motion: Audio2Motion = load_audio2motion(request.audio2motion)
     networks["audio2motion"] = audio2motion
     postnet: PostNet | None = None
@@ -371,9 +379,13 @@ def _export_motion(
     return _small(request, "motion", path.read_bytes(), feeds, verification), report
 
 
-def _export_syncnet(
-    request: BundleRequest, folder: Path, networks: dict[str, nn.Module], verification: dict[str, float]
+def export_syncnet_graph(
+    request: BundleRequest | MotionRequest,
+    folder: Path,
+    networks: dict[str, nn.Module],
+    verification: dict[str, float],
 ) -> bytes | None:
+    """Returns syncnet.onnx, None without a SyncNet; the network and its check go into the two mappings."""
     if request.syncnet is None:
         return None
     syncnet: SyncNet = load_syncnet(request.syncnet)
@@ -390,7 +402,7 @@ def _export_syncnet(
 
 
 def _small(
-    request: BundleRequest,
+    request: BundleRequest | MotionRequest,
     name: str,
     content: bytes,
     feeds: list[dict[str, F32]],
@@ -418,14 +430,21 @@ def _conditions(trained: TrainedHead, exported: ConditionExport, landmarks: F32,
 def _facts(
     motion: MotionSettings, condition_lookahead_frames: int, loop: PoseLoop, size_px: int
 ) -> dict[str, str]:
-    lookahead = motion.lookahead_frames + condition_lookahead_frames
     loop_s = len(loop.poses) * FRAME_S
     return {
         "takes": "16 kHz mono sound",
         "gives": f"{size_px} x {size_px} pixels, {FRAME_RATE_HZ} frames a second",
+        **motion_facts(motion, condition_lookahead_frames),
+        "head's path": f"a loop of {loop_s:.1f} s of the video, from frame {loop.first_frame}",
+    }
+
+
+def motion_facts(motion: MotionSettings, condition_lookahead_frames: int) -> dict[str, str]:
+    """Returns what the model card says of how much sound the motion takes."""
+    lookahead = motion.lookahead_frames + condition_lookahead_frames
+    return {
         "look-ahead": f"{lookahead} frames ({FRAME_MS * lookahead} ms) of sound after the frame it moves",
         "memory": f"{motion.window_frames} frames ({motion.window_frames * FRAME_S:.2f} s) of sound",
-        "head's path": f"a loop of {loop_s:.1f} s of the video, from frame {loop.first_frame}",
     }
 
 

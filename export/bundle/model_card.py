@@ -54,21 +54,12 @@ def model_card(card: Card) -> str:
                 *card.facts.items(),
             ],
         ),
-        "## How it was trained",
+        _RECIPE_HEAD,
         card.origin.recipe,
         "",
         _table(
             ("network", "steps", "parameters", "seed", "settings that differ from the defaults"),
-            [
-                (
-                    training.task,
-                    f"{training.step}",
-                    f"{training.parameters}",
-                    "-" if training.seed is None else f"{training.seed}",
-                    ", ".join(f"{key} {value}" for key, value in training.settings.items()) or "none",
-                )
-                for training in card.trainings
-            ],
+            [*map(_training_row, card.trainings)],
         ),
         _FIGURES_HEAD,
         _figures(card.figures),
@@ -102,6 +93,32 @@ def with_plates(card: str, checks: Mapping[str, float]) -> str:
     return _with_rows(card, _FILES_HEAD, list(_PLATE_FILES.items()))
 
 
+def with_motion(
+    card: str,
+    *,
+    origin: OriginRecord,
+    facts: Mapping[str, str],
+    trainings: Sequence[Training],
+    figures: Mapping[str, float],
+    verification: Mapping[str, float],
+) -> str:
+    """Returns the card's text with what it says of the motion and of its training replaced."""
+    rows = {"shows": origin.subject, "on what ground": origin.consent, "trained on": origin.data, **facts}
+    rows |= {name: _number(value) for name, value in verification.items()}
+    lines = {name: _line((name, cell)) for name, cell in rows.items()}
+    lines |= {training.task: _line(_training_row(training)) for training in trainings}
+    found = []
+    for line in card.splitlines(keepends=True):
+        name = line[2:].partition(" |")[0] if line.startswith("| ") else ""
+        found.append(lines.get(name, line))
+    card = "".join(found)
+    before, head, rest = card.partition(f"{_RECIPE_HEAD}\n")
+    _, table, after = rest.partition("\n\n| network |")
+    if table:
+        card = f"{before}{head}{origin.recipe}{table}{after}"
+    return with_figures(card, figures)
+
+
 def _with_rows(card: str, head: str, rows: Sequence[Sequence[str]]) -> str:
     """Returns the card with rows at the end of the table under a heading; as it was where there is none."""
     before, head, rest = card.partition(f"{head}\n")
@@ -112,6 +129,16 @@ def _with_rows(card: str, head: str, rows: Sequence[Sequence[str]]) -> str:
     return f"{before}{head}{table}{end}{''.join(map(_line, rows))}{below[:-1]}{next_head}{after}"
 
 
+def _training_row(training: Training) -> tuple[str, ...]:
+    return (
+        training.task,
+        f"{training.step}",
+        f"{training.parameters}",
+        "-" if training.seed is None else f"{training.seed}",
+        ", ".join(f"{key} {value}" for key, value in training.settings.items()) or "none",
+    )
+
+
 def _figures(figures: Mapping[str, float]) -> str:
     if not figures:
         return "Not measured yet: `benchmarks.quality` does, `geneface-export figures` puts it here.\n"
@@ -119,6 +146,7 @@ def _figures(figures: Mapping[str, float]) -> str:
     return "On validation data that no network was trained on.\n\n" + _table(("figure", "value"), rows)
 
 
+_RECIPE_HEAD = "## How it was trained"
 _FIGURES_HEAD = "## How good it is"
 _CHECKS_HEAD = "## How the export was checked"
 _FILES_HEAD = "## Files"

@@ -292,6 +292,25 @@ def add_figures(path: Path, figures: Mapping[str, float]) -> Speaker:
     return _rewrite(path, dataclasses.replace(settings, figures=merged), {CARD_FILE: card})
 
 
+def put_motion(
+    path: Path, settings: SpeakerSettings, motion_onnx: bytes, syncnet_onnx: bytes | None, card: str
+) -> Speaker:
+    """Returns the speaker after other motion took the place of its own; the rest stays, byte for byte.
+
+    Args:
+        path: the bundle.
+        settings: with the new motion's.
+        motion_onnx: its graph.
+        syncnet_onnx: SyncNet's, None for none.
+        card: the model card.
+
+    Raises:
+        BundleError: the bundle cannot be read or written; it is left as it was.
+    """
+    contents = {"motion.onnx": motion_onnx, "syncnet.onnx": syncnet_onnx, CARD_FILE: card.encode()}
+    return _rewrite(path, settings, contents)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PlateParts:
     """A bundle's plates, in memory."""
