@@ -34,7 +34,7 @@ from ..errors import FileError
 from ..media import MediaError, read_pcm
 from ..sounds import PAUSE, SPEECH, Phone
 from .alignment import AlignmentError, levels_db, settle_pauses, silence_from_db
-from .landmarks import load_rig, write_landmarks
+from .landmarks import write_landmarks
 from .nonspeech import draw_sound
 from .phones import contiguous, shifted
 from .plan import ClipPlan, draw_plan
@@ -267,13 +267,12 @@ def read_records(out: Path, plans: Sequence[ClipPlan]) -> list[dict[str, Any]]:
 
 def label_clips(out: Path, records: Sequence[Mapping[str, Any]], seed: int) -> None:
     """Writes the landmarks of all clips that have a sound."""
-    rig = load_rig()
     clips = [
         (ClipPlan.from_json(record["plan"]), functools.partial(read_utterance, out, record))
         for record in records
         if "frames" in record
     ]
-    write_landmarks(out, clips, {"neutral": rig.neutral, "mean_face": rig.mean_face}, seed)
+    write_landmarks(out, clips, seed)
 
 
 def write_index(out: Path, records: Sequence[Mapping[str, Any]], settings: CorpusSettings) -> None:
