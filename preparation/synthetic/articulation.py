@@ -232,7 +232,7 @@ def articulate(phones: Sequence[Phone], pcm: I16, *, frames: int, style: Style) 
         style: The speaker's habits.
 
     Raises:
-        InputError: a phone is none of `phones.LABELS`, or there is none.
+        InputError: a phone is none of `sounds.PHONE_CLASSES`, or there is none.
     """
     tracks = move_tracks(phones, pcm, frames=frames, style=style)
     return Articulation(weights=weigh_morphs(tracks, load_rig().names, style))
