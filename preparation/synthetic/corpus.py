@@ -37,7 +37,7 @@ from .alignment import AlignmentError, levels_db, settle_pauses, silence_from_db
 from .landmarks import write_landmarks
 from .nonspeech import draw_sound
 from .phones import contiguous, shifted
-from .plan import ClipPlan, draw_plan
+from .plan import PROMPTS, ClipPlan, draw_plan
 from .utterance import Utterance
 from .voices.catalogue import missing, voice_named
 from .voices.voice import VoiceError
@@ -97,7 +97,8 @@ def plan_of(settings: CorpusSettings) -> list[ClipPlan]:
         VoiceError: a voice is missing and must not be skipped; a line says for each how to get it.
     """
     plans = draw_plan(settings.minutes, settings.seed)
-    lines = missing(sorted({plan.voice for plan in plans if plan.voice}))
+    # A speaker whose recordings are not installed has no plan.
+    lines = missing(sorted({plan.voice for plan in plans if plan.voice} | set(PROMPTS)))
     if lines and not settings.skip_missing:
         raise VoiceError(f"{'; '.join(dict.fromkeys(lines.values()))}; or give --skip-missing")
     return [plan for plan in plans if plan.voice not in lines]

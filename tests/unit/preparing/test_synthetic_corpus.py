@@ -163,6 +163,14 @@ def test_a_missing_engine_is_refused_or_skipped(voice, tmp_path):
     assert report.minutes == {"train noise": pytest.approx(0.02, abs=0.005)}
 
 
+def test_a_real_speaker_whose_recordings_are_not_installed_is_missed(voice, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        corpus, "missing", lambda names: {"asterisk-es": "not installed"} if "asterisk-es" in names else {}
+    )
+    with pytest.raises(VoiceError, match="not installed; or give --skip-missing"):
+        make_corpus(tmp_path, SETTINGS)
+
+
 def test_a_sound_that_is_cut_short_is_refused(voice, tmp_path):
     make_corpus(tmp_path, SETTINGS)
     record = json.loads((tmp_path / "clips" / "a.json").read_text())
