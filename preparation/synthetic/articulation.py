@@ -40,6 +40,7 @@ DIPHTHONGS = {
     "oy": ("ao", "ih"),
 }
 MAX_LEVEL_DB = 12.0
+_BLOCK_STEPS = 2000  # evaluated at once: memory grows with this times the phones
 _STRESSED_SHARE = 0.4  # of vowels: what a style adds to these it takes from the others
 
 
@@ -232,7 +233,7 @@ def articulate(phones: Sequence[Phone], pcm: I16, *, frames: int, style: Style) 
         style: The speaker's habits.
 
     Raises:
-        InputError: a phone is none of `phones.LABELS`, or there is none.
+        InputError: a phone is none of `sounds.PHONE_CLASSES`, or there is none.
     """
     tracks = move_tracks(phones, pcm, frames=frames, style=style)
     return Articulation(weights=weigh_morphs(tracks, load_rig().names, style))
@@ -242,15 +243,8 @@ def move_tracks(phones: Sequence[Phone], pcm: I16, *, frames: int, style: Style)
     """Returns the tracks (frames, 9); see `articulate`."""
     pull = _pulls(phones, phone_levels_db(phones, pcm), style)
     time_s = (np.arange(frames * STEPS_PER_FRAME) + 0.5) / (FRAME_RATE_HZ * STEPS_PER_FRAME)  # (S,)
-    tracks = np.zeros((len(time_s), len(Track)))
-    for group, columns in enumerate((LIPS, ROUNDING)):
-        away = _away(time_s, pull, group)  # (S, N)
-        dominance = pull.weight[:, group] * np.exp(-1.4 * away**2) + 1e-9
-        dominance /= dominance.sum(axis=1, keepdims=True)
-        tracks[:, columns] = dominance @ pull.target[:, columns]
-    sealed = np.exp(-9 * np.maximum(_away(time_s, pull, 2) - 0.75, 0) ** 2)  # (S, N), flat about its centre
-    for column in BARRING:
-        tracks[:, column] = (sealed * pull.target[:, column]).max(axis=1)
+    blocks_s = np.array_split(time_s, len(time_s) // _BLOCK_STEPS + 1)
+    tracks = np.concatenate([_tracks_at(block_s, pull) for block_s in blocks_s])  # (S, 9)
     gain = np.ones(len(Track))
     gain[[Track.JAW, Track.OPEN]] = style.opening
     gain[[Track.ROUND, Track.FUNNEL]] = style.rounding
@@ -261,6 +255,20 @@ def move_tracks(phones: Sequence[Phone], pcm: I16, *, frames: int, style: Style)
         0.6 * steps[:, :, BARRING].max(axis=1) + 0.4 * mean[:, BARRING]
     )  # a short closure is whole
     return mean
+
+
+def _tracks_at(time_s: F64, pull: _Pulls) -> F64:
+    """Returns the tracks (S, 9) at some moments (S,)."""
+    tracks = np.zeros((len(time_s), len(Track)))
+    for group, columns in enumerate((LIPS, ROUNDING)):
+        away = _away(time_s, pull, group)  # (S, N)
+        dominance = pull.weight[:, group] * np.exp(-1.4 * away**2) + 1e-9
+        dominance /= dominance.sum(axis=1, keepdims=True)
+        tracks[:, columns] = dominance @ pull.target[:, columns]
+    sealed = np.exp(-9 * np.maximum(_away(time_s, pull, 2) - 0.75, 0) ** 2)  # (S, N), flat about its centre
+    for column in BARRING:
+        tracks[:, column] = (sealed * pull.target[:, column]).max(axis=1)
+    return tracks
 
 
 def weigh_morphs(tracks: F64, names: Sequence[str], style: Style) -> F64:

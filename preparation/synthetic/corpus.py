@@ -34,10 +34,10 @@ from ..errors import FileError
 from ..media import MediaError, read_pcm
 from ..sounds import PAUSE, SPEECH, Phone
 from .alignment import AlignmentError, levels_db, settle_pauses, silence_from_db
-from .landmarks import load_rig, write_landmarks
+from .landmarks import write_landmarks
 from .nonspeech import draw_sound
 from .phones import contiguous, shifted
-from .plan import ClipPlan, draw_plan
+from .plan import PROMPTS, ClipPlan, draw_plan
 from .utterance import Utterance
 from .voices.catalogue import missing, voice_named
 from .voices.voice import VoiceError
@@ -97,7 +97,8 @@ def plan_of(settings: CorpusSettings) -> list[ClipPlan]:
         VoiceError: a voice is missing and must not be skipped; a line says for each how to get it.
     """
     plans = draw_plan(settings.minutes, settings.seed)
-    lines = missing(sorted({plan.voice for plan in plans if plan.voice}))
+    # A speaker whose recordings are not installed has no plan.
+    lines = missing(sorted({plan.voice for plan in plans if plan.voice} | set(PROMPTS)))
     if lines and not settings.skip_missing:
         raise VoiceError(f"{'; '.join(dict.fromkeys(lines.values()))}; or give --skip-missing")
     return [plan for plan in plans if plan.voice not in lines]
@@ -267,13 +268,12 @@ def read_records(out: Path, plans: Sequence[ClipPlan]) -> list[dict[str, Any]]:
 
 def label_clips(out: Path, records: Sequence[Mapping[str, Any]], seed: int) -> None:
     """Writes the landmarks of all clips that have a sound."""
-    rig = load_rig()
     clips = [
         (ClipPlan.from_json(record["plan"]), functools.partial(read_utterance, out, record))
         for record in records
         if "frames" in record
     ]
-    write_landmarks(out, clips, {"neutral": rig.neutral, "mean_face": rig.mean_face}, seed)
+    write_landmarks(out, clips, seed)
 
 
 def write_index(out: Path, records: Sequence[Mapping[str, Any]], settings: CorpusSettings) -> None:

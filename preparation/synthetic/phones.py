@@ -10,40 +10,8 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-from ..sounds import PAUSE, Phone
+from ..sounds import PAUSE, PHONE_CLASSES, VOWELS, Phone
 
-VOWELS = frozenset(
-    ["aa", "ae", "ah", "ao", "aw", "ax", "ay", "eh", "er", "ey", "ih", "iy", "ow", "oy", "uh", "uw"]
-)
-CONSONANTS = frozenset(
-    [
-        "b",
-        "ch",
-        "d",
-        "dh",
-        "f",
-        "g",
-        "hh",
-        "jh",
-        "k",
-        "l",
-        "m",
-        "n",
-        "ng",
-        "p",
-        "r",
-        "s",
-        "sh",
-        "t",
-        "th",
-        "v",
-        "w",
-        "y",
-        "z",
-        "zh",
-    ]
-)
-LABELS = VOWELS | CONSONANTS | {PAUSE}
 MIN_PAUSE_S = 0.04
 """A shorter silence is part of the phones around it."""
 
@@ -84,7 +52,7 @@ def from_festival(name: str) -> str:
         KeyError: there is no such phone.
     """
     label = _FESTIVAL.get(name, name)
-    if label not in LABELS:
+    if label not in PHONE_CLASSES:
         raise KeyError(name)
     return label
 

@@ -50,7 +50,7 @@ _VALIDATION_SHARES = {
 HELD_OUT_PROMPTS = "asterisk-it"
 """The real speaker that is kept for validation, and with her or him a language's prompts."""
 HELD_OUT_VOICES = ("hibari-low", "flite-kal16", HELD_OUT_PROMPTS, *ESPEAK_HELD_OUT)
-_PROMPTS = ("asterisk-en", "asterisk-es", "asterisk-fr", "asterisk-ru", HELD_OUT_PROMPTS)
+PROMPTS = ("asterisk-en", "asterisk-es", "asterisk-fr", "asterisk-ru", HELD_OUT_PROMPTS)
 _PROMPTS_VALIDATION = 0.1  # of the speakers that train, too
 
 
@@ -109,7 +109,7 @@ def draw_plan(minutes: float, seed: int) -> list[ClipPlan]:
                 left_s -= sum(map(_duration_s, plan.texts)) + 0.8
             if split == VALIDATION:
                 of_validation |= seen
-    for name in _PROMPTS:
+    for name in PROMPTS:
         plans += _prompt_plans(name, _generator(seed, name))
     plans += _quiet_plans(60 * minutes * _NONSPEECH, _generator(seed, "quiet"))
     order = _generator(seed, "order").permutation(len(plans))

@@ -13,46 +13,73 @@ import numpy as np
 
 from models.partial_files import atomic_write
 
-from ..errors import FileError
-from ..speaker_set import PHONES_FILE, SOUND_FILE, TRUTH_FILE, read_phones, read_sound
+from ..arrays import Kind, read_npz
+from ..speaker_set import (
+    PHONES_FILE,
+    SOUND_FILE,
+    TRUTH,
+    TRUTH_FILE,
+    SpeakerDataError,
+    read_phones,
+    read_sound,
+)
 from .articulation import mouth_weights, move_tracks
 from .rig import load_rig
 from .styles import Style
 
 MAY_STYLE = Style(smile=0.19)
+_KINDS = {"landmarks": TRUTH["landmarks"], "morph_weights": Kind((None, None))}
+_RENDERED = "give the folder of a speaker that was rendered from morphs"
 
 
 def relabel(data: Path, out: Path, style: Style = MAY_STYLE) -> None:
-    """Writes a speaker's folder with its sound, its phones and new `landmarks` in `truth.npz`.
+    """Writes the folder of a speaker without pictures: sound, phones, new `landmarks` in `truth.npz`.
 
     Raises:
-        FileError: the folder lacks phones or morph weights.
+        FileError: the folder lacks sound, phones or the weights of the rig's morphs, or is `out` itself.
+        InputError: a phone is not known.
     """
+    if out.resolve() == data.resolve():
+        raise SpeakerDataError(out, "", "another folder than the speaker's", "the same", "give a new one")
     truth = data / TRUTH_FILE
-    with np.load(truth) as arrays:
-        held = {name: arrays[name] for name in arrays.files}
-    for name in ("landmarks", "morph_weights", "morph_names"):
-        if name not in held:
-            raise FileError(
-                truth, name, "an array, as a rendered speaker has", "none", "give a rendered speaker"
-            )
+    held = read_npz(truth, _KINDS, SpeakerDataError, _RENDERED)
+    landmarks, weights = held["landmarks"], held["morph_weights"]  # (T, 68, 3), (T, M)
+    frames = len(landmarks)
+    if len(weights) != frames:
+        expected = f"{frames} frames, as landmarks has"
+        raise SpeakerDataError(truth, "morph_weights", expected, len(weights), _RENDERED)
+    columns = _morph_names(truth, weights.shape[1])
     phones = read_phones(data)
     if phones is None:
-        raise FileError(
-            data / PHONES_FILE, "", "phones with times", "no such file", "give a rendered speaker"
-        )
-    frames = len(held["landmarks"])
+        expected = "phones with their times"
+        raise SpeakerDataError(data / PHONES_FILE, "", expected, "no such file", _RENDERED)
     rig = load_rig()
     tracks = move_tracks(phones, read_sound(data, frames), frames=frames, style=style)
-    columns = [str(name) for name in held["morph_names"]]
     moved = np.zeros((frames, 68, 3))
-    for name, weights in mouth_weights(tracks, style).items():
-        if name in rig.names:
-            before = held["morph_weights"][:, columns.index(name)].astype(np.float64)
-            moved += (weights - before)[:, None, None] * rig.morphs[rig.names.index(name)]
-    held["landmarks"] = (held["landmarks"] + moved).astype(np.float32)
+    for name, wanted in mouth_weights(tracks, style).items():
+        if name not in rig.names:
+            continue
+        if name not in columns:
+            raise SpeakerDataError(truth, "morph_names", f"{name} among them", "others alone", _RENDERED)
+        more = wanted - weights[:, columns.index(name)]
+        moved += more[:, None, None] * rig.morphs[rig.names.index(name)]
     out.mkdir(parents=True, exist_ok=True)
-    with atomic_write(out / TRUTH_FILE) as part, part.open("wb") as file:
-        np.savez_compressed(file, **{name: held[name] for name in held if name != "morph_weights"})
     for name in (SOUND_FILE, PHONES_FILE):
-        shutil.copyfile(data / name, out / name)
+        with atomic_write(out / name) as path:
+            shutil.copyfile(data / name, path)
+    with atomic_write(out / TRUTH_FILE) as path:
+        np.savez(path, landmarks=(landmarks + moved).astype(np.float32))
+
+
+def _morph_names(truth: Path, count: int) -> list[str]:
+    """Returns the names of a speaker's `count` morphs."""
+    try:
+        with np.load(truth) as arrays:
+            names = arrays["morph_names"]
+    except (OSError, ValueError, KeyError):  # absent, or objects
+        names = np.array([])
+    if names.dtype.kind != "U" or names.shape != (count,):
+        expected = f"{count} names, as morph_weights has columns"
+        got = f"{' x '.join(map(str, names.shape))} of {names.dtype}" if names.size else "none"
+        raise SpeakerDataError(truth, "morph_names", expected, got, _RENDERED)
+    return [str(name) for name in names]

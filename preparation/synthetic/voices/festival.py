@@ -10,8 +10,8 @@ import numpy as np
 from models.time_base import SAMPLE_RATE_HZ
 
 from ...media import read_pcm
-from ...sounds import Phone
-from ..phones import VOWELS, contiguous, from_festival, shifted
+from ...sounds import VOWELS, Phone
+from ..phones import contiguous, from_festival, shifted
 from ..utterance import Utterance
 from .voice import Params, Voice, VoiceError, lacks_program, run_engine
 

@@ -2,8 +2,9 @@
 
 The recordings are Debian's packages asterisk-core-sounds-LANGUAGE-g722. What numbers, letters, days and
 months say follows from their names. What others say was written down by us in `transcripts/` (`name: text` a
-line), where alignment decides line by line whether it is right. A file `core-sounds-LANGUAGE.txt` of the same
-form in the speaker's folder adds to it: Asterisk's source archives hold one, Debian does not install it.
+line), where alignment decides line by line whether it is right. For English it is the list that belongs to
+Asterisk's core sounds, which neither we nor Debian's package bring: `core-sounds-en.txt`, in the speaker's
+folder or in `transcripts/`.
 """
 
 from __future__ import annotations
@@ -70,7 +71,15 @@ class Prompts(Voice):
     def missing(self) -> str:  # noqa: D102 -- the interface's
         if not self._folder.is_dir():
             return f"{self.name} is not installed: apt-get install asterisk-core-sounds-{self._short}-g722"
+        *_, last = listings = self._listings()
+        if not any(listing.is_file() for listing in listings):
+            source = f"{last.name} of Asterisk's core sounds ({self.licence})"
+            return f"{self.name} lacks what its prompts say: put {source} into {last.parent}"
         return lacks_espeak()
+
+    def _listings(self) -> tuple[Path, ...]:
+        """Returns where it may stand what the recordings say."""
+        return tuple(folder / f"core-sounds-{self._short}.txt" for folder in (TRANSCRIPTS, self._folder))
 
     def draw(self, rng: np.random.Generator) -> dict[str, float]:  # noqa: D102 -- the interface's
         return {}
@@ -79,8 +88,7 @@ class Prompts(Voice):
     def _recordings(self) -> Mapping[str, str]:
         """The name of the recording that says a text."""
         told = [(text, name) for name, text in _known(self._short).items()]
-        for folder in (TRANSCRIPTS, self._folder):
-            listing = folder / f"core-sounds-{self._short}.txt"
+        for listing in self._listings():
             lines = listing.read_text(encoding="utf-8", errors="replace") if listing.is_file() else ""
             for match in filter(None, map(_LINE.match, lines.splitlines())):
                 told.append((_ASIDE.sub(" ", match["text"]).replace("...", " ").strip(), match["name"]))

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import export.cli
+import preparation.cli
 import streaming.cli
 from models.settings import flags_of
 from training.cli import TASKS, settings_type_of
@@ -46,6 +47,11 @@ def test_a_training_command_is_understood(command):
 @pytest.mark.parametrize("command", [c for c in commands() if c.startswith("geneface-export ")])
 def test_an_export_command_is_understood(command):
     export.cli._parser().parse_args(shlex.split(command)[1:])
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("geneface-prepare ")])
+def test_a_preparing_command_is_understood(command):
+    preparation.cli._parser().parse_args(shlex.split(command)[1:])
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if "geneface-stream " in c])

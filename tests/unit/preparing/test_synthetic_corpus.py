@@ -1,6 +1,5 @@
 """A corpus is made clip by clip and goes on where it stopped, to the same bytes."""
 
-import functools
 import itertools
 import json
 import signal
@@ -11,11 +10,12 @@ import pytest
 from preparation import cli
 from preparation.corpus_set import read_corpus_set, read_sound
 from preparation.sounds import PAUSE
-from preparation.synthetic import corpus, landmarks
+from preparation.synthetic import corpus
 from preparation.synthetic.alignment import AlignmentError
+from preparation.synthetic.articulation import articulate
 from preparation.synthetic.corpus import CorpusFolderError, CorpusSettings, make_corpus, read_utterance
-from preparation.synthetic.landmarks import compressed
 from preparation.synthetic.plan import ClipPlan
+from preparation.synthetic.styles import Style
 from preparation.synthetic.utterance import Utterance
 from preparation.synthetic.voices.voice import Voice, VoiceError
 
@@ -163,6 +163,14 @@ def test_a_missing_engine_is_refused_or_skipped(voice, tmp_path):
     assert report.minutes == {"train noise": pytest.approx(0.02, abs=0.005)}
 
 
+def test_a_real_speaker_whose_recordings_are_not_installed_is_missed(voice, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        corpus, "missing", lambda names: {"asterisk-es": "not installed"} if "asterisk-es" in names else {}
+    )
+    with pytest.raises(VoiceError, match="not installed; or give --skip-missing"):
+        make_corpus(tmp_path, SETTINGS)
+
+
 def test_a_sound_that_is_cut_short_is_refused(voice, tmp_path):
     make_corpus(tmp_path, SETTINGS)
     record = json.loads((tmp_path / "clips" / "a.json").read_text())
@@ -176,44 +184,21 @@ def test_sigterm_ends_the_run_as_an_exit(monkeypatch):
         signal.raise_signal(signal.SIGTERM)
 
 
-class Rig:
-    neutral = np.random.default_rng(1).normal(0, 0.1, (2, 68, 3)).astype(np.float32)
-    mean_face = np.zeros((68, 3), np.float32)
-
-
-def open_mouth(utterance, identity, rng):
-    """A lower lip that falls by the share of each frame that is no pause, and some style."""
-    frames = len(utterance.pcm) // 640
-    landmarks = np.repeat(Rig.neutral[identity][None], frames, axis=0)
-    for label, start_s, end_s in utterance.phones:
-        if label != PAUSE:
-            landmarks[int(start_s * 25) : int(end_s * 25), 57, 1] -= 0.1
-    landmarks[:, 48, 0] += np.float32(0.01 * rng.random())
-    return landmarks
-
-
-def test_landmarks_follow_the_phones_and_the_whole_reads_back(voice, tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, "load_rig", Rig)
-    monkeypatch.setattr(
-        corpus, "write_landmarks", functools.partial(landmarks.write_landmarks, label=open_mouth)
-    )
-    make_corpus(tmp_path, CorpusSettings(processes=1))
+def test_landmarks_are_those_of_the_articulation_and_the_whole_reads_back(voice, tmp_path):
+    make_corpus(tmp_path, CorpusSettings(processes=1, seed=5))
     read = read_corpus_set(tmp_path)
     assert {made.split for made in read.clips} == {"train", "val"}
-    lip = read.motion().reshape(-1, 68, 3)[:, 57, 1]
-    first = read.clips[0]
-    assert lip[first.row0] == pytest.approx(0, abs=1e-3)
-    assert lip[first.row0 : first.row1].min() == pytest.approx(-1, abs=1e-3)
-    assert len(read_sound(tmp_path, read.clips)) == 640 * len(lip)
     assert set(read.row_identity) == {0, 1}
-
-
-def test_landmarks_are_compressed_within_their_sixteen_bits():
-    rng = np.random.default_rng(0)
-    offsets = (rng.normal(0, 0.05, (300, 6)) @ rng.normal(0, 1, (6, 204))).astype(np.float32)
-    parts = compressed(offsets)
-    restored = (parts["coeff"] * parts["scale"]) @ parts["basis"]
-    np.testing.assert_allclose(restored, offsets, atol=1e-3)
+    assert len(read_sound(tmp_path, read.clips)) == 640 * len(read.row_identity)
+    landmarks = read.neutral[read.row_identity] + read.motion().reshape(-1, 68, 3) / 10
+    for made, plan in zip(read.clips, [PLANS[0], PLANS[1], PLANS[3]], strict=True):
+        said = read_utterance(tmp_path, json.loads((tmp_path / "clips" / f"{made.id}.json").read_text()))
+        moved = articulate(
+            said.phones, said.pcm, frames=made.frames, style=Style.drawn(plan.rng(5, "style"))
+        ).landmarks(plan.identity)
+        np.testing.assert_allclose(landmarks[made.row0 : made.row1], moved, atol=1e-4)  # dm; 16 bits
+        opening = moved[:, 62, 1] - moved[:, 66, 1]
+        assert (np.ptp(opening) > 0.02) == (plan.kind == "speech")
 
 
 def test_the_command_prints_minutes_and_what_was_left_out(voice, tmp_path, capsys):

@@ -262,6 +262,17 @@ def test_missing_recordings_are_said_with_their_package(tmp_path):
     assert line == "asterisk-ru is not installed: apt-get install asterisk-core-sounds-ru-g722"
 
 
+def test_missing_transcripts_are_said_with_where_they_belong(sounds):
+    assert "core-sounds" not in Prompts("fr", sounds).missing()
+    listing = sounds / "fr_CA_f_June" / "core-sounds-fr.txt"
+    listing.unlink()
+    line = Prompts("fr", sounds).missing()
+    assert line.startswith(
+        "asterisk-fr lacks what its prompts say: put core-sounds-fr.txt of Asterisk's core sounds"
+    )
+    assert line.endswith(f"(CC-BY-SA-3.0, June Wallack) into {listing.parent}")
+
+
 def test_sound_of_another_rate_keeps_its_times():
     time_s = np.arange(22050) / 22050
     sound = 0.5 * np.sin(2 * np.pi * 300 * time_s) * ((time_s > 0.3) & (time_s < 0.6))
