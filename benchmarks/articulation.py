@@ -23,7 +23,9 @@ from typing import NamedTuple
 import numpy as np
 
 from cuda_kernels.arrays import BOOL, F32, F64, I16
+from cuda_kernels.errors import InputError
 from models.time_base import FRAME_RATE_HZ, FRAME_SAMPLES
+from preparation.arrays import Kind, read_npz
 from preparation.corpus_set import CorpusSet, read_corpus_set, read_sound
 from preparation.errors import FileError
 from preparation.media import read_pcm
@@ -39,6 +41,7 @@ MAX_AWAY_S = 0.2
 VOICED_DB = 25.0  # below a clip's loud frames
 SPIKE_AFTER_MS = 37  # a recogniser's spike after the phone's middle, mean of 28 and 46
 MIN_FRAMES = 50
+_MOTION_KINDS = {"landmarks": Kind((None, 68, 3)), "mean_face": Kind((68, 3))}
 PHONE_CLASSES = {
     "b p m": ("b", "p", "m"),
     "f v": ("f", "v"),
@@ -159,8 +162,6 @@ class PhoneMeans:
 
     def add(self, opening: F64, width: F64, phones: Iterable[Phone], spoken: BOOL) -> None:
         """Adds a clip: (T,) each; means and deviations are those of its spoken frames."""
-        if not spoken.any() or opening[spoken].std() == 0 or width[spoken].std() == 0:
-            return
         opening_z = (opening - opening[spoken].mean()) / opening[spoken].std()
         width_z = (width - width[spoken].mean()) / width[spoken].std()
         middle_s = (np.arange(len(opening)) + 0.5) / FRAME_RATE_HZ
@@ -174,7 +175,7 @@ class PhoneMeans:
             self.width.setdefault(name, []).append(np.interp(at_s, middle_s, width_z))
 
     def largest(self, name: str) -> tuple[int, float, int, float, int]:
-        """Returns how many, the opening's largest mean deviation, its ms after the middle, and the width's."""
+        """Returns how many, and the largest mean of opening and width, each with its ms after the middle."""
         found: list[float] = []
         for series in (self.opening[name], self.width[name]):
             mean = np.where(np.abs(AROUND_S) <= MAX_AWAY_S + 1e-6, np.mean(series, axis=0), 0.0)
@@ -241,12 +242,9 @@ def motion_clip(motion: Path, audio: Path) -> SpokenClip:
         FileError: one of them cannot be read, or they are too short.
     """
     pcm = read_pcm(audio)
-    try:
-        with np.load(motion) as arrays:
-            moved, mean_face = arrays["landmarks"], arrays["mean_face"]
-    except (OSError, ValueError, KeyError) as error:
-        expected = "landmarks and mean_face, as geneface-stream --landmarks writes them"
-        raise FileError(motion, "", expected, " ".join(str(error).split()), "write it anew") from error
+    way_out = "give a file of geneface-stream --landmarks"
+    arrays = read_npz(motion, _MOTION_KINDS, FileError, way_out)
+    moved, mean_face = arrays["landmarks"], arrays["mean_face"]
     frames = min(len(moved), len(pcm) // FRAME_SAMPLES)
     if frames < MIN_FRAMES:
         raise FileError(
@@ -261,18 +259,29 @@ def motion_clip(motion: Path, audio: Path) -> SpokenClip:
 
 
 def measure(clips: Sequence[SpokenClip]) -> tuple[dict[str, tuple[float, float, float]], PhoneMeans]:
-    """Returns quartile, median and quartile of each statistic over the clips, and the means by phone."""
+    """Returns quartile, median and quartile of each statistic over the clips, and the means by phone.
+
+    Clips with too little speech, or with a mouth that does not move, are left out.
+
+    Raises:
+        InputError: all are.
+    """
     found: list[dict[str, float]] = []
     by_phone = PhoneMeans()
     for clip in clips:
         spoken = ~quiet_frames(clip.pcm)
-        if spoken.sum() < MIN_FRAMES // 2:
-            continue
         opening, width = mouth_of(clip.landmarks)
+        if spoken.sum() < MIN_FRAMES // 2 or not (np.ptp(opening[spoken]) and np.ptp(width[spoken])):
+            continue
         found.append(clip_statistics(opening, width, clip.pcm))
         by_phone.add(opening, width, clip.phones, spoken)
     if not found:
-        return {}, by_phone
+        raise InputError(
+            field="clips",
+            expected=f"{MIN_FRAMES // 2} frames or more of a mouth that moves while somebody speaks",
+            got="none in any",
+            way_out="give other ones",
+        )
     names = list(found[0])
     low, median, high = np.nanpercentile(
         [[row[name] for name in names] for row in found], [25, 50, 75], axis=0
@@ -295,7 +304,7 @@ def table(quartiles: dict[str, tuple[float, float, float]], by_phone: PhoneMeans
             f"{name:36} {median:7.2f} {ours:>15}   {people.median:7.2f} {theirs:>15} {verdict}".rstrip()
         )
     if by_phone.opening:
-        lines += ["", f"{'phones':18} {'n':>6}  {'opening':>14} {'people':>14}  {'width':>14} {'people':>14}"]
+        lines += ["", f"{'phones':18} {'n':>6}  {'opening':>14} {'people':>14} {'width':>14} {'people':>14}"]
         for name, theirs_by_phone in PEOPLE_BY_PHONE.items():
             if name not in by_phone.opening:
                 continue

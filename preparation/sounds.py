@@ -35,7 +35,7 @@ UNKNOWN_PHONE = 255
 PHONES_PER_FRAME = 2
 """Phones are told apart at 50 Hz: many last less than a frame."""
 LIPS_LEAD_S = 0.08
-"""How long before a sound the lips are where it needs them: people's, 40 to 90 ms (`benchmarks.articulation`)."""
+"""How early lips are where a sound needs them: people's, by 40 to 90 ms (`benchmarks.articulation`)."""
 _REST_ON_S, _REST_OFF_S = 0.15, 0.20  # at a pause's ends the lips still, or already, move
 _REST_PAUSE_S = 0.39  # shorter pauses do not reach rest
 
@@ -73,7 +73,7 @@ def classify_frames(frames: int, phones: Iterable[Phone], kind: str) -> U8:
         return np.full(frames, Sound.REST, np.uint8)
     sounds = np.full(frames, Sound.OTHER, np.uint8)
     middle_s = (np.arange(frames) + 0.5) / FRAME_RATE_HZ
-    meant_s = middle_s + LIPS_LEAD_S
+    meant_s = np.minimum(middle_s + LIPS_LEAD_S, (frames - 0.5) / FRAME_RATE_HZ)  # no sound follows the last
     for label, start_s, end_s in phones:
         inside = (meant_s >= start_s) & (meant_s < end_s)
         if label in BILABIALS:

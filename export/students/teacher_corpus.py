@@ -29,7 +29,7 @@ from preparation.arrays import Kind, read_npy
 from preparation.corpus_set import Clip, CorpusSet, write_corpus_set
 from preparation.errors import FileError
 from preparation.media import MediaError, read_pcm
-from preparation.sounds import PAUSE, SPEECH, Phone, quiet_frames
+from preparation.sounds import LIPS_LEAD_S, PAUSE, SPEECH, Phone, quiet_frames
 from training.measures import aperture_mm
 
 log = logging.getLogger(__name__)
@@ -230,17 +230,19 @@ def _clips(recording: Recording, pcm: I16, mean_face: F32) -> list[Clip]:
             row1=last,
             split="train",
             kind=SPEECH,
-            phones=(*_runs(PAUSE, quiet[first:last]), *_runs("b", shut[first:last])),
+            # Shut lips are due before the sound that they are shut for.
+            phones=(*_runs(PAUSE, quiet[first:last]), *_runs("b", shut[first:last], later_s=LIPS_LEAD_S)),
         )
         for number, (first, last) in enumerate(itertools.pairwise(cuts))
     ]
 
 
-def _runs(label: str, where: BOOL) -> list[Phone]:
-    """Returns each run of true frames (T,) as a phone."""
+def _runs(label: str, where: BOOL, *, later_s: float = 0.0) -> list[Phone]:
+    """Returns each run of true frames (T,) as a phone, so much later."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], where, [False]]).astype(np.int8)))
     return [
-        (label, int(first) / FRAME_RATE_HZ, int(last) / FRAME_RATE_HZ) for first, last in edges.reshape(-1, 2)
+        (label, int(first) / FRAME_RATE_HZ + later_s, int(last) / FRAME_RATE_HZ + later_s)
+        for first, last in edges.reshape(-1, 2)
     ]
 
 

@@ -60,12 +60,12 @@ def fit_rig(truth: Path, corpus_landmarks: Path) -> dict[str, F32]:
         landmarks = arrays["landmarks"].reshape(len(weights), -1).astype(np.float64)
     with np.load(corpus_landmarks) as arrays:
         neutral, mean_face = arrays["neutral"], arrays["mean_face"]
-    with_rest = np.concatenate([weights, np.ones((len(weights), 1))], axis=1)
-    solved = np.linalg.lstsq(with_rest, landmarks, rcond=1e-9)[0].astype(np.float32)  # (40, 204)
     moving = weights.std(axis=0) > _MIN_STD
+    with_rest = np.concatenate([weights[:, moving], np.ones((len(weights), 1))], axis=1)
+    solved = np.linalg.lstsq(with_rest, landmarks, rcond=1e-9)[0].astype(np.float32)  # (K + 1, 204)
     return {
         "names": names[moving],
-        "morphs": solved[:-1][moving].reshape(-1, 68, 3),
+        "morphs": solved[:-1].reshape(-1, 68, 3),
         "neutral": np.concatenate([neutral, solved[-1].reshape(1, 68, 3)]),
         "mean_face": mean_face,
     }

@@ -12,11 +12,32 @@ from preparation.sounds import (
 )
 
 
-def test_frames_are_classified_by_their_middle():
-    sounds = classify_frames(25, [("pau", 0.0, 0.39), ("m", 0.39, 0.52), ("aa", 0.52, 1.0)], "speech")
-    assert sounds[:10].tolist() == [2, 2, 3, 3, 3, 3, 3, 2, 2, 2]
-    assert sounds[10:13].tolist() == [Sound.BILABIAL] * 3
-    assert (sounds[13:] == Sound.OTHER).all()
+def test_a_frame_is_of_what_sounds_after_its_middle_when_its_lips_are_due():
+    phones = [
+        ("pau", 0.0, 0.79),
+        ("m", 0.79, 0.95),
+        ("aa", 0.95, 1.23),
+        ("pau", 1.23, 1.59),  # too short to reach rest
+        ("iy", 1.59, 1.87),
+        ("p", 1.87, 2.0),
+    ]
+    pause, rest, closed, other = Sound.PAUSE, Sound.REST, Sound.BILABIAL, Sound.OTHER
+    # Middles lie at 0.02 + 0.04 i; any lead of 50 to 90 ms gives these.
+    expected = [pause] * 4  # middles before 0.15
+    expected += [rest] * 11  # 0.18 to 0.58, before 0.79 - 0.20
+    expected += [pause] * 3  # to 0.70
+    expected += [closed] * 4 + [other] * 7 + [pause] * 9 + [other] * 7
+    expected += [closed] * 5  # to the end, where no sound is left to prepare
+    assert classify_frames(50, phones, "speech").tolist() == expected
+
+
+def test_the_shortest_pause_with_rest_has_one_frame_of_it():
+    found = classify_frames(12, [("pau", 0.0, 0.39), ("m", 0.39, 0.48)], "speech")
+    assert np.flatnonzero(found == Sound.REST).tolist() == [4]  # its middle, 0.18, lies in [0.15, 0.19)
+    assert (found[8:] == Sound.BILABIAL).all()
+
+
+def test_a_clip_without_speech_is_all_rest():
     assert (classify_frames(4, [], "noise") == Sound.REST).all()
 
 
