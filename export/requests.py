@@ -58,6 +58,9 @@ class BundleRequest:
     ] = 1e-4
     clamp_std: Annotated[float, Range(0.1, 100), Option("landmarks are held within so many deviations")] = 2.5
     ema: Annotated[float, Range(0, 0.99), Option("weight of the previous frame's landmarks")] = 0.2
+    advance_features: Annotated[
+        int, Range(0, 4), Option("lips move so many feature frames of 20 ms earlier than was learnt")
+    ] = 0
     float32_networks: Annotated[
         bool, Option("keep the ONNX networks' weights in float32, twice the size")
     ] = False
@@ -89,6 +92,7 @@ class MotionRequest:
     unexplained: Annotated[float, BELOW_1, Option("as of `bundle`")] = 1e-4
     clamp_std: Annotated[float, Range(0.1, 100), Option("as of `bundle`")] = 2.5
     ema: Annotated[float, Range(0, 0.99), Option("as of `bundle`")] = 0.2
+    advance_features: Annotated[int, Range(0, 4), Option("as of `bundle`")] = 0
     float32_networks: Annotated[bool, Option("as of `bundle`")] = False
     plates: _Plates = True
 

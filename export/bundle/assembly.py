@@ -370,7 +370,15 @@ def export_motion_graph(
         postnet = load_postnet(request.postnet)
         networks["postnet"] = postnet
     path = folder / "motion.onnx"
-    report = export_motion(audio2motion, postnet, LogMel(), path=path, subspace=subspace, audio=audio)
+    report = export_motion(
+        audio2motion,
+        postnet,
+        LogMel(),
+        path=path,
+        subspace=subspace,
+        audio=audio,
+        advance_features=request.advance_features,
+    )
     verification["motion_largest_error"] = report.largest_error
     random = np.random.default_rng(0)
     sound = random.normal(0, 0.1, report.window_samples * 8).astype(np.float32) if audio is None else audio

@@ -51,7 +51,12 @@ class MotionExportReport:
 
 
 class MotionChain(nn.Module):
-    """The module that is exported: samples of one window to the landmarks of one frame."""
+    """The module that is exported: samples of one window to the landmarks of one frame.
+
+    With `advance_features` k the networks take sound that is k feature frames (20 ms each) newer than what they
+    learnt to take, so lips move that much earlier. Of the newest, which the look-ahead does not hold, the last
+    one is repeated.
+    """
 
     def __init__(
         self,
@@ -59,14 +64,20 @@ class MotionChain(nn.Module):
         postnet: PostNet | None,
         features: LogMel,
         subspace: LandmarkSubspace | None = None,
+        advance_features: int = 0,
     ) -> None:
         super().__init__()
+        self.advance_features = advance_features
         self.audio2motion, self.postnet, self.features = audio2motion, postnet, features
         self.subspace = subspace
 
     def forward(self, pcm: Tensor) -> Tensor:
         """Returns landmarks (1, 204) of `pcm` (1, window_samples) in [-1, 1]."""
-        landmarks = self.audio2motion.predict(self.features(pcm))  # (1, n, 204)
+        features = self.features(pcm)  # (1, 2 window_frames, F)
+        if self.advance_features:
+            newest_feature = features[:, -1:].expand(-1, self.advance_features, -1)
+            features = torch.cat([features[:, self.advance_features :], newest_feature], dim=1)
+        landmarks = self.audio2motion.predict(features)  # (1, n, 204)
         if self.postnet is not None:
             landmarks = self.postnet(landmarks)  # (1, n, 204)
         newest = landmarks[:, -1]  # (1, 204)
@@ -91,6 +102,7 @@ def export_motion(
     path: Path,
     subspace: LandmarkSubspace | None = None,
     audio: F32 | None = None,
+    advance_features: int = 0,
 ) -> MotionExportReport:
     """Writes motion.onnx to `path` and returns its error against the torch modules.
 
@@ -101,6 +113,7 @@ def export_motion(
         path: Where the graph goes; one file.
         subspace: The speaker's landmark subspace; without one nothing is projected.
         audio: (samples,) at 16 kHz in [-1, 1] to compare on, besides noise, tones and silence.
+        advance_features: How many feature frames of 20 ms the lips move earlier; see `MotionChain`.
 
     Raises:
         ExportError: The networks are not causal, or the graph differs from its source.
@@ -114,7 +127,7 @@ def export_motion(
             f"use the front end the network was trained on"
         )
     window_frames = motion_window_frames(config, postnet.config if postnet else None)
-    chain = MotionChain(audio2motion, postnet, features, subspace).eval()
+    chain = MotionChain(audio2motion, postnet, features, subspace, advance_features).eval()
     folded = plain_copy(chain)
     width = window_samples(window_frames, features)
     with without_padding(folded):
