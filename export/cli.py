@@ -1,4 +1,4 @@
-"""`geneface-export geneface | bundle | motion | distil | slim | plates | verify | seal | figures`: bundles."""
+"""`geneface-export geneface | bundle | motion | distil | slim | plates | verify | seal | figures`."""
 
 from __future__ import annotations
 

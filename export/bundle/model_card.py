@@ -106,7 +106,10 @@ def with_motion(
     rows = {"shows": origin.subject, "on what ground": origin.consent, "trained on": origin.data, **facts}
     rows |= {name: _number(value) for name, value in verification.items()}
     lines = {name: _line((name, cell)) for name, cell in rows.items()}
+    lines |= dict.fromkeys(("postnet", "syncnet", "syncnet.onnx"), "")  # for motion that has none
     lines |= {training.task: _line(_training_row(training)) for training in trainings}
+    if lines["syncnet"]:
+        lines["syncnet.onnx"] = _line(("syncnet.onnx", _SYNCNET_FILE))
     found = []
     for line in card.splitlines(keepends=True):
         name = line[2:].partition(" |")[0] if line.startswith("| ") else ""
@@ -150,6 +153,7 @@ _RECIPE_HEAD = "## How it was trained"
 _FIGURES_HEAD = "## How good it is"
 _CHECKS_HEAD = "## How the export was checked"
 _FILES_HEAD = "## Files"
+_SYNCNET_FILE = "SyncNet, for measuring"
 _PLATE_FILES = {
     PLATE_VIDEO_FILE: "for each pose of the path the picture of what speech does not change",
     PLATE_MASKS_FILE: "for each pose which blocks of the picture speech changes",

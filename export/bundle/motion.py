@@ -53,9 +53,8 @@ class MotionExportReport:
 class MotionChain(nn.Module):
     """The module that is exported: samples of one window to the landmarks of one frame.
 
-    With `advance_features` k the networks take sound that is k feature frames (20 ms each) newer than what they
-    learnt to take, so lips move that much earlier. Of the newest, which the look-ahead does not hold, the last
-    one is repeated.
+    With `advance_features` k the networks take sound k feature frames (20 ms each) newer than they learnt to
+    take, so lips move that much earlier. The newest, which the look-ahead does not hold, repeat the last one.
     """
 
     def __init__(

@@ -30,6 +30,8 @@ from .writer import folder_beside, put_motion, read_card, require_replaceable
 
 log = logging.getLogger(__name__)
 
+CHECKED = ("motion_", "syncnet_")
+"""Prefixes of what `verification` says of the networks that go."""
 OF_MOTION = ("corpus_", "own_voice_")
 """Prefixes of the figures that tell of the motion: they are of the one that goes."""
 
@@ -59,7 +61,9 @@ def replace_motion(request: MotionRequest) -> Speaker:
     figures = read_figures(request.figures)
     require_same_face(before.mean_face, request.corpus)
     files = read_speaker_files(request.data)
-    verification = dict(speaker.settings.verification)
+    verification = {
+        name: value for name, value in speaker.settings.verification.items() if not name.startswith(CHECKED)
+    }
     networks: dict[str, nn.Module] = {}
     with folder_beside(path) as folder:
         own = 10 * (files.landmarks - before.mean_face).reshape(-1, LANDMARK_DIMENSION)
@@ -93,8 +97,6 @@ def replace_motion(request: MotionRequest) -> Speaker:
         facts=motion_facts(motion, speaker.condition.lookahead_frames),
         trainings=[training_of(task, getattr(request, task), net) for task, net in networks.items()],
         figures=kept,
-        verification={
-            name: value for name, value in verification.items() if name.startswith(("motion_", "syncnet_"))
-        },
+        verification={name: value for name, value in verification.items() if name.startswith(CHECKED)},
     )
     return put_motion(path, settings_after, motion_onnx, syncnet_onnx, card)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import bundle_factory
 import cv2
@@ -252,8 +253,6 @@ def test_verify_passes_and_finds_a_swapped_network(made, tmp_path, capsys):
     assert "CPU raymarcher against torch" in printed
     assert "FAILED" not in printed
 
-    import shutil
-
     forged = tmp_path / "Forged"
     shutil.copytree(made, forged)
     shutil.copy(made / "condition.onnx", forged / "motion.onnx")
@@ -263,9 +262,69 @@ def test_verify_passes_and_finds_a_swapped_network(made, tmp_path, capsys):
     assert "motion.onnx: graph: expected a graph from pcm" in capsys.readouterr().err
 
 
-def test_figures_go_into_bundle_and_card(made, tmp_path, capsys):
-    import shutil
+def motion_arguments(sources, bundle, **changes):
+    """Returns the command line that gives a bundle other motion."""
+    options = {
+        "audio2motion": sources / "audio2motion",
+        "data": sources / "data",
+        "corpus": sources / "corpus",
+    }
+    flags = [f"--{name}={value}" for name, value in (options | changes).items()]
+    return ["motion", str(bundle), *flags, "--no-plates"]
 
+
+def contents(bundle):
+    """Returns the bytes of each of a bundle's files by name."""
+    return {path.name: path.read_bytes() for path in bundle.iterdir()}
+
+
+def test_other_motion_takes_the_place_of_the_old_and_all_else_stays(sources, made, tmp_path):
+    copy = tmp_path / "Tess"
+    shutil.copytree(made, copy)
+    (tmp_path / "of_motion.json").write_text(json.dumps({"corpus_aperture_r": 0.5, "own_voice_width_r": 0.6}))
+    assert main(["figures", str(copy), str(tmp_path / "of_motion.json")]) == 0
+    before = contents(copy)
+    assert main(motion_arguments(sources, copy, ema=0.05, origin=sources / "origin.json")) == 0
+    after = contents(copy)
+    changed = {"motion.onnx", "syncnet.onnx", "speaker.json", "MODEL_CARD.md"}
+    assert {name for name in before if before[name] != after.get(name)} == changed
+    assert "syncnet.onnx" not in after  # none was given
+    speaker = load_speaker(copy)
+    assert speaker.motion.ema == 0.05
+    assert speaker.motion.window_frames < load_speaker(made).motion.window_frames  # no PostNet any more
+    assert speaker.figures == {"head.psnr_db": 31.25}
+    card = after["MODEL_CARD.md"].decode()
+    frames = speaker.motion.window_frames
+    assert f"| memory | {frames} frames ({0.04 * frames:.2f} s) of sound |" in card
+    assert "corpus_aperture_r" not in card
+    assert "| postnet |" not in card
+    assert "syncnet" not in card
+    assert card.count("\n| head | 1234 |") == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"audio2motion": "nowhere"}, "nowhere: expected a training folder or a checkpoint"),
+        ({"data": "nowhere"}, "nowhere/truth.npz: expected an npz with landmarks, c2w, got no such file"),
+        ({"origin": "nowhere.json"}, "nowhere.json: expected a JSON object with subject"),
+        ({"advance_features": 9}, "advance_features: expected"),
+    ],
+)
+def test_motion_that_is_refused_leaves_the_bundle_as_it_was(sources, made, tmp_path, capsys, changes, said):
+    copy = tmp_path / "Tess"
+    shutil.copytree(made, copy)
+    before = contents(copy)
+    changes = {name.replace("_", "-"): value for name, value in changes.items()}
+    assert main(motion_arguments(sources, copy, **changes)) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert contents(copy) == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["Tess"]
+
+
+def test_figures_go_into_bundle_and_card(made, tmp_path, capsys):
     copy = tmp_path / "Tess"
     shutil.copytree(made, copy)
     (tmp_path / "more.json").write_text(json.dumps({"sync": {"wins": 0.97}}))

@@ -140,6 +140,20 @@ def test_runs_without_postnet(networks, tmp_path):
     assert report.largest_error <= MAX_ERROR
 
 
+def test_advanced_lips_are_those_of_a_moment_later(networks, exported, tmp_path):
+    advanced = export_motion(*networks, LogMel(), path=tmp_path / "motion.onnx", advance_features=1)
+    assert advanced.window_samples == exported.window_samples
+    assert advanced.lookahead_frames == exported.lookahead_frames
+    pcm = np.random.default_rng(3).normal(0, 0.1, exported.window_samples).astype(np.float32)
+    pcm[-FRAME_SAMPLES:] = 0  # so that the newest feature, which is repeated, is what comes next
+    later = np.concatenate([pcm[FRAME_SAMPLES // 2 :], np.zeros(FRAME_SAMPLES // 2, np.float32)])
+    found = session_of(advanced.path).run(None, {"pcm": pcm[None]})[0]
+    expected = session_of(exported.path).run(None, {"pcm": later[None]})[0]
+    before = session_of(exported.path).run(None, {"pcm": pcm[None]})[0]
+    assert np.abs(found - expected).max() < MAX_ERROR
+    assert np.abs(found - before).max() > 100 * MAX_ERROR
+
+
 def test_export_leaves_the_networks_as_they_were(networks, exported):
     audio2motion, _ = networks
     features = torch.zeros(1, 2 * 10, 80)
