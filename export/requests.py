@@ -93,6 +93,10 @@ class MotionRequest:
     clamp_std: Annotated[float, Range(0.1, 100), Option("as of `bundle`")] = 2.5
     ema: Annotated[float, Range(0, 0.99), Option("as of `bundle`")] = 0.2
     advance_features: Annotated[int, Range(0, 4), Option("as of `bundle`")] = 0
+    rest_of_video: Annotated[
+        bool,
+        Option("move all landmarks so that silence gives the face of the video's pauses"),
+    ] = False
     float32_networks: Annotated[bool, Option("as of `bundle`")] = False
     plates: _Plates = True
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from cuda_kernels.arrays import F32, U8
+from cuda_kernels.arrays import BOOL, F32, U8
 from cuda_kernels.errors import InputError
 from models.audio2motion import LANDMARK_DIMENSION, Audio2Motion
 from models.features import LogMel
@@ -29,7 +29,15 @@ from models.speaker_settings import ConditionSettings, MotionSettings, OriginRec
 from models.syncnet import AUDIO_FRAMES, MOTION_FRAMES, MOUTH_DIMENSION, SyncNet
 from models.time_base import FRAME_MS, FRAME_RATE_HZ, FRAME_S
 from preparation.corpus_set import LANDMARKS_FILE, read_mean_face
-from preparation.speaker_set import SOUND_FILE, read_background, read_sound, read_truth, training_frames
+from preparation.sounds import SPEECH, Sound, classify_frames
+from preparation.speaker_set import (
+    SOUND_FILE,
+    read_background,
+    read_phones,
+    read_sound,
+    read_truth,
+    training_frames,
+)
 from training.audio2motion import load_audio2motion
 from training.checkpoint_choice import chosen_checkpoint
 from training.cli import settings_type_of
@@ -96,6 +104,7 @@ class SpeakerFiles:
     landmarks: F32  # (T, 68, 3) of the training frames, head space
     c2w: F32  # (T, 4, 4)
     background: U8  # (S, S, 3) RGB
+    resting: BOOL  # (T,), well inside pauses, none where phones are not known
     audio: F32 | None  # (samples,) in [-1, 1]
 
 
@@ -332,8 +341,10 @@ def read_speaker_files(data: Path) -> SpeakerFiles:
     audio: F32 | None = None
     if (data / SOUND_FILE).is_file():
         audio = np.multiply(read_sound(data, len(truth["c2w"])), 1 / 32768, dtype=np.float32)
+    phones = read_phones(data) or ()
     return SpeakerFiles(
         landmarks=truth["landmarks"][:frames],
+        resting=classify_frames(frames, phones, SPEECH) == Sound.REST,
         c2w=truth["c2w"][:frames],
         background=read_background(data),
         audio=audio,
@@ -361,6 +372,8 @@ def export_motion_graph(
     folder: Path,
     networks: dict[str, nn.Module],
     verification: dict[str, float],
+    *,
+    rest: F32 | None = None,
 ) -> tuple[bytes, MotionExportReport]:
     """Returns motion.onnx and what was found; the networks and their checks go into the two mappings."""
     audio2motion: Audio2Motion = load_audio2motion(request.audio2motion)
@@ -378,6 +391,7 @@ def export_motion_graph(
         subspace=subspace,
         audio=audio,
         advance_features=request.advance_features,
+        rest=rest,
     )
     verification["motion_largest_error"] = report.largest_error
     random = np.random.default_rng(0)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cuda_kernels.arrays import F32
-from models.audio2motion import Audio2Motion, Audio2MotionConfig
+from models.audio2motion import LANDMARK_DIMENSION, Audio2Motion, Audio2MotionConfig
 from models.features import LogMel
 from models.landmark_subspace import LandmarkSubspace
 from models.postnet import PostNet, PostNetConfig
@@ -57,6 +57,8 @@ class MotionChain(nn.Module):
     take, so lips move that much earlier. The newest, which the look-ahead does not hold, repeat the last one.
     """
 
+    offset: Tensor  # (204,), added to all landmarks: a resting face's correction
+
     def __init__(
         self,
         audio2motion: Audio2Motion,
@@ -67,6 +69,7 @@ class MotionChain(nn.Module):
     ) -> None:
         super().__init__()
         self.advance_features = advance_features
+        self.register_buffer("offset", torch.zeros(LANDMARK_DIMENSION))
         self.audio2motion, self.postnet, self.features = audio2motion, postnet, features
         self.subspace = subspace
 
@@ -79,7 +82,7 @@ class MotionChain(nn.Module):
         landmarks = self.audio2motion.predict(features)  # (1, n, 204)
         if self.postnet is not None:
             landmarks = self.postnet(landmarks)  # (1, n, 204)
-        newest = landmarks[:, -1]  # (1, 204)
+        newest = landmarks[:, -1] + self.offset  # (1, 204)
         return newest if self.subspace is None else self.subspace(newest)
 
 
@@ -102,6 +105,7 @@ def export_motion(
     subspace: LandmarkSubspace | None = None,
     audio: F32 | None = None,
     advance_features: int = 0,
+    rest: F32 | None = None,
 ) -> MotionExportReport:
     """Writes motion.onnx to `path` and returns its error against the torch modules.
 
@@ -113,6 +117,7 @@ def export_motion(
         subspace: The speaker's landmark subspace; without one nothing is projected.
         audio: (samples,) at 16 kHz in [-1, 1] to compare on, besides noise, tones and silence.
         advance_features: How many feature frames of 20 ms the lips move earlier; see `MotionChain`.
+        rest: The face (204,) that silence shall give: all landmarks are moved by what it lacks to it.
 
     Raises:
         ExportError: The networks are not causal, or the graph differs from its source.
@@ -127,8 +132,11 @@ def export_motion(
         )
     window_frames = motion_window_frames(config, postnet.config if postnet else None)
     chain = MotionChain(audio2motion, postnet, features, subspace, advance_features).eval()
-    folded = plain_copy(chain)
     width = window_samples(window_frames, features)
+    if rest is not None:
+        with without_padding(chain), torch.no_grad():
+            chain.offset += torch.from_numpy(rest) - chain(torch.zeros(1, width))[0]
+    folded = plain_copy(chain)
     with without_padding(folded):
         write_graph(folded, (torch.zeros(1, width),), path, inputs=("pcm",), outputs=("landmarks",))
     with without_padding(chain):

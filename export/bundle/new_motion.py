@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -13,9 +14,11 @@ from models.audio2motion import LANDMARK_DIMENSION
 from models.bundle_files import BundleError
 from models.landmark_subspace import LandmarkSubspace
 from models.speaker import Speaker, load_speaker
+from preparation.speaker_set import PHONES_FILE
 
 from ..requests import MotionRequest
 from .assembly import (
+    AssemblyError,
     export_motion_graph,
     export_syncnet_graph,
     motion_facts,
@@ -71,8 +74,16 @@ def replace_motion(request: MotionRequest) -> Speaker:
         if request.unexplained > 0:
             subspace = LandmarkSubspace.fit(torch.from_numpy(own), unexplained=request.unexplained)
             log.info("motion: the face moves in %d ways", len(subspace.basis))
+        rest = None
+        if request.rest_of_video:
+            if not files.resting.any():
+                raise AssemblyError(
+                    f"{request.data / PHONES_FILE}: expected phones with a pause of half a second, got none; "
+                    f"leave out --rest-of-video"
+                )
+            rest = own[files.resting].mean(axis=0).astype(np.float32)
         motion_onnx, report = export_motion_graph(
-            request, subspace, files.audio, folder, networks, verification
+            request, subspace, files.audio, folder, networks, verification, rest=rest
         )
         syncnet_onnx = export_syncnet_graph(request, folder, networks, verification)
     log.info("motion.onnx: %d bytes, %.2f ms a frame here", len(motion_onnx), report.ms_per_call)

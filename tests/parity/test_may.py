@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -17,6 +18,10 @@ from export.plates import worst_psnr_db
 from export.students.slimming import conditions
 from models.speaker import load_speaker
 from models.speaker_folders import packaged_speakers_dir
+from preparation.corpus_set import read_corpus_set, read_sound, write_corpus_set
+from preparation.synthetic.articulation import articulate
+from preparation.synthetic.rig import load_rig
+from preparation.synthetic.styles import Style
 from streaming import cli
 from streaming.files.audio_file import AudioFile
 from streaming.pipeline.frame_renderer import WholeRenderer
@@ -339,11 +344,40 @@ def test_pictures_are_close_to_those_of_mays_video(may, shared_folder):
     assert found["mouth_psnr_db"] >= 27.0
 
 
-def test_mays_lips_follow_voices_that_she_was_not_trained_on(may, shared_folder):
+def moved_as_people_move(corpus, out, clips):
+    """A corpus of some held-out clips of another, its landmarks made anew by articulation from its phones."""
+    whole = read_corpus_set(corpus)
+    held_out = [clip for clip in whole.clips if clip.split == "val"]
+    kept, weights, identities, row = [], [], [], 0
+    for place in np.linspace(0, len(held_out) - 1, clips).astype(int):
+        clip = held_out[place]
+        phones = clip.phones or (("pau", 0.0, clip.frames / 25),)
+        pcm = read_sound(corpus, [clip])
+        weights.append(articulate(phones, pcm, frames=clip.frames, style=Style()).weights)
+        identities.append(whole.row_identity[clip.row0 : clip.row1])
+        file = str((corpus / clip.file).resolve())
+        kept.append(dataclasses.replace(clip, file=file, row0=row, row1=row + clip.frames))
+        row += clip.frames
+    coeff = np.concatenate(weights)
+    scale = np.maximum(np.abs(coeff).max(axis=0), 1e-6) / 32767
+    labels = {
+        "coeff": coeff / scale,
+        "scale": scale.astype(np.float32),
+        "basis": load_rig().morphs.reshape(-1, 204),
+        "row_identity": np.concatenate(identities),
+    }
+    write_corpus_set(out, dataclasses.replace(whole, clips=tuple(kept), **labels))
+    return out
+
+
+def test_mays_lips_follow_voices_as_people_do(may, shared_folder, tmp_path):
     from benchmarks.quality import motion_rows
 
-    rows, figures = motion_rows(may, data_folder(shared_folder, "corpus"), max_clips=12)
-    missed = [row for row in rows if row.verdict == "fail"]
-    assert missed == []
-    assert sum(row.verdict == "pass" for row in rows) >= 4  # aperture, width, closure, sync
-    assert figures["motion"]["silence_closed"] >= 0.95
+    corpus = moved_as_people_move(data_folder(shared_folder, "corpus"), tmp_path / "corpus", clips=12)
+    _, figures = motion_rows(may, corpus)
+    motion = figures["motion"]
+    assert motion["aperture_r"] >= 0.80
+    assert motion["width_r"] >= 0.70
+    assert motion["closure_auc"] >= 0.85  # of the labels: .98
+    assert motion["silence_closed"] >= 0.95
+    assert figures["sync"]["near_wins"] >= 0.95  # within a frame
