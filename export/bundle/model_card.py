@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from models.bundle_files import PLATE_MASKS_FILE, PLATE_VIDEO_FILE
 from models.speaker_settings import OriginRecord
 
+MOTION_CHECKS = ("motion_", "syncnet_")
+"""Prefixes of what `verification` says of the networks that move the face."""
 NOBODY = "a synthetic character, nobody's likeness"
 
 
@@ -113,7 +115,7 @@ def with_motion(
     found = []
     for line in card.splitlines(keepends=True):
         name = line[2:].partition(" |")[0] if line.startswith("| ") else ""
-        found.append(lines.get(name, line))
+        found.append(lines.get(name, "" if name.startswith(MOTION_CHECKS) else line))
     card = "".join(found)
     before, head, rest = card.partition(f"{_RECIPE_HEAD}\n")
     _, table, after = rest.partition("\n\n| network |")

@@ -28,13 +28,11 @@ from .assembly import (
     require_same_face,
     training_of,
 )
-from .model_card import with_motion
+from .model_card import MOTION_CHECKS, with_motion
 from .writer import folder_beside, put_motion, read_card, require_replaceable
 
 log = logging.getLogger(__name__)
 
-CHECKED = ("motion_", "syncnet_")
-"""Prefixes of what `verification` says of the networks that go."""
 OF_MOTION = ("corpus_", "own_voice_")
 """Prefixes of the figures that tell of the motion: they are of the one that goes."""
 
@@ -65,7 +63,9 @@ def replace_motion(request: MotionRequest) -> Speaker:
     require_same_face(before.mean_face, request.corpus)
     files = read_speaker_files(request.data)
     verification = {
-        name: value for name, value in speaker.settings.verification.items() if not name.startswith(CHECKED)
+        name: value
+        for name, value in speaker.settings.verification.items()
+        if not name.startswith(MOTION_CHECKS)
     }
     networks: dict[str, nn.Module] = {}
     with folder_beside(path) as folder:
@@ -108,6 +108,6 @@ def replace_motion(request: MotionRequest) -> Speaker:
         facts=motion_facts(motion, speaker.condition.lookahead_frames),
         trainings=[training_of(task, getattr(request, task), net) for task, net in networks.items()],
         figures=kept,
-        verification={name: value for name, value in verification.items() if name.startswith(CHECKED)},
+        verification={name: value for name, value in verification.items() if name.startswith(MOTION_CHECKS)},
     )
     return put_motion(path, settings_after, motion_onnx, syncnet_onnx, card)
