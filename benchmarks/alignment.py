@@ -18,9 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from models.partial_files import atomic_write
-from preparation.sounds import PAUSE, Phone
+from preparation.sounds import PAUSE, Phone, base
 from preparation.synthetic.alignment import align, fits
-from preparation.synthetic.phones import base
 from preparation.synthetic.texts import draw_text
 from preparation.synthetic.voices.catalogue import voice_named
 from preparation.synthetic.voices.espeak import references

@@ -29,10 +29,10 @@ from preparation.arrays import Kind, read_npz
 from preparation.corpus_set import CorpusSet, read_corpus_set, read_sound
 from preparation.errors import FileError
 from preparation.media import read_pcm
-from preparation.sounds import SPEECH, Phone, quiet_frames
-from preparation.synthetic.phones import base
+from preparation.sounds import SPEECH, Phone, base, quiet_frames
 
 from .json_file import write_json
+from .lip_track import mouth_of
 
 LAGS = (-4, -2, 0, 2)
 BANDS_HZ = (1, 2, 3, 4, 6, 8)
@@ -93,16 +93,6 @@ PEOPLE_BY_PHONE: dict[str, tuple[float, int, float, int]] = {
     "k g ng h": (0.44, -100, -0.24, 20),
 }
 """Opening's largest mean deviation and its time in ms from the spike, and the width's."""
-
-
-def mouth_of(landmarks: F32) -> tuple[F64, F64]:
-    """Returns opening and width (T,) of landmarks (T, 68, 2 or 3), in their unit."""
-
-    def apart(upper: int, lower: int) -> F64:
-        distance: F64 = np.linalg.norm(landmarks[:, upper].astype(np.float64) - landmarks[:, lower], axis=-1)
-        return distance
-
-    return (apart(61, 67) + apart(62, 66) + apart(63, 65)) / 3, apart(60, 64)
 
 
 def lagged_r(mouth: F64, sound: F64, lag: int) -> float:
@@ -270,7 +260,7 @@ def measure(clips: Sequence[SpokenClip]) -> tuple[dict[str, tuple[float, float, 
     by_phone = PhoneMeans()
     for clip in clips:
         spoken = ~quiet_frames(clip.pcm)
-        opening, width = mouth_of(clip.landmarks)
+        opening, width = (series.astype(np.float64) for series in mouth_of(clip.landmarks))
         if spoken.sum() < MIN_FRAMES // 2 or not (np.ptp(opening[spoken]) and np.ptp(width[spoken])):
             continue
         found.append(clip_statistics(opening, width, clip.pcm))

@@ -122,7 +122,7 @@ def lips_of_track(track: LipTrack, frames: int, *, start_s: float) -> Lips:
     inside = (before >= 0) & (after < len(times_s))
     gap_s = times_s[after.clip(max=len(times_s) - 1)] - times_s[before.clip(min=0)]
     opening, width = (
-        np.interp(moments_s, times_s, lips / scale).astype(np.float32) for lips in _opening_width(points)
+        np.interp(moments_s, times_s, lips / scale).astype(np.float32) for lips in mouth_of(points)
     )
     return Lips(opening=opening, width=width, seen=inside & (gap_s <= MAX_GAP_S))
 
@@ -140,13 +140,13 @@ def lips_of_motion(landmarks: F32, mean_face: F32 | None) -> Lips:
     if mean_face is None:
         raise ValueError("motion.mean_face: expected 68x3 numbers, got null; rebuild the bundle")
     face = mean_face.reshape(POINTS, 3)
-    opening, width = _opening_width(face + landmarks.reshape(-1, POINTS, 3) / np.float32(10))
+    opening, width = mouth_of(face + landmarks.reshape(-1, POINTS, 3) / np.float32(10))
     scale = _distance(face, *_EYES)
     return Lips(opening=opening / scale, width=width / scale, seen=np.ones(len(opening), bool))
 
 
-def _opening_width(points: F32) -> tuple[F32, F32]:
-    """Returns the distances (T,) of points (T, 68, 2 or 3), in their own unit."""
+def mouth_of(points: F32) -> tuple[F32, F32]:
+    """Returns opening and width (T,) of points (T, 68, 2 or 3), in their unit."""
     opening = np.mean([_distance(points, upper, lower) for upper, lower in _INNER_LIPS], axis=0)
     return opening, _distance(points, *_CORNERS)
 

@@ -86,6 +86,11 @@ def classify_frames(frames: int, phones: Iterable[Phone], kind: str) -> U8:
     return sounds
 
 
+def base(label: str) -> str:
+    """Returns a phone's label without its digit of stress."""
+    return label.rstrip("012")
+
+
 def classify_phones(frames: int, phones: Iterable[Phone], kind: str) -> U8:
     """Returns the place in `PHONE_CLASSES` at the middle of each half frame, (frames, 2); no speech is pause.
 
@@ -97,7 +102,7 @@ def classify_phones(frames: int, phones: Iterable[Phone], kind: str) -> U8:
     classes = np.full(PHONES_PER_FRAME * frames, UNKNOWN_PHONE, np.uint8)
     rate_hz = PHONES_PER_FRAME * FRAME_RATE_HZ
     for label, start_s, end_s in phones:
-        bare = label.rstrip("012")
+        bare = base(label)
         if bare in PHONE_CLASSES:
             first, last = (max(0, math.ceil(rate_hz * time_s - 0.5)) for time_s in (start_s, end_s))
             classes[first:last] = PHONE_CLASSES.index(bare)

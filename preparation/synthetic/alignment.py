@@ -17,8 +17,8 @@ from cuda_kernels.arrays import BOOL, F32, F64, I16, I64
 from cuda_kernels.errors import InputError
 from models.time_base import SAMPLE_RATE_HZ
 
-from ..sounds import PAUSE, Phone
-from .phones import base, contiguous
+from ..sounds import PAUSE, Phone, base
+from .phones import contiguous
 from .utterance import Utterance
 
 HOP_SAMPLES = 80

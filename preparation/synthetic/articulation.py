@@ -23,8 +23,7 @@ from cuda_kernels.errors import InputError
 from models.settings import show
 from models.time_base import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 
-from ..sounds import PAUSE, Phone
-from .phones import base
+from ..sounds import PAUSE, Phone, base
 from .rig import load_rig
 from .styles import Style
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-from ..sounds import PAUSE, PHONE_CLASSES, VOWELS, Phone
+from ..sounds import PAUSE, PHONE_CLASSES, VOWELS, Phone, base
 
 MIN_PAUSE_S = 0.04
 """A shorter silence is part of the phones around it."""
@@ -38,11 +38,6 @@ _IPA = {
     "ɬ": "l", "j": "y", "ʝ": "y", "ɥ": "w", "w": "w", "ʍ": "w",
 }  # fmt: skip
 _LONGEST = max(map(len, _IPA))
-
-
-def base(label: str) -> str:
-    """Returns a label without its digit of stress."""
-    return label.rstrip("012")
 
 
 def from_festival(name: str) -> str:

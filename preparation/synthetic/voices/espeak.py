@@ -15,8 +15,8 @@ import numpy as np
 from cuda_kernels.arrays import F64
 from models.time_base import SAMPLE_RATE_HZ
 
-from ...sounds import PAUSE, Phone
-from ..phones import base, contiguous, from_ipa, shifted, with_stress
+from ...sounds import PAUSE, Phone, base
+from ..phones import contiguous, from_ipa, shifted, with_stress
 from ..utterance import Utterance, to_pcm
 from .voice import Params, Voice, VoiceError
 

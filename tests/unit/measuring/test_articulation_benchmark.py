@@ -20,10 +20,10 @@ from benchmarks.articulation import (
     lagged_r,
     measure,
     motion_clip,
-    mouth_of,
     power_below,
     table,
 )
+from benchmarks.lip_track import mouth_of
 from cuda_kernels.errors import InputError
 from preparation.corpus_set import read_corpus_set, write_corpus_set
 from preparation.errors import FileError

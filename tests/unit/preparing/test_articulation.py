@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.articulation import mouth_of
+from benchmarks.lip_track import mouth_of
 from cuda_kernels.arrays import F64
 from cuda_kernels.errors import InputError
 from models.time_base import FRAME_RATE_HZ, FRAME_SAMPLES

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preparation.sounds import PAUSE, PHONE_CLASSES
-from preparation.synthetic.phones import base, contiguous, from_festival, from_ipa, with_stress
+from preparation.sounds import PAUSE, PHONE_CLASSES, base
+from preparation.synthetic.phones import contiguous, from_festival, from_ipa, with_stress
 
 
 @pytest.mark.parametrize(
