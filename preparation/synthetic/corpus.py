@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import av
 import numpy as np
@@ -27,6 +27,7 @@ from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # its stub
 
 from cuda_kernels.arrays import I16
 from models.partial_files import atomic_write
+from models.settings import Range, check_ranges
 from models.time_base import FRAME_SAMPLES, SAMPLE_RATE_HZ
 
 from ..corpus_set import INDEX_FILE
@@ -58,11 +59,15 @@ class CorpusFolderError(FileError):
 class CorpusSettings:
     """What is made."""
 
-    minutes: float = 150.0
-    seed: int = 14
-    processes: int = 2
+    minutes: Annotated[float, Range(1, 10_000)] = 150.0
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 14
+    processes: Annotated[int, Range(1, 256)] = 2
     skip_missing: bool = False
     phones_only: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        check_ranges(self)
 
 
 @dataclass(frozen=True, kw_only=True)

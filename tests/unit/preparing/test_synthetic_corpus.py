@@ -215,3 +215,15 @@ def test_the_command_says_what_is_missing_on_one_line(voice, tmp_path, capsys):
     assert line.startswith("geneface-prepare synthetic-corpus: tone is not installed")
     assert line.count("\n") == 1
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "text"), [("minutes", "-5"), ("minutes", "nan"), ("seed", "-1"), ("processes", "0")]
+)
+def test_a_number_out_of_range_is_one_line_and_makes_nothing(tmp_path, capsys, flag, text):
+    out = tmp_path / "corpus"
+    assert cli.main(["synthetic-corpus", "--out", str(out), f"--{flag}={text}", "--skip-missing"]) == 2
+    error = capsys.readouterr().err
+    assert f"{flag}: expected" in error
+    assert error.count("\n") == 1
+    assert not out.exists()
